@@ -1,0 +1,1 @@
+"""PyTorch modules as transient constraints: layers are time steps, weights are controls."""

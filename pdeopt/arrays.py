@@ -1,0 +1,66 @@
+"""Torch tensors that alias the memory of a PETSc Vec, inside `with` only.
+
+This is the one file of pdeopt that touches Vec memory. A tensor that outlives its block would leave
+the Vec's cached norms stale, so both managers empty their tensor on leaving.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+
+@contextmanager
+def readonly(vec: PETSc.Vec) -> Iterator[Tensor]:
+    """The local entries of `vec`, shape (n_local,), to read.
+
+    Raises `RuntimeError` on leaving if the tensor was written to: PETSc would not have noticed.
+    """
+    array = vec.getArray(readonly=True)
+    with warnings.catch_warnings():  # torch warns that NumPy marks the array as not writable
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        tensor = torch.from_numpy(array)
+    version = tensor._version
+    try:
+        yield tensor
+        if tensor._version != version:
+            raise RuntimeError("a readonly view of a PETSc Vec was written to; use writable(vec)")
+    finally:
+        tensor.set_()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def writable(vec: PETSc.Vec) -> Iterator[Tensor]:
+    """The local entries of `vec`, shape (n_local,), to read and write."""
+    with vec as array:
+        tensor = torch.from_numpy(array)
+        try:
+            yield tensor
+        finally:
+            tensor.set_()  # type: ignore[no-untyped-call]
+
+
+def copy(vec: PETSc.Vec) -> Tensor:
+    """A copy of the local entries of `vec`, shape (n_local,), that is safe to keep."""
+    with readonly(vec) as tensor:
+        return tensor.clone()
+
+
+def assign(vec: PETSc.Vec, *blocks: Tensor) -> None:
+    """Write the blocks, flattened, one after another into the local entries of `vec`."""
+    with writable(vec) as tensor:
+        start = 0
+        for block in blocks:
+            tensor[start : start + block.numel()] = block.reshape(-1)
+            start += block.numel()
+
+
+def index_array(indices: Tensor | np.ndarray) -> np.ndarray:
+    """Indices in the integer type of this PETSc."""
+    return np.ascontiguousarray(np.asarray(indices), dtype=PETSc.IntType)

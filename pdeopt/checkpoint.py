@@ -1,0 +1,147 @@
+"""Checkpoints: a point, a method's memory and the history, in one safetensors file with a checksum.
+
+Written beside the old file, synced and renamed over it, so that at every instant one complete file
+exists. Independent of the number of ranks. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from petsc4py import PETSc
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from pdeopt.arrays import assign, copy
+from pdeopt.errors import InputError, on_root
+from pdeopt.monitor import History, Record
+from pdeopt.problem import ControlProblem
+
+FORMAT = "pdeopt checkpoint 1"
+FIELDS = ("state", "control", "parameters", "multiplier")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run goes on from: vectors in the layout of the problem, memory and history."""
+
+    x: PETSc.Vec
+    lam: PETSc.Vec
+    memory: dict[str, float]
+    history: History
+
+
+def write_checkpoint(
+    path: str, problem: ControlProblem, fingerprint: dict[str, Any], checkpoint: Checkpoint
+) -> None:
+    """Write a checkpoint atomically. Collective; an error of rank 0 is raised on all.
+
+    Args:
+        fingerprint: what must be equal at a restart, as JSON values: the problem's parameters, the solver.
+    """
+    arrays = dict(zip(FIELDS, _gather(problem, checkpoint)))
+    text = {"format": FORMAT, "fingerprint": fingerprint, "memory": checkpoint.memory,
+            "history": checkpoint.history.as_rows()}  # fmt: skip
+
+    def write() -> None:
+        header = json.dumps(text)
+        content = save(arrays, metadata={"header": header, "sha256": _checksum(arrays, header)})
+        replace_file(path, content)
+
+    on_root(problem.grid.mpi, write)
+
+
+def read_checkpoint(path: str, problem: ControlProblem, fingerprint: dict[str, Any]) -> Checkpoint:
+    """Read a checkpoint of the same problem. Collective.
+
+    Raises:
+        InputError: no such file, a damaged file, or one of another problem; on all ranks.
+    """
+    arrays, text = on_root(problem.grid.mpi, lambda: _load(path, fingerprint))
+    x, lam = problem.create_primal(), problem.create_multiplier()
+    parts = [_own_part(problem, arrays[name], size) for name, size in zip(FIELDS, _sizes(problem))]
+    assign(x, *parts[:3])
+    assign(lam, parts[3])
+    return Checkpoint(x, lam, text["memory"], History([Record(**row) for row in text["history"]]))
+
+
+def replace_file(path: str, content: bytes) -> None:
+    """Put `content` at `path` so that a reader sees the old file or the new one, never a part."""
+    target = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # mkstemp's files are private
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _sizes(problem: ControlProblem) -> tuple[int, int, int, int]:
+    return problem.state_size, problem.control_size, problem.param_size, problem.state_size
+
+
+def _gather(problem: ControlProblem, checkpoint: Checkpoint) -> list[np.ndarray]:
+    """All fields, flat and whole, on rank 0; empty on the others."""
+    entries = torch.cat([copy(checkpoint.x), copy(checkpoint.lam)]).split(_sizes(problem))
+    gathered = (problem.grid.mpi.gather(part.numpy()) for part in entries)
+    return [np.empty(0) if parts is None else np.concatenate(parts) for parts in gathered]
+
+
+def _own_part(problem: ControlProblem, whole: np.ndarray, size: int) -> torch.Tensor:
+    start = int(problem.grid.mpi.exscan(size) or 0)
+    total = int(problem.grid.mpi.allreduce(size))
+    if whole.size != total:
+        raise InputError(
+            "-restart", f"a field of {whole.size} numbers", f"{total} numbers, as this problem has"
+        )
+    return torch.from_numpy(whole[start : start + size].copy())
+
+
+def _checksum(arrays: dict[str, np.ndarray], header: str) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in FIELDS:
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _load(path: str, fingerprint: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    if not Path(path).is_file():
+        raise InputError("-restart", f"{path}, which is no file", "a file written by -checkpoint")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in FIELDS}
+        header = metadata["header"]
+        if metadata["sha256"] != _checksum(arrays, header):
+            raise ValueError("checksum")
+        text = json.loads(header)
+        if text["format"] != FORMAT:
+            raise ValueError("format")
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise InputError("-restart", f"{path}, which is damaged or no checkpoint ({error})",
+                         "a file written by -checkpoint") from None  # fmt: skip
+    for name, legal in fingerprint.items():
+        got = text["fingerprint"].get(name)
+        if got != legal:
+            raise InputError(f"-restart {path}: {name} of the checkpoint", got, f"{legal}, as this run has")
+    return arrays, text

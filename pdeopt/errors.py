@@ -1,0 +1,63 @@
+"""The exceptions of pdeopt, and how an error on one rank becomes an error on all of them.
+
+`InputError` is the user's to mend and names what was got and what is legal; `SolveFailure` is raised
+by inner computations and turned into a `reason` by the solver above them, never shown as a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class PdeoptError(Exception):
+    """Base of all errors raised by pdeopt."""
+
+
+class InputError(PdeoptError, ValueError):
+    """Bad input: the message says what was got and what is legal. Scripts exit with code 2."""
+
+    def __init__(self, what: str, got: object, legal: str) -> None:
+        self.what, self.got, self.legal = what, got, legal
+        super().__init__(f"{what}: got {got}; legal: {legal}")
+
+    def __reduce__(self) -> tuple[Any, ...]:  # three arguments: it must survive a broadcast
+        return (type(self), (self.what, self.got, self.legal))
+
+
+class SolveFailure(PdeoptError, ArithmeticError):
+    """An inner computation broke down (NaN, zero pivot, no descent); carries the remedy."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        self.what, self.remedy = what, remedy
+        super().__init__(f"{what} ({remedy})")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.what, self.remedy))
+
+
+def on_root(comm: Any, function: Callable[[], T]) -> T:
+    """Call `function` on rank 0 of the mpi4py communicator `comm`; its value or its error reaches all.
+
+    For work on files: a rank that fails alone would leave the others waiting for ever.
+    """
+    value: T | None = None
+    error: Exception | None = None
+    if comm.rank == 0:
+        try:
+            value = function()
+        except (PdeoptError, OSError) as caught:
+            error = caught
+    error = comm.bcast(error)
+    if error is not None:
+        raise error
+    return comm.bcast(value)  # type: ignore[no-any-return]
+
+
+def agree(comm: Any, failure: SolveFailure | None) -> None:
+    """Raise `SolveFailure` on all ranks where one of them brings one. Collective."""
+    found = next((f for f in comm.allgather(failure) if f is not None), None)
+    if found is not None:
+        raise found

@@ -1,0 +1,139 @@
+"""The KKT operator [W J'; J 0] over [u | z | p | lam]: matrix-free, and assembled from the same problem.
+
+With W = R, the Riesz metric, it is the augmented system of composite-step methods: positive definite in
+the first block whatever the objective, also for a loss on the last state alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import scipy.sparse as sp
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+from pdeopt.arrays import copy
+from pdeopt.assembly import KKTAssembly, require_pattern
+from pdeopt.errors import InputError
+from pdeopt.layout import KKTLayout
+from pdeopt.metric import RieszMetric
+from pdeopt.problem import Linearization
+from pdeopt.sparse import Sparsity, StepMatrix
+
+Hessian = Literal["metric", "full", "gauss-newton"]
+
+
+class KKTOperator:
+    """[W J'; J 0] at a linearisation.
+
+    Args:
+        metric: the Riesz metric of the problem.
+        hessian: which W: "metric" R, "full" L'' or "gauss-newton" J'' alone.
+    """
+
+    def __init__(self, metric: RieszMetric, hessian: Hessian = "full") -> None:
+        if hessian not in get_args(Hessian):
+            raise InputError("hessian", repr(hessian), " | ".join(get_args(Hessian)))
+        self.metric, self.problem, self.hessian = metric, metric.problem, hessian
+        self.layout = KKTLayout(self.problem)
+        self._x, self._w = self.problem.create_primal(), self.problem.create_primal()
+        self._lam, self._c = self.problem.create_multiplier(), self.problem.create_multiplier()
+        self._assembly: KKTAssembly | None = None
+        self._assembled: PETSc.Mat | None = None
+
+    def set_point(self, lin: Linearization, lam: PETSc.Vec | None = None) -> None:
+        """Move to a linearisation; `lam` is the multiplier of the full Hessian."""
+        self.lin, self.lam = lin, lam if self.hessian == "full" else None
+
+    def mult(self, matrix: PETSc.Mat | None, k: PETSc.Vec, out: PETSc.Vec) -> None:
+        """out = K k; the verb of a PETSc shell matrix."""
+        x, lam = self._x, self._lam
+        self.problem.split_kkt(k, x, lam)
+        Wx = self.apply_hessian(x, self._w)
+        JT_lam = self.lin.vjp(lam, self.problem.create_primal())
+        Wx.axpy(1.0, JT_lam)
+        self.problem.join_kkt(Wx, self.lin.jvp(x, self._c), out)
+
+    multTranspose = mult  # K is symmetric
+
+    def apply_hessian(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out = W x."""
+        if self.hessian == "metric":
+            return self.metric.primal(x, out)
+        return self.lin.hvp(self.lam, x, out)
+
+    def shell(self) -> PETSc.Mat:
+        """A new shell matrix; the caller destroys it. (It is not kept here: see the traps in docs.)"""
+        size = (self.layout.local_size, self.layout.global_size)
+        matrix = PETSc.Mat().createPython((size, size), context=self, comm=self.problem.grid.comm)
+        matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
+        matrix.setUp()
+        return matrix
+
+    def assemble(self) -> PETSc.Mat:
+        """The matrix as AIJ at the present point, refilled at each call. Collective.
+
+        Raises:
+            InputError: the constraint has no sparsity pattern.
+        """
+        if self._assembly is None:
+            self._assembly = KKTAssembly(self.problem, self._sparsity())
+        lam = None if self.lam is None else copy(self.lam).reshape(-1, self.problem.n)
+        values = self._metric_values() if self.hessian == "metric" else self._hessian_values(lam)
+        columns = [
+            self._parameter_column(lam, dp) for dp in torch.eye(self.problem.param_dim, dtype=torch.float64)
+        ]
+        self._assembled = self._assembly.matrix(self.lin, values, columns, self._assembled)
+        return self._assembled
+
+    def destroy(self) -> None:
+        """Free the assembled matrix."""
+        if self._assembled is not None:
+            self._assembled.destroy()
+            self._assembled = None
+
+    def _sparsity(self) -> Sparsity:
+        """The pattern of a step's W over [u_old | u_new | z]."""
+        problem, n, m = self.problem, self.problem.n, self.problem.m
+        nothing = sp.csr_matrix((n, n))
+        if self.hessian == "metric":
+            return Sparsity(sp.block_diag([nothing, *(mass.sparsity.csr for mass in self._masses())]))
+        objective = problem.objective.hessian_sparsity(n, m, problem.grid.samples())
+        total = Sparsity(sp.block_diag([nothing, objective.csr]))
+        return total | require_pattern(problem).W if self.hessian == "full" else total
+
+    def _masses(self) -> list[StepMatrix]:
+        """M and Q, the identity where there is none."""
+        masses = (
+            (self.problem.constraint.state_mass, self.problem.n),
+            (self.problem.constraint.control_mass, self.problem.m),
+        )
+        return [StepMatrix.constant(sp.eye(dim)) if mass is None else mass for mass, dim in masses]
+
+    def _metric_values(self) -> Tensor:
+        return self.lin.steps.dt[:, None] * torch.cat([mass.values[0] for mass in self._masses()])
+
+    def _parameter_column(self, lam: Tensor | None, dp: Tensor) -> tuple[Tensor, ...]:
+        column = self.lin.parameter_column(lam, dp)
+        if self.hessian != "metric":
+            return column
+        first = self.problem.grid.is_first  # R is the identity in p, counted once
+        return *(torch.zeros_like(part) for part in column[:3]), dp * float(first), column[4]
+
+    def _hessian_values(self, lam: Tensor | None) -> Tensor:
+        """Entries of each step's W by coloured Hessian products, (n_local, nnz)."""
+        lin, n = self.lin, self.problem.n
+        assert self._assembly is not None
+        rows, objective = len(lin.steps), self.problem.objective
+        no_p = torch.zeros_like(lin.p)
+
+        def product(direction: Tensor) -> Tensor:
+            d_old, du, dz = (d.expand(rows, -1) for d in direction.split([n, n, self.problem.m]))
+            h_u, h_z, _ = objective.hvp(lin.u, lin.z_step, lin.steps, du, dz, no_p)
+            if lam is None:
+                return torch.cat([torch.zeros_like(h_u), h_u, h_z], dim=1)
+            w_old, w_new, w_z, _ = lin.jacobian.hvp(lam, d_old, du, dz)
+            return torch.cat([w_old, h_u + w_new, h_z + w_z], dim=1)
+
+        return self._assembly.W.fill(product)

@@ -1,0 +1,134 @@
+"""The Riesz maps of a problem: inner products of states, design variables and constraint residuals.
+
+(u, v) = sum_i dt_i u_i'M v_i, (z, y) = sum_i dt_i (Ez)_i'Q(Ey)_i, (p, q) = p'q, and for residuals, which
+are functionals, the dual norm |F|^2 = sum_i F_i'(dt_i M)^-1 F_i: the L2 norm in space-time of what the
+equation misses. In these norms iteration counts do not depend on the mesh.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+from pdeopt.arrays import assign, copy, readonly
+from pdeopt.problem import ControlProblem
+from pdeopt.sparse import StepMatrix
+
+
+class RieszMetric:
+    """R x and R^-1 g for x = [u | z | p], and the norms made of them."""
+
+    def __init__(self, problem: ControlProblem) -> None:
+        self.problem = problem
+        self._dt = problem.grid.steps.dt[:, None]
+        self._state, self._control = problem.constraint.state_mass, problem.constraint.control_mass
+
+    def primal(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out = R x: from x to the layout of gradients."""
+        u, z, p = self.problem.fields(x)
+        return self.problem.pack(out, self._dt * _apply(self._state, u), self._design(z), p)
+
+    def primal_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out = R^-1 g: the Riesz representative of a gradient."""
+        u, z, p = self.problem.fields(g)
+        return self.problem.pack(out, _solve(self._state, u) / self._dt, self._design_inverse(z), p)
+
+    def design_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out = R^-1 g for a gradient in the design variables alone."""
+        z, p = self.problem.design_fields(g)
+        assign(out, self._design_inverse(z), p[: self.problem.param_size])
+        return out
+
+    def design_lumped(self) -> PETSc.Vec:
+        """The row sums of the metric of the design variables, a new vector."""
+        out, z, p = self.problem.create_design(), *self.problem.design_fields(self.problem.create_design())
+        assign(out, self._design(z + 1.0), (p + 1.0)[: self.problem.param_size])
+        return out
+
+    def residual_inverse(self, c: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out_i = (dt_i M)^-1 c_i: the function that a residual represents."""
+        rows = copy(c).reshape(-1, self.problem.n)
+        assign(out, _solve(self._state, rows) / self._dt)
+        return out
+
+    def norm(self, x: PETSc.Vec) -> float:
+        """sqrt(x.Rx)."""
+        return _root(x.dot(self.primal(x, x.duplicate())))
+
+    def dual_norm(self, g: PETSc.Vec) -> float:
+        """sqrt(g.R^-1 g) of a gradient."""
+        return _root(g.dot(self.primal_inverse(g, g.duplicate())))
+
+    def design_dual_norm(self, g: PETSc.Vec) -> float:
+        """`dual_norm` of a gradient in the design variables alone."""
+        return _root(g.dot(self.design_inverse(g, g.duplicate())))
+
+    def residual_norm(self, c: PETSc.Vec) -> float:
+        """|c| of a constraint residual."""
+        return _root(c.dot(self.residual_inverse(c, c.duplicate())))
+
+    def state_norm(self, u: Tensor) -> float:
+        """The L2 norm in space-time of rows of states, (n_local, n)."""
+        return _root(float(self.problem.grid.sum((u * self._dt * _apply(self._state, u)).sum())))
+
+    def control_norm(self, z: Tensor) -> float:
+        """The L2 norm in space-time of flat controls."""
+        return _root(float(self.problem.grid.sum((z * self._design(z)).sum())))
+
+    def _design(self, z: Tensor) -> Tensor:
+        z_step = self.problem.controls(z)
+        return self.problem.controls_adjoint(self._dt * _apply(self._control, z_step))
+
+    def _design_inverse(self, g: Tensor) -> Tensor:
+        if self.problem.control_map is None:
+            return (_solve(self._control, g.reshape(-1, self.problem.m)) / self._dt).reshape(-1)
+        right, left = self._mapped.createVecs()
+        assign(right, g)
+        self._mapped_solver.solve(right, left)
+        with readonly(left) as z:
+            return z.clone()
+
+    @cached_property
+    def _mapped(self) -> PETSc.Mat:
+        """E' diag(dt Q) E: with a control map, the metric couples the steps."""
+        problem = self.problem
+        mass = torch.eye(problem.m, dtype=torch.float64)
+        rows = _apply(self._control, mass)  # dense Q, then one sparse block a step
+        nonzero = rows.nonzero()
+        E = problem.control_map.matrix  # type: ignore[union-attr]
+        Q = PETSc.Mat().createAIJ((E.getSizes()[0], E.getSizes()[0]), comm=problem.grid.comm)
+        Q.setPreallocationNNZ(int((rows != 0).sum(1).max()))
+        start = problem.grid.begin * problem.m
+        for k, dt in enumerate(self._dt.ravel().tolist()):
+            offset = start + k * problem.m
+            for i, j in nonzero.tolist():
+                Q.setValue(offset + i, offset + j, dt * float(rows[i, j]))
+        Q.assemble()
+        return Q.ptap(E)
+
+    @cached_property
+    def _mapped_solver(self) -> PETSc.KSP:
+        solver = PETSc.KSP().create(self.problem.grid.comm)
+        solver.setOptionsPrefix("riesz_")
+        solver.setOperators(self._mapped)
+        solver.setType("cg")
+        solver.getPC().setType("bjacobi")
+        solver.setTolerances(rtol=1e-14, atol=0.0, max_it=1000)
+        solver.setFromOptions()
+        return solver
+
+
+def _apply(mass: StepMatrix | None, rows: Tensor) -> Tensor:
+    return rows if mass is None else mass(rows)
+
+
+def _solve(mass: StepMatrix | None, rows: Tensor) -> Tensor:
+    return rows if mass is None else mass.solve(rows)
+
+
+def _root(square: float) -> float:
+    return math.sqrt(max(square, 0.0)) if square == square else math.nan

@@ -1,0 +1,1 @@
+"""Optimisers: each says which way; `iterate` is their one loop."""

@@ -1,0 +1,140 @@
+"""Newton's method on the KKT system with a line search on the augmented Lagrangian J + lam.F + rho |F|^2.
+
+The search moves x and lam together (P. E. Gill, W. Murray, M. A. Saunders, M. H. Wright, Some theoretical
+properties of an augmented Lagrangian merit function, 1986): full steps are taken near the solution, without
+a correction against the Maratos effect. With F' dx = -F and W dx + F'' dlam = -L_x the merit function's
+derivative along the step is -dx.W dx + 2 dlam.F - 2 rho |F|^2.
+"""
+
+from __future__ import annotations
+
+import math
+
+from petsc4py import PETSc
+
+from pdeopt.kkt import Hessian
+from pdeopt.kktsolver import KKTSolver
+from pdeopt.linesearch import Backtracking
+from pdeopt.metric import RieszMetric
+from pdeopt.monitor import Reason, Record
+from pdeopt.problem import ControlProblem, Linearization
+
+
+class NewtonKKT:
+    """A step solves [W F''; F' 0] (dx, dlam) = -(L_x, F) with the full Hessian W of the Lagrangian.
+
+    Where W does not give a descent direction of the merit function, the step is repeated with the
+    Gauss-Newton Hessian, which does if the objective is convex.
+
+    Args:
+        problem, x, lam: the start; both vectors are moved.
+        penalty: rho at the start, relative to |J| there.
+        rtol: relative tolerance of the KKT solves.
+        prefix: of the linear solver's options.
+    """
+
+    def __init__(
+        self,
+        problem: ControlProblem,
+        x: PETSc.Vec,
+        lam: PETSc.Vec,
+        *,
+        penalty: float = 1e-3,
+        rtol: float = 1e-8,
+        prefix: str = "sqp_kkt_",
+    ) -> None:
+        self.problem, self.x, self.lam = problem, x, lam
+        self.step_size, self.rtol, self.prefix = 1.0, rtol, prefix
+        self.metric = RieszMetric(problem)
+        self.search = Backtracking()
+        self._solvers: dict[Hessian, KKTSolver] = {}
+        self._note = ""
+        self.lin = problem.at(x)
+        self.penalty = penalty * max(abs(self.lin.value), 1e-8)
+
+    def record(self, iteration: int) -> Record:
+        gradient = self.lin.vjp(self.lam, self.problem.create_primal())
+        gradient.axpy(1.0, self.lin.gradient)
+        self._lagrangian_gradient = gradient
+        self._feasibility = self.metric.residual_norm(self.lin.residual)
+        krylov = sum(solver.take_iterations() for solver in self._solvers.values())
+        optimality = self.metric.dual_norm(gradient)
+        return Record(
+            iteration, self.lin.value, self._feasibility, optimality, self.step_size, krylov, self._note
+        )
+
+    def step(self) -> Reason:
+        for hessian in ("full", "gauss-newton"):
+            dx, dlam, curvature = self._direction(hessian)
+            slope = self._slope(dlam, curvature)
+            self._note = "" if hessian == "full" else "Gauss-Newton"
+            if slope < 0:
+                return self._move(dx, dlam, slope)
+        return Reason.DIVERGED_LINE_SEARCH
+
+    def _solver(self, hessian: Hessian) -> KKTSolver:
+        if hessian not in self._solvers:
+            self._solvers[hessian] = KKTSolver(self.metric, hessian, self.prefix)
+        return self._solvers[hessian]
+
+    def _direction(self, hessian: Hessian) -> tuple[PETSc.Vec, PETSc.Vec, float]:
+        """dx, dlam and dx'W dx."""
+        solver = self._solver(hessian)
+        solver.set_point(self.lin, self.lam)
+        rhs = self._pack(self._lagrangian_gradient, self.lin.residual)
+        rhs.scale(-1.0)
+        dx, dlam = self._unpack(solver.solve(rhs, self.rtol))
+        return dx, dlam, dx.dot(solver.operator.apply_hessian(dx, dx.duplicate()))
+
+    def _slope(self, dlam: PETSc.Vec, curvature: float) -> float:
+        """The merit function's derivative along the step, after its penalty was raised for descent."""
+        coupling, violation = dlam.dot(self.lin.residual), self._feasibility**2
+        needed = (2.0 * coupling - 0.5 * curvature) / (2.0 * violation) if violation > 0 else 0.0
+        if self.penalty < needed:
+            self.penalty = 2.0 * needed
+        return float(-curvature + 2.0 * coupling - 2.0 * self.penalty * violation)
+
+    def _move(self, dx: PETSc.Vec, dlam: PETSc.Vec, slope: float) -> Reason:
+        trials: dict[float, tuple[PETSc.Vec, PETSc.Vec, Linearization]] = {}
+
+        def merit(size: float) -> float:
+            x, lam = self.x.copy(), self.lam.copy()
+            x.axpy(size, dx)
+            lam.axpy(size, dlam)
+            trials[size] = x, lam, self.problem.at(x)
+            return self._merit(trials[size][2], lam)
+
+        size = self.search.search(merit, self._merit(self.lin, self.lam), slope)
+        if size is None:
+            finite = all(math.isfinite(lin.value) for _, _, lin in trials.values())
+            return Reason.DIVERGED_LINE_SEARCH if finite else Reason.DIVERGED_NAN
+        x, lam, self.lin = trials[size]
+        x.copy(self.x)
+        lam.copy(self.lam)
+        self.step_size = size
+        return Reason.ITERATING
+
+    def _merit(self, lin: Linearization, lam: PETSc.Vec) -> float:
+        c = lin.residual
+        return float(lin.value + lam.dot(c) + self.penalty * self.metric.residual_norm(c) ** 2)
+
+    def _pack(self, g: PETSc.Vec, c: PETSc.Vec) -> PETSc.Vec:
+        return self.problem.join_kkt(g, c, self.problem.create_kkt())
+
+    def _unpack(self, k: PETSc.Vec) -> tuple[PETSc.Vec, PETSc.Vec]:
+        x, lam = self.problem.create_primal(), self.problem.create_multiplier()
+        self.problem.split_kkt(k, x, lam)
+        return x, lam
+
+    def memory(self) -> dict[str, float]:
+        """What a restart needs beside x and lam."""
+        return {"penalty": self.penalty, "step_size": self.step_size}
+
+    def recall(self, memory: dict[str, float]) -> None:
+        """Go on from the `memory` of an earlier run."""
+        self.penalty, self.step_size = memory["penalty"], memory["step_size"]
+
+    def destroy(self) -> None:
+        """Free the KKT solvers."""
+        for solver in self._solvers.values():
+            solver.destroy()

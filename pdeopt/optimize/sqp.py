@@ -1,0 +1,117 @@
+"""Full-space solvers of a `ControlProblem`, from options: `-sqp_type composite | newton`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from petsc4py import PETSc
+
+from pdeopt.errors import InputError, SolveFailure
+from pdeopt.monitor import History, Monitor, Result, print_monitor
+from pdeopt.optimize.composite import CompositeSettings, CompositeStep
+from pdeopt.optimize.iterate import Observer, iterate
+from pdeopt.optimize.newton import NewtonKKT
+from pdeopt.options import read, setting
+from pdeopt.problem import ControlProblem
+
+
+@dataclass(frozen=True)
+class SQPSettings:
+    """What both methods share."""
+
+    type: str = setting("composite", "method", choices=("composite", "newton"))
+    max_it: int = setting(100, "largest number of outer iterations", at_least=0)
+    opt_tol: float = setting(1e-8, "tolerance of |L_x| in the dual norm", above=0)
+    feas_tol: float = setting(1e-8, "tolerance of |F| in the dual norm", above=0)
+    gauss_newton: bool = setting(False, "leave the constraint's curvature out (composite)")
+    kkt_rtol: float = setting(1e-8, "relative tolerance of the KKT solves (newton)", above=0, at_most=1)
+    start: str = setting("state", "state to begin with", choices=("state", "initial"))
+    monitor: bool = setting(False, "print a line an iteration")
+    view: bool = setting(False, "print settings and outcome")
+
+
+class SQPSolver:
+    """min J subject to F = 0 over state, controls and parameters together.
+
+    Args:
+        problem: the control problem.
+        prefix: of the options; those of the linear solver are `-{prefix}kkt_ksp_type` and so on.
+        **defaults: settings that replace the defaults, `type="newton"` for instance; options win.
+    """
+
+    def __init__(self, problem: ControlProblem, prefix: str = "sqp_", **defaults: object) -> None:
+        self.problem, self.prefix = problem, prefix
+        names = {name for cls in (SQPSettings, CompositeSettings) for name in cls.__dataclass_fields__}
+        if unknown := set(defaults) - names:
+            raise InputError("SQPSolver setting", ", ".join(sorted(unknown)), ", ".join(sorted(names)))
+        self.settings = read(SQPSettings, prefix, **defaults)
+        self.composite = (
+            read(CompositeSettings, prefix, **defaults) if self.settings.type == "composite" else None
+        )
+
+    def solve(
+        self,
+        x: PETSc.Vec | None = None,
+        lam: PETSc.Vec | None = None,
+        *,
+        monitors: Sequence[Monitor] = (),
+        observers: Sequence[Observer] = (),
+        memory: dict[str, float] | None = None,
+        history: History | None = None,
+    ) -> Result:
+        """Solve from x = [u | z | p] and the multiplier; both are copied. Collective.
+
+        Args:
+            x: default zero controls and parameters with their state.
+            lam: default the adjoint at x.
+            monitors, observers: called after each iteration; see `iterate`.
+            memory, history: of an interrupted run, to go on with the same iterates.
+        """
+        x = self.start() if x is None else x.copy()
+        lam = self._adjoint(x) if lam is None else lam.copy()
+        method = self._method(x, lam)
+        if memory is not None:
+            method.recall(memory)
+        if self.settings.monitor:
+            monitors = [print_monitor(self.problem.grid.comm, f"SQP ({self.settings.type})"), *monitors]
+        limits = {name: getattr(self.settings, name) for name in ("max_it", "opt_tol", "feas_tol")}
+        try:
+            result = iterate(method, **limits, monitors=monitors, observers=observers, history=history)
+        finally:
+            method.destroy()
+        if self.settings.view:
+            self._view(result)
+        return result
+
+    def start(self, design: PETSc.Vec | None = None) -> PETSc.Vec:
+        """A starting point: the design (default zero) with its state, or with u_i = u_0 where that fails."""
+        design = self.problem.create_design() if design is None else design
+        if self.settings.start == "state":
+            try:
+                return self.problem.join(self.problem.solve_state(design), design)
+            except SolveFailure:
+                pass
+        return self.problem.join(self.problem.constant_state(design), design)
+
+    def _adjoint(self, x: PETSc.Vec) -> PETSc.Vec:
+        try:
+            return self.problem.solve_adjoint(self.problem.at(x))
+        except SolveFailure:
+            return self.problem.create_multiplier()
+
+    def _method(self, x: PETSc.Vec, lam: PETSc.Vec) -> CompositeStep | NewtonKKT:
+        prefix, settings = self.prefix + "kkt_", self.settings
+        if self.composite is None:
+            return NewtonKKT(self.problem, x, lam, rtol=settings.kkt_rtol, prefix=prefix)
+        return CompositeStep(
+            self.problem, x, lam, self.composite, gauss_newton=settings.gauss_newton, prefix=prefix
+        )
+
+    def _view(self, result: Result) -> None:
+        lines = [f"SQP object ({self.prefix}): type {self.settings.type}"]
+        for settings in (self.settings, self.composite):
+            if settings is not None:
+                lines += [f"  {name}: {value}" for name, value in vars(settings).items()]
+        lines.append(f"  {result.message}; {result.iterations} iterations")
+        PETSc.Sys.Print("\n".join(lines), comm=self.problem.grid.comm)

@@ -1,0 +1,64 @@
+"""Exact solves with KKT matrices by PETSc's own LU, where PETSc has no MUMPS.
+
+PETSc's LU does not pivot, and a KKT matrix has zeros on its diagonal. Its rows are therefore paired with
+other columns: the constraint F_i with the state u_i and the adjoint equation of u_i with lam_i, so that the
+diagonal holds A_i, Wzz and A_i', which is what time stepping inverts anyway. The steps keep their order:
+fill stays inside neighbouring steps, cost and memory grow linearly with their number.
+"""
+
+from __future__ import annotations
+
+from petsc4py import PETSc
+
+from pdeopt.arrays import index_array
+from pdeopt.errors import SolveFailure
+from pdeopt.layout import KKTLayout
+
+
+class KKTDirectPC:
+    """LU of the assembled KKT matrix, factored whole on every rank (as PCREDUNDANT does).
+
+    Args:
+        layout: of the KKT vectors.
+    """
+
+    def __init__(self, layout: KKTLayout) -> None:
+        rows, cols = layout.pairing()
+        self._rows = PETSc.IS().createGeneral(index_array(rows), comm=PETSc.COMM_SELF)
+        self._cols = PETSc.IS().createGeneral(index_array(cols), comm=PETSc.COMM_SELF)
+        self._factor: PETSc.Mat | None = None
+        self._gather: PETSc.Scatter | None = None
+
+    def setUp(self, pc: PETSc.PC) -> None:
+        matrix = pc.getOperators()[1]
+        everything = PETSc.IS().createStride(matrix.getSize()[0], 0, 1, comm=PETSc.COMM_SELF)
+        (whole,) = matrix.createSubMatrices(everything, everything)
+        if self._factor is not None:
+            self._factor.destroy()
+        self._factor = whole.permute(self._rows, self._cols)  # rows and columns in pivot order
+        whole.destroy(), everything.destroy()
+        natural = PETSc.IS().createStride(self._factor.getSize()[0], 0, 1, comm=PETSc.COMM_SELF)
+        try:
+            self._factor.factorLU(natural, natural, {"zeropivot": 1e-300})
+        except PETSc.Error as error:
+            raise SolveFailure(
+                f"zero pivot in the KKT matrix (PETSc error {error.ierr})", "use a PETSc with MUMPS"
+            ) from None
+
+    def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        if self._gather is None:
+            self._gather, self._all = PETSc.Scatter.toAll(x)
+        self._gather.scatter(x, self._all, mode=PETSc.ScatterMode.FORWARD)
+        right = self._all.duplicate()
+        right.setArray(self._all.getArray(readonly=True)[self._rows.getIndices()])
+        left = right.duplicate()
+        self._factor.solve(right, left)
+        solution = self._all.getArray()
+        solution[self._cols.getIndices()] = left.getArray(readonly=True)
+        start, end = y.getOwnershipRange()
+        y.setArray(solution[start:end])
+
+    def destroy(self, pc: PETSc.PC) -> None:
+        if self._factor is not None:
+            self._factor.destroy()
+            self._factor = None

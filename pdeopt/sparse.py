@@ -1,0 +1,349 @@
+"""Sparse matrices that act on batches of rows: one sparsity for all steps, constant or per-step values.
+
+`Sparsity` is a pattern with the colouring that lets automatic differentiation fill it (Curtis, Powell,
+Reid 1974: columns that share no row are differentiated at once). `StepMatrix` is a pattern with values,
+one set for all steps or one a step. `StepFactor` holds the LU factors of all steps, `Substitution` runs
+through the steps forward or backward with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from petsc4py import PETSc
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+from scipy.sparse.linalg import splu
+from torch import Tensor
+
+from pdeopt.arrays import index_array
+from pdeopt.errors import InputError, SolveFailure
+
+
+class Sparsity:
+    """The pattern of a sparse matrix, entries sorted by row, then column.
+
+    Args:
+        pattern: a scipy sparse or dense matrix; its stored (dense: nonzero) entries count.
+    """
+
+    def __init__(self, pattern: Any) -> None:
+        csr = sp.csr_matrix(pattern)
+        csr = sp.csr_matrix((np.ones(csr.nnz), csr.indices, csr.indptr), shape=csr.shape)
+        csr.sum_duplicates()
+        self.csr = csr
+        self.shape: tuple[int, int] = csr.shape
+        self.nnz: int = csr.nnz
+        self.rows = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
+        self.cols = csr.indices.astype(np.int64)
+
+    @classmethod
+    def banded(cls, n: int, width: int = 1) -> Sparsity:
+        """The n x n pattern with `width` diagonals on either side of the main one."""
+        offsets = range(-min(width, n - 1), min(width, n - 1) + 1)
+        return cls(sp.diags([np.ones(n - abs(k)) for k in offsets], list(offsets), shape=(n, n)))
+
+    @classmethod
+    def empty(cls, rows: int, cols: int) -> Sparsity:
+        """The pattern without entries."""
+        return cls(sp.csr_matrix((rows, cols)))
+
+    def __or__(self, other: Sparsity) -> Sparsity:
+        return Sparsity(self.csr + other.csr)
+
+    @cached_property
+    def colours(self) -> np.ndarray:
+        """A colour for each column; columns of one colour share no row. Greedy. Shape (columns,)."""
+        columns = self.csr.tocsc()
+        neighbours = sp.csr_matrix(self.csr.T @ self.csr)
+        colours = np.full(self.shape[1], -1)
+        for j in np.flatnonzero(np.diff(columns.indptr)):
+            taken = set(colours[neighbours.indices[neighbours.indptr[j] : neighbours.indptr[j + 1]]])
+            colours[j] = next(c for c in range(len(taken) + 1) if c not in taken)
+        return colours
+
+    @cached_property
+    def seeds(self) -> Tensor:
+        """The sum of the unit vectors of each colour, shape (colours, columns)."""
+        number = int(self.colours.max(initial=-1)) + 1
+        return torch.from_numpy((self.colours == np.arange(number)[:, None]).astype(float))
+
+    def fill(self, product: Callable[[Tensor], Tensor]) -> Tensor:
+        """Values of the entries from products with the seeds.
+
+        `product` maps a direction, shape (columns,), to the batch of products, shape (batch, rows);
+        it is vectorised over the seeds. Returns values of shape (batch, nnz).
+        """
+        compressed = torch.func.vmap(product)(self.seeds)  # (colours, batch, rows)
+        return compressed[
+            torch.from_numpy(self.colours[self.cols]), :, torch.from_numpy(self.rows)
+        ].T.contiguous()
+
+    @cached_property
+    def bandwidth_order(self) -> np.ndarray:
+        """Reverse Cuthill-McKee order of a square pattern: eliminating in it fills little. Shape (rows,)."""
+        return reverse_cuthill_mckee(
+            sp.csr_matrix(self.csr + self.csr.T + sp.eye(self.shape[0])), symmetric_mode=True
+        )
+
+    @cached_property
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Row-padded form: entry and column numbers, each (width, rows); padding has entry nnz, column 0."""
+        return _pad(self.rows, self.cols, np.arange(self.nnz), self.shape[0])
+
+    @cached_property
+    def padded_transpose(self) -> tuple[Tensor, Tensor]:
+        """`padded` of the transpose: entry and row numbers, each (width, columns)."""
+        order = np.lexsort((self.rows, self.cols))
+        return _pad(self.cols[order], self.rows[order], order, self.shape[1])
+
+
+def _pad(rows: np.ndarray, cols: np.ndarray, entries: np.ndarray, num_rows: int) -> tuple[Tensor, Tensor]:
+    counts = np.bincount(rows, minlength=num_rows)
+    position = np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    width = int(counts.max(initial=0))
+    entry, col = np.full((width, num_rows), rows.size), np.zeros((width, num_rows), dtype=np.int64)
+    entry[position, rows], col[position, rows] = entries, cols
+    return torch.from_numpy(entry), torch.from_numpy(col)
+
+
+class StepMatrix:
+    """A sparse matrix a step on one sparsity, acting on rows: (batch, columns) -> (batch, rows).
+
+    Args:
+        sparsity: the pattern.
+        values: shape (batch, nnz); (1, nnz) where all steps share one matrix.
+    """
+
+    def __init__(self, sparsity: Sparsity, values: Tensor) -> None:
+        self.sparsity = sparsity
+        self.values = values
+
+    @classmethod
+    def constant(cls, matrix: Any) -> StepMatrix:
+        """The same scipy (or dense) matrix in all steps."""
+        csr = sp.csr_matrix(matrix, dtype=float)
+        csr.sum_duplicates()
+        csr.sort_indices()
+        constant = cls(Sparsity(csr), torch.from_numpy(csr.data.copy()).reshape(1, -1))
+        constant._values_by_row, constant._values_by_column  # now, not inside somebody's vmap or jvp
+        return constant
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of a step."""
+        return self.sparsity.shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product with each row of `x`; works under every torch.func transform."""
+        return self._gather(self._values_by_row, self.sparsity.padded[1], x)
+
+    def transpose(self, y: Tensor) -> Tensor:
+        """The transposed product with each row of `y`, (batch, rows) -> (batch, columns)."""
+        return self._gather(self._values_by_column, self.sparsity.padded_transpose[1], y)
+
+    @staticmethod
+    def _gather(values: list[Tensor], columns: Tensor, x: Tensor) -> Tensor:
+        terms = (v * x[..., c] for v, c in zip(values, columns))  # a handful: the entries of the widest row
+        total = next(terms, None)
+        if total is None:
+            return torch.zeros((*x.shape[:-1], columns.shape[-1]), dtype=x.dtype)
+        for term in terms:
+            total = total + term
+        return total
+
+    @cached_property
+    def _values_by_row(self) -> list[Tensor]:
+        return self._padded_values(self.sparsity.padded[0])
+
+    @cached_property
+    def _values_by_column(self) -> list[Tensor]:
+        return self._padded_values(self.sparsity.padded_transpose[0])
+
+    def _padded_values(self, entries: Tensor) -> list[Tensor]:
+        extended = torch.cat([self.values, torch.zeros_like(self.values[:, :1])], dim=1)
+        return [extended[:, e].contiguous() for e in entries]
+
+    @cached_property
+    def factor(self) -> StepFactor:
+        """The factorisation of the matrices of all steps; computed once."""
+        return StepFactor(self)
+
+    def solve(self, rows: Tensor) -> Tensor:
+        """A^-1 applied to each row; raises `SolveFailure` for a singular step."""
+        return self.factor.solve(rows)
+
+
+class StepFactor:
+    """LU factors of the matrices A_i of all steps, diag(A_1, ..., A_batch), by SuperLU in one call.
+
+    A constant A is factored once and applied to all rows at once.
+
+    Args:
+        A: the matrices.
+
+    Raises:
+        SolveFailure: a step is singular or not finite.
+    """
+
+    def __init__(self, A: StepMatrix) -> None:
+        self.n, self.batch = A.shape[0], len(A.values)
+        if not A.values.isfinite().all():
+            raise SolveFailure(
+                "a step matrix dF/du_new is not finite", "check the residual for NaN, log and division"
+            )
+        self.order = A.sparsity.bandwidth_order.ravel()
+        order = (np.arange(self.batch)[:, None] * self.n + self.order).ravel()
+        matrix = block_diagonal(A)[order][:, order].tocsc()
+        try:
+            # Rows are exchanged only for pivots a thousand times too small: the order keeps the fill low.
+            self.lu = splu(
+                matrix, permc_spec="NATURAL", diag_pivot_thresh=1e-3, options={"SymmetricMode": True}
+            )
+        except RuntimeError:
+            raise SolveFailure(
+                "a step matrix dF/du_new is singular",
+                "check that each step has a unique solution; a smaller time step often mends it",
+            ) from None
+        self.rows, self.cols = order[np.argsort(self.lu.perm_r)], order[self.lu.perm_c]
+
+    def solve(self, rows: Tensor, transpose: bool = False) -> Tensor:
+        """The inverse (or its transpose) applied to `rows`, shape (batch, n); any batch for a constant A."""
+        right = rows.detach().numpy()[:, self.order].reshape(-1, self.n * self.batch).T
+        left = self.lu.solve(np.ascontiguousarray(right), "T" if transpose else "N")
+        solution = np.empty(rows.shape)
+        solution[:, self.order] = left.T.reshape(-1, self.n)
+        return torch.from_numpy(solution)
+
+
+class Substitution:
+    """Forward and backward substitution over the steps, A_i x_i + B_i x_{i-1} = r_i with x_0 = 0.
+
+    An LU of the coupled matrix would fill B_i U_{i-1}^-1. Instead, with A_i = L_i U_i and w_i = U_i x_i, the
+    system in (w_1, x_1, w_2, x_2, ...), each x_i in reverse order, is lower triangular without any fill, and
+    PETSc's triangular solve runs through all steps at once.
+    """
+
+    def __init__(self, factor: StepFactor, B: StepMatrix) -> None:
+        n, batch = factor.n, factor.batch
+        k = np.arange(n * batch)
+        step, place = np.divmod(k, n)
+        self._w, self._x = step * 2 * n + place, step * 2 * n + 2 * n - 1 - place
+        self._rows, self._cols = factor.rows, factor.cols
+        inverse_rows, inverse_cols = np.argsort(factor.rows), np.argsort(factor.cols)
+        L, U, below = factor.lu.L.tocoo(), factor.lu.U.tocoo(), block_diagonal(B, batch, lag=1).tocoo()
+        entries = [
+            (self._w[L.row], self._w[L.col], L.data),
+            (self._w[inverse_rows[below.row]], self._x[inverse_cols[below.col]], below.data),
+            (self._x[U.row], self._x[U.col], U.data),
+            (self._x, self._w, np.full(k.size, -1.0)),
+        ]
+        row, col, value = (np.concatenate(parts) for parts in zip(*entries))
+        triangle = sp.csr_matrix((value, (row, col)), shape=(2 * k.size, 2 * k.size))
+        triangle.sort_indices()
+        csr = (index_array(triangle.indptr), index_array(triangle.indices), triangle.data)
+        self._matrix = PETSc.Mat().createAIJ(triangle.shape, csr=csr, comm=PETSc.COMM_SELF)
+        order = PETSc.IS().createStride(2 * k.size, 0, 1, comm=PETSc.COMM_SELF)
+        self._matrix.factorLU(order, order, {"zeropivot": 1e-300})
+        self._right, self._left = self._matrix.createVecs()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """x for the right-hand sides r, both (batch, n)."""
+        return self._run(rows, self._matrix.solve, self._rows, self._w, self._x, self._cols)
+
+    def backward(self, rows: Tensor) -> Tensor:
+        """x with A_i'x_i + B_{i+1}'x_{i+1} = r_i, x_{batch+1} = 0."""
+        return self._run(rows, self._matrix.solveTranspose, self._cols, self._x, self._w, self._rows)
+
+    def _run(self, rows, solve, take, put, get, give):  # type: ignore[no-untyped-def]
+        source = rows.detach().contiguous().numpy().ravel()
+        with self._right as right:
+            right[:] = 0.0
+            right[put] = source[take]
+        solve(self._right, self._left)
+        result = np.empty_like(source)
+        result[give] = self._left.getArray(readonly=True)[get]
+        return torch.from_numpy(result.reshape(rows.shape))
+
+    def __del__(self) -> None:
+        for part in ("_matrix", "_right", "_left"):
+            if hasattr(self, part):
+                getattr(self, part).destroy()
+
+
+class ConstantSubstitution:
+    """`Substitution` for steps with one A and one B: a factor for all of them, and a loop."""
+
+    def __init__(self, factor: StepFactor, B: StepMatrix) -> None:
+        self._solve, self._B = factor.lu.solve, block_diagonal(B)[factor.order][:, factor.order]
+        self._B_transpose, self._order = self._B.T.tocsr(), factor.order
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """x for the right-hand sides r, both (batch, n)."""
+        return self._sweep(rows, "N", self._B)
+
+    def backward(self, rows: Tensor) -> Tensor:
+        """x with A'x_i + B'x_{i+1} = r_i, x_{batch+1} = 0."""
+        return self._sweep(rows.flip(0), "T", self._B_transpose).flip(0)
+
+    def _sweep(self, rows: Tensor, mode: str, B: sp.csr_matrix) -> Tensor:
+        right = rows.detach().numpy()[:, self._order]
+        x = np.zeros_like(right)
+        last = np.zeros_like(right[0])
+        for i, r in enumerate(right):
+            x[i] = last = self._solve(r - B @ last, mode)
+        result = np.empty_like(x)
+        result[:, self._order] = x
+        return torch.from_numpy(result)
+
+
+def block_diagonal(matrix: StepMatrix, batch: int | None = None, lag: int = 0) -> sp.csr_matrix:
+    """The matrix with block (i, i - lag) = that of step i, for `batch` steps."""
+    (n, m), pattern = matrix.shape, matrix.sparsity
+    batch = len(matrix.values) if batch is None else batch
+    i = np.arange(lag, batch)[:, None]
+    counts = np.zeros(batch * n + 1, dtype=np.int64)
+    counts[lag * n + 1 :] = np.tile(np.diff(pattern.csr.indptr), batch - lag)
+    values = matrix.values.expand(batch, -1)[lag:].detach().numpy().ravel()
+    indices = ((i - lag) * m + pattern.cols).ravel()
+    return sp.csr_matrix((values, indices, np.cumsum(counts)), shape=(batch * n, batch * m))
+
+
+class StepPattern:
+    """The sparsities of a step: A = dF/du_new, B = dF/du_old, C = dF/dz and W, the Hessian of lam.F.
+
+    W is over the stacked variables [u_old | u_new | z], both triangles.
+    """
+
+    def __init__(self, A: Any, B: Any, C: Any, W: Any) -> None:
+        self.A, self.B, self.C, self.W = (s if isinstance(s, Sparsity) else Sparsity(s) for s in (A, B, C, W))
+        n, m = self.A.shape[0], self.C.shape[1]
+        shapes = [s.shape for s in (self.A, self.B, self.C, self.W)]
+        legal = [(n, n), (n, n), (n, m), (2 * n + m, 2 * n + m)]
+        if shapes != legal:
+            raise InputError("StepPattern shapes of A, B, C, W", shapes, str(legal))
+
+    @cached_property
+    def jacobian(self) -> Sparsity:
+        """The stacked pattern [B A C]."""
+        return Sparsity(sp.hstack([self.B.csr, self.A.csr, self.C.csr]))
+
+    def split(self, values: Tensor) -> dict[str, StepMatrix]:
+        """The blocks A, B and C from values on the stacked pattern, (batch, jacobian.nnz)."""
+        return {name: StepMatrix(getattr(self, name), values[:, mask]) for name, mask in self._masks.items()}
+
+    @cached_property
+    def _masks(self) -> dict[str, Tensor]:
+        cols, n = torch.from_numpy(self.jacobian.cols), self.A.shape[0]
+        return {"B": cols < n, "A": (cols >= n) & (cols < 2 * n), "C": cols >= 2 * n}
+
+    @classmethod
+    def from_dense(cls, J: Tensor, H: Tensor, state_dim: int) -> StepPattern:
+        """From samples of [B A C], shape (samples, n, 2n + m), and of W, shape (samples, 2n + m, 2n + m)."""
+        n = state_dim
+        jacobian, hessian = (J != 0).any(0).numpy(), (H != 0).any(0).numpy()
+        return cls(jacobian[:, n : 2 * n], jacobian[:, :n], jacobian[:, 2 * n :], hessian)

@@ -1,0 +1,234 @@
+"""Time grids distributed over the ranks of a communicator: who owns which steps.
+
+Steps are 1..N; rank r owns a contiguous slab of them. A field has one row a step, shape
+(n_local, dim). `shift` brings row i-1 to row i, `shift_adjoint` is its transpose; these two
+halo exchanges and the reductions are the only messages below level 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+from pdeopt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a batch of steps knows besides its unknowns. All tensors have one entry a step.
+
+    Attributes:
+        index: step numbers i in 1..N; the initial node is step 0 with `dt` 0. Shape (batch,).
+        t_old, t_new: the interval of each step, in the grid's unit of time. Shape (batch,).
+        weight: trapezoidal weight of the node t_new, in the unit of time. Shape (batch,).
+        num_steps: N of the whole grid.
+        p: the global parameters, shape (param_dim,); empty where a problem has none.
+    """
+
+    index: Tensor
+    t_old: Tensor
+    t_new: Tensor
+    weight: Tensor
+    num_steps: int
+    p: Tensor = torch.empty(0, dtype=torch.float64)
+
+    @property
+    def dt(self) -> Tensor:
+        """Lengths of the steps, shape (batch,)."""
+        return self.t_new - self.t_old
+
+    @property
+    def t_mid(self) -> Tensor:
+        """Midpoints of the steps, shape (batch,)."""
+        return 0.5 * (self.t_old + self.t_new)
+
+    @property
+    def has_last(self) -> bool:
+        """Whether the last row is the final step N."""
+        return len(self) > 0 and int(self.index[-1]) == self.num_steps
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: slice) -> Steps:
+        fields = {name: getattr(self, name)[rows] for name in ("index", "t_old", "t_new", "weight")}
+        return replace(self, **fields)
+
+    def with_parameters(self, p: Tensor) -> Steps:
+        """The same steps at the parameters `p`, shape (param_dim,)."""
+        return replace(self, p=p)
+
+
+class TimeGrid:
+    """Nodes t_0 < ... < t_N and the distribution of the N steps over a communicator.
+
+    Args:
+        times: the N + 1 nodes, in any unit of time.
+        comm: a PETSc or mpi4py communicator; default PETSc's.
+
+    Raises:
+        InputError: fewer than one step, nodes that do not increase, or more ranks than steps.
+    """
+
+    def __init__(self, times: Sequence[float] | np.ndarray, comm: Any = None) -> None:
+        self.times = np.asarray(times, dtype=float)
+        self.comm = PETSc.COMM_WORLD if comm is None else comm
+        self.mpi = self.comm.tompi4py() if isinstance(self.comm, PETSc.Comm) else self.comm
+        self.comm = PETSc.Comm(self.mpi)
+        self.num_steps = N = self.times.size - 1
+        if (
+            self.times.ndim != 1
+            or N < 1
+            or not np.all(np.isfinite(self.times))
+            or np.any(np.diff(self.times) <= 0)
+        ):
+            raise InputError("times", self.times.tolist()[:4], "at least 2 finite, strictly increasing nodes")
+        if self.mpi.size > N:
+            raise InputError("ranks", f"{self.mpi.size} for {N} time steps", "at most one rank a step")
+        #: offsets[r] : offsets[r + 1] are the 0-based steps of rank r; the first ranks hold the surplus.
+        self.offsets = np.array(
+            [r * (N // self.mpi.size) + min(r, N % self.mpi.size) for r in range(self.mpi.size + 1)]
+        )
+        self.begin, self.end = (int(n) for n in self.offsets[self.mpi.rank : self.mpi.rank + 2])
+        self.n_local = self.end - self.begin
+
+    @classmethod
+    def uniform(cls, num_steps: int, T: float, comm: Any = None) -> TimeGrid:
+        """N = num_steps equal steps on [0, T]."""
+        if num_steps < 1 or not T > 0:
+            raise InputError("num_steps, T", f"{num_steps}, {T}", "num_steps >= 1 and T > 0")
+        return cls(np.linspace(0.0, T, num_steps + 1), comm)
+
+    def coarsen(self, factor: int) -> TimeGrid:
+        """The grid of every `factor`-th node, on the same communicator."""
+        if factor < 1 or self.num_steps % factor:
+            raise InputError("coarsening factor", factor, f"a divisor of the {self.num_steps} steps")
+        return TimeGrid(self.times[::factor], self.mpi)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank owns step 1."""
+        return self.begin == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this rank owns step N."""
+        return self.end == self.num_steps
+
+    @cached_property
+    def steps(self) -> Steps:
+        """The steps of this rank."""
+        return self._steps(np.arange(self.begin + 1, self.end + 1))
+
+    @cached_property
+    def node_zero(self) -> Steps:
+        """The initial node as a step of length 0, so that one function gives every J_i."""
+        return self._steps(np.array([0]))
+
+    def samples(self) -> Steps:
+        """The first, a middle and the last step, on every rank: for finding sparsities."""
+        return self._steps(np.unique([1, (self.num_steps + 1) // 2, self.num_steps]))
+
+    def _steps(self, index: np.ndarray) -> Steps:
+        dt = np.diff(
+            self.times, prepend=self.times[0], append=self.times[-1]
+        )  # dt[i] of step i, 0 at both ends
+        as_tensor = torch.from_numpy
+        return Steps(
+            index=as_tensor(index),
+            t_old=as_tensor(self.times[np.maximum(index - 1, 0)]),
+            t_new=as_tensor(self.times[index]),
+            weight=as_tensor(0.5 * (dt[index] + dt[index + 1])),
+            num_steps=self.num_steps,
+        )
+
+    def shift(self, rows: Tensor, first: Tensor | None = None) -> Tensor:
+        """Row i-1 at row i: u_old from u. Row 1 gets `first`, shape (dim,), or zero. Collective.
+
+        `rows` has shape (n_local, dim), and so has the result. One message a rank.
+        """
+        before = self._neighbour(rows[-1], towards=+1)
+        if before is None:
+            before = torch.zeros_like(rows[0]) if first is None else first
+        return torch.cat([before.reshape(1, -1), rows[:-1]])
+
+    def shift_adjoint(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The transpose of `shift`: row i+1 at row i, zero at row N. Collective.
+
+        Returns the rows, shape (n_local, dim), and the cotangent of `first`, shape (dim,), which is
+        row 1 on the rank that owns it and zero elsewhere.
+        """
+        after = self._neighbour(rows[0], towards=-1)
+        if after is None:
+            after = torch.zeros_like(rows[0])
+        first = rows[0] if self.is_first else torch.zeros_like(rows[0])
+        return torch.cat([rows[1:], after.reshape(1, -1)]), first
+
+    def receive_before(self, like: Tensor) -> Tensor | None:
+        """Wait for the row that the rank before sends with `send_after`; None on the first rank."""
+        return None if self.is_first else self._receive(like, self.mpi.rank - 1)
+
+    def send_after(self, row: Tensor) -> None:
+        """Send `row` to the rank after this one, if there is one."""
+        if not self.is_last:
+            self.mpi.Send(row.contiguous().numpy(), self.mpi.rank + 1)
+
+    def receive_after(self, like: Tensor) -> Tensor | None:
+        """Wait for the row that the rank after sends with `send_before`; None on the last rank."""
+        return None if self.is_last else self._receive(like, self.mpi.rank + 1)
+
+    def send_before(self, row: Tensor) -> None:
+        """Send `row` to the rank before this one, if there is one."""
+        if not self.is_first:
+            self.mpi.Send(row.contiguous().numpy(), self.mpi.rank - 1)
+
+    def sum(self, value: Tensor | float) -> Tensor:
+        """The sum over ranks of a scalar or tensor of equal shape. Collective."""
+        total = torch.as_tensor(value, dtype=torch.float64).detach().clone().contiguous()
+        if self.mpi.size > 1 and total.numel() > 0:
+            self.mpi.Allreduce(total.numpy().copy(), total.numpy())
+        return total
+
+    def max(self, value: Tensor) -> Tensor:
+        """The maximum over ranks of a scalar; NaN where a rank has NaN. Collective."""
+        found = torch.tensor(self.mpi.allgather(float(value)), dtype=torch.float64)
+        return found.amax()
+
+    def from_first(self, value: Tensor) -> Tensor:
+        """`value` of rank 0 on all ranks; the shape must be the same everywhere. Collective."""
+        if self.mpi.size == 1 or value.numel() == 0:
+            return value
+        buffer = value.detach().clone().contiguous()
+        self.mpi.Bcast(buffer.numpy(), 0)
+        return buffer
+
+    def gather(self, rows: Tensor) -> Tensor | None:
+        """All rows, shape (N, dim), on rank 0; None on the others. Collective."""
+        parts = self.mpi.gather(rows.numpy())
+        return None if parts is None else torch.from_numpy(np.concatenate(parts))
+
+    def _neighbour(self, row: Tensor, towards: int) -> Tensor | None:
+        """Send `row` to rank + towards and receive that of rank - towards; None where there is none."""
+        if self.mpi.size == 1:
+            return None
+        source, target = self.mpi.rank - towards, self.mpi.rank + towards
+        request = None
+        if 0 <= target < self.mpi.size:
+            sent = row.detach().contiguous().numpy()
+            request = self.mpi.Isend(sent, target)
+        received = self._receive(row, source) if 0 <= source < self.mpi.size else None
+        if request is not None:
+            request.Wait()
+        return received
+
+    def _receive(self, like: Tensor, source: int) -> Tensor:
+        buffer = torch.empty_like(like, memory_format=torch.contiguous_format)
+        self.mpi.Recv(buffer.numpy(), source)
+        return buffer

@@ -1,0 +1,422 @@
+"""Burgers control without pdeopt: the baselines of the benchmark "time to optimality".
+
+Each rival is what an experienced user of the named library would write for
+
+    min  sum_{i=0}^N w_i/2 |u_i - d|_M^2 + sum_{k=1}^N tau alpha/2 |z_k|_Q^2
+    s.t. M (u_k - u_{k-1}) + tau [theta S(u_k) + (1 - theta) S(u_{k-1})] = tau B z_k,
+
+with P1 elements on (0, 1), S(u) = nu A u + N(u), u = 0 at both ends and controls at every
+node: B holds the rows of the mass matrix Q at the free nodes, M their columns at the free
+nodes.  All of them start at z = 0 and stop when the Riesz norm of the reduced gradient is at
+most ``tol`` (IPOPT: its KKT error, scaled alike).  The module needs NumPy and SciPy >= 1.11;
+PyROL and CasADi are imported by their own functions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from scipy.linalg.blas import dsbmv
+from scipy.linalg.lapack import dgtsv, dgttrf, dgttrs, dpbtrf, dtbtrs
+from scipy.optimize import minimize
+
+NEWTON_TOL = 1e-7  # on the last update, so that the error left is of order 1e-14
+NEWTON_MAXIT = 30
+
+
+@dataclass(frozen=True)
+class RivalResult:
+    """Outcome of one rival; ``wall_time_s`` covers set-up and solve, but no imports."""
+
+    name: str
+    objective: float
+    optimality: float
+    iterations: int
+    wall_time_s: float
+    note: str
+
+
+# --- The reduced functional ---------------------------------------------------------------
+
+
+class ReducedBurgers:
+    """Hand-written reduced functional J(z): values, gradients, Hessian-vector products.
+
+    Controls z and gradients are flat, nt * (nx + 1); states are stored as (nt + 1, nx + 1)
+    with their zero end values.  N is quadratic in u, which shortens every formula below:
+    N'(u) u = 2 N(u), and N'(u) is linear in u.  The state, the factorised step Jacobians
+    and the adjoint of the last control are kept.
+    """
+
+    def __init__(self, nx, nt, nu=0.01, alpha=0.05, theta=1.0, flux=0.5, T=1.0):
+        if not 0.0 < theta <= 1.0:
+            raise ValueError("theta must lie in (0, 1]")
+        self.nx, self.nt, self.nu, self.alpha = nx, nt, nu, alpha
+        self.theta, self.flux = theta, flux
+        self.h, self.tau = 1.0 / nx, T / nt
+        self.weights = np.full(nt + 1, self.tau)
+        self.weights[[0, -1]] /= 2
+        self.target = (2 * np.arange(nx + 1) <= nx).astype(float)
+        self.target[0] = 0.0
+        self.c = self.tau * theta * flux / 3
+        stiffness = self.tau * theta * nu / self.h
+        self.k_diag = 2 * self.h / 3 + 2 * stiffness  # M + tau theta nu A
+        self.k_off = self.h / 6 - stiffness
+        self.m_band = np.full((2, nx - 1), self.h / 6)  # M, upper band storage
+        self.m_band[1] *= 4
+        q_band = np.full((2, nx + 1), self.h / 6)  # Q, lower band storage
+        q_band[0] *= 4
+        q_band[0, [0, -1]] /= 2
+        self.q_root, _ = dpbtrf(self.tau * q_band, lower=1)  # tau Q = L L'
+        self._z = self._p = None
+        self._u = np.tile(self.target, (nt + 1, 1))
+
+    # The discrete operators; x, u, v, p hold all nodes along their last axis.
+
+    def mass(self, x):
+        """Q x for x (..., nx + 1); its inner entries are B x."""
+        y = 4 * x
+        y[..., [0, -1]] /= 2
+        y[..., 1:] += x[..., :-1]
+        y[..., :-1] += x[..., 1:]
+        return self.h / 6 * y
+
+    def flux_difference(self, u):
+        """tau theta N(u), (nx - 1,), for u (nx + 1,)."""
+        left, right = u[:-1], u[1:]
+        total = left + right
+        edge = self.c * (total * total - left * right)
+        return edge[1:] - edge[:-1]
+
+    def jacobian(self, u):
+        """Diagonals (..., nx - 2), (..., nx - 1), (..., nx - 2) of G'(u), u (..., nx + 1)."""
+        left, right = u[..., 1:-2], u[..., 2:-1]
+        total = left + right
+        return (
+            self.k_off - self.c * (total + left),
+            self.k_diag + self.c * (u[..., 2:] - u[..., :-2]),
+            self.k_off + self.c * (total + right),
+        )
+
+    def curvature(self, v, q):
+        """tau theta N'(v)' q, (..., nx - 1), for v and q (..., nx + 1), q = 0 at the ends."""
+        jump = self.c * (q[..., :-1] - q[..., 1:])
+        total = v[..., :-1] + v[..., 1:]
+        return ((total + v[..., 1:]) * jump)[..., :-1] + ((total + v[..., :-1]) * jump)[..., 1:]
+
+    # The sweeps in time.  With G(u) = M u + tau theta S(u), a step reads G(u_k) = b_k,
+    # b_k = tau B z_k + M u_{k-1} / theta - (1 - theta) / theta b_{k-1}; linearised it reads
+    # G'(u_k) v_k = b_k alike, and the adjoint step is G'(u_k)' q_k = M p_{k+1} + theta r_k
+    # for the average q_k = theta p_k + (1 - theta) p_{k+1} and the load r_k.
+
+    def solve_state(self, z):
+        """State (nt + 1, nx + 1) of the control z; kept until the next control.
+
+        Newton's method starts a step from the previous one plus the last state's increment.
+        """
+        if self._z is None or not np.array_equal(z, self._z):
+            z = np.array(z, dtype=float)
+            load = self.tau * self.mass(z.reshape(self.nt, -1))[:, 1:-1]
+            u = np.zeros((self.nt + 1, self.nx + 1))
+            u[0] = self.target
+            increments = np.diff(self._u, axis=0)
+            ratio = (1 - self.theta) / self.theta
+            b = self._apply_step(u[0])
+            for k in range(self.nt):
+                old = u[k, 1:-1]
+                b = dsbmv(1, 1 / self.theta, self.m_band, old, beta=1.0, y=load[k]) - ratio * b
+                u[k + 1] = u[k] + increments[k]
+                self._newton(u[k + 1], b)
+            self._z, self._u, self._p = z, u, None
+        return self._u
+
+    def _apply_step(self, u):
+        """G(u) = (M + tau theta nu A) u + tau theta N(u), (nx - 1,)."""
+        linear = self.k_diag * u[1:-1] + self.k_off * (u[:-2] + u[2:])
+        return linear + self.flux_difference(u)
+
+    def _newton(self, u, b):
+        """Solve G(u) = b in place: the iterate after u is G'(u)^-1 (b + tau theta N(u))."""
+        for _ in range(NEWTON_MAXIT):
+            *_, new, _ = dgtsv(*self.jacobian(u), b + self.flux_difference(u))
+            change = np.abs(new - u[1:-1]).max()
+            u[1:-1] = new
+            if change <= NEWTON_TOL:
+                return
+        raise RuntimeError(f"Newton's method failed in the state equation, change {change:.1e}")
+
+    def solve_adjoint(self, z):
+        """Adjoint p (nt, nx + 1) at the control z; kept with the factors of G'(u_k)."""
+        u = self.solve_state(z)
+        if self._p is None:
+            diagonals = self.jacobian(u[1:])
+            self._factors = [dgttrf(*bands)[:5] for bands in zip(*diagonals, strict=True)]
+            misfit = self.weights[1:, None] * self.mass(self.target - u[1:])[:, 1:-1]
+            self._p, self._q = self._backward(misfit)
+        return self._p
+
+    def _forward(self, load):
+        """Linearised state (nt, nx + 1) for the load (nt, nx - 1)."""
+        v = np.zeros((self.nt, self.nx + 1))
+        ratio = (1 - self.theta) / self.theta
+        b = x = np.zeros(self.nx - 1)
+        for k, factors in enumerate(self._factors):
+            b = dsbmv(1, 1 / self.theta, self.m_band, x, beta=1.0, y=load[k]) - ratio * b
+            v[k, 1:-1] = x = dgttrs(*factors, b)[0]
+        return v
+
+    def _backward(self, load):
+        """Adjoints p and their averages q, both (nt, nx + 1), for the load (nt, nx - 1)."""
+        p, q = np.zeros((2, self.nt, self.nx + 1))
+        load, x = self.theta * load, np.zeros(self.nx - 1)
+        for k in reversed(range(self.nt)):
+            b = dsbmv(1, 1.0, self.m_band, x, beta=1.0, y=load[k])
+            q[k, 1:-1] = y = dgttrs(*self._factors[k], b, trans="T")[0]
+            p[k, 1:-1] = x = (y - (1 - self.theta) * x) / self.theta
+        return p, q
+
+    # The optimiser's view.
+
+    def value(self, z):
+        """J(z)."""
+        error, z = self.solve_state(z) - self.target, np.reshape(z, (self.nt, -1))
+        tracking = self.weights @ np.sum(error * self.mass(error), axis=1)
+        return 0.5 * (tracking + self.tau * self.alpha * np.vdot(z, self.mass(z)))
+
+    def gradient(self, z):
+        """Derivative of J at z, (nt * (nx + 1),)."""
+        p, z = self.solve_adjoint(z), np.reshape(z, (self.nt, -1))
+        return self.tau * self.mass(self.alpha * z - p).ravel()
+
+    def hessian_vector(self, z, dz):
+        """Second derivative of J at z applied to dz, (nt * (nx + 1),): two linear sweeps."""
+        self.solve_adjoint(z)
+        dz = np.reshape(dz, (self.nt, -1))
+        v = self._forward(self.tau * self.mass(dz)[:, 1:-1])
+        load = self.weights[1:, None] * self.mass(v)[:, 1:-1]
+        load += self.curvature(v, self._q) / self.theta
+        p, _ = self._backward(-load)
+        return self.tau * self.mass(self.alpha * dz - p).ravel()
+
+    # Coordinates y = L' z in which the Euclidean norm of the gradient is its Riesz norm.
+
+    def to_control(self, y):
+        """z = L^-T y, blockwise, (nt * (nx + 1),)."""
+        return dtbtrs(self.q_root, np.reshape(y, (self.nt, -1)).T, uplo="L", trans="T")[0].T.ravel()
+
+    def to_riesz(self, g):
+        """L^-1 g, blockwise: the derivative in y, (nt * (nx + 1),)."""
+        return dtbtrs(self.q_root, np.reshape(g, (self.nt, -1)).T, uplo="L")[0].T.ravel()
+
+    def optimality(self, z):
+        """Riesz norm sqrt(sum_k g_k' (tau Q)^-1 g_k) of the reduced gradient g at z."""
+        return float(np.linalg.norm(self.to_riesz(self.gradient(z))))
+
+
+class RieszObjective:
+    """The reduced functional of y = L' z, whose Euclidean gradient norm is the Riesz norm.
+
+    ``optimality`` is the norm of the last gradient; the calls are counted for ``note``.
+    """
+
+    def __init__(self, problem):
+        self.problem = problem
+        self.dim = problem.nt * (problem.nx + 1)
+        self.optimality = np.inf
+        self.values = self.gradients = self.products = 0
+        self._y = self._z = np.zeros(self.dim)
+
+    def control(self, y):
+        """z = L^-T y, computed once for each y."""
+        if not np.array_equal(y, self._y):
+            self._y, self._z = np.array(y), self.problem.to_control(y)
+        return self._z
+
+    def value(self, y):
+        self.values += 1
+        return self.problem.value(self.control(y))
+
+    def gradient(self, y):
+        self.gradients += 1
+        gradient = self.problem.to_riesz(self.problem.gradient(self.control(y)))
+        self.optimality = float(np.linalg.norm(gradient))
+        return gradient
+
+    def hessian_vector(self, y, dy):
+        self.products += 1
+        dz = self.problem.to_control(dy)
+        return self.problem.to_riesz(self.problem.hessian_vector(self.control(y), dz))
+
+    def note(self):
+        counts = f"{self.values} values, {self.gradients} gradients"
+        return counts + (f", {self.products} Hessian products" if self.products else "")
+
+
+def _result(name, problem, z, iterations, start, note):
+    """Stop the clock, then judge z, (nt * (nx + 1),), by the one functional of this module."""
+    wall = perf_counter() - start
+    objective, optimality = float(problem.value(z)), problem.optimality(z)
+    return RivalResult(name, objective, optimality, int(iterations), wall, note)
+
+
+# --- SciPy --------------------------------------------------------------------------------
+
+
+def scipy_lbfgsb(nx, nt, tol=1e-8, maxcor=20, **params):
+    """SciPy's L-BFGS-B in the coordinates y; ``params`` as for ReducedBurgers."""
+
+    def stop(intermediate_result):
+        if objective.optimality <= tol:  # the last gradient is that of the accepted iterate
+            raise StopIteration
+
+    start = perf_counter()
+    problem = ReducedBurgers(nx, nt, **params)
+    objective = RieszObjective(problem)
+    found = minimize(
+        objective.value,
+        np.zeros(objective.dim),
+        jac=objective.gradient,
+        method="L-BFGS-B",
+        callback=stop,
+        options={"maxcor": maxcor, "ftol": 0, "gtol": 0, "maxiter": 10_000, "maxfun": 20_000},
+    )
+    z = objective.control(found.x)
+    return _result("SciPy L-BFGS-B", problem, z, found.nit, start, objective.note())
+
+
+def scipy_trust_ncg(nx, nt, tol=1e-8, **params):
+    """SciPy's trust-region Newton-CG in the coordinates y, where ``gtol`` is the Riesz norm."""
+    start = perf_counter()
+    problem = ReducedBurgers(nx, nt, **params)
+    objective = RieszObjective(problem)
+    found = minimize(
+        objective.value,
+        np.zeros(objective.dim),
+        jac=objective.gradient,
+        hessp=objective.hessian_vector,
+        method="trust-ncg",
+        options={"gtol": tol},
+    )
+    z = objective.control(found.x)
+    return _result("SciPy trust-ncg", problem, z, found.nit, start, objective.note())
+
+
+# --- PyROL --------------------------------------------------------------------------------
+
+
+def _rol_objective(rol, objective):
+    """The RieszObjective behind ROL's interface of vectors."""
+
+    class Objective(rol.Objective):
+        def value(self, y, tol):
+            return objective.value(y.array)
+
+        def gradient(self, g, y, tol):
+            g.array[:] = objective.gradient(y.array)
+
+        def hessVec(self, hv, v, y, tol):
+            hv.array[:] = objective.hessian_vector(y.array, v.array)
+
+    return Objective()
+
+
+def _rol_parameters(rol, entries):
+    """ROL's nested parameter list from nested dictionaries."""
+    parameters = rol.ParameterList()
+    for key, entry in entries.items():
+        parameters[key] = _rol_parameters(rol, entry) if isinstance(entry, dict) else entry
+    return parameters
+
+
+def pyrol(nx, nt, tol=1e-8, step="Trust Region", **params):
+    """ROL's reduced-space trust-region Newton-CG, or its L-BFGS for step="Line Search"."""
+    import pyrol as rol
+    from pyrol.vectors import NumPyVector
+
+    start = perf_counter()
+    problem = ReducedBurgers(nx, nt, **params)
+    objective = RieszObjective(problem)
+    options = {
+        "General": {"Secant": {"Maximum Storage": 20}, "Krylov": {"Iteration Limit": 100}},
+        "Step": {"Type": step, "Trust Region": {"Subproblem Solver": "Truncated CG"}},
+        "Status Test": {
+            "Gradient Tolerance": tol,
+            "Step Tolerance": 1e-16,
+            "Iteration Limit": 10_000,
+        },
+    }
+    y, dual = NumPyVector(np.zeros(objective.dim)), NumPyVector(np.zeros(objective.dim))
+    rol_problem = rol.Problem(_rol_objective(rol, objective), y, dual)
+    solver = rol.Solver(rol_problem, _rol_parameters(rol, options))
+    solver.solve()
+    iterations = solver.getAlgorithmState().iter
+    z = objective.control(y.array)
+    return _result(f"PyROL {step.lower()}", problem, z, iterations, start, objective.note())
+
+
+# --- CasADi and IPOPT ---------------------------------------------------------------------
+
+
+def _casadi_matrices(ca, n, h):
+    """Sparse P1 mass and stiffness matrices (n + 1, n + 1) at all nodes, natural ends."""
+    band = ca.DM(ca.Sparsity.banded(n + 1, 1))
+    ends = ca.diag(ca.DM([1] + [2] * (n - 1) + [1]))
+    return h / 6 * (band + 2 * ends - ca.DM.eye(n + 1)), (ends - band + ca.DM.eye(n + 1)) / h
+
+
+def _casadi_nlp(ca, problem):
+    """Symbols u (nx - 1, nt) and z (nx + 1, nt), the objective and the constraints of all steps."""
+    nt, tau, theta, inner = problem.nt, problem.tau, problem.theta, slice(1, problem.nx)
+    mass, stiffness = _casadi_matrices(ca, problem.nx, problem.h)
+    target = ca.DM(problem.target[inner])
+    u, z = ca.MX.sym("u", problem.nx - 1, nt), ca.MX.sym("z", problem.nx + 1, nt)
+    states, zeros = ca.horzcat(target, u), ca.MX.zeros(1, nt + 1)  # u_0 is the target
+    left, right = ca.vertcat(zeros, states), ca.vertcat(states, zeros)
+    flux = problem.flux / 3 * (left**2 + left * right + right**2)
+    slope = problem.nu * stiffness[inner, inner] @ states + flux[1:, :] - flux[:-1, :]
+    steps = mass[inner, inner] @ (states[:, 1:] - states[:, :-1]) - tau * mass[inner, :] @ z
+    steps += tau * (theta * slope[:, 1:] + (1 - theta) * slope[:, :-1])
+    error = u - ca.repmat(target, 1, nt)
+    tracking = ca.sum1(error * (mass[inner, inner] @ error)) @ ca.DM(problem.weights[1:])
+    return u, z, (tracking + tau * problem.alpha * ca.dot(z, mass @ z)) / 2, steps
+
+
+def casadi_ipopt(nx, nt, tol=1e-8, linear_solver="mumps", **params):
+    """Full-space Newton: CasADi's matrix graph with exact Hessian, IPOPT, sparse factorisation.
+
+    Dividing the objective by tau h and the steps by h makes IPOPT's maximum norms comparable
+    to the Riesz norm.  The state starts at u_0 in every step.
+    """
+    import casadi as ca
+
+    if not ca.has_nlpsol("ipopt"):  # also loads the plugin, before the clock starts
+        raise ImportError("this CasADi has no IPOPT")
+    start = perf_counter()
+    problem = ReducedBurgers(nx, nt, **params)
+    u, z, objective, steps = _casadi_nlp(ca, problem)
+    nlp = {
+        "x": ca.vertcat(ca.vec(u), ca.vec(z)),
+        "f": objective / (problem.tau * problem.h),
+        "g": ca.vec(steps) / problem.h,
+    }
+    ipopt = {"tol": tol, "nlp_scaling_method": "none", "linear_solver": linear_solver}
+    silence = {"print_level": 0, "sb": "yes"}
+    options = {"print_time": False, "ipopt": ipopt | silence}
+    solver = ca.nlpsol("burgers", "ipopt", nlp, options)
+    build = perf_counter() - start
+    guess = np.concatenate([np.tile(problem.target[1:-1], nt), np.zeros(z.numel())])
+    found = solver(x0=guess, lbg=0, ubg=0)
+    control = np.array(found["x"]).ravel()[u.numel() :]
+    iterations, note = solver.stats()["iter_count"], f"build {build:.3f} s"
+    return _result("CasADi + IPOPT", problem, control, iterations, start, note)
+
+
+RIVALS: dict[str, Callable[..., RivalResult]] = {
+    "scipy_lbfgsb": scipy_lbfgsb,
+    "scipy_trust_ncg": scipy_trust_ncg,
+    "pyrol": pyrol,
+    "casadi_ipopt": casadi_ipopt,
+}

@@ -1,0 +1,236 @@
+"""Optimal control of Burgers' equation u_t + (c u^2)_x - nu u_xx = z on (0,1), u = 0 at both ends.
+
+P1 elements in space, theta scheme in time; the control acts on all nodes and is constant on each time
+step (`-control interval`), or given at the nodes in time (`-control nodal`, the literature's scheme).
+
+    python -m problems.burgers -nx 128 -nt 256 -sqp_monitor -plot burgers.png
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from pdeopt.constraint import SparseStepJacobian, TimeDependentConstraint
+from pdeopt.controlmap import ControlMap
+from pdeopt.monitor import Result
+from pdeopt.objective import ControlCost, Tracking
+from pdeopt.options import check, read, setting
+from pdeopt.problem import ControlProblem
+from pdeopt.sparse import Sparsity, StepMatrix, StepPattern
+from pdeopt.timegrid import Steps, TimeGrid
+from problems import script
+from problems.report import Panel
+
+
+@dataclass(frozen=True)
+class BurgersSettings:
+    """The problem's parameters."""
+
+    nx: int = setting(128, "P1 elements; interior nodes with -control nodal", at_least=2)
+    nt: int = setting(256, "time steps", at_least=2)
+    nu: float = setting(0.01, "viscosity", above=0)
+    alpha: float = setting(0.05, "control weight", above=0)
+    theta: float = setting(
+        None, "implicitness; default 1, with -control nodal 0.5", at_least=0.5, at_most=1, kind=float
+    )
+    flux: float = setting(0.5, "c in (c u^2)_x; 1/2 is u u_x", kind=float)
+    T: float = setting(1.0, "final time", above=0)
+    control: str = setting("interval", "control constant on intervals, or linear between the nodes in time",
+                           choices=("interval", "nodal"))  # fmt: skip
+
+
+def mass_matrix(elements: int) -> sp.csr_matrix:
+    """The P1 mass matrix on (0,1) with all nodes, exact integrals, (elements + 1)^2."""
+    h = 1.0 / elements
+    main = np.full(elements + 1, 2 * h / 3)
+    main[[0, -1]] = h / 3
+    off = np.full(elements, h / 6)
+    return sp.diags([off, main, off], [-1, 0, 1]).tocsr()
+
+
+class Burgers(TimeDependentConstraint):
+    """M(u_k - u_{k-1}) + dt [th S(u_k) + (1 - th) S(u_{k-1})] - dt B z_k = 0 with S(u) = nu A u + N(u).
+
+    N(u)_i = c int (u^2)_x phi_i. State: the interior nodes; control: all nodes (twice as many, for both
+    ends of a step, with `nodal`; the step then sees their mean).
+
+    Args:
+        elements: number of P1 elements.
+        nu, theta, flux: viscosity, implicitness, and c; c = 1/2 is the usual u u_x.
+        initial: u_0 at the interior nodes, shape (elements - 1,).
+        nodal: controls at both ends of a step.
+    """
+
+    def __init__(
+        self, elements: int, nu: float, theta: float, flux: float, initial: Tensor, nodal: bool = False
+    ) -> None:
+        self.h, self.nu, self.theta, self.flux, self.initial, self.nodal = (
+            1.0 / elements,
+            nu,
+            theta,
+            flux,
+            initial,
+            nodal,
+        )
+        n, m = elements - 1, elements + 1
+        self.state_dim, self.control_dim = n, 2 * m if nodal else m
+        Q = mass_matrix(elements)
+        self.state_mass = StepMatrix.constant(Q[1:-1, 1:-1])
+        self.control_mass = StepMatrix.constant(sp.block_diag([0.5 * Q, 0.5 * Q]) if nodal else Q)
+        self.pattern = self._sparsity(n, Q)
+        blocks = 4 if nodal else 3
+        inside = torch.ones(
+            n, 3 * blocks, dtype=torch.bool
+        )  # the first and last node have one neighbour less
+        inside[0, [0, 3]] = inside[-1, [2, 5]] = False
+        self._inside = inside
+
+    def _sparsity(self, n: int, Q: sp.csr_matrix) -> StepPattern:
+        tridiagonal, B = Sparsity.banded(n), Q[1:-1]
+        controls = sp.hstack([B, B]) if self.nodal else B
+        old = tridiagonal.csr if self.theta < 1 else sp.csr_matrix((n, n))
+        curvature = sp.block_diag([old, tridiagonal.csr, sp.csr_matrix((self.control_dim, self.control_dim))])
+        return StepPattern(tridiagonal, tridiagonal, controls, curvature)
+
+    def initial_state(self, p: Tensor) -> Tensor:
+        return self.initial
+
+    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
+        dt, th = steps.dt[:, None], self.theta
+        if self.nodal:
+            z = 0.5 * (z[:, : z.shape[1] // 2] + z[:, z.shape[1] // 2 :])
+        S = th * self.spatial(u_new) + (1 - th) * self.spatial(u_old) if th < 1 else self.spatial(u_new)
+        return self.mass_state(u_new - u_old) + dt * (S - self.mass(z))
+
+    def spatial(self, u: Tensor) -> Tensor:
+        """S(u) = nu A u + N(u), shape (batch, n)."""
+        left, middle, right = neighbours(u)
+        diffusion = (2 * middle - left - right) * (self.nu / self.h)
+        return diffusion + (self.flux / 3) * (left + middle + right) * (right - left)
+
+    def mass_state(self, u: Tensor) -> Tensor:
+        """M u."""
+        left, middle, right = neighbours(u)
+        return (self.h / 6) * (left + 4 * middle + right)
+
+    def mass(self, v: Tensor) -> Tensor:
+        """B v: the free rows of the mass matrix for values at all nodes."""
+        return (self.h / 6) * (v[:, :-2] + 4 * v[:, 1:-1] + v[:, 2:])
+
+    # Everything below is optional: what automatic differentiation finds, by formula and a few times faster.
+
+    def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> BurgersJacobian:
+        dt, th = steps.dt[:, None, None], self.theta
+        mass = self.h / 6 * torch.tensor([1.0, 4.0, 1.0], dtype=u_new.dtype)
+        A, B = mass + dt * th * self.spatial_bands(u_new), -mass + dt * (1 - th) * self.spatial_bands(u_old)
+        C = (-dt * mass).expand_as(A)
+        values = [B, A, 0.5 * C, 0.5 * C] if self.nodal else [B, A, C]
+        bands = torch.cat(values, dim=2)  # by row, as the pattern [B A C]
+        return BurgersJacobian(self, (u_old, u_new, z), steps, self.pattern, bands[:, self._inside])
+
+    def spatial_bands(self, u: Tensor) -> Tensor:
+        """The diagonals of S'(u): derivatives by the left, own and right node, shape (batch, n, 3)."""
+        left, middle, right = neighbours(u)
+        diffusion, c = self.nu / self.h, self.flux / 3
+        return torch.stack([-diffusion - c * (2 * left + middle), 2 * diffusion + c * (right - left),
+                            -diffusion + c * (2 * right + middle)], dim=2)  # fmt: skip
+
+    def convection_transpose(self, v: Tensor, lam: Tensor) -> Tensor:
+        """N'(v)' lam, shape (batch, n)."""
+        lam_left, lam_middle, lam_right = neighbours(lam)
+        left, middle, right = neighbours(v)
+        own = (right - left) * lam_middle + (2 * middle + left) * lam_left - (2 * middle + right) * lam_right
+        return (self.flux / 3) * own
+
+
+class BurgersJacobian(SparseStepJacobian):
+    """The step Jacobian with its second derivatives: N is quadratic, so (lam.N)'' v = N'(v)' lam."""
+
+    def hvp(
+        self,
+        lam: Tensor,
+        d_old: Tensor | None = None,
+        d_new: Tensor | None = None,
+        dz: Tensor | None = None,
+        dp: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        burgers, dt, th = self.constraint, self.steps.dt[:, None], self.constraint.theta
+        zero = torch.zeros_like(self.point[1])
+        h_new = zero if d_new is None else dt * th * burgers.convection_transpose(d_new, lam)
+        h_old = zero if d_old is None or th == 1 else dt * (1 - th) * burgers.convection_transpose(d_old, lam)
+        return h_old, h_new, torch.zeros_like(self.point[2]), self.point[3]
+
+
+def neighbours(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values at the left, own and right node of each interior node; zero on the boundary."""
+    zero = torch.zeros_like(u[:, :1])
+    padded = torch.cat([zero, u, zero], dim=1)
+    return padded[:, :-2], u, padded[:, 2:]
+
+
+class BurgersCase:
+    """The tracking problem of the settings: u_0 = d = 1 on x <= 1/2, else 0.
+
+    Args:
+        settings: the parameters.
+        comm: communicator of the time steps.
+
+    Raises:
+        InputError: parameters that are not legal, or more ranks than steps.
+    """
+
+    name = "burgers"
+
+    def __init__(self, settings: BurgersSettings, comm: Any = None) -> None:
+        check(settings)
+        nodal = settings.control == "nodal"
+        self.elements = settings.nx + 1 if nodal else settings.nx
+        theta = (0.5 if nodal else 1.0) if settings.theta is None else settings.theta
+        self.parameters = {**asdict(settings), "theta": theta}
+        self.nodes = np.arange(self.elements + 1) / self.elements
+        self.target = (self.nodes[1:-1] <= 0.5).astype(float)
+        grid = TimeGrid.uniform(settings.nt, settings.T, comm)
+        initial = torch.from_numpy(self.target)
+        constraint = Burgers(self.elements, settings.nu, theta, settings.flux, initial, nodal)
+        objective = Tracking(initial, constraint.state_mass) + ControlCost(
+            settings.alpha, constraint.control_mass
+        )
+        control_map = ControlMap.nodal(grid, self.elements + 1) if nodal else None
+        self.problem = ControlProblem(constraint, objective, grid, control_map)
+
+    def arrays(self, result: Result) -> dict[str, np.ndarray] | None:
+        """x, t, and over all nodes: target, state (nt + 1, nx + 1), control and multiplier; on rank 0."""
+        problem = self.problem
+        u, z, _ = problem.fields(problem.join(result.state, result.design))
+        lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
+        rows = [problem.grid.gather(part) for part in (u, z.reshape(-1, self.elements + 1), lam)]
+        if rows[0] is None:
+            return None
+        state = torch.cat([torch.from_numpy(self.target)[None], rows[0]])
+        padded = [np.pad(part.numpy(), ((0, 0), (1, 1))) for part in (state, rows[2])]
+        target = np.pad(np.tile(self.target, (len(state), 1)), ((0, 0), (1, 1)))
+        return {"x": self.nodes, "t": problem.grid.times, "target": target, "state": padded[0],
+                "control": rows[1].numpy(), "multiplier": padded[1], "objective": np.array(result.objective)}  # fmt: skip
+
+    def panels(self, arrays: dict[str, np.ndarray]) -> list[Panel]:
+        """Target, state and control over space-time."""
+        extent = (0.0, 1.0, 0.0, float(self.problem.grid.times[-1]))
+        return [Panel(name, arrays[name], extent) for name in ("target", "state", "control")]
+
+
+def main(argv: Sequence[str] | None = None) -> float:
+    """Solve the problem of the options and return the objective."""
+    with script.command_line(argv, __doc__, (BurgersSettings, "Burgers")):
+        settings = read(BurgersSettings)
+        return script.run(BurgersCase(settings), read(script.ScriptSettings))
+
+
+if __name__ == "__main__":
+    script.start(main)
