@@ -9,11 +9,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from petsc4py import PETSc
 from torch import Tensor
+
+#: A NumPy array; shapes and kinds are in the docstrings.
+Array = np.ndarray[Any, Any]
 
 
 @contextmanager
@@ -32,7 +36,7 @@ def readonly(vec: PETSc.Vec) -> Iterator[Tensor]:
         if tensor._version != version:
             raise RuntimeError("a readonly view of a PETSc Vec was written to; use writable(vec)")
     finally:
-        tensor.set_()  # type: ignore[no-untyped-call]
+        tensor.set_()  # type: ignore[call-overload]
 
 
 @contextmanager
@@ -43,7 +47,7 @@ def writable(vec: PETSc.Vec) -> Iterator[Tensor]:
         try:
             yield tensor
         finally:
-            tensor.set_()  # type: ignore[no-untyped-call]
+            tensor.set_()  # type: ignore[call-overload]
 
 
 def copy(vec: PETSc.Vec) -> Tensor:
@@ -61,6 +65,6 @@ def assign(vec: PETSc.Vec, *blocks: Tensor) -> None:
             start += block.numel()
 
 
-def index_array(indices: Tensor | np.ndarray) -> np.ndarray:
+def index_array(indices: Tensor | Array) -> Array:
     """Indices in the integer type of this PETSc."""
     return np.ascontiguousarray(np.asarray(indices), dtype=PETSc.IntType)

@@ -1,9 +1,9 @@
 """KKT matrices assembled as PETSc AIJ: K = T' D T.
 
 D is block diagonal, one block [W J'; J 0] a step over that step's own variables
-y_i = [u_{i-1} | u_i | z_i | p | lam_i], whose entries are just the steps' values in a fixed order. T copies the
-unknowns of the whole problem into these: shifts in time, the control map and the initial map are all in T, and PETSc's
-triple product does the sums and the messages.
+y_i = [u_{i-1} | u_i | z_i | p | lam_i], whose entries are just the steps' values in a fixed order. T copies
+the unknowns of the whole problem into these: shifts in time, the control map and the initial map are all in
+T, and PETSc's triple product does the sums and the messages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from petsc4py import PETSc
 from torch import Tensor
 from torch.func import jacfwd
 
-from pdeopt.arrays import index_array
+from pdeopt.arrays import Array, index_array
 from pdeopt.constraint import SparseStepJacobian
 from pdeopt.errors import InputError
 from pdeopt.layout import KKTLayout
@@ -74,7 +74,7 @@ class KKTAssembly:
         K.setOption(PETSc.Mat.Option.SYMMETRIC, True)
         return K
 
-    def _create_blocks(self, data: np.ndarray) -> PETSc.Mat:
+    def _create_blocks(self, data: Array) -> PETSc.Mat:
         grid, block = self.problem.grid, self._step
         start = np.arange(grid.begin, grid.end)[:, None] * self.size
         counts = np.tile(np.diff(block.indptr), grid.n_local)
@@ -102,7 +102,7 @@ class KKTAssembly:
         return [jacobian.blocks[name].values.expand(len(lin.steps), -1) for name in "ABC"]
 
     def _parameter_values(self, p_columns: list[tuple[Tensor, ...]]) -> list[Tensor]:
-        """Dense blocks of p in each step: [W_op; W_np; W_zp], F_p, and W_pp, summed in the first local step."""
+        """Dense blocks of p a step: [W_op; W_np; W_zp], F_p, and W_pp, summed in the first local step."""
         batch, P = self.problem.grid.n_local, self.problem.param_dim
         if P == 0:
             return []
@@ -161,7 +161,7 @@ def _numbered(patterns: list[Sparsity]) -> list[sp.csr_matrix]:
     ]
 
 
-def _selection(cols: np.ndarray, width: int) -> sp.csr_matrix:
+def _selection(cols: Array, width: int) -> sp.csr_matrix:
     """The matrix whose row k picks entry cols[k]."""
     cols = cols.ravel()
     return sp.csr_matrix((np.ones(cols.size), cols, np.arange(cols.size + 1)), shape=(cols.size, width))

@@ -20,7 +20,7 @@ from petsc4py import PETSc
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from pdeopt.arrays import assign, copy
+from pdeopt.arrays import Array, assign, copy
 from pdeopt.errors import InputError, on_root
 from pdeopt.monitor import History, Record
 from pdeopt.problem import ControlProblem
@@ -100,14 +100,14 @@ def _sizes(problem: ControlProblem) -> tuple[int, int, int, int]:
     return problem.state_size, problem.control_size, problem.param_size, problem.state_size
 
 
-def _gather(problem: ControlProblem, checkpoint: Checkpoint) -> list[np.ndarray]:
+def _gather(problem: ControlProblem, checkpoint: Checkpoint) -> list[Array]:
     """All fields, flat and whole, on rank 0; empty on the others."""
     entries = torch.cat([copy(checkpoint.x), copy(checkpoint.lam)]).split(_sizes(problem))
     gathered = (problem.grid.mpi.gather(part.numpy()) for part in entries)
     return [np.empty(0) if parts is None else np.concatenate(parts) for parts in gathered]
 
 
-def _own_part(problem: ControlProblem, whole: np.ndarray, size: int) -> torch.Tensor:
+def _own_part(problem: ControlProblem, whole: Array, size: int) -> torch.Tensor:
     start = int(problem.grid.mpi.exscan(size) or 0)
     total = int(problem.grid.mpi.allreduce(size))
     if whole.size != total:
@@ -117,14 +117,14 @@ def _own_part(problem: ControlProblem, whole: np.ndarray, size: int) -> torch.Te
     return torch.from_numpy(whole[start : start + size].copy())
 
 
-def _checksum(arrays: dict[str, np.ndarray], header: str) -> str:
+def _checksum(arrays: dict[str, Array], header: str) -> str:
     digest = hashlib.sha256(header.encode())
     for name in FIELDS:
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()
 
 
-def _load(path: str, fingerprint: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _load(path: str, fingerprint: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:
     if not Path(path).is_file():
         raise InputError("-restart", f"{path}, which is no file", "a file written by -checkpoint")
     try:

@@ -12,8 +12,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.func import jacfwd, jvp, vjp, vmap
 
+from pdeopt.autodiff import columns, jvp, vjp
 from pdeopt.errors import InputError, SolveFailure
 from pdeopt.sparse import ConstantSubstitution, StepFactor, StepMatrix, StepPattern, Substitution
 from pdeopt.timegrid import Steps
@@ -103,7 +103,7 @@ class TimeDependentConstraint(ABC):
         An accidental zero has probability zero for a smooth residual; `SparseStepJacobian.coloured`
         nevertheless checks the pattern with a random product at each linearisation.
         """
-        n, m, size = self.state_dim, self.control_dim, 2 * self.state_dim + self.control_dim
+        n, size = self.state_dim, 2 * self.state_dim + self.control_dim
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(samples, size, generator=generator, dtype=torch.float64)
         lam = torch.randn(samples, n, generator=generator, dtype=torch.float64)
@@ -116,11 +116,11 @@ class TimeDependentConstraint(ABC):
             return self.residual(x[:, :n], x[:, n : 2 * n], x[:, 2 * n :], steps)
 
         def gradient(x: Tensor) -> Tensor:
-            return vjp(stacked, x)[1](lam)[0]
+            return vjp(stacked, (x,), lam)[0]
 
         unit = torch.eye(size, dtype=torch.float64)[:, None, :].expand(-1, samples, -1)
-        columns = vmap(lambda d: (jvp(stacked, (x,), (d,))[1], jvp(gradient, (x,), (d,))[1]), chunk_size=256)
-        J, H = columns(unit)
+        J = columns(lambda d: jvp(stacked, (x,), (d,)), unit, chunk_size=256)
+        H = columns(lambda d: jvp(gradient, (x,), (d,)), unit, chunk_size=256)
         if not (J.isfinite().all() and H.isfinite().all()):
             return None
         return StepPattern.from_dense(J.permute(1, 2, 0), H.permute(1, 2, 0), n)
@@ -152,11 +152,12 @@ class StepJacobian:
         dp: Tensor | None = None,
     ) -> Tensor:
         """B d_old + A d_new + C dz + F_p dp, shape (batch, n)."""
-        return jvp(self._residual, self.point, self._directions(d_old, d_new, dz, dp))[1]
+        return jvp(self._residual, self.point, self._directions(d_old, d_new, dz, dp))
 
     def vjp(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B'w, A'w, C'w, F_p'w) in one sweep; the last summed over the batch, shape (param_dim,)."""
-        return vjp(self._residual, *self.point)[1](w)  # type: ignore[no-any-return]
+        w_old, w_new, w_z, w_p = vjp(self._residual, self.point, w)
+        return w_old, w_new, w_z, w_p
 
     def hvp(
         self,
@@ -169,16 +170,17 @@ class StepJacobian:
         """The Hessian of lam.F times a direction: rows for u_old, u_new, z, and the sum for p."""
 
         def gradient(*point: Tensor) -> tuple[Tensor, ...]:
-            return vjp(self._residual, *point)[1](lam)  # type: ignore[no-any-return]
+            return vjp(self._residual, point, lam)
 
-        return jvp(gradient, self.point, self._directions(d_old, d_new, dz, dp))[1]  # type: ignore[no-any-return]
+        h_old, h_new, h_z, h_p = jvp(gradient, self.point, self._directions(d_old, d_new, dz, dp))
+        return h_old, h_new, h_z, h_p
 
     @cached_property
     def A(self) -> Tensor:
         """dF/du_new of each step, dense, shape (batch, n, n)."""
-        u_old, u_new, z, p = self.point
-        columns = jacfwd(lambda shift: self._residual(u_old, u_new + shift, z, p))(torch.zeros_like(u_new[0]))
-        return columns  # (batch, n, n): rows do not interact, so one shift serves all of them
+        unit = torch.eye(self.constraint.state_dim, dtype=torch.float64)
+        by_column = columns(lambda d: self.jvp(d_new=d.expand_as(self.point[1])), unit)  # (n, batch, n)
+        return by_column.permute(1, 2, 0)
 
     @cached_property
     def _lu(self) -> tuple[Tensor, Tensor]:
@@ -191,11 +193,13 @@ class StepJacobian:
 
     def solve(self, r: Tensor) -> Tensor:
         """A^-1 r of each step, shape (batch, n)."""
-        return torch.linalg.lu_solve(*self._lu, r[..., None])[..., 0]
+        solution: Tensor = torch.linalg.lu_solve(*self._lu, r[..., None])
+        return solution[..., 0]
 
     def solve_adjoint(self, r: Tensor) -> Tensor:
         """A^-T r of each step, shape (batch, n)."""
-        return torch.linalg.lu_solve(*self._lu, r[..., None], adjoint=True)[..., 0]
+        solution: Tensor = torch.linalg.lu_solve(*self._lu, r[..., None], adjoint=True)
+        return solution[..., 0]
 
     def forward_sweep(self, r: Tensor) -> Tensor:
         """x with A_i x_i + B_i x_{i-1} = r_i over the batch, x_0 = 0: forward substitution."""
@@ -267,7 +271,7 @@ class SparseStepJacobian(StepJacobian):
             return constraint.residual(x[:, :n], x[:, n : 2 * n], x[:, 2 * n :], steps)
 
         def product(direction: Tensor) -> Tensor:
-            return jvp(residual, (x,), (direction.expand_as(x),))[1]
+            return jvp(residual, (x,), (direction.expand_as(x),))
 
         values = pattern.jacobian.fill(product)
         probe = torch.linspace(1.0, 2.0, x.shape[1], dtype=x.dtype)

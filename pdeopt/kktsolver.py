@@ -76,6 +76,7 @@ class KKTSolver:
         Raises:
             SolveFailure: a singular or not finite matrix, or the tolerance is out of reach.
         """
+        assert self._matrix is not None, "set_point comes first"
         target = rtol * self.norm(rhs)
         solution, remainder, correction = rhs.duplicate(), rhs.copy(), rhs.duplicate()
         solution.set(0.0)

@@ -6,6 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 from petsc4py import PETSc
 
+from pdeopt.arrays import Array
 from pdeopt.problem import ControlProblem
 
 
@@ -22,15 +23,15 @@ class KKTLayout:
         self.global_size, self.local_size = int(ends[-1]), int(ends[rank] - self._starts[rank])
         self._start, self._owned = int(self._starts[rank]), self._sizes[rank]
 
-    def state(self, step: np.ndarray, dof: np.ndarray) -> np.ndarray:
+    def state(self, step: Array, dof: Array) -> Array:
         """Numbers of u; `step` and `dof` are broadcast."""
         return self._of_step(step, dof, np.zeros_like(self._starts))
 
-    def multiplier(self, step: np.ndarray, dof: np.ndarray) -> np.ndarray:
+    def multiplier(self, step: Array, dof: Array) -> Array:
         """Numbers of lam; `step` and `dof` are broadcast."""
         return self._of_step(step, dof, self._sizes.sum(1))
 
-    def _of_step(self, step: np.ndarray, dof: np.ndarray, field_start: np.ndarray) -> np.ndarray:
+    def _of_step(self, step: Array, dof: Array, field_start: Array) -> Array:
         owner = np.searchsorted(self.grid.offsets, np.maximum(step, 0), side="right") - 1
         place = (
             self._starts[owner]
@@ -40,7 +41,7 @@ class KKTLayout:
         )
         return np.where(step >= 0, place, -1)
 
-    def parameters(self) -> np.ndarray:
+    def parameters(self) -> Array:
         """Numbers of p, which stand on rank 0."""
         start = self._sizes[0, 0] + self._sizes[0, 1]
         return np.arange(start, start + self.problem.param_dim)
@@ -57,7 +58,7 @@ class KKTLayout:
         columns = self._starts[owner] + self._sizes[owner, 0] + columns - design_starts[owner]
         return sp.csr_matrix((values, columns, indptr), shape=shape)
 
-    def pairing(self) -> tuple[np.ndarray, np.ndarray]:
+    def pairing(self) -> tuple[Array, Array]:
         """Rows and columns of a KKT matrix in an order of nonzero pivots, step by step: F_i with u_i, the
         equation of z_i with z_i, the adjoint equation of u_i with lam_i; p comes last."""
         n, N, grid = self.problem.n, self.grid.num_steps, self.grid

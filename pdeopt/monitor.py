@@ -33,7 +33,7 @@ _REMEDIES = {
     Reason.DIVERGED_MAX_IT: "raise -sqp_max_it (-tao_max_it), or start closer to the solution",
     Reason.DIVERGED_STAGNATION: "loosen -sqp_opt_tol, or check the derivatives with pdeopt.verify",
     Reason.DIVERGED_NAN: "the residual or objective is not finite near the last good iterate, which is kept",
-    Reason.DIVERGED_LINEAR_SOLVE: "use a direct KKT solver, or raise -sqp_kkt_ksp_max_it; see -sqp_kkt_ksp_monitor",
+    Reason.DIVERGED_LINEAR_SOLVE: "use a direct KKT solver, or raise -sqp_kkt_ksp_max_it",
     Reason.DIVERGED_LINE_SEARCH: "loosen -sqp_opt_tol, or try -sqp_type composite",
     Reason.DIVERGED_TAO: "see -tao_monitor and -tao_view; try another -tao_type",
 }

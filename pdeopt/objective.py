@@ -7,20 +7,21 @@ The initial node is a step of length 0 with a zero control, so that one function
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
 
+from pdeopt.arrays import Array
+from pdeopt.autodiff import columns, jvp, vjp
 from pdeopt.errors import InputError
 from pdeopt.sparse import Sparsity, StepMatrix
 from pdeopt.timegrid import Steps
 
 Rows = tuple[Tensor, Tensor, Tensor]  # (batch, n) for u, (batch, m) for z, (param_dim,) for p
-Target = Tensor | np.ndarray | Callable[[Tensor], Tensor]
+Target = Tensor | Array | Callable[[Tensor], Tensor]
 
 
 class Objective(ABC):
@@ -32,16 +33,21 @@ class Objective(ABC):
 
     def gradient(self, u: Tensor, z: Tensor, steps: Steps) -> Rows:
         """dJ/du, dJ/dz by rows and dJ/dp summed over the batch."""
-        value, pullback = vjp(lambda u, z, p: self.value(u, z, steps.with_parameters(p)), u, z, steps.p)
-        return pullback(torch.ones_like(value))  # type: ignore[no-any-return]
+
+        def value(u: Tensor, z: Tensor, p: Tensor) -> Tensor:
+            return self.value(u, z, steps.with_parameters(p))
+
+        du, dz, dp = vjp(value, (u, z, steps.p), torch.ones(len(steps), dtype=u.dtype))
+        return du, dz, dp
 
     def hvp(self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor) -> Rows:
         """The Hessian times a direction, in the shapes of `gradient`."""
 
-        def gradient(u: Tensor, z: Tensor, p: Tensor) -> Rows:
+        def gradient(u: Tensor, z: Tensor, p: Tensor) -> tuple[Tensor, ...]:
             return self.gradient(u, z, steps.with_parameters(p))
 
-        return jvp(gradient, (u, z, steps.p), (du, dz, dp))[1]  # type: ignore[no-any-return]
+        hu, hz, hp = jvp(gradient, (u, z, steps.p), (du, dz, dp))
+        return hu, hz, hp
 
     def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:
         """Sparsity of a step's Hessian over [u | z]; by differentiating at random points of `steps`."""
@@ -53,8 +59,8 @@ class Objective(ABC):
             d = d.expand_as(x)
             return torch.cat(self.hvp(u, z, steps, d[:, :n], d[:, n:], zero_p)[:2], dim=1)
 
-        columns = vmap(product, chunk_size=256)(torch.eye(n + m, dtype=x.dtype))
-        return Sparsity((columns != 0).any(1).numpy())
+        products = columns(product, torch.eye(n + m, dtype=x.dtype), chunk_size=256)
+        return Sparsity((products != 0).any(1).numpy())
 
     def __add__(self, other: Objective) -> Objective:
         return Sum(self, other)
@@ -64,7 +70,9 @@ class Sum(Objective):
     """The sum of objectives."""
 
     def __init__(self, *terms: Objective) -> None:
-        self.terms = [t for term in terms for t in (term.terms if isinstance(term, Sum) else [term])]
+        self.terms: list[Objective] = []
+        for term in terms:
+            self.terms += term.terms if isinstance(term, Sum) else [term]
 
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
         return torch.stack([term.value(u, z, steps) for term in self.terms]).sum(0)
@@ -82,8 +90,8 @@ class Sum(Objective):
         return total
 
 
-def _add(parts: object) -> Rows:
-    u, z, p = (torch.stack(part).sum(0) for part in zip(*parts))  # type: ignore[call-overload]
+def _add(parts: Iterable[Rows]) -> Rows:
+    u, z, p = (torch.stack(part).sum(0) for part in zip(*parts))
     return u, z, p
 
 
@@ -98,9 +106,7 @@ class Tracking(Objective):
             target and M then have k components.
     """
 
-    def __init__(
-        self, target: Target, mass: StepMatrix | None = None, observe: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, target: Target, mass: StepMatrix | None = None, observe: Array | None = None) -> None:
         self.target: Tensor | Callable[[Tensor], Tensor]
         if callable(target):
             self.target = target
@@ -159,17 +165,16 @@ class Tracking(Objective):
         u = self._seen(u)
         if not isinstance(self.target, Tensor):
             target = self.target(steps.t_new)
-            legal = (len(steps), u.shape[-1])
-            if tuple(target.shape) != legal or not target.isfinite().all():
+            if target.shape != u.shape or not target.isfinite().all():
                 raise InputError(
                     "target(t)",
                     f"shape {tuple(target.shape)}, finite: {bool(target.isfinite().all())}",
-                    f"finite, shape {legal}",
+                    f"finite, shape {tuple(u.shape)}",
                 )
             return u - target
-        legal = (u.shape[-1],) if self.target.ndim == 1 else (steps.num_steps + 1, u.shape[-1])
-        if tuple(self.target.shape) != legal:
-            raise InputError("target", f"shape {tuple(self.target.shape)}", f"shape {legal}")
+        legal = u.shape[-1:] if self.target.ndim == 1 else (steps.num_steps + 1, u.shape[-1])
+        if tuple(self.target.shape) != tuple(legal):
+            raise InputError("target", f"shape {tuple(self.target.shape)}", f"shape {tuple(legal)}")
         return u - (self.target if self.target.ndim == 1 else self.target[steps.index])
 
 

@@ -19,12 +19,12 @@ from pdeopt.errors import InputError
 
 T = TypeVar("T")
 
-# Names that a reader may have meant: those of settings (added by `read` and `describe`) and PETSc's most used.
+# Names that a reader may have meant: settings (added by `read` and `describe`), and PETSc's most used.
 _known: set[str] = {
     "help", "options_file", "options_left", "log_view", "malloc_dump",
-    *(f"{p}ksp_{o}" for p in ("", "sqp_kkt_", "newton_kkt_", "tao_nls_", "tao_ntr_")
+    *(f"{p}ksp_{o}" for p in ("", "sqp_kkt_", "tao_nls_", "tao_ntr_")
       for o in ("type", "rtol", "atol", "max_it", "monitor", "view", "converged_reason", "gmres_restart")),
-    *(f"{p}pc_{o}" for p in ("", "sqp_kkt_", "newton_kkt_", "tao_nls_", "tao_ntr_")
+    *(f"{p}pc_{o}" for p in ("", "sqp_kkt_", "tao_nls_", "tao_ntr_")
       for o in ("type", "factor_mat_solver_type", "factor_mat_ordering_type", "fieldsplit_type")),
     *(f"tao_{o}" for o in ("type", "max_it", "max_funcs", "gatol", "grtol", "gttol", "monitor", "view",
                            "ls_type", "bncg_type", "lmvm_mat_lmvm_hist_size", "converged_reason")),
@@ -57,7 +57,7 @@ def setting(
     at_most: float | None = None,
     kind: type | None = None,
 ) -> Any:
-    """A dataclass field with help text and its legal values. `default` sets its type, or `kind` where it is None."""
+    """A dataclass field with help text and legal values; `kind` is its type where the default is None."""
     metadata = {"help": help, "choices": choices, "at_least": at_least, "above": above, "at_most": at_most,
                 "kind": kind or type(default)}  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)

@@ -12,9 +12,9 @@ from functools import cached_property
 import torch
 from petsc4py import PETSc
 from torch import Tensor
-from torch.func import jvp, vjp
 
 from pdeopt.arrays import assign, copy, readonly
+from pdeopt.autodiff import gradient, jvp, vjp
 from pdeopt.constraint import StepJacobian, TimeDependentConstraint
 from pdeopt.controlmap import ControlMap
 from pdeopt.errors import InputError, SolveFailure
@@ -270,13 +270,13 @@ class Linearization:
 
     def _initial_pullback(self, w: Tensor) -> Tensor:
         """G'(p)' w, shape (param_dim,)."""
-        return vjp(self.problem.constraint.initial_state, self.p)[1](w)[0]  # type: ignore[no-any-return]
+        return vjp(self.problem.constraint.initial_state, (self.p,), w)[0]
 
     def _initial_direction(self, dp: Tensor) -> Tensor:
         """G'(p) dp, shape (n,)."""
         if not self.problem.param_dim:
             return torch.zeros_like(self.u0)
-        return jvp(self.problem.constraint.initial_state, (self.p,), (dp,))[1]
+        return jvp(self.problem.constraint.initial_state, (self.p,), (dp,))
 
     def _shift(self, du: Tensor, dp: Tensor) -> Tensor:
         return self.problem.grid.shift(du, self._initial_direction(dp))
@@ -344,7 +344,7 @@ class Linearization:
     def _initial_curvature(self, w: Tensor, dp: Tensor) -> Tensor:
         """(d/dp G'(p)' w) dp: the curvature of the initial map."""
         G = self.problem.constraint.initial_state
-        return jvp(lambda p: vjp(G, p)[1](w)[0], (self.p,), (dp,))[1]
+        return jvp(lambda p: vjp(G, (p,), w)[0], (self.p,), (dp,))
 
     def _node_zero_hvp(self, dp: Tensor) -> Tensor:
         """The Hessian of p -> J_0(G(p), 0; p) times dp; J_0 belongs to rank 0."""
@@ -353,4 +353,4 @@ class Linearization:
         def value(p: Tensor) -> Tensor:
             return objective.value(G(p)[None], self._no_control, self.node_zero.with_parameters(p)).sum()
 
-        return jvp(lambda p: vjp(value, p)[1](torch.ones((), dtype=p.dtype))[0], (self.p,), (dp,))[1]
+        return jvp(lambda p: gradient(value, p), (self.p,), (dp,))

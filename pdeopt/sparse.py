@@ -20,8 +20,11 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from pdeopt.arrays import index_array
+from pdeopt.arrays import Array, index_array
+from pdeopt.autodiff import columns
 from pdeopt.errors import InputError, SolveFailure
+
+Solve = Callable[[PETSc.Vec, PETSc.Vec], None]
 
 
 class Sparsity:
@@ -56,7 +59,7 @@ class Sparsity:
         return Sparsity(self.csr + other.csr)
 
     @cached_property
-    def colours(self) -> np.ndarray:
+    def colours(self) -> Array:
         """A colour for each column; columns of one colour share no row. Greedy. Shape (columns,)."""
         columns = self.csr.tocsc()
         neighbours = sp.csr_matrix(self.csr.T @ self.csr)
@@ -78,17 +81,15 @@ class Sparsity:
         `product` maps a direction, shape (columns,), to the batch of products, shape (batch, rows);
         it is vectorised over the seeds. Returns values of shape (batch, nnz).
         """
-        compressed = torch.func.vmap(product)(self.seeds)  # (colours, batch, rows)
-        return compressed[
-            torch.from_numpy(self.colours[self.cols]), :, torch.from_numpy(self.rows)
-        ].T.contiguous()
+        colour, row = torch.from_numpy(self.colours[self.cols]), torch.from_numpy(self.rows)
+        compressed = columns(product, self.seeds)  # (colours, batch, rows)
+        return compressed[colour, :, row].T.contiguous()
 
     @cached_property
-    def bandwidth_order(self) -> np.ndarray:
+    def bandwidth_order(self) -> Array:
         """Reverse Cuthill-McKee order of a square pattern: eliminating in it fills little. Shape (rows,)."""
-        return reverse_cuthill_mckee(
-            sp.csr_matrix(self.csr + self.csr.T + sp.eye(self.shape[0])), symmetric_mode=True
-        )
+        symmetric = sp.csr_matrix(self.csr + self.csr.T + sp.eye(self.shape[0]))
+        return np.asarray(reverse_cuthill_mckee(symmetric, symmetric_mode=True))
 
     @cached_property
     def padded(self) -> tuple[Tensor, Tensor]:
@@ -102,7 +103,7 @@ class Sparsity:
         return _pad(self.cols[order], self.rows[order], order, self.shape[1])
 
 
-def _pad(rows: np.ndarray, cols: np.ndarray, entries: np.ndarray, num_rows: int) -> tuple[Tensor, Tensor]:
+def _pad(rows: Array, cols: Array, entries: Array, num_rows: int) -> tuple[Tensor, Tensor]:
     counts = np.bincount(rows, minlength=num_rows)
     position = np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts)
     width = int(counts.max(initial=0))
@@ -130,7 +131,7 @@ class StepMatrix:
         csr.sum_duplicates()
         csr.sort_indices()
         constant = cls(Sparsity(csr), torch.from_numpy(csr.data.copy()).reshape(1, -1))
-        constant._values_by_row, constant._values_by_column  # now, not inside somebody's vmap or jvp
+        _ = constant._values_by_row, constant._values_by_column  # now, not inside somebody's vmap or jvp
         return constant
 
     @property
@@ -259,7 +260,8 @@ class Substitution:
         """x with A_i'x_i + B_{i+1}'x_{i+1} = r_i, x_{batch+1} = 0."""
         return self._run(rows, self._matrix.solveTranspose, self._cols, self._x, self._w, self._rows)
 
-    def _run(self, rows, solve, take, put, get, give):  # type: ignore[no-untyped-def]
+    def _run(self, rows: Tensor, solve: Solve, take: Array, put: Array, get: Array, give: Array) -> Tensor:
+        """Put rows[take] at `put` of the right-hand side; the solution's `get` becomes result[give]."""
         source = rows.detach().contiguous().numpy().ravel()
         with self._right as right:
             right[:] = 0.0

@@ -8,7 +8,7 @@ halo exchanges and the reductions are the only messages below level 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from pdeopt.arrays import Array
 from pdeopt.errors import InputError
 
 
@@ -37,7 +38,7 @@ class Steps:
     t_new: Tensor
     weight: Tensor
     num_steps: int
-    p: Tensor = torch.empty(0, dtype=torch.float64)
+    p: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
 
     @property
     def dt(self) -> Tensor:
@@ -77,7 +78,7 @@ class TimeGrid:
         InputError: fewer than one step, nodes that do not increase, or more ranks than steps.
     """
 
-    def __init__(self, times: Sequence[float] | np.ndarray, comm: Any = None) -> None:
+    def __init__(self, times: Sequence[float] | Array, comm: Any = None) -> None:
         self.times = np.asarray(times, dtype=float)
         self.comm = PETSc.COMM_WORLD if comm is None else comm
         self.mpi = self.comm.tompi4py() if isinstance(self.comm, PETSc.Comm) else self.comm
@@ -136,7 +137,7 @@ class TimeGrid:
         """The first, a middle and the last step, on every rank: for finding sparsities."""
         return self._steps(np.unique([1, (self.num_steps + 1) // 2, self.num_steps]))
 
-    def _steps(self, index: np.ndarray) -> Steps:
+    def _steps(self, index: Array) -> Steps:
         dt = np.diff(
             self.times, prepend=self.times[0], append=self.times[-1]
         )  # dt[i] of step i, 0 at both ends

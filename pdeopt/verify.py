@@ -5,6 +5,7 @@ Each returns numbers (rates, relative errors); `assert_consistent` raises where 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from pdeopt.arrays import writable
 from pdeopt.errors import PdeoptError
 
 if TYPE_CHECKING:
-    from pdeopt.problem import ControlProblem
+    from pdeopt.problem import ControlProblem, Linearization
     from pdeopt.reduced import SmoothObjective
 
 
@@ -28,7 +29,7 @@ def taylor_rates(errors: list[float], factor: float = 0.5) -> list[float]:
     """Orders log(e_k / e_{k+1}) / log(1 / factor) of remainders at steps h, factor h, factor^2 h, ..."""
     return [
         math.log(a / b) / math.log(1.0 / factor) if a > 0 and b > 0 else math.inf
-        for a, b in zip(errors, errors[1:])
+        for a, b in itertools.pairwise(errors)
     ]
 
 
@@ -88,18 +89,18 @@ def randomise(vec: PETSc.Vec, seed: int) -> PETSc.Vec:
 def assert_consistent(problem: ControlProblem, seed: int = 0) -> dict[str, float]:
     """Check F', its adjoint, J' and L'' of a problem at a random point by central differences.
 
-    Returns the relative errors; raises `DerivativeError` where one is larger than 1e-6 (1e-12 for the adjoint).
+    Returns the relative errors; raises `DerivativeError` for one above 1e-6 (1e-12 for the adjoint).
     """
     x, lam, dx = (randomise(v, seed + k) for k, v in enumerate((
         problem.create_primal(), problem.create_multiplier(), problem.create_primal())))  # fmt: skip
     lin = problem.at(x)
 
-    def near(h: float):  # type: ignore[no-untyped-def]
+    def near(h: float) -> Linearization:
         point = x.copy()
         point.axpy(h, dx)
         return problem.at(point)
 
-    def gradient(at):  # type: ignore[no-untyped-def]
+    def gradient(at: Linearization) -> PETSc.Vec:
         g = at.vjp(lam, problem.create_primal())
         g.axpy(1.0, at.gradient)
         return g

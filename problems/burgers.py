@@ -216,8 +216,15 @@ class BurgersCase:
         state = torch.cat([torch.from_numpy(self.target)[None], rows[0]])
         padded = [np.pad(part.numpy(), ((0, 0), (1, 1))) for part in (state, rows[2])]
         target = np.pad(np.tile(self.target, (len(state), 1)), ((0, 0), (1, 1)))
-        return {"x": self.nodes, "t": problem.grid.times, "target": target, "state": padded[0],
-                "control": rows[1].numpy(), "multiplier": padded[1], "objective": np.array(result.objective)}  # fmt: skip
+        return {
+            "x": self.nodes,
+            "t": problem.grid.times,
+            "target": target,
+            "state": padded[0],
+            "control": rows[1].numpy(),
+            "multiplier": padded[1],
+            "objective": np.array(result.objective),
+        }
 
     def panels(self, arrays: dict[str, np.ndarray]) -> list[Panel]:
         """Target, state and control over space-time."""

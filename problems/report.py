@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from problems.script import Case, ScriptSettings
 
 #: Endings of the files that an option takes, and the package that some of them need.
-ENDINGS = {"summary": {".json": ""}, "plot": {".png": "matplotlib", ".pdf": "matplotlib", ".svg": "matplotlib"},
-           "output": {".npz": "", ".mat": "", ".h5": "h5py"}}  # fmt: skip
+ENDINGS = {
+    "summary": {".json": ""},
+    "plot": dict.fromkeys((".png", ".pdf", ".svg"), "matplotlib"),
+    "output": {".npz": "", ".mat": "", ".h5": "h5py"},
+}
 
 
 @dataclass(frozen=True)

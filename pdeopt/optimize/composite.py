@@ -139,7 +139,7 @@ class CompositeStep:
     # -- the parts of a step -------------------------------------------------------------------------------
 
     def _quasi_normal_step(self) -> PETSc.Vec:
-        """n: the dogleg from the Cauchy point of |F'n + F|^2 / 2 to the shortest Newton step (section 4.1)."""
+        """n: the dogleg from the Cauchy point of |F'n + F|^2 / 2 to the shortest Newton step."""
         limit = self.settings.normal_fraction * self.trust.radius
         n, c = self.problem.create_primal(), self.lin.residual
         if self._feasibility == 0.0:
@@ -242,7 +242,7 @@ class CompositeStep:
     def _predictions(
         self, n: PETSc.Vec, tangential: _Tangential, trial_lam: PETSc.Vec
     ) -> tuple[float, float]:
-        """pred with the penalty raised to make it count, and rpred, what inexact tangency leaves (4.8, 4.9)."""
+        """pred with the penalty raised to make it count, and rpred, what inexact tangency leaves."""
         dlam = trial_lam.copy()
         dlam.axpy(-1.0, self.lam)
         c = self.lin.residual
@@ -334,7 +334,7 @@ class CompositeStep:
             return 0.0
         root = math.sqrt(max(b * b - a * c, 0.0))
         theta = -c / (b + root) if b > 0 else (root - b) / a
-        return min(max(theta, 0.0), longest)
+        return float(min(max(theta, 0.0), longest))
 
 
 def _augmented(system: KKTSolver, g: PETSc.Vec, c: PETSc.Vec, rtol: float) -> tuple[PETSc.Vec, PETSc.Vec]:

@@ -52,6 +52,7 @@ class KKTDirectPC:
         right = self._all.duplicate()
         right.setArray(self._all.getArray(readonly=True)[self._rows.getIndices()])
         left = right.duplicate()
+        assert self._factor is not None  # PETSc sets up first
         self._factor.solve(right, left)
         solution = self._all.getArray()
         solution[self._cols.getIndices()] = left.getArray(readonly=True)

@@ -1,0 +1,31 @@
+"""Products with derivatives by torch.func, with the types that it leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T", Tensor, tuple[Tensor, ...])
+
+
+def jvp(function: Callable[..., T], point: tuple[Tensor, ...], direction: tuple[Tensor, ...]) -> T:
+    """f'(point) direction, forward mode; in the shape of what f returns."""
+    return cast(T, torch.func.jvp(function, point, direction)[1])
+
+
+def vjp(function: Callable[..., Tensor], point: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Tensor, ...]:
+    """f'(point)' cotangent, reverse mode: one tensor for each of `point`."""
+    return cast(tuple[Tensor, ...], torch.func.vjp(function, *point)[1](cotangent))
+
+
+def gradient(function: Callable[..., Tensor], point: Tensor) -> Tensor:
+    """The gradient of a scalar function of one tensor."""
+    return vjp(function, (point,), torch.ones((), dtype=point.dtype))[0]
+
+
+def columns(product: Callable[[Tensor], T], directions: Tensor, chunk_size: int | None = None) -> T:
+    """`product` applied to each of `directions` at once; the results are stacked along a new first axis."""
+    return torch.func.vmap(product, chunk_size=chunk_size)(directions)
