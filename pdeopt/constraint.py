@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pdeopt.autodiff import columns, jvp, vjp
 from pdeopt.errors import InputError, SolveFailure
-from pdeopt.sparse import ConstantSubstitution, StepFactor, StepMatrix, StepPattern, Substitution
+from pdeopt.sparse import StepMatrix, StepPattern
+from pdeopt.stepsolve import ConstantSubstitution, StepFactor, Substitution
 from pdeopt.timegrid import Steps
 
 #: Above this many unknowns a step, the pattern is not found by dense differentiation: declare it.
@@ -315,7 +316,7 @@ class SparseStepJacobian(StepJacobian):
     @cached_property
     def _sweeps(self) -> Substitution | ConstantSubstitution:
         constant = all(len(self.blocks[name].values) == 1 for name in "AB") and len(self.steps) > 1
-        return (ConstantSubstitution if constant else Substitution)(self._factor, self.blocks["B"])
+        return (ConstantSubstitution if constant else Substitution)(self.blocks["A"], self.blocks["B"])
 
     def forward_sweep(self, r: Tensor) -> Tensor:
         return self._sweeps.forward(r)

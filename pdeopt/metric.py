@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-import torch
+import scipy.sparse as sp
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.arrays import assign, copy, readonly
+from pdeopt.arrays import assign, copy, index_array, readonly
+from pdeopt.options import set_default
 from pdeopt.problem import ControlProblem
-from pdeopt.sparse import StepMatrix
+from pdeopt.sparse import StepMatrix, block_diagonal
+from pdeopt.stepsolve import StepFactor
 
 
 class RieszMetric:
@@ -25,17 +27,19 @@ class RieszMetric:
     def __init__(self, problem: ControlProblem) -> None:
         self.problem = problem
         self._dt = problem.grid.steps.dt[:, None]
-        self._state, self._control = problem.constraint.state_mass, problem.constraint.control_mass
+        self._state, self._control = (
+            Mass(m) for m in (problem.constraint.state_mass, problem.constraint.control_mass)
+        )
 
     def primal(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R x: from x to the layout of gradients."""
         u, z, p = self.problem.fields(x)
-        return self.problem.pack(out, self._dt * _apply(self._state, u), self._design(z), p)
+        return self.problem.pack(out, self._dt * self._state.apply(u), self._design(z), p)
 
     def primal_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R^-1 g: the Riesz representative of a gradient."""
         u, z, p = self.problem.fields(g)
-        return self.problem.pack(out, _solve(self._state, u) / self._dt, self._design_inverse(z), p)
+        return self.problem.pack(out, self._state.solve(u) / self._dt, self._design_inverse(z), p)
 
     def design_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R^-1 g for a gradient in the design variables alone."""
@@ -52,7 +56,7 @@ class RieszMetric:
     def residual_inverse(self, c: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out_i = (dt_i M)^-1 c_i: the function that a residual represents."""
         rows = copy(c).reshape(-1, self.problem.n)
-        assign(out, _solve(self._state, rows) / self._dt)
+        assign(out, self._state.solve(rows) / self._dt)
         return out
 
     def norm(self, x: PETSc.Vec) -> float:
@@ -73,7 +77,7 @@ class RieszMetric:
 
     def state_norm(self, u: Tensor) -> float:
         """The L2 norm in space-time of rows of states, (n_local, n)."""
-        return _root(float(self.problem.grid.sum((u * self._dt * _apply(self._state, u)).sum())))
+        return _root(float(self.problem.grid.sum((u * self._dt * self._state.apply(u)).sum())))
 
     def control_norm(self, z: Tensor) -> float:
         """The L2 norm in space-time of flat controls."""
@@ -81,11 +85,11 @@ class RieszMetric:
 
     def _design(self, z: Tensor) -> Tensor:
         z_step = self.problem.controls(z)
-        return self.problem.controls_adjoint(self._dt * _apply(self._control, z_step))
+        return self.problem.controls_adjoint(self._dt * self._control.apply(z_step))
 
     def _design_inverse(self, g: Tensor) -> Tensor:
         if self.problem.control_map is None:
-            return (_solve(self._control, g.reshape(-1, self.problem.m)) / self._dt).reshape(-1)
+            return (self._control.solve(g.reshape(-1, self.problem.m)) / self._dt).reshape(-1)
         right, left = self._mapped.createVecs()
         assign(right, g)
         self._mapped_solver.solve(right, left)
@@ -95,20 +99,12 @@ class RieszMetric:
     @cached_property
     def _mapped(self) -> PETSc.Mat:
         """E' diag(dt Q) E: with a control map, the metric couples the steps."""
-        problem = self.problem
-        mass = torch.eye(problem.m, dtype=torch.float64)
-        rows = _apply(self._control, mass)  # dense Q, then one sparse block a step
-        nonzero = rows.nonzero()
-        E = problem.control_map.matrix  # type: ignore[union-attr]
-        Q = PETSc.Mat().createAIJ((E.getSizes()[0], E.getSizes()[0]), comm=problem.grid.comm)
-        Q.setPreallocationNNZ(int((rows != 0).sum(1).max()))
-        start = problem.grid.begin * problem.m
-        for k, dt in enumerate(self._dt.ravel().tolist()):
-            offset = start + k * problem.m
-            for i, j in nonzero.tolist():
-                Q.setValue(offset + i, offset + j, dt * float(rows[i, j]))
-        Q.assemble()
-        return Q.ptap(E)
+        grid, m, E = self.problem.grid, self.problem.m, self.problem.control_map.matrix  # type: ignore[union-attr]
+        Q = self.problem.constraint.control_mass or StepMatrix.constant(sp.eye(m))
+        blocks = block_diagonal(StepMatrix(Q.sparsity, self._dt * Q.values))
+        csr = (index_array(blocks.indptr), index_array(blocks.indices + grid.begin * m), blocks.data)
+        weights = PETSc.Mat().createAIJ((E.getSizes()[0], E.getSizes()[0]), csr=csr, comm=grid.comm)
+        return weights.ptap(E)
 
     @cached_property
     def _mapped_solver(self) -> PETSc.KSP:
@@ -117,17 +113,30 @@ class RieszMetric:
         solver.setOperators(self._mapped)
         solver.setType("cg")
         solver.getPC().setType("bjacobi")
-        solver.setTolerances(rtol=1e-14, atol=0.0, max_it=1000)
+        set_default("riesz_sub_pc_type", "lu")
+        solver.setTolerances(rtol=1e-14, atol=0.0, max_it=200)
         solver.setFromOptions()
         return solver
 
 
-def _apply(mass: StepMatrix | None, rows: Tensor) -> Tensor:
-    return rows if mass is None else mass(rows)
+class Mass:
+    """M rows and M^-1 rows of one inner product; None is the identity."""
 
+    def __init__(self, mass: StepMatrix | None) -> None:
+        self._mass = mass
 
-def _solve(mass: StepMatrix | None, rows: Tensor) -> Tensor:
-    return rows if mass is None else mass.solve(rows)
+    def apply(self, rows: Tensor) -> Tensor:
+        """M applied to each row."""
+        return rows if self._mass is None else self._mass(rows)
+
+    def solve(self, rows: Tensor) -> Tensor:
+        """M^-1 applied to each row."""
+        return rows if self._mass is None else self._factor.solve(rows)
+
+    @cached_property
+    def _factor(self) -> StepFactor:
+        assert self._mass is not None
+        return StepFactor(self._mass)
 
 
 def _root(square: float) -> float:

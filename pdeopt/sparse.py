@@ -2,8 +2,7 @@
 
 `Sparsity` is a pattern with the colouring that lets automatic differentiation fill it (Curtis, Powell,
 Reid 1974: columns that share no row are differentiated at once). `StepMatrix` is a pattern with values,
-one set for all steps or one a step. `StepFactor` holds the LU factors of all steps, `Substitution` runs
-through the steps forward or backward with them.
+one set for all steps or one a step. `StepPattern` holds the sparsities of a constraint's step.
 """
 
 from __future__ import annotations
@@ -15,16 +14,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from petsc4py import PETSc
 from scipy.sparse.csgraph import reverse_cuthill_mckee
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from pdeopt.arrays import Array, index_array
+from pdeopt.arrays import Array
 from pdeopt.autodiff import columns
-from pdeopt.errors import InputError, SolveFailure
-
-Solve = Callable[[PETSc.Vec, PETSc.Vec], None]
+from pdeopt.errors import InputError
 
 
 class Sparsity:
@@ -168,139 +163,6 @@ class StepMatrix:
     def _padded_values(self, entries: Tensor) -> list[Tensor]:
         extended = torch.cat([self.values, torch.zeros_like(self.values[:, :1])], dim=1)
         return [extended[:, e].contiguous() for e in entries]
-
-    @cached_property
-    def factor(self) -> StepFactor:
-        """The factorisation of the matrices of all steps; computed once."""
-        return StepFactor(self)
-
-    def solve(self, rows: Tensor) -> Tensor:
-        """A^-1 applied to each row; raises `SolveFailure` for a singular step."""
-        return self.factor.solve(rows)
-
-
-class StepFactor:
-    """LU factors of the matrices A_i of all steps, diag(A_1, ..., A_batch), by SuperLU in one call.
-
-    A constant A is factored once and applied to all rows at once.
-
-    Args:
-        A: the matrices.
-
-    Raises:
-        SolveFailure: a step is singular or not finite.
-    """
-
-    def __init__(self, A: StepMatrix) -> None:
-        self.n, self.batch = A.shape[0], len(A.values)
-        if not A.values.isfinite().all():
-            raise SolveFailure(
-                "a step matrix dF/du_new is not finite", "check the residual for NaN, log and division"
-            )
-        self.order = A.sparsity.bandwidth_order.ravel()
-        order = (np.arange(self.batch)[:, None] * self.n + self.order).ravel()
-        matrix = block_diagonal(A)[order][:, order].tocsc()
-        try:
-            # Rows are exchanged only for pivots a thousand times too small: the order keeps the fill low.
-            self.lu = splu(
-                matrix, permc_spec="NATURAL", diag_pivot_thresh=1e-3, options={"SymmetricMode": True}
-            )
-        except RuntimeError:
-            raise SolveFailure(
-                "a step matrix dF/du_new is singular",
-                "check that each step has a unique solution; a smaller time step often mends it",
-            ) from None
-        self.rows, self.cols = order[np.argsort(self.lu.perm_r)], order[self.lu.perm_c]
-
-    def solve(self, rows: Tensor, transpose: bool = False) -> Tensor:
-        """The inverse (or its transpose) applied to `rows`, shape (batch, n); any batch for a constant A."""
-        right = rows.detach().numpy()[:, self.order].reshape(-1, self.n * self.batch).T
-        left = self.lu.solve(np.ascontiguousarray(right), "T" if transpose else "N")
-        solution = np.empty(rows.shape)
-        solution[:, self.order] = left.T.reshape(-1, self.n)
-        return torch.from_numpy(solution)
-
-
-class Substitution:
-    """Forward and backward substitution over the steps, A_i x_i + B_i x_{i-1} = r_i with x_0 = 0.
-
-    An LU of the coupled matrix would fill B_i U_{i-1}^-1. Instead, with A_i = L_i U_i and w_i = U_i x_i, the
-    system in (w_1, x_1, w_2, x_2, ...), each x_i in reverse order, is lower triangular without any fill, and
-    PETSc's triangular solve runs through all steps at once.
-    """
-
-    def __init__(self, factor: StepFactor, B: StepMatrix) -> None:
-        n, batch = factor.n, factor.batch
-        k = np.arange(n * batch)
-        step, place = np.divmod(k, n)
-        self._w, self._x = step * 2 * n + place, step * 2 * n + 2 * n - 1 - place
-        self._rows, self._cols = factor.rows, factor.cols
-        inverse_rows, inverse_cols = np.argsort(factor.rows), np.argsort(factor.cols)
-        L, U, below = factor.lu.L.tocoo(), factor.lu.U.tocoo(), block_diagonal(B, batch, lag=1).tocoo()
-        entries = [
-            (self._w[L.row], self._w[L.col], L.data),
-            (self._w[inverse_rows[below.row]], self._x[inverse_cols[below.col]], below.data),
-            (self._x[U.row], self._x[U.col], U.data),
-            (self._x, self._w, np.full(k.size, -1.0)),
-        ]
-        row, col, value = (np.concatenate(parts) for parts in zip(*entries))
-        triangle = sp.csr_matrix((value, (row, col)), shape=(2 * k.size, 2 * k.size))
-        triangle.sort_indices()
-        csr = (index_array(triangle.indptr), index_array(triangle.indices), triangle.data)
-        self._matrix = PETSc.Mat().createAIJ(triangle.shape, csr=csr, comm=PETSc.COMM_SELF)
-        order = PETSc.IS().createStride(2 * k.size, 0, 1, comm=PETSc.COMM_SELF)
-        self._matrix.factorLU(order, order, {"zeropivot": 1e-300})
-        self._right, self._left = self._matrix.createVecs()
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """x for the right-hand sides r, both (batch, n)."""
-        return self._run(rows, self._matrix.solve, self._rows, self._w, self._x, self._cols)
-
-    def backward(self, rows: Tensor) -> Tensor:
-        """x with A_i'x_i + B_{i+1}'x_{i+1} = r_i, x_{batch+1} = 0."""
-        return self._run(rows, self._matrix.solveTranspose, self._cols, self._x, self._w, self._rows)
-
-    def _run(self, rows: Tensor, solve: Solve, take: Array, put: Array, get: Array, give: Array) -> Tensor:
-        """Put rows[take] at `put` of the right-hand side; the solution's `get` becomes result[give]."""
-        source = rows.detach().contiguous().numpy().ravel()
-        with self._right as right:
-            right[:] = 0.0
-            right[put] = source[take]
-        solve(self._right, self._left)
-        result = np.empty_like(source)
-        result[give] = self._left.getArray(readonly=True)[get]
-        return torch.from_numpy(result.reshape(rows.shape))
-
-    def __del__(self) -> None:
-        for part in ("_matrix", "_right", "_left"):
-            if hasattr(self, part):
-                getattr(self, part).destroy()
-
-
-class ConstantSubstitution:
-    """`Substitution` for steps with one A and one B: a factor for all of them, and a loop."""
-
-    def __init__(self, factor: StepFactor, B: StepMatrix) -> None:
-        self._solve, self._B = factor.lu.solve, block_diagonal(B)[factor.order][:, factor.order]
-        self._B_transpose, self._order = self._B.T.tocsr(), factor.order
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """x for the right-hand sides r, both (batch, n)."""
-        return self._sweep(rows, "N", self._B)
-
-    def backward(self, rows: Tensor) -> Tensor:
-        """x with A'x_i + B'x_{i+1} = r_i, x_{batch+1} = 0."""
-        return self._sweep(rows.flip(0), "T", self._B_transpose).flip(0)
-
-    def _sweep(self, rows: Tensor, mode: str, B: sp.csr_matrix) -> Tensor:
-        right = rows.detach().numpy()[:, self._order]
-        x = np.zeros_like(right)
-        last = np.zeros_like(right[0])
-        for i, r in enumerate(right):
-            x[i] = last = self._solve(r - B @ last, mode)
-        result = np.empty_like(x)
-        result[:, self._order] = x
-        return torch.from_numpy(result)
 
 
 def block_diagonal(matrix: StepMatrix, batch: int | None = None, lag: int = 0) -> sp.csr_matrix:
