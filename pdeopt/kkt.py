@@ -87,8 +87,8 @@ class KKTOperator:
         self._assembled = self._assembly.matrix(self.lin, values, columns, self._assembled)
         return self._assembled
 
-    def destroy(self) -> None:
-        """Free the assembled matrix."""
+    def free(self) -> None:
+        """Free the assembled matrix. (`destroy` would be the verb of the shell matrix.)"""
         if self._assembled is not None:
             self._assembled.destroy()
             self._assembled = None

@@ -119,7 +119,7 @@ class KKTSolver:
         self._ksp.destroy()
         if self.settings.mat_type == "shell" and self._matrix is not None:
             self._matrix.destroy()
-        self.operator.destroy()
+        self.operator.free()
 
 
 def use_direct(pc: PETSc.PC, layout: KKTLayout) -> None:

@@ -7,6 +7,7 @@ halo exchanges and the reductions are the only messages below level 2.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -93,6 +94,8 @@ class TimeGrid:
             raise InputError("times", self.times.tolist()[:4], "at least 2 finite, strictly increasing nodes")
         if self.mpi.size > N:
             raise InputError("ranks", f"{self.mpi.size} for {N} time steps", "at most one rank a step")
+        if self.mpi.size > 1 and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # ranks that each start a thread a core run slower than one rank
         #: offsets[r] : offsets[r + 1] are the 0-based steps of rank r; the first ranks hold the surplus.
         self.offsets = np.array(
             [r * (N // self.mpi.size) + min(r, N % self.mpi.size) for r in range(self.mpi.size + 1)]

@@ -6,6 +6,7 @@ input, and 1 for anything unexpected, on all ranks.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from mpi4py import MPI
 from petsc4py import PETSc
 
@@ -202,6 +204,8 @@ class Run:
 def start(main: Callable[[], float]) -> None:
     """Call main() as the program: exit codes, and no rank left waiting for one that failed."""
     comm = MPI.COMM_WORLD
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # the arrays of one step are too small to share
     try:
         main()
     except InputError as error:

@@ -54,6 +54,7 @@ def iterate(
         while reason == Reason.ITERATING:
             record = method.record(_next_iteration(history))
             history.append(record)
+            PETSc.garbage_cleanup(method.problem.grid.comm)  # on several ranks, objects wait for this
             for monitor in monitors:
                 monitor(record)
             for observer in observers:

@@ -20,11 +20,15 @@ from pdeopt.monitor import Reason, Record
 from pdeopt.problem import ControlProblem, Linearization
 
 
+#: The Hessians in the order in which they are tried, and the step size below which the next one is.
+SHORTEST_STEP: dict[Hessian, float] = {"full": 0.1, "gauss-newton": 1e-10}
+
+
 class NewtonKKT:
     """A step solves [W F''; F' 0] (dx, dlam) = -(L_x, F) with the full Hessian W of the Lagrangian.
 
-    Where W does not give a descent direction of the merit function, the step is repeated with the
-    Gauss-Newton Hessian, which does if the objective is convex.
+    Where W gives no descent direction of the merit function, or one along which it soon grows, the step is
+    repeated with the Gauss-Newton Hessian, which is positive if the objective is convex.
 
     Args:
         problem, x, lam: the start; both vectors are moved.
@@ -46,7 +50,6 @@ class NewtonKKT:
         self.problem, self.x, self.lam = problem, x, lam
         self.step_size, self.rtol, self.prefix = 1.0, rtol, prefix
         self.metric = RieszMetric(problem)
-        self.search = Backtracking()
         self._solvers: dict[Hessian, KKTSolver] = {}
         self._note = ""
         self.lin = problem.at(x)
@@ -64,13 +67,16 @@ class NewtonKKT:
         )
 
     def step(self) -> Reason:
-        for hessian in ("full", "gauss-newton"):
+        reason = Reason.DIVERGED_LINE_SEARCH
+        for hessian, shortest in SHORTEST_STEP.items():
             dx, dlam, curvature = self._direction(hessian)
             slope = self._slope(dlam, curvature)
             self._note = "" if hessian == "full" else "Gauss-Newton"
             if slope < 0:
-                return self._move(dx, dlam, slope)
-        return Reason.DIVERGED_LINE_SEARCH
+                reason = self._move(dx, dlam, slope, Backtracking(shortest=shortest))
+                if reason == Reason.ITERATING:
+                    break
+        return reason
 
     def _solver(self, hessian: Hessian) -> KKTSolver:
         if hessian not in self._solvers:
@@ -94,7 +100,7 @@ class NewtonKKT:
             self.penalty = 2.0 * needed
         return float(-curvature + 2.0 * coupling - 2.0 * self.penalty * violation)
 
-    def _move(self, dx: PETSc.Vec, dlam: PETSc.Vec, slope: float) -> Reason:
+    def _move(self, dx: PETSc.Vec, dlam: PETSc.Vec, slope: float, search: Backtracking) -> Reason:
         trials: dict[float, tuple[PETSc.Vec, PETSc.Vec, Linearization]] = {}
 
         def merit(size: float) -> float:
@@ -104,7 +110,7 @@ class NewtonKKT:
             trials[size] = x, lam, self.problem.at(x)
             return self._merit(trials[size][2], lam)
 
-        size = self.search.search(merit, self._merit(self.lin, self.lam), slope)
+        size = search.search(merit, self._merit(self.lin, self.lam), slope)
         if size is None:
             finite = all(math.isfinite(lin.value) for _, _, lin in trials.values())
             return Reason.DIVERGED_LINE_SEARCH if finite else Reason.DIVERGED_NAN

@@ -26,7 +26,9 @@ class SQPSettings:
     feas_tol: float = setting(1e-8, "tolerance of |F| in the dual norm", above=0)
     gauss_newton: bool = setting(False, "leave the constraint's curvature out (composite)")
     kkt_rtol: float = setting(1e-8, "relative tolerance of the KKT solves (newton)", above=0, at_most=1)
-    start: str = setting("state", "state to begin with", choices=("state", "initial"))
+    start: str = setting(
+        "initial", "state to begin with: u_0 at all times, or solved for", choices=("initial", "state")
+    )
     monitor: bool = setting(False, "print a line an iteration")
     view: bool = setting(False, "print settings and outcome")
 
@@ -63,13 +65,14 @@ class SQPSolver:
         """Solve from x = [u | z | p] and the multiplier; both are copied. Collective.
 
         Args:
-            x: default zero controls and parameters with their state.
-            lam: default the adjoint at x.
+            x: default `start()`.
+            lam: default zero, so that the first Hessian is that of the objective: an adjoint far from the
+                solution would put its curvature in the way.
             monitors, observers: called after each iteration; see `iterate`.
             memory, history: of an interrupted run, to go on with the same iterates.
         """
         x = self.start() if x is None else x.copy()
-        lam = self._adjoint(x) if lam is None else lam.copy()
+        lam = self.problem.create_multiplier() if lam is None else lam.copy()
         method = self._method(x, lam)
         if memory is not None:
             method.recall(memory)
@@ -85,7 +88,10 @@ class SQPSolver:
         return result
 
     def start(self, design: PETSc.Vec | None = None) -> PETSc.Vec:
-        """A starting point: the design (default zero) with its state, or with u_i = u_0 where that fails."""
+        """A starting point: the design (default zero), with u_i = u_0 or, `-sqp_start state`, its state.
+
+        The first needs no solve over time, and does for the second where that fails.
+        """
         design = self.problem.create_design() if design is None else design
         if self.settings.start == "state":
             try:
@@ -93,12 +99,6 @@ class SQPSolver:
             except SolveFailure:
                 pass
         return self.problem.join(self.problem.constant_state(design), design)
-
-    def _adjoint(self, x: PETSc.Vec) -> PETSc.Vec:
-        try:
-            return self.problem.solve_adjoint(self.problem.at(x))
-        except SolveFailure:
-            return self.problem.create_multiplier()
 
     def _method(self, x: PETSc.Vec, lam: PETSc.Vec) -> CompositeStep | NewtonKKT:
         prefix, settings = self.prefix + "kkt_", self.settings

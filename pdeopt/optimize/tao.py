@@ -164,6 +164,7 @@ class TaoSolver:
             self._first + iteration, tao.getObjectiveValue(), feasibility, optimality, math.nan, int(krylov)
         )
         self.history.append(record)
+        PETSc.garbage_cleanup(self.problem.grid.comm)  # on several ranks, objects wait for this
         for monitor in self._monitors:
             monitor(record)
         if optimality <= self.settings.sqp_opt_tol:
@@ -186,19 +187,23 @@ class TaoSolver:
 
 
 class _ScaledHessian:
-    """Context of the shell matrix D^-1 J'' D^-1 at a point."""
+    """Context of the shell matrix D^-1 J'' D^-1 at a point, plus a multiple of the identity (TAO shifts it)."""
 
     def __init__(self, reduced: ReducedObjective, scale: PETSc.Vec) -> None:
-        self.reduced, self.scale = reduced, scale
+        self.reduced, self.scale, self.moved = reduced, scale, 0.0
 
     def set_point(self, z: PETSc.Vec) -> None:
-        self.z = z
+        self.z, self.moved = z, 0.0
 
     def mult(self, matrix: PETSc.Mat, dy: PETSc.Vec, out: PETSc.Vec) -> None:
         dz = dy.duplicate()
         dz.pointwiseDivide(dy, self.scale)
         self.reduced.hvp(self.z, dz, out)
         out.pointwiseDivide(out, self.scale)
+        out.axpy(self.moved, dy)
+
+    def shift(self, matrix: PETSc.Mat, amount: float) -> None:
+        self.moved += amount
 
 
 def _product(a: PETSc.Vec, b: PETSc.Vec) -> PETSc.Vec:

@@ -1,0 +1,28 @@
+"""What all tests share: PETSc options for the length of a test, and MPI runs."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
+import pytest
+import torch
+from petsc4py import PETSc
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def options():
+    """`options(sqp_max_it=3, sqp_monitor="")` sets PETSc options, which end with the test."""
+    database, names = PETSc.Options(), []
+
+    def put(**words: object) -> None:
+        for name, value in words.items():
+            database.setValue(name, str(value))
+            names.append(name)
+
+    yield put
+    for name in names:
+        database.delValue(name)

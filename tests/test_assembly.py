@@ -1,0 +1,72 @@
+"""What the assembled matrix looks like; its entries are compared in test_kkt.py."""
+
+import numpy as np
+import pytest
+import torch
+
+from pdeopt.constraint import SparseStepJacobian
+from pdeopt.kkt import KKTOperator
+from pdeopt.metric import RieszMetric
+from pdeopt.sparse import Sparsity, StepPattern
+from pdeopt.verify import randomise
+from tests import examples
+from tests.support import entries
+
+
+def assembled(problem, hessian, seed=0):
+    operator = KKTOperator(RieszMetric(problem), hessian)
+    x, lam = randomise(problem.create_primal(), seed), randomise(problem.create_multiplier(), seed + 1)
+    operator.set_point(problem.at(x), lam)
+    return operator, operator.assemble()
+
+
+@pytest.mark.parametrize("hessian", ["metric", "full", "gauss-newton"])
+def test_nonzeros_grow_linearly_with_the_steps(hessian):
+    counts = []
+    for nt in (4, 8, 12):
+        operator, matrix = assembled(examples.burgers(nx=8, nt=nt), hessian)
+        counts.append(matrix.getInfo()["nz_used"])
+        operator.destroy()
+    assert np.diff(counts, 2) == 0
+
+
+def test_refilling_keeps_the_pattern_and_the_matrix():
+    problem = examples.burgers()
+    operator, first = assembled(problem, "full")
+    pattern = [part.copy() for part in first.getValuesCSR()[:2]]
+    operator.set_point(problem.at(randomise(problem.create_primal(), 5)), problem.create_multiplier())
+    second = operator.assemble()
+    assert second.handle == first.handle
+    assert all(np.array_equal(a, b) for a, b in zip(pattern, second.getValuesCSR()[:2]))
+    operator.destroy()
+
+
+class Undeclared(examples.Dense):
+    """A pattern that has all of F', but says that F is linear."""
+
+    @property
+    def pattern(self):
+        n, m = self.state_dim, self.control_dim
+        full = np.ones((n, n))
+        return StepPattern(full, full, np.ones((n, m)), Sparsity.empty(2 * n + m, 2 * n + m))
+
+    def linearize(self, *where):
+        return SparseStepJacobian.coloured(self, *where, self.pattern)
+
+
+def test_a_pattern_without_second_derivatives_of_a_nonlinear_step_does_not_pass_in_silence():
+    """Either an error, or a matrix that nevertheless is the Hessian."""
+    from pdeopt.errors import InputError
+    from pdeopt.problem import ControlProblem
+
+    base = examples.dense()
+    problem = ControlProblem(Undeclared(), base.objective, base.grid)
+    try:
+        operator, matrix = assembled(problem, "full")
+    except InputError as error:
+        assert "pattern" in str(error)
+        return
+    k = randomise(problem.create_kkt(), 3)
+    a, b = k.duplicate(), k.duplicate()
+    matrix.mult(k, a), operator.mult(None, k, b)
+    assert torch.allclose(entries(a), entries(b))

@@ -1,0 +1,76 @@
+from dataclasses import dataclass
+
+import pytest
+from petsc4py import PETSc
+
+from pdeopt.errors import InputError
+from pdeopt.options import check, describe, read, require_all_read, set_default, setting, unread
+
+
+@dataclass(frozen=True)
+class Settings:
+    number: int = setting(3, "a number", at_least=2, at_most=9)
+    size: float = setting(0.5, "a size", above=0)
+    word: str = setting("one", "a word", choices=("one", "two"))
+    flag: bool = setting(False, "a flag")
+    maybe: float = setting(None, "a bound", kind=float)
+
+
+def test_no_options_are_the_defaults():
+    assert read(Settings, "t_") == Settings()
+    assert read(Settings, "t_", number=5) == Settings(number=5)
+
+
+def test_options_of_the_prefix_win(options):
+    options(t_number=4, t_size="1e-3", t_word="two", t_flag="", t_maybe=-1, number=9)
+    assert read(Settings, "t_", number=5) == Settings(4, 1e-3, "two", True, -1.0)
+
+
+@pytest.mark.parametrize("text, value", [("1", True), ("yes", True), ("off", False), ("False", False)])
+def test_flags_understand_petscs_words(options, text, value):
+    options(t_flag=text)
+    assert read(Settings, "t_").flag is value
+
+
+@pytest.mark.parametrize(
+    "name, text, legal",
+    [
+        ("number", "1", ">= 2"), ("number", "10", "<= 9"), ("number", "2.5", "integer"), ("number", "", "integer"),
+        ("size", "0", "> 0"), ("size", "nan", "finite"), ("size", "inf", "finite"), ("size", "big", "finite"),
+        ("word", "three", r"one \| two"), ("flag", "maybe", "true or false"), ("maybe", "nan", "finite"),
+    ],
+)  # fmt: skip
+def test_what_is_not_legal_is_named_with_what_is(options, name, text, legal):
+    options(**{f"t_{name}": text})
+    with pytest.raises(InputError, match=legal) as error:
+        read(Settings, "t_")
+    assert f"-t_{name}" in str(error.value) and text in str(error.value)
+
+
+def test_settings_made_by_hand_are_checked():
+    check(Settings())
+    with pytest.raises(InputError, match="size"):
+        check(Settings(size=-1.0))
+
+
+def test_help_names_every_setting_with_default_and_legal_values():
+    text = describe(Settings, "t_", "Title:")
+    assert text.startswith("Title:")
+    for words in ("-t_number <3>: a number (an integer >= 2 <= 9)", "-t_word <one>: a word (one | two)"):
+        assert words in text
+
+
+def test_an_option_that_nobody_reads_is_found(options):
+    options(t_nmber=4, t_flag="")
+    read(Settings, "t_")
+    assert unread() == ["t_nmber"]
+    with pytest.raises(InputError, match="did you mean -t_number"):
+        require_all_read()
+
+
+def test_defaults_of_petsc_options_give_way_and_are_not_unread(options):
+    options(t_mine="user")
+    set_default("t_mine", "ours"), set_default("t_other", "ours")
+    assert PETSc.Options("t_").getString("mine") == "user"
+    assert unread() == []
+    PETSc.Options().delValue("t_other")
