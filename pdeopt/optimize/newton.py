@@ -19,7 +19,6 @@ from pdeopt.metric import RieszMetric
 from pdeopt.monitor import Reason, Record
 from pdeopt.problem import ControlProblem, Linearization
 
-
 #: The Hessians in the order in which they are tried, and the step size below which the next one is.
 SHORTEST_STEP: dict[Hessian, float] = {"full": 0.1, "gauss-newton": 1e-10}
 

@@ -20,6 +20,9 @@ from pdeopt.monitor import History, Monitor, Reason, Record, Result, explain, pr
 from pdeopt.options import read, set_default, setting
 from pdeopt.reduced import ReducedObjective
 
+# TaoConvergedReason; petsc4py names the class `Reason` or `ConvergedReason`, by its version.
+TAO_CONTINUE_ITERATING, TAO_DIVERGED_MAXITS, TAO_CONVERGED_USER = 0, -2, 8
+
 #: TAO types that honour bounds on the variables.
 BOUNDED = ("blmvm", "bncg", "bnls", "bntr", "bntl", "bqnls", "bqnkls", "bqnktr", "bqnktl", "tron", "gpcg")
 
@@ -146,7 +149,7 @@ class TaoSolver:
             reason = Reason.CONVERGED_OPTIMALITY
         elif code > 0:
             reason = Reason.CONVERGED_TAO
-        elif code == PETSc.TAO.Reason.DIVERGED_MAXITS:
+        elif code == TAO_DIVERGED_MAXITS:
             reason = Reason.DIVERGED_MAX_IT
         detail = f"TAO reason {code}, type {self.tao.getType()}"
         state, multiplier = self.reduced.state(z), self.reduced.multiplier(z)
@@ -168,10 +171,10 @@ class TaoSolver:
         for monitor in self._monitors:
             monitor(record)
         if optimality <= self.settings.sqp_opt_tol:
-            return int(PETSc.TAO.Reason.CONVERGED_USER)
+            return TAO_CONVERGED_USER
         if iteration >= tao.getMaximumIterations():
-            return int(PETSc.TAO.Reason.DIVERGED_MAXITS)
-        return int(PETSc.TAO.Reason.CONTINUE_ITERATING)
+            return TAO_DIVERGED_MAXITS
+        return TAO_CONTINUE_ITERATING
 
     def _optimality(self, z: PETSc.Vec, g: PETSc.Vec) -> float:
         """|g| in the dual norm; with bounds |z - P(z - D^-2 g)| in D, P the projection onto the box."""
@@ -187,7 +190,7 @@ class TaoSolver:
 
 
 class _ScaledHessian:
-    """Context of the shell matrix D^-1 J'' D^-1 at a point, plus a multiple of the identity (TAO shifts it)."""
+    """Context of the shell matrix D^-1 J'' D^-1 at a point, plus multiples of the identity from TAO."""
 
     def __init__(self, reduced: ReducedObjective, scale: PETSc.Vec) -> None:
         self.reduced, self.scale, self.moved = reduced, scale, 0.0
