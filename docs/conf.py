@@ -30,3 +30,15 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+
+
+def _escape_formulas(app, what, name, obj, options, lines):
+    """Docstrings write norms as |x|, which reStructuredText takes for substitutions."""
+    for k, line in enumerate(lines):
+        parts = line.split("`")  # odd parts are code
+        parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
+        lines[k] = "`".join(parts)
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _escape_formulas, priority=900)  # after napoleon

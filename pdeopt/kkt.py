@@ -99,7 +99,9 @@ class KKTOperator:
         nothing = sp.csr_matrix((n, n))
         if self.hessian == "metric":
             return Sparsity(sp.block_diag([nothing, *(mass.sparsity.csr for mass in self._masses())]))
-        objective = problem.objective.hessian_sparsity(n, m, problem.grid.samples())
+        p = torch.randn(problem.param_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        samples = problem.grid.samples().with_parameters(p)
+        objective = problem.objective.hessian_sparsity(n, m, samples)
         total = Sparsity(sp.block_diag([nothing, objective.csr]))
         return total | require_pattern(problem).W if self.hessian == "full" else total
 

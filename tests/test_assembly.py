@@ -26,7 +26,7 @@ def test_nonzeros_grow_linearly_with_the_steps(hessian):
     for nt in (4, 8, 12):
         operator, matrix = assembled(examples.burgers(nx=8, nt=nt), hessian)
         counts.append(matrix.getInfo()["nz_used"])
-        operator.destroy()
+        operator.free()
     assert np.diff(counts, 2) == 0
 
 
@@ -38,7 +38,7 @@ def test_refilling_keeps_the_pattern_and_the_matrix():
     second = operator.assemble()
     assert second.handle == first.handle
     assert all(np.array_equal(a, b) for a, b in zip(pattern, second.getValuesCSR()[:2]))
-    operator.destroy()
+    operator.free()
 
 
 class Undeclared(examples.Dense):

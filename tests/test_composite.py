@@ -61,7 +61,7 @@ def test_gauss_newton_finds_the_same_optimum():
 
 
 def test_a_quadratic_problem_needs_no_second_order_iterations():
-    result = SQPSolver(examples.heat(n=6, num_steps=8), cg_rtol=1e-8, projection_rtol=1e-10).solve()
+    result = SQPSolver(examples.heat(n=6, num_steps=8), cg_rtol=1e-8, cg_max_it=200, projection_rtol=1e-10).solve()
     assert result.converged and result.iterations <= 3
 
 

@@ -37,7 +37,7 @@ def test_the_shell_is_the_dense_hessian_of_the_lagrangian(name, hessian):
 def test_the_assembled_matrix_is_the_dense_hessian_of_the_lagrangian(name, hessian):
     _, operator, expected = at_random(name, hessian)
     assert relative(dense(operator.assemble()), expected) <= 1e-12
-    operator.destroy()
+    operator.free()
 
 
 @pytest.mark.parametrize("hessian", HESSIANS)
@@ -50,7 +50,7 @@ def test_shell_and_assembled_matrix_are_symmetric_and_equal(name, hessian):
     matrix.mult(k, a), shell.mult(k, b)
     assert relative(entries(a), entries(b)) <= 1e-13
     assert symmetry_error(shell) <= 1e-15 and symmetry_error(matrix) <= 1e-15
-    shell.destroy(), operator.destroy()
+    shell.destroy(), operator.free()
 
 
 def test_a_matrix_refilled_at_another_point_is_that_of_the_point():
@@ -60,7 +60,7 @@ def test_a_matrix_refilled_at_another_point_is_that_of_the_point():
     operator.set_point(problem.at(x), lam)
     expected = Oracle(problem).kkt(torch.cat([entries(x), entries(lam)]), "full")
     assert relative(dense(operator.assemble()), expected) <= 1e-12
-    operator.destroy()
+    operator.free()
 
 
 def test_fields_partition_the_kkt_vector_and_pick_the_blocks():
@@ -74,7 +74,7 @@ def test_fields_partition_the_kkt_vector_and_pick_the_blocks():
             block = matrix.createSubMatrix(sets[row], sets[col])
             assert torch.allclose(dense(block), expected[i][:, j], atol=1e-12)
     assert not expected[numbers["multiplier"]][:, numbers["multiplier"]].any()
-    operator.destroy()
+    operator.free()
 
 
 def test_pairing_puts_nonzeros_on_the_diagonal():

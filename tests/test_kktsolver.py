@@ -94,7 +94,7 @@ def test_the_factorisation_without_mumps_is_exact(name, hessian):
     r, s = randomise(problem.create_kkt(), 6), problem.create_kkt()
     ksp.solve(r, s)
     assert relative(entries(s), torch.linalg.solve(K, entries(r))) <= 1e-8
-    ksp.destroy(), operator.destroy()
+    ksp.destroy(), operator.free()
 
 
 @pytest.mark.parametrize("name", ["burgers", "burgers nodal", "dense nodal"])

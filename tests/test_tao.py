@@ -44,7 +44,7 @@ def test_bounds_are_kept_and_multipliers_have_the_right_sign(options, method):
     problem = examples.burgers(nx=8, nt=8)
     free = entries(SQPSolver(problem).solve().design)
     low, high = 0.4 * float(free.min()), 0.4 * float(free.max())
-    result = solve(problem, low, high)
+    result = solve(problem, low, high, sqp_opt_tol=1e-10)
     assert result.converged, result.message
     z, g = entries(result.design), result.design.duplicate()
     ReducedObjective(problem).gradient(result.design, g)
@@ -52,7 +52,7 @@ def test_bounds_are_kept_and_multipliers_have_the_right_sign(options, method):
     assert z.min() >= low - 1e-15 and z.max() <= high + 1e-15
     at_low, at_high = z <= low + 1e-9, z >= high - 1e-9
     assert at_low.any() and at_high.any() and not (at_low | at_high).all()
-    tolerance = 1e-7 * float(g.abs().max())
+    tolerance = 1e-6 * float(g.abs().max())
     assert g[at_low].min() >= -tolerance and g[at_high].max() <= tolerance
     assert g[~(at_low | at_high)].abs().max() <= tolerance
 

@@ -8,11 +8,12 @@ fill stays inside neighbouring steps, cost and memory grow linearly with their n
 
 from __future__ import annotations
 
+import scipy.sparse as sp
 from petsc4py import PETSc
 
 from pdeopt.arrays import index_array
-from pdeopt.errors import SolveFailure
 from pdeopt.layout import KKTLayout
+from pdeopt.stepsolve import natural_lu
 
 
 class KKTDirectPC:
@@ -33,17 +34,11 @@ class KKTDirectPC:
         matrix = pc.getOperators()[1]
         everything = PETSc.IS().createStride(matrix.getSize()[0], 0, 1, comm=PETSc.COMM_SELF)
         (whole,) = matrix.createSubMatrices(everything, everything)
-        if self._factor is not None:
-            self._factor.destroy()
-        self._factor = whole.permute(self._rows, self._cols)  # rows and columns in pivot order
-        whole.destroy(), everything.destroy()
-        natural = PETSc.IS().createStride(self._factor.getSize()[0], 0, 1, comm=PETSc.COMM_SELF)
-        try:
-            self._factor.factorLU(natural, natural, {"zeropivot": 1e-300})
-        except PETSc.Error as error:
-            raise SolveFailure(
-                f"zero pivot in the KKT matrix (PETSc error {error.ierr})", "use a PETSc with MUMPS"
-            ) from None
+        ordered = whole.permute(self._rows, self._cols)  # rows and columns in the order of the pivots
+        indptr, indices, values = ordered.getValuesCSR()
+        self._factor = natural_lu(sp.csr_matrix((values, indices, indptr), shape=ordered.getSize()))
+        for matrix in (whole, ordered):
+            matrix.destroy()
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         if self._gather is None:
@@ -58,8 +53,3 @@ class KKTDirectPC:
         solution[self._cols.getIndices()] = left.getArray(readonly=True)
         start, end = y.getOwnershipRange()
         y.setArray(solution[start:end])
-
-    def destroy(self, pc: PETSc.PC) -> None:
-        if self._factor is not None:
-            self._factor.destroy()
-            self._factor = None
