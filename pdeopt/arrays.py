@@ -65,6 +65,12 @@ def assign(vec: PETSc.Vec, *blocks: Tensor) -> None:
             start += block.numel()
 
 
+def free_garbage(comm: PETSc.Comm) -> None:
+    """Free the PETSc objects that Python let go of: petsc4py only queues them. Collective."""
+    for each in (comm, PETSc.COMM_SELF):
+        PETSc.garbage_cleanup(each)
+
+
 def index_array(indices: Tensor | Array) -> Array:
     """Indices in the integer type of this PETSc."""
     return np.ascontiguousarray(np.asarray(indices), dtype=PETSc.IntType)

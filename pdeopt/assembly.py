@@ -8,7 +8,7 @@ T, and PETSc's triple product does the sums and the messages.
 
 from __future__ import annotations
 
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -52,6 +52,7 @@ class KKTAssembly:
         self.size = 2 * problem.n + problem.m + problem.param_dim + problem.n  # of y_i
         self._step, self._order = self._step_structure()
         self._blocks: PETSc.Mat | None = None
+        self._T: PETSc.Mat | None = None
 
     def matrix(
         self, lin: Linearization, W_values: Tensor, p_columns: list[tuple[Tensor, ...]], out: PETSc.Mat | None
@@ -87,9 +88,7 @@ class KKTAssembly:
         n, m, P = self.problem.n, self.problem.m, self.problem.param_dim
         pattern = self.pattern
         shapes = [(2 * n + m, P), (n, P), (P, P)]
-        numbers = _numbered(
-            [self.W, pattern.A, pattern.B, pattern.C, *(Sparsity(np.ones(s)) for s in shapes)]
-        )
+        numbers = _numbered([self.W, pattern.A, pattern.B, pattern.C, *(Sparsity(np.ones(s)) for s in shapes)])
         W, A, B, C, W_p, F_p, W_pp = numbers
         J = sp.hstack([B, A, C, F_p])
         block = sp.csr_matrix(sp.bmat([[sp.bmat([[W, W_p], [W_p.T, W_pp]]), J.T], [J, None]]))
@@ -114,13 +113,17 @@ class KKTAssembly:
 
     def _copies(self, lin: Linearization) -> PETSc.Mat:
         """T: from [u | z | p | lam] to the variables y_i of the steps of this rank."""
-        return self._constant_copies if self.problem.param_dim == 0 else self._build_copies(lin.p)
+        if self._T is None:
+            T, sizes = self._copies_matrix(lin.p)
+            csr = (index_array(T.indptr), index_array(T.indices), T.data)
+            self._T = PETSc.Mat().createAIJ(sizes, csr=csr, comm=self.problem.grid.comm)
+        elif self.problem.param_dim:
+            T, _ = self._copies_matrix(lin.p)
+            self._T.setValuesCSR(index_array(T.indptr), index_array(T.indices), T.data)
+            self._T.assemble()
+        return self._T
 
-    @cached_property
-    def _constant_copies(self) -> PETSc.Mat:
-        return self._build_copies(torch.empty(0))
-
-    def _build_copies(self, p: Tensor) -> PETSc.Mat:
+    def _copies_matrix(self, p: Tensor) -> tuple[sp.csr_matrix, Any]:
         problem, grid, layout = self.problem, self.problem.grid, KKTLayout(self.problem)
         n, m, P, width = problem.n, problem.m, problem.param_dim, layout.global_size
         step, dof = np.arange(grid.begin, grid.end)[:, None], np.arange(n)
@@ -139,8 +142,7 @@ class KKTAssembly:
         by_step = np.argsort(np.concatenate([rows.ravel() for rows in place]))  # `parts` go field by field
         T = sp.csr_matrix(sp.vstack(parts))[by_step]
         sizes = ((T.shape[0], grid.num_steps * self.size), (layout.local_size, width))
-        csr = (index_array(T.indptr), index_array(T.indices), T.data)
-        return PETSc.Mat().createAIJ(sizes, csr=csr, comm=grid.comm)
+        return T, sizes
 
     def _initial_rows(self, p: Tensor, layout: KKTLayout) -> sp.csr_matrix:
         """u_old of step 1 is G(p): its rows are G'(p), empty without parameters."""

@@ -39,9 +39,7 @@ class Checkpoint:
     history: History
 
 
-def write_checkpoint(
-    path: str, problem: ControlProblem, fingerprint: dict[str, Any], checkpoint: Checkpoint
-) -> None:
+def write_checkpoint(path: str, problem: ControlProblem, fingerprint: dict[str, Any], checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically. Collective; an error of rank 0 is raised on all.
 
     Args:
@@ -111,9 +109,7 @@ def _own_part(problem: ControlProblem, whole: Array, size: int) -> torch.Tensor:
     start = int(problem.grid.mpi.exscan(size) or 0)
     total = int(problem.grid.mpi.allreduce(size))
     if whole.size != total:
-        raise InputError(
-            "-restart", f"a field of {whole.size} numbers", f"{total} numbers, as this problem has"
-        )
+        raise InputError("-restart", f"a field of {whole.size} numbers", f"{total} numbers, as this problem has")
     return torch.from_numpy(whole[start : start + size].copy())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,15 +30,16 @@ class TimeDependentConstraint(ABC):
     Attributes:
         state_dim, control_dim: unknowns of one step, n and m.
         param_dim: length of the global parameters `p`, found in `steps.p`; 0 for none.
-        state_mass, control_mass: inner products of one step's state and control as `StepMatrix`; None
-            for the Euclidean one. They make norms, and with them iteration counts, independent of the mesh.
+        state_mass, control_mass: inner products of one step's state and control, as `StepMatrix`, scipy or
+            dense matrices; None for the Euclidean one. They make norms, and with them iteration counts,
+            independent of the mesh.
     """
 
     state_dim: int
     control_dim: int
     param_dim: int = 0
-    state_mass: StepMatrix | None = None
-    control_mass: StepMatrix | None = None
+    state_mass: Any = None
+    control_mass: Any = None
 
     @abstractmethod
     def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
@@ -133,9 +135,7 @@ class StepJacobian:
     This class is matrix-free, by automatic differentiation. A direction or result of `None` means zero.
     """
 
-    def __init__(
-        self, constraint: TimeDependentConstraint, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps
-    ):
+    def __init__(self, constraint: TimeDependentConstraint, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps):
         self.constraint, self.steps = constraint, steps
         self.point = (u_old, u_new, z, steps.p)
 
@@ -187,9 +187,7 @@ class StepJacobian:
     def _lu(self) -> tuple[Tensor, Tensor]:
         factors, pivots, info = torch.linalg.lu_factor_ex(self.A)
         if info.any() or not factors.isfinite().all():
-            raise SolveFailure(
-                "a step matrix dF/du_new is singular", "check that each step has a unique solution"
-            )
+            raise SolveFailure("a step matrix dF/du_new is singular", "check that each step has a unique solution")
         return factors, pivots
 
     def solve(self, r: Tensor) -> Tensor:

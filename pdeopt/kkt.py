@@ -37,6 +37,7 @@ class KKTOperator:
             raise InputError("hessian", repr(hessian), " | ".join(get_args(Hessian)))
         self.metric, self.problem, self.hessian = metric, metric.problem, hessian
         self.layout = KKTLayout(self.problem)
+        self._masses = (metric.state_mass, metric.control_mass)
         self._x, self._w = self.problem.create_primal(), self.problem.create_primal()
         self._lam, self._c = self.problem.create_multiplier(), self.problem.create_multiplier()
         self._assembly: KKTAssembly | None = None
@@ -81,9 +82,7 @@ class KKTOperator:
             self._assembly = KKTAssembly(self.problem, self._sparsity())
         lam = None if self.lam is None else copy(self.lam).reshape(-1, self.problem.n)
         values = self._metric_values() if self.hessian == "metric" else self._hessian_values(lam)
-        columns = [
-            self._parameter_column(lam, dp) for dp in torch.eye(self.problem.param_dim, dtype=torch.float64)
-        ]
+        columns = [self._parameter_column(lam, dp) for dp in torch.eye(self.problem.param_dim, dtype=torch.float64)]
         self._assembled = self._assembly.matrix(self.lin, values, columns, self._assembled)
         return self._assembled
 
@@ -98,23 +97,15 @@ class KKTOperator:
         problem, n, m = self.problem, self.problem.n, self.problem.m
         nothing = sp.csr_matrix((n, n))
         if self.hessian == "metric":
-            return Sparsity(sp.block_diag([nothing, *(mass.sparsity.csr for mass in self._masses())]))
+            return Sparsity(sp.block_diag([nothing, *(mass.sparsity.csr for mass in self._masses)]))
         p = torch.randn(problem.param_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         samples = problem.grid.samples().with_parameters(p)
         objective = problem.objective.hessian_sparsity(n, m, samples)
         total = Sparsity(sp.block_diag([nothing, objective.csr]))
         return total | require_pattern(problem).W if self.hessian == "full" else total
 
-    def _masses(self) -> list[StepMatrix]:
-        """M and Q, the identity where there is none."""
-        masses = (
-            (self.problem.constraint.state_mass, self.problem.n),
-            (self.problem.constraint.control_mass, self.problem.m),
-        )
-        return [StepMatrix.constant(sp.eye(dim)) if mass is None else mass for mass, dim in masses]
-
     def _metric_values(self) -> Tensor:
-        return self.lin.steps.dt[:, None] * torch.cat([mass.values[0] for mass in self._masses()])
+        return self.lin.steps.dt[:, None] * torch.cat([mass.values[0] for mass in self._masses])
 
     def _parameter_column(self, lam: Tensor | None, dp: Tensor) -> tuple[Tensor, ...]:
         column = self.lin.parameter_column(lam, dp)
@@ -138,4 +129,12 @@ class KKTOperator:
             w_old, w_new, w_z, _ = lin.jacobian.hvp(lam, d_old, du, dz)
             return torch.cat([w_old, h_u + w_new, h_z + w_z], dim=1)
 
-        return self._assembly.W.fill(product)
+        W = self._assembly.W
+        values, probe = W.fill(product), torch.linspace(1.0, 2.0, W.shape[1], dtype=lin.u.dtype)
+        expected, found = product(probe), StepMatrix(W, values)(probe.expand(rows, -1))
+        if (expected - found).abs().amax() > 1e-8 * (1 + expected.abs().amax()):
+            raise InputError(
+                "the sparsity of second derivatives", "a pattern that misses nonzero entries",
+                "StepPattern(A, B, C, W) with all entries of W, or another Objective.hessian_sparsity",
+            )  # fmt: skip
+        return values

@@ -21,6 +21,9 @@ from pdeopt.problem import Linearization
 #: Corrections after a solve whose residual, in the problem's norms, is still above the tolerance.
 MAX_REFINEMENTS = 5
 
+#: INFOG(1) of MUMPS where pivots need more memory than its analysis foresaw.
+MUMPS_OUT_OF_ROOM = (-8, -9, -11, -14, -15, -17, -19, -20)
+
 
 @dataclass(frozen=True)
 class KKTSettings:
@@ -58,7 +61,8 @@ class KKTSolver:
             use_direct(ksp.getPC(), self.operator.layout)
         ksp.setFromOptions()
         if ksp.getPC().getType() == "fieldsplit":
-            ksp.getPC().setFieldSplitIS(*self.operator.layout.index_sets().items())
+            kind = PETSc.Options(self.prefix).getString("pc_fieldsplit_type", "")
+            ksp.getPC().setFieldSplitIS(*self.operator.layout.index_sets(two=kind == "schur").items())
         return ksp
 
     def set_point(self, lin: Linearization, lam: PETSc.Vec | None = None) -> None:
@@ -84,8 +88,8 @@ class KKTSolver:
         for _ in range(1 + MAX_REFINEMENTS):
             if size == 0.0:
                 return solution
-            self._ksp.setTolerances(rtol=min(0.5, target / size))
-            self._ksp.solve(remainder, correction)
+            self._ksp.setTolerances(rtol=min(0.1, 0.5 * target / size))
+            self._solve_with_room(remainder, correction)
             self.iterations += self._ksp.getIterationNumber()
             solution.axpy(1.0, correction)
             self._matrix.mult(solution, remainder)
@@ -93,15 +97,29 @@ class KKTSolver:
             last, size = size, self.norm(remainder)
             if size <= target:
                 return solution
-            if not size < 0.5 * last:
+            if not size < 0.9 * last:
                 break
         if size <= 1e-6 * self.norm(rhs):  # rounding of an ill-conditioned factorisation: as good as it gets
             return solution
         raise SolveFailure(
             f"KKT system: relative residual {size / self.norm(rhs):.1e} where {rtol:.1e} was asked for "
             f"(KSP reason {self._ksp.getConvergedReason()})",
-            f"see -{self.prefix}ksp_converged_reason; a direct solver is the default",
+            f"see -{self.prefix}ksp_converged_reason; the default is a direct solver",
         )
+
+    def _solve_with_room(self, rhs: PETSc.Vec, out: PETSc.Vec) -> None:
+        """Solve; where MUMPS ran out of workspace, with more of it."""
+        for _ in range(6):
+            self._ksp.solve(rhs, out)
+            pc = self._ksp.getPC()
+            if pc.getType() not in ("lu", "cholesky") or pc.getFactorSolverType() != "mumps":
+                return
+            factor = pc.getFactorMatrix()
+            if factor.getMumpsInfog(1) not in MUMPS_OUT_OF_ROOM:
+                return
+            factor.setMumpsIcntl(14, 2 * factor.getMumpsIcntl(14))
+            self._matrix.assemble()  # type: ignore[union-attr]
+            self._ksp.setOperators(self._matrix)
 
     def norm(self, k: PETSc.Vec) -> float:
         """The dual norm of a right-hand side or residual [g | c]."""
@@ -129,7 +147,7 @@ def use_direct(pc: PETSc.PC, layout: KKTLayout) -> None:
         pc.setFactorSolverType("mumps")
         prefix = pc.getOptionsPrefix()  # MUMPS reads no other place before its analysis
         set_default(f"{prefix}mat_mumps_icntl_7", "5")  # METIS: half the time of the automatic choice
-        set_default(f"{prefix}mat_mumps_icntl_14", "60")  # room for delayed pivots, in per cent
+        set_default(f"{prefix}mat_mumps_icntl_14", "100")  # room for delayed pivots, in per cent
     else:
         pc.setType("python")
         pc.setPythonContext(KKTDirectPC(layout))

@@ -33,12 +33,7 @@ class KKTLayout:
 
     def _of_step(self, step: Array, dof: Array, field_start: Array) -> Array:
         owner = np.searchsorted(self.grid.offsets, np.maximum(step, 0), side="right") - 1
-        place = (
-            self._starts[owner]
-            + field_start[owner]
-            + (step - self.grid.offsets[owner]) * self.problem.n
-            + dof
-        )
+        place = self._starts[owner] + field_start[owner] + (step - self.grid.offsets[owner]) * self.problem.n + dof
         return np.where(step >= 0, place, -1)
 
     def parameters(self) -> Array:
@@ -76,11 +71,16 @@ class KKTLayout:
         last = self.parameters()
         return tuple(np.r_[np.concatenate(fields)[by_step], last] for fields in ((lam, z, u), (u, z, lam)))
 
-    def index_sets(self) -> dict[str, PETSc.IS]:
-        """The fields as index sets for PCFIELDSPLIT: state, control (with p) and multiplier."""
+    def index_sets(self, two: bool = False) -> dict[str, PETSc.IS]:
+        """The fields as index sets for PCFIELDSPLIT: state, control (with p) and multiplier.
+
+        With `two`, as a Schur complement wants them: primal and multiplier.
+        """
         states = int(self._owned[0])
         design = int(self._owned[1] + self._owned[2])
         lengths = {"state": states, "control": design, "multiplier": states}
+        if two:
+            lengths = {"primal": states + design, "multiplier": states}
         sets, start = {}, self._start
         for name, length in lengths.items():
             sets[name] = PETSc.IS().createStride(length, start, 1, comm=self.grid.comm)

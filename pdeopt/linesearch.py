@@ -24,9 +24,7 @@ class Backtracking:
         rounding = 1e-15 * max(1.0, abs(start)) * 10.0
         return value <= start + self.armijo * size * slope + rounding
 
-    def search(
-        self, phi: Callable[[float], float], start: float, slope: float, size: float = 1.0
-    ) -> float | None:
+    def search(self, phi: Callable[[float], float], start: float, slope: float, size: float = 1.0) -> float | None:
         """A step size with sufficient decrease of `phi` from phi(0) = start; None if there is none.
 
         `slope` < 0 is phi'(0). A value that is not finite halves the step.

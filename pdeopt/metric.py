@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-import scipy.sparse as sp
 from petsc4py import PETSc
 from torch import Tensor
 
@@ -27,19 +26,19 @@ class RieszMetric:
     def __init__(self, problem: ControlProblem) -> None:
         self.problem = problem
         self._dt = problem.grid.steps.dt[:, None]
-        self._state, self._control = (
-            Mass(m) for m in (problem.constraint.state_mass, problem.constraint.control_mass)
-        )
+        constraint = problem.constraint
+        self.state_mass = StepMatrix.mass(constraint.state_mass, problem.n, "constraint.state_mass")
+        self.control_mass = StepMatrix.mass(constraint.control_mass, problem.m, "constraint.control_mass")
 
     def primal(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R x: from x to the layout of gradients."""
         u, z, p = self.problem.fields(x)
-        return self.problem.pack(out, self._dt * self._state.apply(u), self._design(z), p)
+        return self.problem.pack(out, self._dt * self.state_mass(u), self._design(z), p)
 
     def primal_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R^-1 g: the Riesz representative of a gradient."""
         u, z, p = self.problem.fields(g)
-        return self.problem.pack(out, self._state.solve(u) / self._dt, self._design_inverse(z), p)
+        return self.problem.pack(out, self._state_factor.solve(u) / self._dt, self._design_inverse(z), p)
 
     def design_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R^-1 g for a gradient in the design variables alone."""
@@ -56,7 +55,7 @@ class RieszMetric:
     def residual_inverse(self, c: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out_i = (dt_i M)^-1 c_i: the function that a residual represents."""
         rows = copy(c).reshape(-1, self.problem.n)
-        assign(out, self._state.solve(rows) / self._dt)
+        assign(out, self._state_factor.solve(rows) / self._dt)
         return out
 
     def norm(self, x: PETSc.Vec) -> float:
@@ -77,19 +76,29 @@ class RieszMetric:
 
     def state_norm(self, u: Tensor) -> float:
         """The L2 norm in space-time of rows of states, (n_local, n)."""
-        return _root(float(self.problem.grid.sum((u * self._dt * self._state.apply(u)).sum())))
+        return _root(float(self.problem.grid.sum((u * self._dt * self.state_mass(u)).sum())))
 
     def control_norm(self, z: Tensor) -> float:
         """The L2 norm in space-time of flat controls."""
         return _root(float(self.problem.grid.sum((z * self._design(z)).sum())))
 
+    @cached_property
+    def _state_factor(self) -> StepFactor:
+        return StepFactor(self.state_mass)
+
+    @cached_property
+    def _control_factor(self) -> StepFactor:
+        return StepFactor(self.control_mass)
+
     def _design(self, z: Tensor) -> Tensor:
         z_step = self.problem.controls(z)
-        return self.problem.controls_adjoint(self._dt * self._control.apply(z_step))
+        return self.problem.controls_adjoint(self._dt * self.control_mass(z_step))
 
     def _design_inverse(self, g: Tensor) -> Tensor:
         if self.problem.control_map is None:
-            return (self._control.solve(g.reshape(-1, self.problem.m)) / self._dt).reshape(-1)
+            return (
+                self._control_factor.solve(g.reshape(self.problem.grid.n_local, self.problem.m)) / self._dt
+            ).reshape(-1)
         right, left = self._mapped.createVecs()
         assign(right, g)
         self._mapped_solver.solve(right, left)
@@ -100,7 +109,7 @@ class RieszMetric:
     def _mapped(self) -> PETSc.Mat:
         """E' diag(dt Q) E: with a control map, the metric couples the steps."""
         grid, m, E = self.problem.grid, self.problem.m, self.problem.control_map.matrix  # type: ignore[union-attr]
-        Q = self.problem.constraint.control_mass or StepMatrix.constant(sp.eye(m))
+        Q = self.control_mass
         blocks = block_diagonal(StepMatrix(Q.sparsity, self._dt * Q.values))
         csr = (index_array(blocks.indptr), index_array(blocks.indices + grid.begin * m), blocks.data)
         weights = PETSc.Mat().createAIJ((E.getSizes()[0], E.getSizes()[0]), csr=csr, comm=grid.comm)
@@ -117,26 +126,6 @@ class RieszMetric:
         solver.setTolerances(rtol=1e-14, atol=0.0, max_it=200)
         solver.setFromOptions()
         return solver
-
-
-class Mass:
-    """M rows and M^-1 rows of one inner product; None is the identity."""
-
-    def __init__(self, mass: StepMatrix | None) -> None:
-        self._mass = mass
-
-    def apply(self, rows: Tensor) -> Tensor:
-        """M applied to each row."""
-        return rows if self._mass is None else self._mass(rows)
-
-    def solve(self, rows: Tensor) -> Tensor:
-        """M^-1 applied to each row."""
-        return rows if self._mass is None else self._factor.solve(rows)
-
-    @cached_property
-    def _factor(self) -> StepFactor:
-        assert self._mass is not None
-        return StepFactor(self._mass)
 
 
 def _root(square: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,6 +22,8 @@ from pdeopt.sparse import Sparsity, StepMatrix
 from pdeopt.timegrid import Steps
 
 Rows = tuple[Tensor, Tensor, Tensor]  # (batch, n) for u, (batch, m) for z, (param_dim,) for p
+#: A `StepMatrix`, a scipy or dense matrix, or None for the identity.
+Mass = Any
 Target = Tensor | Array | Callable[[Tensor], Tensor]
 
 
@@ -65,6 +68,10 @@ class Objective(ABC):
     def __add__(self, other: Objective) -> Objective:
         return Sum(self, other)
 
+    def __radd__(self, other: object) -> Objective:
+        """So that the built-in sum(), which starts from 0, adds objectives."""
+        return self if other == 0 else NotImplemented
+
 
 class Sum(Objective):
     """The sum of objectives."""
@@ -90,6 +97,10 @@ class Sum(Objective):
         return total
 
 
+def _step_matrix(mass: Mass) -> StepMatrix | None:
+    return mass if mass is None or isinstance(mass, StepMatrix) else StepMatrix.constant(mass)
+
+
 def _add(parts: Iterable[Rows]) -> Rows:
     u, z, p = (torch.stack(part).sum(0) for part in zip(*parts))
     return u, z, p
@@ -101,12 +112,12 @@ class Tracking(Objective):
     Args:
         target: d for all nodes 0..N, shape (N + 1, n); or for all times alike, shape (n,); or a function
             of the times, (batch,) -> (batch, n), which also serves coarser grids.
-        mass: M; None for the identity.
+        mass: M, sparse or dense; None for the identity.
         observe: the components of u that are tracked, an index array of shape (k,); None for all. The
             target and M then have k components.
     """
 
-    def __init__(self, target: Target, mass: StepMatrix | None = None, observe: Array | None = None) -> None:
+    def __init__(self, target: Target, mass: Mass = None, observe: Array | None = None) -> None:
         self.target: Tensor | Callable[[Tensor], Tensor]
         if callable(target):
             self.target = target
@@ -120,7 +131,7 @@ class Tracking(Objective):
                 )
             if not self.target.isfinite().all():
                 raise InputError("target", "NaN or infinite entries", "finite numbers")
-        self.mass = mass
+        self.mass = _step_matrix(mass)
         self.observe = None if observe is None else torch.as_tensor(np.asarray(observe), dtype=torch.int64)
 
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
@@ -142,11 +153,7 @@ class Tracking(Objective):
         )
 
     def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:
-        mass = (
-            sp.eye(n if self.observe is None else len(self.observe))
-            if self.mass is None
-            else self.mass.sparsity.csr
-        )
+        mass = sp.eye(n if self.observe is None else len(self.observe)) if self.mass is None else self.mass.sparsity.csr
         if self.observe is not None:
             select = sp.eye(n, format="csr")[self.observe.numpy()]
             mass = select.T @ mass @ select
@@ -183,14 +190,14 @@ class ControlCost(Objective):
 
     Args:
         control_weight: alpha > 0.
-        mass: Q; None for the identity.
+        mass: Q, sparse or dense; None for the identity.
     """
 
-    def __init__(self, control_weight: float, mass: StepMatrix | None = None) -> None:
+    def __init__(self, control_weight: float, mass: Mass = None) -> None:
         if not control_weight > 0 or not np.isfinite(control_weight):
             raise InputError("control_weight", control_weight, "a finite number > 0")
         self.control_weight = control_weight
-        self.mass = mass
+        self.mass = _step_matrix(mass)
 
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
         return 0.5 * self.control_weight * steps.dt * (z * self._mass(z)).sum(-1)

@@ -75,6 +75,9 @@ def read(cls: type[T], prefix: str = "", **defaults: Any) -> T:
 
     `defaults` replace the dataclass's own. Raises `InputError` for a value that is not legal.
     """
+    names = [field.name for field in dataclasses.fields(cast(Any, cls))]
+    if unknown := sorted(set(defaults) - set(names)):
+        raise InputError(f"{cls.__name__}: setting", ", ".join(unknown), ", ".join(names))
     database = PETSc.Options(prefix)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cast(Any, cls)):
@@ -145,7 +148,8 @@ def _check(name: str, field: Any, value: Any) -> None:
     limits = field.metadata
     if value is None and field.default is None:
         return
-    legal = (
+    fits = isinstance(value, (int, float) if limits["kind"] is float else limits["kind"])
+    legal = fits and (
         (limits["choices"] is None or value in limits["choices"])
         and (limits["at_least"] is None or value >= limits["at_least"])
         and (limits["above"] is None or value > limits["above"])

@@ -13,7 +13,7 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.arrays import assign, copy, readonly
+from pdeopt.arrays import assign, copy, free_garbage, readonly
 from pdeopt.autodiff import gradient, jvp, vjp
 from pdeopt.constraint import StepJacobian, TimeDependentConstraint
 from pdeopt.controlmap import ControlMap
@@ -62,18 +62,14 @@ class ControlProblem:
     def _check_shapes(self) -> None:
         p = torch.zeros(self.param_dim, dtype=torch.float64)
         u0 = self.constraint.initial_state(p)
-        if tuple(u0.shape) != (self.n,):
-            raise InputError("shape of initial_state(p)", tuple(u0.shape), f"({self.n},)")
+        _require_tensor("initial_state(p)", u0, (self.n,))
         if not u0.isfinite().all():
             raise InputError("initial_state(p)", "NaN or infinite entries", "finite numbers")
         steps = self.grid.steps.with_parameters(p)
         u, z = u0.expand(len(steps), -1), torch.zeros(len(steps), self.m, dtype=torch.float64)
-        for name, found, legal in (
-            ("residual", self.constraint.residual(u, u, z, steps), (len(steps), self.n)),
-            ("objective.value", self.objective.value(u, z, steps), (len(steps),)),
-        ):
-            if tuple(found.shape) != legal:
-                raise InputError(f"shape of {name} for {len(steps)} steps", tuple(found.shape), str(legal))
+        rows = len(steps)
+        _require_tensor(f"residual of {rows} steps", self.constraint.residual(u, u, z, steps), (rows, self.n))
+        _require_tensor(f"objective of {rows} steps", self.objective.value(u, z, steps), (rows,))
 
     # -- vectors -----------------------------------------------------------------------------------------
 
@@ -144,7 +140,7 @@ class ControlProblem:
 
     def controls(self, z: Tensor) -> Tensor:
         """Flat design controls -> rows a step, (n_local, m). Collective."""
-        return (z if self.control_map is None else self.control_map(z)).reshape(-1, self.m)
+        return (z if self.control_map is None else self.control_map(z)).reshape(self.grid.n_local, self.m)
 
     def controls_adjoint(self, w: Tensor) -> Tensor:
         """The transpose of `controls`. Collective."""
@@ -154,6 +150,7 @@ class ControlProblem:
 
     def at(self, x: PETSc.Vec) -> Linearization:
         """J, F and their derivatives at x; work is done when asked for, once. Collective."""
+        free_garbage(self.grid.comm)  # of the linearisations before
         return Linearization(self, x)
 
     def solve_state(self, design: PETSc.Vec, guess: PETSc.Vec | None = None) -> PETSc.Vec:
@@ -236,9 +233,7 @@ class Linearization:
         """J at the point; NaN where a term is."""
         total = self.problem.objective.value(self.u, self.z_step, self.steps).sum()
         if self.problem.grid.is_first:
-            total = (
-                total + self.problem.objective.value(self.u0[None], self._no_control, self.node_zero).sum()
-            )
+            total = total + self.problem.objective.value(self.u0[None], self._no_control, self.node_zero).sum()
         return float(self.problem.grid.sum(total))
 
     @cached_property
@@ -312,18 +307,12 @@ class Linearization:
             following, first = grid.shift_adjoint(w_old)
             h_u, h_z, h_p = h_u + w_new + following, h_z + w_z, h_p + w_p
             if problem.param_dim and grid.is_first:
-                h_p = (
-                    h_p
-                    + self._initial_pullback(first)
-                    + self._initial_curvature(self.jacobian.vjp(rows)[0][0], dp)
-                )
+                h_p = h_p + self._initial_pullback(first) + self._initial_curvature(self.jacobian.vjp(rows)[0][0], dp)
         if problem.param_dim and grid.is_first:
             h_p = h_p + self._node_zero_hvp(dp)
         return problem.pack(out, h_u, problem.controls_adjoint(h_z), grid.sum(h_p))
 
-    def parameter_column(
-        self, lam: Tensor | None, dp: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def parameter_column(self, lam: Tensor | None, dp: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Second derivatives of each step's L_i and the Jacobian F_i in the direction dp, for assembly.
 
         Returns rows for u_old, u_new and z, the sum for p over the steps of this rank, and rows of F_p dp.
@@ -354,3 +343,11 @@ class Linearization:
             return objective.value(G(p)[None], self._no_control, self.node_zero.with_parameters(p)).sum()
 
         return jvp(lambda p: gradient(value, p), (self.p,), (dp,))
+
+
+def _require_tensor(what: str, found: object, shape: tuple[int, ...]) -> None:
+    legal = f"a torch tensor of shape {shape} and type float64"
+    if not isinstance(found, Tensor):
+        raise InputError(what, type(found).__name__, legal)
+    if tuple(found.shape) != shape or found.dtype != torch.float64:
+        raise InputError(what, f"shape {tuple(found.shape)} and type {found.dtype}", legal)

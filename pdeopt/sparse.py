@@ -129,6 +129,20 @@ class StepMatrix:
         _ = constant._values_by_row, constant._values_by_column  # now, not inside somebody's vmap or jvp
         return constant
 
+    @classmethod
+    def mass(cls, matrix: Any, dim: int, what: str = "mass") -> StepMatrix:
+        """An inner product on `dim` unknowns from a StepMatrix, a scipy or dense matrix, or None (identity).
+
+        Raises:
+            InputError: another size than dim x dim.
+        """
+        if matrix is None:
+            return cls.constant(sp.eye(dim))
+        mass = matrix if isinstance(matrix, StepMatrix) else cls.constant(matrix)
+        if mass.shape != (dim, dim):
+            raise InputError(f"shape of {what}", mass.shape, f"({dim}, {dim})")
+        return mass
+
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, columns) of a step."""

@@ -85,12 +85,7 @@ class TimeGrid:
         self.mpi = self.comm.tompi4py() if isinstance(self.comm, PETSc.Comm) else self.comm
         self.comm = PETSc.Comm(self.mpi)
         self.num_steps = N = self.times.size - 1
-        if (
-            self.times.ndim != 1
-            or N < 1
-            or not np.all(np.isfinite(self.times))
-            or np.any(np.diff(self.times) <= 0)
-        ):
+        if self.times.ndim != 1 or N < 1 or not np.all(np.isfinite(self.times)) or np.any(np.diff(self.times) <= 0):
             raise InputError("times", self.times.tolist()[:4], "at least 2 finite, strictly increasing nodes")
         if self.mpi.size > N:
             raise InputError("ranks", f"{self.mpi.size} for {N} time steps", "at most one rank a step")
@@ -141,9 +136,7 @@ class TimeGrid:
         return self._steps(np.unique([1, (self.num_steps + 1) // 2, self.num_steps]))
 
     def _steps(self, index: Array) -> Steps:
-        dt = np.diff(
-            self.times, prepend=self.times[0], append=self.times[-1]
-        )  # dt[i] of step i, 0 at both ends
+        dt = np.diff(self.times, prepend=self.times[0], append=self.times[-1])  # dt[i] of step i, 0 at both ends
         as_tensor = torch.from_numpy
         return Steps(
             index=as_tensor(index),

@@ -28,8 +28,7 @@ class DerivativeError(PdeoptError, AssertionError):
 def taylor_rates(errors: list[float], factor: float = 0.5) -> list[float]:
     """Orders log(e_k / e_{k+1}) / log(1 / factor) of remainders at steps h, factor h, factor^2 h, ..."""
     return [
-        math.log(a / b) / math.log(1.0 / factor) if a > 0 and b > 0 else math.inf
-        for a, b in itertools.pairwise(errors)
+        math.log(a / b) / math.log(1.0 / factor) if a > 0 and b > 0 else math.inf for a, b in itertools.pairwise(errors)
     ]
 
 
@@ -125,9 +124,7 @@ def assert_consistent(problem: ControlProblem, seed: int = 0) -> dict[str, float
         "adjoint": adjoint_error(lin.jvp, lin.vjp, x.duplicate(), lam.duplicate()),
         "jacobian": relative(lin.jvp(dx, lam.duplicate()), difference(forward.residual, backward.residual)),
         "gradient": abs(lin.gradient.dot(dx) - slope) / max(abs(slope), 1e-300),
-        "hessian": relative(
-            lin.hvp(lam, dx, x.duplicate()), difference(gradient(forward), gradient(backward))
-        ),
+        "hessian": relative(lin.hvp(lam, dx, x.duplicate()), difference(gradient(forward), gradient(backward))),
     }
     for name, error in errors.items():
         if not error <= (1e-12 if name == "adjoint" else 1e-6):

@@ -86,9 +86,7 @@ class Burgers(TimeDependentConstraint):
         self.control_mass = StepMatrix.constant(sp.block_diag([0.5 * Q, 0.5 * Q]) if nodal else Q)
         self.pattern = self._sparsity(n, Q)
         blocks = 4 if nodal else 3
-        inside = torch.ones(
-            n, 3 * blocks, dtype=torch.bool
-        )  # the first and last node have one neighbour less
+        inside = torch.ones(n, 3 * blocks, dtype=torch.bool)  # the first and last node have one neighbour less
         inside[0, [0, 3]] = inside[-1, [2, 5]] = False
         self._inside = inside
 
@@ -199,9 +197,7 @@ class BurgersCase:
         grid = TimeGrid.uniform(settings.nt, settings.T, comm)
         initial = torch.from_numpy(self.target)
         constraint = Burgers(self.elements, settings.nu, theta, settings.flux, initial, nodal)
-        objective = Tracking(initial, constraint.state_mass) + ControlCost(
-            settings.alpha, constraint.control_mass
-        )
+        objective = Tracking(initial, constraint.state_mass) + ControlCost(settings.alpha, constraint.control_mass)
         control_map = ControlMap.nodal(grid, self.elements + 1) if nodal else None
         self.problem = ControlProblem(constraint, objective, grid, control_map)
 

@@ -98,6 +98,8 @@ def _insert(words: list[str]) -> list[str]:
             PETSc.Options().setValue(word.lstrip("-"), value)
             names.append(word.lstrip("-"))
             if names[-1] == "options_file":
+                if not os.path.isfile(value):
+                    raise InputError("-options_file", f"{value}, which is no file", "a file of options")
                 with open(value) as file:
                     names += _insert([w for line in file for w in line.split("#")[0].split()])
     return names
@@ -110,7 +112,7 @@ def _is_name(word: str) -> bool:
 def _help(doc: str, *own: tuple[type, str]) -> None:
     sections = [*own, (ScriptSettings, "All problem scripts"), (SQPSettings, "Full-space solvers"),
                 (CompositeSettings, "Composite step"), (TaoSettings, "TAO")]  # fmt: skip
-    prefixes = {SQPSettings: "sqp_", CompositeSettings: "sqp_"}
+    prefixes = {SQPSettings: "sqp_", CompositeSettings: "sqp_", TaoSettings: "sqp_"}
     text = [doc.strip(), *(describe(cls, prefixes.get(cls, ""), f"\n{title}:") for cls, title in sections)]
     PETSc.Sys.Print("\n".join(text) + "\n\nPETSc:")
     sys.stdout.flush()
@@ -167,9 +169,7 @@ class Run:
         if saved is None:
             return solver.solve(observers=[self._observe])
         history = History(saved.history.records[:-1])  # the last record is made again, from the same point
-        return solver.solve(
-            saved.x, saved.lam, observers=[self._observe], memory=saved.memory, history=history
-        )
+        return solver.solve(saved.x, saved.lam, observers=[self._observe], memory=saved.memory, history=history)
 
     def _observe(self, method: Method, history: History) -> None:
         self._count += 1
@@ -185,17 +185,14 @@ class Run:
 
         def save(record: Any) -> None:
             if settings.checkpoint and record.iteration % settings.checkpoint_every == 0:
-                z = solver.design(solver.tao.getSolution())
+                z = solver.design
                 x = problem.join(reduced.state(z), z)
                 self._save(Checkpoint(x, reduced.multiplier(z), {}, solver.history))
 
-        try:
-            if saved is None:
-                return solver.solve(monitors=[save])
-            history = History(saved.history.records[:-1])
-            return solver.solve(problem.split(saved.x)[1], monitors=[save], history=history)
-        finally:
-            solver.destroy()
+        if saved is None:
+            return solver.solve(monitors=[save])
+        history = History(saved.history.records[:-1])
+        return solver.solve(problem.split(saved.x)[1], monitors=[save], history=history)
 
     def _save(self, checkpoint: Checkpoint) -> None:
         write_checkpoint(self.settings.checkpoint, self.case.problem, self._fingerprint, checkpoint)

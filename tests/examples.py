@@ -46,9 +46,7 @@ class Coupling(Objective):
     """Couples u, z and p in every step, the initial node included: derivatives by the base class."""
 
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
-        return (
-            0.5 * steps.weight * (steps.p[0] * torch.sin(u[:, 0]) + u[:, 1] * steps.p[1] ** 2 - z[:, 0]) ** 2
-        )
+        return 0.5 * steps.weight * (steps.p[0] * torch.sin(u[:, 0]) + u[:, 1] * steps.p[1] ** 2 - z[:, 0]) ** 2
 
 
 class ResidualLayer(TimeDependentConstraint):

@@ -43,9 +43,7 @@ class Oracle:
         rows = []
         for i in range(self.problem.grid.num_steps):
             step = self.problem.grid.steps[i : i + 1].with_parameters(p)
-            rows.append(
-                self.problem.constraint.residual(u[i : i + 1], u[i + 1 : i + 2], z[i : i + 1], step)[0]
-            )
+            rows.append(self.problem.constraint.residual(u[i : i + 1], u[i + 1 : i + 2], z[i : i + 1], step)[0])
         return torch.cat(rows)
 
     def L(self, k: Tensor) -> Tensor:
@@ -61,9 +59,7 @@ class Oracle:
                                (problem.constraint.control_mass, problem.m))
         )  # fmt: skip
         design = self.E.T @ torch.block_diag(*(h * Q for h in dt)) @ self.E
-        return torch.block_diag(
-            *(h * M for h in dt), design, torch.eye(problem.param_dim, dtype=torch.float64)
-        )
+        return torch.block_diag(*(h * M for h in dt), design, torch.eye(problem.param_dim, dtype=torch.float64))
 
     def kkt(self, k: Tensor, which: str) -> Tensor:
         """[W F''; F' 0] with W = L'', J'' or R."""

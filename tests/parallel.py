@@ -107,11 +107,10 @@ def solutions(make):
         out |= whole.rows_of(f"{method}_lam", result.multiplier)
         out[f"{method}_objective"] = result.objective
         out[f"{method}_iterations"] = result.iterations
-    solver = TaoSolver(ReducedObjective(problem), sqp_opt_tol=1e-9)
+    solver = TaoSolver(ReducedObjective(problem), opt_tol=1e-9)
     result = solver.solve()
     assert result.converged, result.message
     out["tao_objective"] = result.objective
-    solver.destroy()
     return problem, out
 
 

@@ -41,7 +41,7 @@ def without_constant(case, objective):
 
 
 def published(n, alpha, J, shifted):
-    marks = [pytest.mark.slow] if n >= 80 else []
+    marks = [pytest.mark.slow] if n >= 160 else []
     return pytest.param(n, alpha, J, shifted, marks=marks, id=f"{n}-{alpha}")
 
 

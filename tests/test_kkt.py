@@ -78,7 +78,7 @@ def test_fields_partition_the_kkt_vector_and_pick_the_blocks():
 
 
 def test_pairing_puts_nonzeros_on_the_diagonal():
-    problem, operator, expected = at_random("burgers nodal", "metric")
+    _, operator, expected = at_random("burgers nodal", "metric")
     rows, cols = operator.layout.pairing()
     for order in (rows, cols):
         assert sorted(order) == list(range(len(expected)))

@@ -39,7 +39,8 @@ def test_everything_is_the_same_on_several_ranks(serial, tmp_path, ranks):
 
 
 @pytest.mark.parametrize("words", [
-    ("-solver", "newton"), ("-solver", "sqp"), ("-solver", "sqp", "-control", "nodal"), ("-solver", "tao", "-tao_type", "ntr"),
+    ("-solver", "newton"), ("-solver", "sqp"), ("-solver", "sqp", "-control", "nodal"),
+    ("-solver", "tao", "-tao_type", "ntr"),
 ])  # fmt: skip
 def test_the_burgers_script_gives_the_same_solution_on_three_ranks(tmp_path, words):
     solutions = []

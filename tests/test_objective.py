@@ -55,9 +55,7 @@ def test_gradients_and_hessians_are_those_of_the_value(term):
     y, d = torch.cat([u.ravel(), z.ravel(), P]), randn(N * (n + m) + 2, seed=3)
     du, dz, dp = d.split([N * n, N * m, 2])
     first = torch.cat([part.ravel() for part in term.gradient(u, z, steps)])
-    second = torch.cat(
-        [part.ravel() for part in term.hvp(u, z, steps, du.reshape(N, n), dz.reshape(N, m), dp)]
-    )
+    second = torch.cat([part.ravel() for part in term.hvp(u, z, steps, du.reshape(N, n), dz.reshape(N, m), dp)])
     assert torch.allclose(first, grad(total(term))(y), atol=1e-13)
     assert torch.allclose(second, hessian(total(term))(y) @ d, atol=1e-12)
 

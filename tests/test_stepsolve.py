@@ -24,9 +24,7 @@ def test_factors_solve_with_every_step_and_its_transpose(n, batch, density):
     D, r = densify(A), randn(batch, n)
     factor = StepFactor(A)
     assert torch.allclose(factor.solve(r), torch.linalg.solve(D, r), rtol=1e-10, atol=1e-10)
-    assert torch.allclose(
-        factor.solve(r, transpose=True), torch.linalg.solve(D.mT, r), rtol=1e-10, atol=1e-10
-    )
+    assert torch.allclose(factor.solve(r, transpose=True), torch.linalg.solve(D.mT, r), rtol=1e-10, atol=1e-10)
 
 
 def test_one_factor_of_a_constant_matrix_serves_all_rows():

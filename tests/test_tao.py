@@ -1,3 +1,5 @@
+from functools import cache
+
 import pytest
 import torch
 
@@ -11,24 +13,26 @@ from tests.support import entries, random_design, relative
 
 
 def solve(problem, lower=None, upper=None, start=None, **defaults):
-    solver = TaoSolver(ReducedObjective(problem), lower, upper, **defaults)
-    result = solver.solve(start)
-    solver.destroy()
-    return result
+    return TaoSolver(ReducedObjective(problem), lower, upper, **defaults).solve(start)
+
+
+@cache
+def optimum(name):
+    """By the full-space method."""
+    return SQPSolver(examples.EXAMPLES[name](), opt_tol=1e-10).solve()
 
 
 @pytest.mark.parametrize("name", ["burgers", "burgers nodal", "dense", "layer"])
 @pytest.mark.parametrize("method", ["lmvm", "bqnls", "bncg", "nls", "ntr"])
 def test_tao_and_sqp_agree(options, method, name):
-    problem = examples.EXAMPLES[name]()
-    expected = SQPSolver(problem, opt_tol=1e-10).solve()
+    expected = optimum(name)
     options(tao_type=method)
-    found = solve(problem, sqp_opt_tol=1e-8)
+    found = solve(examples.EXAMPLES[name](), opt_tol=1e-8)
     assert found.reason == Reason.CONVERGED_OPTIMALITY, found.message
-    assert found.objective == pytest.approx(expected.objective, rel=1e-11)
-    assert relative(entries(found.design), entries(expected.design)) <= 1e-5
-    assert relative(entries(found.state), entries(expected.state)) <= 1e-5
-    assert relative(entries(found.multiplier), entries(expected.multiplier)) <= 1e-5
+    close = 1e-3 if method == "bncg" else 1e-5
+    assert found.objective == pytest.approx(expected.objective, rel=1e-9)
+    for name in ("design", "state", "multiplier"):
+        assert relative(entries(getattr(found, name)), entries(getattr(expected, name))) <= close
 
 
 def test_a_quadratic_problem_takes_newton_one_step(options):
@@ -44,7 +48,7 @@ def test_bounds_are_kept_and_multipliers_have_the_right_sign(options, method):
     problem = examples.burgers(nx=8, nt=8)
     free = entries(SQPSolver(problem).solve().design)
     low, high = 0.4 * float(free.min()), 0.4 * float(free.max())
-    result = solve(problem, low, high, sqp_opt_tol=1e-10)
+    result = solve(problem, low, high, opt_tol=1e-10)
     assert result.converged, result.message
     z, g = entries(result.design), result.design.duplicate()
     ReducedObjective(problem).gradient(result.design, g)
@@ -93,9 +97,8 @@ def test_the_history_is_that_of_tao(options):
     solver = TaoSolver(ReducedObjective(problem))
     result = solver.solve(monitors=[seen.append])
     assert seen == result.history.records
-    assert result.history["iteration"] == list(range(solver.tao.getIterationNumber() + 1))
+    assert result.history["iteration"] == list(range(result.iterations + 1))
     assert all(a >= b for a, b in zip(result.history["objective"], result.history["objective"][1:]))
-    solver.destroy()
 
 
 @pytest.mark.parametrize("method", ["lmvm", "ntr", "nls"])

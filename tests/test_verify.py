@@ -17,8 +17,7 @@ def test_right_derivatives_pass(name):
 
 class WrongA(examples.Heat):
     def linearize(self, *where):
-        right = super().linearize(*where)
-        return SparseStepJacobian(self, where[:3], where[3], self.pattern, 1.01 * self.values + 0 * right.point[1][:1, :1])
+        return SparseStepJacobian(self, where[:3], where[3], self.pattern, 1.01 * self.values)
 
 
 class WrongGradient(Tracking):

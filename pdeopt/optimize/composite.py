@@ -27,11 +27,9 @@ from pdeopt.trustregion import TrustRegion
 class CompositeSettings:
     """Constants of the composite-step method; names of the options without their prefix."""
 
-    radius: float = setting(100.0, "initial trust radius Delta", above=0)
+    radius: float = setting(10.0, "initial trust radius Delta", above=0)
     radius_min: float = setting(1e-10, "trust radius that counts as stagnation", above=0)
-    normal_fraction: float = setting(
-        0.8, "part of Delta that the quasi-normal step may use", above=0, at_most=1
-    )
+    normal_fraction: float = setting(0.8, "part of Delta that the quasi-normal step may use", above=0, at_most=1)
     penalty: float = setting(
         1e-3, "initial penalty rho of the augmented Lagrangian, relative to |J| at the start", above=0
     )
@@ -96,9 +94,7 @@ class CompositeStep:
         self._feasibility = self.metric.residual_norm(self.lin.residual)
         krylov = self._system.take_iterations() + self._spare.take_iterations()
         optimality = self.metric.dual_norm(self._gradient)
-        return Record(
-            iteration, self.lin.value, self._feasibility, optimality, self.trust.radius, krylov, self._note
-        )
+        return Record(iteration, self.lin.value, self._feasibility, optimality, self.trust.radius, krylov, self._note)
 
     def step(self) -> Reason:
         if self.trust.radius < self.settings.radius_min:
@@ -109,9 +105,7 @@ class CompositeStep:
         s.axpy(1.0, tangential.t)
         ared = self._merit(self.lin, self.lam) - self._merit(trial, trial_lam)
         ratio = ared / pred if pred > 0 else math.nan
-        if abs(ared) <= 1e-14 * max(1.0, abs(self.lin.value)) and 0 < pred <= 1e-13 * max(
-            1.0, abs(self.lin.value)
-        ):
+        if abs(ared) <= 1e-14 * max(1.0, abs(self.lin.value)) and 0 < pred <= 1e-13 * max(1.0, abs(self.lin.value)):
             ratio = 1.0  # both reductions are rounding: the model is as good as arithmetic allows
         norms = [self.metric.norm(v) for v in (s, n, tangential.t)]
         self.trust = replace(self.trust, radius=self.trust.after(ratio, norms[0], max(norms[1:])))
@@ -191,12 +185,15 @@ class CompositeStep:
     def _projected_cg(self, n: PETSc.Vec, rtol: float) -> tuple[PETSc.Vec, PETSc.Vec]:
         """Steihaug's CG for min q(t) in ker F' with |n + t| <= Delta, all directions kept conjugate.
 
-        Returns t and H t. Inexact projections lose conjugacy, hence the full orthogonalisation.
+        Returns t and H t. Inexact projections lose conjugacy, hence the full orthogonalisation. The residual
+        is kept in its projected form R w, lest its part in the range of F'' drown the rest in rounding
+        (N. Gould, M. Hribar, J. Nocedal, SIAM J. Sci. Comput. 23, 2001, section 6).
         """
         r = self._gradient.copy()
         r.axpy(1.0, self._hessian(n))
         t, H_t = self.problem.create_primal(), self.problem.create_primal()
         w = self._project(r, rtol)
+        r = self.metric.primal(w, r)
         size = start = r.dot(w)
         directions: list[tuple[PETSc.Vec, PETSc.Vec, float]] = []
         tolerance = min(self.settings.cg_rtol, math.sqrt(math.sqrt(max(start, 0.0)))) ** 2
@@ -220,6 +217,7 @@ class CompositeStep:
             r.axpy(alpha, H_p)
             directions.append((p, H_p, curvature))
             w = self._project(r, rtol)
+            r = self.metric.primal(w, r)
             size = r.dot(w)
         return t, H_t
 
@@ -239,9 +237,7 @@ class CompositeStep:
             return trial, None
         return trial, trial_lam
 
-    def _predictions(
-        self, n: PETSc.Vec, tangential: _Tangential, trial_lam: PETSc.Vec
-    ) -> tuple[float, float]:
+    def _predictions(self, n: PETSc.Vec, tangential: _Tangential, trial_lam: PETSc.Vec) -> tuple[float, float]:
         """pred with the penalty raised to make it count, and rpred, what inexact tangency leaves."""
         dlam = trial_lam.copy()
         dlam.axpy(-1.0, self.lam)
@@ -252,13 +248,7 @@ class CompositeStep:
         r = self._gradient.copy()
         r.axpy(1.0, H_n)
         t = tangential.t_cg
-        part = (
-            -r.dot(t)
-            - 0.5 * t.dot(tangential.H_t_cg)
-            - self._gradient.dot(n)
-            - 0.5 * n.dot(H_n)
-            - dlam.dot(J_n)
-        )
+        part = -r.dot(t) - 0.5 * t.dot(tangential.H_t_cg) - self._gradient.dot(n) - 0.5 * n.dot(H_n) - dlam.dot(J_n)
         normal = self._feasibility**2 - self.metric.residual_norm(J_n) ** 2
         if part + 0.5 * self.penalty * normal < 0 and normal > 0:
             self.penalty = -2.0 * part / normal + self._least_penalty
@@ -308,9 +298,7 @@ class CompositeStep:
         """lam <- lam + dlam with |J' + F''(lam + dlam)| least: the augmented system with -(L_x, 0)."""
         gradient = self._lagrangian_gradient(lin, lam)
         gradient.scale(-1.0)
-        dlam = _augmented(system, gradient, self.problem.create_multiplier(), self.settings.multiplier_rtol)[
-            1
-        ]
+        dlam = _augmented(system, gradient, self.problem.create_multiplier(), self.settings.multiplier_rtol)[1]
         lam.axpy(1.0, dlam)
 
     def _lagrangian_gradient(self, lin: Linearization, lam: PETSc.Vec) -> PETSc.Vec:

@@ -10,13 +10,14 @@ from petsc4py import PETSc
 
 from pdeopt.errors import SolveFailure
 from pdeopt.monitor import History, Monitor, Reason, Record, Result, explain
-from pdeopt.problem import ControlProblem
+from pdeopt.problem import ControlProblem, Linearization
 
 
 class Method(Protocol):
     """An optimiser as the loop sees it: a point, a record of it, and a step to the next."""
 
     problem: ControlProblem
+    lin: Linearization
     x: PETSc.Vec
     lam: PETSc.Vec
 
@@ -54,7 +55,6 @@ def iterate(
         while reason == Reason.ITERATING:
             record = method.record(_next_iteration(history))
             history.append(record)
-            PETSc.garbage_cleanup(method.problem.grid.comm)  # on several ranks, objects wait for this
             for monitor in monitors:
                 monitor(record)
             for observer in observers:
@@ -65,7 +65,7 @@ def iterate(
     except SolveFailure as failure:
         reason, detail = Reason.DIVERGED_LINEAR_SOLVE, str(failure)
         if not history.records:
-            raise
+            history.append(Record(0, method.lin.value, math.nan, math.nan, math.nan, 0, "start"))
     state, design = method.problem.split(method.x)
     return Result(state, design, method.lam, reason, explain(reason, detail), history)
 

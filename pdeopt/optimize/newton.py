@@ -61,9 +61,7 @@ class NewtonKKT:
         self._feasibility = self.metric.residual_norm(self.lin.residual)
         krylov = sum(solver.take_iterations() for solver in self._solvers.values())
         optimality = self.metric.dual_norm(gradient)
-        return Record(
-            iteration, self.lin.value, self._feasibility, optimality, self.step_size, krylov, self._note
-        )
+        return Record(iteration, self.lin.value, self._feasibility, optimality, self.step_size, krylov, self._note)
 
     def step(self) -> Reason:
         reason = Reason.DIVERGED_LINE_SEARCH

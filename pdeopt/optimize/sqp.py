@@ -47,10 +47,11 @@ class SQPSolver:
         names = {name for cls in (SQPSettings, CompositeSettings) for name in cls.__dataclass_fields__}
         if unknown := set(defaults) - names:
             raise InputError("SQPSolver setting", ", ".join(sorted(unknown)), ", ".join(sorted(names)))
-        self.settings = read(SQPSettings, prefix, **defaults)
-        self.composite = (
-            read(CompositeSettings, prefix, **defaults) if self.settings.type == "composite" else None
-        )
+        shared = {name: value for name, value in defaults.items() if name in SQPSettings.__dataclass_fields__}
+        own = {name: value for name, value in defaults.items() if name not in shared}
+        self.settings = read(SQPSettings, prefix, **shared)
+        is_composite = self.settings.type == "composite"
+        self.composite = read(CompositeSettings, prefix, **own) if is_composite else None
 
     def solve(
         self,
@@ -104,9 +105,7 @@ class SQPSolver:
         prefix, settings = self.prefix + "kkt_", self.settings
         if self.composite is None:
             return NewtonKKT(self.problem, x, lam, rtol=settings.kkt_rtol, prefix=prefix)
-        return CompositeStep(
-            self.problem, x, lam, self.composite, gauss_newton=settings.gauss_newton, prefix=prefix
-        )
+        return CompositeStep(self.problem, x, lam, self.composite, gauss_newton=settings.gauss_newton, prefix=prefix)
 
     def _view(self, result: Result) -> None:
         lines = [f"SQP object ({self.prefix}): type {self.settings.type}"]

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from petsc4py import PETSc
 
 from pdeopt.arrays import readonly
-from pdeopt.errors import InputError
+from pdeopt.errors import InputError, SolveFailure
 from pdeopt.metric import RieszMetric
 from pdeopt.monitor import History, Monitor, Reason, Record, Result, explain, print_monitor
 from pdeopt.options import read, set_default, setting
 from pdeopt.reduced import ReducedObjective
 
 # TaoConvergedReason; petsc4py names the class `Reason` or `ConvergedReason`, by its version.
-TAO_CONTINUE_ITERATING, TAO_DIVERGED_MAXITS, TAO_CONVERGED_USER = 0, -2, 8
+TAO_CONTINUE_ITERATING, TAO_DIVERGED_MAXITS, TAO_DIVERGED_USER, TAO_CONVERGED_USER = 0, -2, -8, 8
 
 #: TAO types that honour bounds on the variables.
 BOUNDED = ("blmvm", "bncg", "bnls", "bntr", "bntl", "bqnls", "bqnkls", "bqnktr", "bqnktl", "tron", "gpcg")
@@ -32,10 +32,10 @@ QUASI_NEWTON = ("lmvm", "blmvm", "bqnls", "bqnkls", "bqnktr", "bqnktl")
 
 @dataclass(frozen=True)
 class TaoSettings:
-    """Settings beside TAO's own."""
+    """Settings beside TAO's own; they share the options of the full-space solvers."""
 
-    sqp_opt_tol: float = setting(1e-8, "tolerance of the reduced gradient in the dual norm", above=0)
-    sqp_monitor: bool = setting(False, "print a line an iteration")
+    opt_tol: float = setting(1e-8, "tolerance of the reduced gradient in the dual norm", above=0)
+    monitor: bool = setting(False, "print a line an iteration")
 
 
 class TaoSolver:
@@ -44,7 +44,11 @@ class TaoSolver:
     Args:
         reduced: the objective.
         lower, upper: bounds on the design variables, vectors or numbers; None for none.
-        prefix: of the options before `tao_`.
+        prefix: of the options, before `tao_` and `sqp_`.
+        **defaults: settings that replace the defaults; options win.
+
+    Raises:
+        InputError: bounds that cross, or a TAO type that knows no bounds.
     """
 
     def __init__(
@@ -55,57 +59,79 @@ class TaoSolver:
         prefix: str = "",
         **defaults: object,
     ) -> None:
-        self.reduced, self.problem = reduced, reduced.problem
+        self.reduced, self.problem, self.prefix = reduced, reduced.problem, prefix
         self.metric = RieszMetric(self.problem)
-        self.settings = read(TaoSettings, prefix, **defaults)
+        self.settings = read(TaoSettings, prefix + "sqp_", **defaults)
         self.bounds = self._bounds(lower, upper)
+        default = "lmvm" if self.bounds is None else "blmvm"
+        self.type: str = PETSc.Options(prefix).getString("tao_type", default)
+        if self.bounds is not None and self.type not in BOUNDED:
+            raise InputError("-tao_type with bounds", self.type, " | ".join(BOUNDED))
         self._scale = self.metric.design_lumped()
         self._scale.sqrtabs()
-        self.tao = self._create(prefix)
-        self.history = History()
 
-    def _create(self, prefix: str) -> PETSc.TAO:
-        tao, size = PETSc.TAO().create(self.problem.grid.comm), self._scale.getSizes()
-        tao.setOptionsPrefix(prefix)
-        tao.setType("lmvm" if self.bounds is None else "blmvm")
+    def solve(
+        self, z: PETSc.Vec | None = None, *, monitors: Sequence[Monitor] = (), history: History | None = None
+    ) -> Result:
+        """Solve from the design z (default zero), which is copied. Collective."""
+        self.design = self.problem.create_design() if z is None else z.copy()  #: of the last iteration
+        self.history, self._failure = history or History(), ""
+        self._state, self._multiplier = self.problem.constant_state(self.design), self.problem.create_multiplier()
+        self._first = int(self.history[-1].iteration) + 1 if len(self.history) else 0
+        title = f"TAO ({self.type})"
+        printing = [print_monitor(self.problem.grid.comm, title)] if self.settings.monitor else []
+        self._monitors = [*printing, *monitors]
+        hessian = _ScaledHessian(self.reduced, self._scale)
+        size = self._scale.getSizes()
+        matrix = PETSc.Mat().createPython((size, size), hessian, comm=self.problem.grid.comm)
+        matrix.setUp()
+        matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
+        tao = self._create(matrix, hessian)
+        try:
+            tao.setSolution(_product(self.design, self._scale))
+            tao.solve()
+            return self._result(tao.getConvergedReason())
+        finally:  # PETSc objects with Python contexts must not live on to the end of the interpreter
+            tao.destroy()
+            matrix.destroy()
+
+    def _create(self, matrix: PETSc.Mat, hessian: _ScaledHessian) -> PETSc.TAO:
+        tao = PETSc.TAO().create(self.problem.grid.comm)
+        tao.setOptionsPrefix(self.prefix)
+        tao.setType(self.type)
         tao.setObjective(lambda _, y: self._value(y))
         tao.setObjectiveGradient(lambda _, y, g: self._value_and_gradient(y, g), self._scale.duplicate())
         tao.setGradient(lambda _, y, g: self._gradient(y, g), self._scale.duplicate())
-        hessian = _ScaledHessian(self.reduced, self._scale)
-        self._matrix = PETSc.Mat().createPython((size, size), hessian, comm=self.problem.grid.comm)
-        self._matrix.setUp()
-        self._matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
-        tao.setHessian(lambda _, y, H, P: hessian.set_point(self.design(y)), self._matrix)
+        tao.setHessian(lambda _, y, H, P: hessian.set_point(self._unscaled(y)), matrix)
         tao.setMaximumIterations(1000)
         if self.bounds is not None:
             tao.setVariableBounds(tuple(_product(bound, self._scale) for bound in self.bounds))
-        quasi_newton = PETSc.Options(prefix).getString("tao_type", tao.getType())
-        if quasi_newton in QUASI_NEWTON:  # the default, a diagonal, takes ten times the iterations here
-            set_default(f"{prefix}tao_{quasi_newton}_mat_lmvm_scale_type", "scalar")
-            set_default(f"{prefix}tao_{quasi_newton}_mat_lmvm_hist_size", "10")
+        if self.type in QUASI_NEWTON:  # the default, a diagonal, takes ten times the iterations here
+            set_default(f"{self.prefix}tao_{self.type}_mat_lmvm_scale_type", "scalar")
+            set_default(f"{self.prefix}tao_{self.type}_mat_lmvm_hist_size", "10")
         tao.setFromOptions()
-        if self.bounds is not None and tao.getType() not in BOUNDED:
-            raise InputError("-tao_type with bounds", tao.getType(), " | ".join(BOUNDED))
         _default_to_no_preconditioner(tao.getKSP())
         tao.setConvergenceTest(self._test)
         return tao
 
-    def design(self, y: PETSc.Vec) -> PETSc.Vec:
-        """z = D^-1 y, a new vector."""
+    def _unscaled(self, y: PETSc.Vec) -> PETSc.Vec:
         z = y.duplicate()
         z.pointwiseDivide(y, self._scale)
         return z
 
     def _value(self, y: PETSc.Vec) -> float:
-        return _huge_if_infinite(self.reduced.value(self.design(y)))
+        return _huge_if_infinite(self.reduced.value(self._unscaled(y)))
 
     def _value_and_gradient(self, y: PETSc.Vec, g: PETSc.Vec) -> float:
-        value = self.reduced.value_and_gradient(self.design(y), g)
+        value = self.reduced.value_and_gradient(self._unscaled(y), g)
         g.pointwiseDivide(g, self._scale)
         return _huge_if_infinite(value)
 
     def _gradient(self, y: PETSc.Vec, g: PETSc.Vec) -> None:
-        self.reduced.gradient(self.design(y), g)
+        try:
+            self.reduced.gradient(self._unscaled(y), g)
+        except SolveFailure:
+            g.set(0.0)  # the value there is infinite: no step to this point will be taken
         g.pointwiseDivide(g, self._scale)
 
     def _bounds(self, *bounds: PETSc.Vec | float | None) -> tuple[PETSc.Vec, PETSc.Vec] | None:
@@ -123,58 +149,45 @@ class TaoSolver:
             raise InputError("bounds", "a lower bound above the upper one", "lower <= upper")
         return vectors[0], vectors[1]
 
-    def solve(
-        self, z: PETSc.Vec | None = None, *, monitors: Sequence[Monitor] = (), history: History | None = None
-    ) -> Result:
-        """Solve from the design z (default zero), which is copied. Collective."""
-        z = self.problem.create_design() if z is None else z
-        title = f"TAO ({self.tao.getType()})"
-        printing = [print_monitor(self.problem.grid.comm, title)] if self.settings.sqp_monitor else []
-        self._monitors, self.history = [*printing, *monitors], history or History()
-        self._first = int(self.history[-1].iteration) + 1 if len(self.history) else 0
-        y = _product(z, self._scale)
-        self.tao.setSolution(y)
-        self.tao.solve()
-        return self._result(self.design(y))
-
-    def destroy(self) -> None:
-        """Free TAO and the Hessian's shell matrix."""
-        self.tao.destroy()
-        self._matrix.destroy()
-
-    def _result(self, z: PETSc.Vec) -> Result:
-        code = self.tao.getConvergedReason()
-        reason = Reason.DIVERGED_TAO
-        if self.history[-1].optimality <= self.settings.sqp_opt_tol:
+    def _result(self, code: int) -> Result:
+        """The last good point, and why there is none after it."""
+        reason, detail = Reason.DIVERGED_TAO, f"TAO reason {code}, type {self.type}"
+        if self._failure:
+            reason, detail = Reason.DIVERGED_NAN, self._failure
+        elif self.history[-1].optimality <= self.settings.opt_tol:
             reason = Reason.CONVERGED_OPTIMALITY
         elif code > 0:
             reason = Reason.CONVERGED_TAO
         elif code == TAO_DIVERGED_MAXITS:
             reason = Reason.DIVERGED_MAX_IT
-        detail = f"TAO reason {code}, type {self.tao.getType()}"
-        state, multiplier = self.reduced.state(z), self.reduced.multiplier(z)
-        return Result(state, z, multiplier, reason, explain(reason, detail), self.history)
+        return Result(self._state, self.design, self._multiplier, reason, explain(reason, detail), self.history)
 
     def _test(self, tao: PETSc.TAO) -> int:
         """Record the iteration, and stop by the dual norm of the (projected) gradient."""
-        z, iteration = self.design(tao.getSolution()), tao.getIterationNumber()
+        z, iteration = self._unscaled(tao.getSolution()), tao.getIterationNumber()
+        try:
+            record = self._record(tao, z, iteration)
+        except SolveFailure as failure:
+            self._failure = str(failure)
+            if iteration == 0:
+                self.history.append(Record(self._first, *[math.nan] * 4, 0, "no state"))
+            return TAO_DIVERGED_USER
+        self._state, self._multiplier = self.reduced.state(z), self.reduced.multiplier(z)
+        z.copy(self.design)
+        self.history.append(record)
+        for monitor in self._monitors:
+            monitor(record)
+        if record.optimality <= self.settings.opt_tol:
+            return TAO_CONVERGED_USER
+        return TAO_DIVERGED_MAXITS if iteration >= tao.getMaximumIterations() else TAO_CONTINUE_ITERATING
+
+    def _record(self, tao: PETSc.TAO, z: PETSc.Vec, iteration: int) -> Record:
         g = z.duplicate()
         self.reduced.gradient(z, g)
         feasibility = self.metric.residual_norm(self.reduced.linearization(z).residual)
-        optimality = self._optimality(z, g)
-        krylov = tao.getKSP().getIterationNumber() if tao.getKSP() and iteration else 0
-        record = Record(
-            self._first + iteration, tao.getObjectiveValue(), feasibility, optimality, math.nan, int(krylov)
-        )
-        self.history.append(record)
-        PETSc.garbage_cleanup(self.problem.grid.comm)  # on several ranks, objects wait for this
-        for monitor in self._monitors:
-            monitor(record)
-        if optimality <= self.settings.sqp_opt_tol:
-            return TAO_CONVERGED_USER
-        if iteration >= tao.getMaximumIterations():
-            return TAO_DIVERGED_MAXITS
-        return TAO_CONTINUE_ITERATING
+        krylov = int(tao.getKSP().getIterationNumber()) if tao.getKSP() and iteration else 0
+        value, optimality = tao.getObjectiveValue(), self._optimality(z, g)
+        return Record(self._first + iteration, value, feasibility, optimality, math.nan, krylov)
 
     def _optimality(self, z: PETSc.Vec, g: PETSc.Vec) -> float:
         """|g| in the dual norm; with bounds |z - P(z - D^-2 g)| in D, P the projection onto the box."""

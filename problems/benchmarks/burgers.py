@@ -52,9 +52,7 @@ class Row:
 
 def main(argv: list[str] | None = None) -> list[Row]:
     """Measure, print the table, write it as JSON where asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-json", default="", help="write the rows to this file")
     parser.add_argument("-sizes", type=int, nargs="+", default=SIZES, help="nx = nt of the comparison")
     parser.add_argument("-repeat", type=int, default=3, help="repetitions, of which the median counts")
@@ -131,9 +129,7 @@ def measure(solver: str, nx: int, nt: int, alpha: float, repeat: int) -> dict[st
     command = [sys.executable, "-m", __spec__.name if __spec__ else "problems.benchmarks.burgers", "-worker"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     arguments = [solver, str(nx), str(nt), repr(alpha), str(repeat)]
-    done = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, env=environment, check=False
-    )
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"{solver} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -166,9 +162,8 @@ def our_solver(name: str) -> Callable[[int, int, float], dict[str, Any]]:
         begin = time.perf_counter()
         problem = BurgersCase(BurgersSettings(nx=nx, nt=nt, alpha=alpha)).problem
         if name.startswith("tao_"):
-            solver = TaoSolver(ReducedObjective(problem), sqp_opt_tol=TOLERANCE)
+            solver = TaoSolver(ReducedObjective(problem), opt_tol=TOLERANCE)
             result = solver.solve()
-            solver.destroy()
         else:
             kind = "newton" if name == "newton" else "composite"
             result = SQPSolver(problem, type=kind, opt_tol=TOLERANCE, feas_tol=TOLERANCE).solve()
