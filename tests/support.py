@@ -16,13 +16,15 @@ from pdeopt.problem import ControlProblem
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# One thread a rank; Open MPI besides refuses root, more ranks than cores, and pins all runs to one core.
+# One thread a rank. Open MPI refuses root and more ranks than cores, pins all runs to the same core, and its
+# waiting ranks take the cores from those that work.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
     "OMPI_MCA_hwloc_base_binding_policy": "none",
     "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
 }

@@ -120,19 +120,32 @@ class TaoSolver:
         return z
 
     def _value(self, y: PETSc.Vec) -> float:
-        return _huge_if_infinite(self.reduced.value(self._unscaled(y)))
+        value = self.reduced.value(self._unscaled(y))
+        return value if math.isfinite(value) else self._bowl(y, None)
 
     def _value_and_gradient(self, y: PETSc.Vec, g: PETSc.Vec) -> float:
         value = self.reduced.value_and_gradient(self._unscaled(y), g)
         g.pointwiseDivide(g, self._scale)
-        return _huge_if_infinite(value)
+        return value if math.isfinite(value) else self._bowl(y, g)
 
     def _gradient(self, y: PETSc.Vec, g: PETSc.Vec) -> None:
         try:
             self.reduced.gradient(self._unscaled(y), g)
+            g.pointwiseDivide(g, self._scale)
         except SolveFailure:
-            g.set(0.0)  # the value there is infinite: no step to this point will be taken
-        g.pointwiseDivide(g, self._scale)
+            self._bowl(y, g)
+
+    def _bowl(self, y: PETSc.Vec, g: PETSc.Vec | None) -> float:
+        """Where there is no state: a steep paraboloid about the last good point, from which line searches,
+        which interpolate values and slopes, find the way back. Infinity would lose them."""
+        away = y.copy()
+        away.axpy(-1.0, _product(self.design, self._scale))
+        value = self.history[-1].objective if len(self.history) else 0.0
+        height = 10.0 * (1.0 + abs(value))
+        if g is not None:
+            away.copy(g)
+            g.scale(2.0 * height / max(away.dot(away), 1e-300))
+        return float(value + height)
 
     def _bounds(self, *bounds: PETSc.Vec | float | None) -> tuple[PETSc.Vec, PETSc.Vec] | None:
         if all(bound is None for bound in bounds):
@@ -170,7 +183,8 @@ class TaoSolver:
         except SolveFailure as failure:
             self._failure = str(failure)
             if iteration == 0:
-                self.history.append(Record(self._first, *[math.nan] * 4, 0, "no state"))
+                nan = math.nan
+                self.history.append(Record(self._first, nan, nan, nan, nan, 0, "no state"))
             return TAO_DIVERGED_USER
         self._state, self._multiplier = self.reduced.state(z), self.reduced.multiplier(z)
         z.copy(self.design)
@@ -226,11 +240,6 @@ def _product(a: PETSc.Vec, b: PETSc.Vec) -> PETSc.Vec:
     result = a.duplicate()
     result.pointwiseMult(a, b)
     return result
-
-
-def _huge_if_infinite(value: float) -> float:
-    """TAO's line searches back away from huge values, not from infinity."""
-    return value if math.isfinite(value) else 1e300
 
 
 def _default_to_no_preconditioner(ksp: PETSc.KSP | None) -> None:
