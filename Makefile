@@ -19,6 +19,8 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 export OMPI_MCA_rmaps_base_oversubscribe = 1
 export OMPI_MCA_hwloc_base_binding_policy = none
 export OMPI_MCA_btl_vader_single_copy_mechanism = none
+# Ranks that wait hand their core on: with more ranks than cores, spinning is ten times slower.
+export OMPI_MCA_mpi_yield_when_idle = 1
 export PYTHON TORCH_INDEX
 
 # The environment's mpiexec must be the first: it is the one of its PETSc.

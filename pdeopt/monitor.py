@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 from petsc4py import PETSc
 
@@ -132,6 +133,22 @@ class Result:
 
 
 Monitor = Callable[[Record], None]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def logged(name: str) -> Callable[[Method], Method]:
+    """Time the calls of a function as an event of `-log_view`."""
+
+    def decorate(function: Method) -> Method:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with PETSc.Log.Event(name):
+                return function(*args, **kwargs)
+
+        return cast(Method, call)
+
+    return decorate
 
 
 def print_monitor(comm: Any, title: str) -> Monitor:

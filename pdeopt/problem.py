@@ -7,6 +7,7 @@ J, F and their derivatives at a point, a value with every operator that a solver
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import torch
@@ -18,9 +19,13 @@ from pdeopt.autodiff import gradient, jvp, vjp
 from pdeopt.constraint import StepJacobian, TimeDependentConstraint
 from pdeopt.controlmap import ControlMap
 from pdeopt.errors import InputError, SolveFailure
+from pdeopt.monitor import logged
 from pdeopt.objective import Objective
 from pdeopt.propagate import backward, forward, march
 from pdeopt.timegrid import TimeGrid
+
+#: An old Jacobian is kept in the state solve while each correction is smaller than the last by this factor.
+FAST_CONTRACTION = 0.2
 
 Fields = tuple[Tensor, Tensor, Tensor]
 
@@ -153,11 +158,18 @@ class ControlProblem:
         free_garbage(self.grid.comm)  # of the linearisations before
         return Linearization(self, x)
 
-    def solve_state(self, design: PETSc.Vec, guess: PETSc.Vec | None = None) -> PETSc.Vec:
+    @logged("pdeoptState")
+    def solve_state(
+        self, design: PETSc.Vec, guess: PETSc.Vec | None = None, jacobian: StepJacobian | None = None
+    ) -> PETSc.Vec:
         """The state u(z, p) as a new vector. Collective.
 
         Newton's method on all steps at once, each linear solve one forward substitution without a loop
         over steps; where it does not contract, the steps are solved one by one.
+
+        Args:
+            guess: a state to begin with; default u_i = u_0.
+            jacobian: step Jacobians near the solution, from a design nearby; used while they serve.
 
         Raises:
             SolveFailure: no solution found in some step.
@@ -166,7 +178,7 @@ class ControlProblem:
         z, steps = self.controls(z), self.grid.steps.with_parameters(p)
         u0 = self.constraint.initial_state(p)
         start = u0.expand(len(steps), -1) if guess is None else copy(guess).reshape(-1, self.n)
-        u = self._newton_over_time(u0, start, z, p)
+        u = self._newton_over_time(u0, start, z, p, jacobian)
         if u is None:
             u = march(self.grid, self.constraint, u0, z, steps)
         out = self.create_multiplier()
@@ -180,26 +192,36 @@ class ControlProblem:
         assign(out, self.constraint.initial_state(p).expand(self.grid.n_local, -1))
         return out
 
-    def _newton_over_time(self, u0: Tensor, u: Tensor, z: Tensor, p: Tensor) -> Tensor | None:
+    def _newton_over_time(
+        self, u0: Tensor, u: Tensor, z: Tensor, p: Tensor, jacobian: StepJacobian | None
+    ) -> Tensor | None:
+        """Newton's method on all steps; a Jacobian is kept while it contracts fast. None where it does not."""
         if self.constraint.pattern is None:
             return None  # matrix-free sweeps are loops: marching costs the same and is safer
         steps, grid = self.grid.steps.with_parameters(p), self.grid
-        size = float("inf")
-        for _ in range(20):
+        size, fresh = float("inf"), False
+        for _ in range(40):
             u_old = grid.shift(u, u0)
             r = self.constraint.residual(u_old, u, z, steps)
             try:
-                du = forward(grid, self.constraint.linearize(u_old, u, z, steps), -r)
+                if jacobian is None:
+                    jacobian, fresh = self.constraint.linearize(u_old, u, z, steps), True
+                du = forward(grid, jacobian, -r)
             except SolveFailure:
                 return None
             last, size = size, float(grid.max((du.abs() / (1 + u.abs())).amax()))
-            if not size < 2 * last:  # also for NaN
+            if fresh and not size < 2 * last:  # also for NaN
                 return None
+            if not size < FAST_CONTRACTION * last and not fresh:  # the step of an old Jacobian is not worth taking
+                jacobian, size = None, last
+                continue
             u = u + du
-            if size <= 1e-8:  # quadratic: the next correction is about 1e-16
+            if size <= (1e-8 if fresh else 1e-12):  # quadratic with a fresh Jacobian: the next one is about 1e-16
                 return u
+            jacobian, fresh = (jacobian if size < FAST_CONTRACTION * last < math.inf else None), False
         return None
 
+    @logged("pdeoptAdjoint")
     def solve_adjoint(self, lin: Linearization) -> PETSc.Vec:
         """lam with J_u + F_u' lam = 0 at the linearisation, a new vector. Collective."""
         lam = backward(self.grid, lin.jacobian, -lin.gradient_fields[0])

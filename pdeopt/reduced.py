@@ -84,8 +84,9 @@ class ReducedObjective:
     def linearization(self, z: PETSc.Vec) -> Linearization:
         """The problem at (u(z), z); kept until another z is asked for. Raises `SolveFailure`."""
         if self._lin is None or not z.equal(self._design):
+            jacobian = None if self._lin is None else self._lin.jacobian
             self._lin = self._multiplier = None
-            state = self.problem.solve_state(z, self._state)
+            state = self.problem.solve_state(z, self._state, jacobian)
             z.copy(self._design)
             self._state = state
             self._lin = self.problem.at(self.problem.join(state, z))

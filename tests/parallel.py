@@ -100,7 +100,8 @@ def solutions(make):
     """Optima by all solvers."""
     problem = make()
     whole, out = Whole(problem), {}
-    for method in ("composite", "newton"):
+    free = problem.constraint.pattern is None  # a thousand Krylov iterations of tiny messages
+    for method in ("newton",) if free else ("composite", "newton"):
         result = SQPSolver(problem, type=method, opt_tol=1e-11, feas_tol=1e-11).solve()
         assert result.converged, result.message
         out |= whole.arrays(method, problem.join(result.state, result.design))
