@@ -72,8 +72,9 @@ class KKTSolver:
         self.operator.set_point(lin, lam)
         if self.settings.mat_type == "aij":
             self._matrix = self.operator.assemble()
-        elif self._matrix is None:
-            self._matrix = self.operator.shell()
+        else:
+            self._matrix = self._matrix or self.operator.shell()
+            self._matrix.assemble()  # tells PETSc that it changed
         self._ksp.setOperators(self._matrix)
 
     @logged("pdeoptKKTSolve")

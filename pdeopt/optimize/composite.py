@@ -141,6 +141,8 @@ class CompositeStep:
         g = self.lin.vjp(self.metric.residual_inverse(c, c.duplicate()), self.problem.create_primal())
         cauchy = self.metric.primal_inverse(g, g.duplicate())
         slope = g.dot(cauchy)
+        if slope == 0.0:  # F' F = 0: no way to first order
+            return n
         J_cauchy = self.lin.jvp(cauchy, c.duplicate())
         step_size = slope / self.metric.residual_norm(J_cauchy) ** 2
         cauchy.scale(-step_size)
