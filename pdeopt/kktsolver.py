@@ -74,7 +74,7 @@ class KKTSolver:
             self._matrix = self.operator.assemble()
         else:
             self._matrix = self._matrix or self.operator.shell()
-            self._matrix.assemble()  # tells PETSc that it changed
+            self._matrix.stateIncrease()  # tells PETSc that it changed
         self._ksp.setOperators(self._matrix)
 
     @logged("pdeoptKKTSolve")
@@ -121,8 +121,9 @@ class KKTSolver:
             factor = pc.getFactorMatrix()
             if factor.getMumpsInfog(1) not in MUMPS_OUT_OF_ROOM:
                 return
-            factor.setMumpsIcntl(14, 2 * factor.getMumpsIcntl(14))
-            self._matrix.assemble()  # type: ignore[union-attr]
+            room = 2 * max(factor.getMumpsIcntl(14), 50)
+            PETSc.Options(self.prefix).setValue("mat_mumps_icntl_14", str(room))
+            self._ksp.reset()  # MUMPS does not recover from this error: it begins anew
             self._ksp.setOperators(self._matrix)
 
     def norm(self, k: PETSc.Vec) -> float:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from petsc4py import PETSc
 
 from pdeopt.errors import InputError, SolveFailure
 from pdeopt.kkt import KKTOperator
@@ -81,8 +82,6 @@ def test_the_zero_right_hand_side_has_the_zero_solution():
 @pytest.mark.parametrize("hessian", HESSIANS)
 @pytest.mark.parametrize("name", examples.PATTERNED)
 def test_the_factorisation_without_mumps_is_exact(name, hessian):
-    from petsc4py import PETSc
-
     problem, lin, lam, K = at_random(name, hessian)
     operator = KKTOperator(RieszMetric(problem), hessian)
     operator.set_point(lin, lam)
@@ -170,9 +169,15 @@ def test_petsc_options_change_the_linear_solver_and_not_the_optimum(options, how
     assert not [word for word in unread() if word.startswith("sqp_kkt_")]
 
 
-def test_the_direct_default_takes_one_iteration_a_solve():
-    from petsc4py import PETSc
+@pytest.mark.skipif(not PETSc.Sys.hasExternalPackage("mumps"), reason="this PETSc has no MUMPS")
+def test_mumps_gets_more_room_where_its_guess_was_too_small(options):
+    """Without spare workspace, delayed pivots do not fit: INFOG(1) = -9."""
+    options(sqp_kkt_mat_mumps_icntl_14=0)
+    problem = examples.burgers(nx=64, nt=64)
+    assert SQPSolver(problem).solve().converged
 
+
+def test_the_direct_default_takes_one_iteration_a_solve():
     pc = PETSc.PC().create()
     pc.setOptionsPrefix("test_")
     use_direct(pc, KKTOperator(RieszMetric(examples.heat()), "full").layout)
