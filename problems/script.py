@@ -210,9 +210,9 @@ def start(main: Callable[[], float]) -> None:
             print(f"error: {error}", file=sys.stderr, flush=True)
         _leave(comm, 2)
     except Exception:
-        traceback.print_exc()
-        sys.stderr.flush()
+        print(traceback.format_exc(), file=sys.stderr, flush=True)
         if comm.size > 1:
+            time.sleep(0.5)  # for mpiexec to pass the traceback on before it is ended as well
             comm.Abort(1)
         raise SystemExit(1) from None
 
