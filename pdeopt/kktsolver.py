@@ -111,6 +111,13 @@ class KKTSolver:
             f"see -{self.prefix}ksp_converged_reason; the default is a direct solver",
         )
 
+    def solve_blocks(self, g: PETSc.Vec, c: PETSc.Vec, rtol: float) -> tuple[PETSc.Vec, PETSc.Vec]:
+        """The primal and the multiplier part of K s = [g | c]; see `solve`."""
+        solution = self.solve(self.problem.join_kkt(g, c, self.problem.create_kkt()), rtol)
+        x, lam = self.problem.create_primal(), self.problem.create_multiplier()
+        self.problem.split_kkt(solution, x, lam)
+        return x, lam
+
     def _solve_with_room(self, rhs: PETSc.Vec, out: PETSc.Vec) -> None:
         """Solve; where MUMPS ran out of workspace, with more of it."""
         for _ in range(6):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pdeopt.arrays import assign, copy, index_array, readonly
 from pdeopt.options import set_default
-from pdeopt.problem import ControlProblem
+from pdeopt.problem import ControlProblem, Linearization
 from pdeopt.sparse import StepMatrix, block_diagonal
 from pdeopt.stepsolve import StepFactor
 
@@ -73,6 +73,11 @@ class RieszMetric:
     def residual_norm(self, c: PETSc.Vec) -> float:
         """|c| of a constraint residual."""
         return _root(c.dot(self.residual_inverse(c, c.duplicate())))
+
+    def augmented_lagrangian(self, lin: Linearization, lam: PETSc.Vec, penalty: float) -> float:
+        """J + lam.F + penalty |F|^2 at a linearisation."""
+        c = lin.residual
+        return float(lin.value + lam.dot(c) + penalty * self.residual_norm(c) ** 2)
 
     def state_norm(self, u: Tensor) -> float:
         """The L2 norm in space-time of rows of states, (n_local, n)."""

@@ -305,8 +305,14 @@ class Linearization:
         return out
 
     def vjp(self, lam: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
-        """out = F'' lam (the transposed Jacobian), in the layout of x."""
+        """out = F'^T lam (the transposed Jacobian), in the layout of x."""
         return self.problem.pack(out, *self.vjp_fields(copy(lam).reshape(-1, self.problem.n)))
+
+    def lagrangian_gradient(self, lam: PETSc.Vec) -> PETSc.Vec:
+        """J' + F'^T lam, in the layout of x, a new vector."""
+        gradient = self.vjp(lam, self.problem.create_primal())
+        gradient.axpy(1.0, self.gradient)
+        return gradient
 
     def vjp_fields(self, lam: Tensor) -> Fields:
         """F_u' lam (n_local, n), F_z' lam (flat) and F_p' lam, the latter summed over the ranks."""

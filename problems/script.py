@@ -209,7 +209,7 @@ def start(main: Callable[[], float]) -> None:
         if comm.rank == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         _leave(comm, 2)
-    except Exception:
+    except Exception:  # the outermost call: whatever it is, no rank may be left waiting
         print(traceback.format_exc(), file=sys.stderr, flush=True)
         if comm.size > 1:
             time.sleep(0.5)  # for mpiexec to pass the traceback on before it is ended as well

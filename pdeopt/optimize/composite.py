@@ -2,7 +2,7 @@
 
 M. Heinkenschloss, D. Ridzal, A Matrix-Free Trust-Region SQP Method for Equality Constrained Optimization,
 SIAM J. Optim. 24 (2014) 1507-1541. Symbols as there: quasi-normal step n, tangential step t, radius Delta,
-multiplier lam, penalty rho. Every linear system is an augmented system [R F''; F' 0] with the Riesz
+multiplier lam, penalty rho. Every linear system is an augmented system [R F'^T; F' 0] with the Riesz
 metric R, solved to a tolerance relative to its right-hand side which the algorithm tightens where the
 predicted reductions disagree (rpred); norms are those of the metric.
 """
@@ -90,7 +90,7 @@ class CompositeStep:
             self._system.set_point(self.lin)
             self._correct_multiplier(self._system, self.lin, self.lam)
             self._prepared = True
-        self._gradient = self._lagrangian_gradient(self.lin, self.lam)
+        self._gradient = self.lin.lagrangian_gradient(self.lam)
         self._feasibility = self.metric.residual_norm(self.lin.residual)
         krylov = self._system.take_iterations() + self._spare.take_iterations()
         optimality = self.metric.dual_norm(self._gradient)
@@ -103,7 +103,8 @@ class CompositeStep:
         tangential, trial, trial_lam, pred = self._tangential_and_prediction(n)
         s = n.copy()
         s.axpy(1.0, tangential.t)
-        ared = self._merit(self.lin, self.lam) - self._merit(trial, trial_lam)
+        merit = self.metric.augmented_lagrangian
+        ared = merit(self.lin, self.lam, self.penalty) - merit(trial, trial_lam, self.penalty)
         ratio = ared / pred if pred > 0 else math.nan
         if abs(ared) <= 1e-14 * max(1.0, abs(self.lin.value)) and 0 < pred <= 1e-13 * max(1.0, abs(self.lin.value)):
             ratio = 1.0  # both reductions are rounding: the model is as good as arithmetic allows
@@ -188,7 +189,7 @@ class CompositeStep:
         """Steihaug's CG for min q(t) in ker F' with |n + t| <= Delta, all directions kept conjugate.
 
         Returns t and H t. Inexact projections lose conjugacy, hence the full orthogonalisation. The residual
-        is kept in its projected form R w, lest its part in the range of F'' drown the rest in rounding
+        is kept in its projected form R w, lest its part in the range of F'^T drown the rest in rounding
         (N. Gould, M. Hribar, J. Nocedal, SIAM J. Sci. Comput. 23, 2001, section 6).
         """
         r = self._gradient.copy()
@@ -290,31 +291,21 @@ class CompositeStep:
     # -- pieces --------------------------------------------------------------------------------------------
 
     def _solve(self, g: PETSc.Vec, c: PETSc.Vec, rtol: float) -> tuple[PETSc.Vec, PETSc.Vec]:
-        return _augmented(self._system, g, c, rtol)
+        return self._system.solve_blocks(g, c, rtol)
 
     def _project(self, r: PETSc.Vec, rtol: float) -> PETSc.Vec:
         """W r: the Riesz representative of r, projected into ker F'."""
         return self._solve(r, self.problem.create_multiplier(), rtol)[0]
 
     def _correct_multiplier(self, system: KKTSolver, lin: Linearization, lam: PETSc.Vec) -> None:
-        """lam <- lam + dlam with |J' + F''(lam + dlam)| least: the augmented system with -(L_x, 0)."""
-        gradient = self._lagrangian_gradient(lin, lam)
+        """lam <- lam + dlam with |J' + F'^T(lam + dlam)| least: the augmented system with -(L_x, 0)."""
+        gradient = lin.lagrangian_gradient(lam)
         gradient.scale(-1.0)
-        dlam = _augmented(system, gradient, self.problem.create_multiplier(), self.settings.multiplier_rtol)[1]
+        dlam = system.solve_blocks(gradient, self.problem.create_multiplier(), self.settings.multiplier_rtol)[1]
         lam.axpy(1.0, dlam)
-
-    def _lagrangian_gradient(self, lin: Linearization, lam: PETSc.Vec) -> PETSc.Vec:
-        gradient = lin.vjp(lam, self.problem.create_primal())
-        gradient.axpy(1.0, lin.gradient)
-        return gradient
 
     def _hessian(self, v: PETSc.Vec) -> PETSc.Vec:
         return self.lin.hvp(None if self.gauss_newton else self.lam, v, v.duplicate())
-
-    def _merit(self, lin: Linearization, lam: PETSc.Vec) -> float:
-        """The augmented Lagrangian J + lam.F + rho |F|^2."""
-        c = lin.residual
-        return float(lin.value + lam.dot(c) + self.penalty * self.metric.residual_norm(c) ** 2)
 
     def _to_boundary(self, start: PETSc.Vec, step: PETSc.Vec, limit: float, longest: float = 1.0) -> float:
         """The largest theta <= longest with |start + theta step| <= limit."""
@@ -325,12 +316,3 @@ class CompositeStep:
         root = math.sqrt(max(b * b - a * c, 0.0))
         theta = -c / (b + root) if b > 0 else (root - b) / a
         return float(min(max(theta, 0.0), longest))
-
-
-def _augmented(system: KKTSolver, g: PETSc.Vec, c: PETSc.Vec, rtol: float) -> tuple[PETSc.Vec, PETSc.Vec]:
-    """The parts of the solution of [R F''; F' 0] (v, y) = (g, c)."""
-    problem = system.problem
-    solution = system.solve(problem.join_kkt(g, c, problem.create_kkt()), rtol)
-    v, y = problem.create_primal(), problem.create_multiplier()
-    problem.split_kkt(solution, v, y)
-    return v, y

@@ -2,7 +2,7 @@
 
 The search moves x and lam together (P. E. Gill, W. Murray, M. A. Saunders, M. H. Wright, Some theoretical
 properties of an augmented Lagrangian merit function, 1986): full steps are taken near the solution, without
-a correction against the Maratos effect. With F' dx = -F and W dx + F'' dlam = -L_x the merit function's
+a correction against the Maratos effect. With F' dx = -F and W dx + F'^T dlam = -L_x the merit function's
 derivative along the step is -dx.W dx + 2 dlam.F - 2 rho |F|^2.
 """
 
@@ -24,7 +24,7 @@ SHORTEST_STEP: dict[Hessian, float] = {"full": 0.1, "gauss-newton": 1e-10}
 
 
 class NewtonKKT:
-    """A step solves [W F''; F' 0] (dx, dlam) = -(L_x, F) with the full Hessian W of the Lagrangian.
+    """A step solves [W F'^T; F' 0] (dx, dlam) = -(L_x, F) with the full Hessian W of the Lagrangian.
 
     Where W gives no descent direction of the merit function, or one along which it soon grows, the step is
     repeated with the Gauss-Newton Hessian, which is positive if the objective is convex.
@@ -55,12 +55,10 @@ class NewtonKKT:
         self.penalty = penalty * max(abs(self.lin.value), 1e-8)
 
     def record(self, iteration: int) -> Record:
-        gradient = self.lin.vjp(self.lam, self.problem.create_primal())
-        gradient.axpy(1.0, self.lin.gradient)
-        self._lagrangian_gradient = gradient
+        self._gradient = self.lin.lagrangian_gradient(self.lam)
         self._feasibility = self.metric.residual_norm(self.lin.residual)
         krylov = sum(solver.take_iterations() for solver in self._solvers.values())
-        optimality = self.metric.dual_norm(gradient)
+        optimality = self.metric.dual_norm(self._gradient)
         return Record(iteration, self.lin.value, self._feasibility, optimality, self.step_size, krylov, self._note)
 
     def step(self) -> Reason:
@@ -84,9 +82,9 @@ class NewtonKKT:
         """dx, dlam and dx'W dx."""
         solver = self._solver(hessian)
         solver.set_point(self.lin, self.lam)
-        rhs = self._pack(self._lagrangian_gradient, self.lin.residual)
-        rhs.scale(-1.0)
-        dx, dlam = self._unpack(solver.solve(rhs, self.rtol))
+        dx, dlam = solver.solve_blocks(self._gradient, self.lin.residual, self.rtol)
+        dx.scale(-1.0)
+        dlam.scale(-1.0)
         return dx, dlam, dx.dot(solver.operator.apply_hessian(dx, dx.duplicate()))
 
     def _slope(self, dlam: PETSc.Vec, curvature: float) -> float:
@@ -105,9 +103,10 @@ class NewtonKKT:
             x.axpy(size, dx)
             lam.axpy(size, dlam)
             trials[size] = x, lam, self.problem.at(x)
-            return self._merit(trials[size][2], lam)
+            return self.metric.augmented_lagrangian(trials[size][2], lam, self.penalty)
 
-        size = search.search(merit, self._merit(self.lin, self.lam), slope)
+        start = self.metric.augmented_lagrangian(self.lin, self.lam, self.penalty)
+        size = search.search(merit, start, slope)
         if size is None:
             finite = all(math.isfinite(lin.value) for _, _, lin in trials.values())
             return Reason.DIVERGED_LINE_SEARCH if finite else Reason.DIVERGED_NAN
@@ -116,18 +115,6 @@ class NewtonKKT:
         lam.copy(self.lam)
         self.step_size = size
         return Reason.ITERATING
-
-    def _merit(self, lin: Linearization, lam: PETSc.Vec) -> float:
-        c = lin.residual
-        return float(lin.value + lam.dot(c) + self.penalty * self.metric.residual_norm(c) ** 2)
-
-    def _pack(self, g: PETSc.Vec, c: PETSc.Vec) -> PETSc.Vec:
-        return self.problem.join_kkt(g, c, self.problem.create_kkt())
-
-    def _unpack(self, k: PETSc.Vec) -> tuple[PETSc.Vec, PETSc.Vec]:
-        x, lam = self.problem.create_primal(), self.problem.create_multiplier()
-        self.problem.split_kkt(k, x, lam)
-        return x, lam
 
     def memory(self) -> dict[str, float]:
         """What a restart needs beside x and lam."""
