@@ -4,6 +4,9 @@ D is block diagonal, one block [W J'; J 0] a step over that step's own variables
 y_i = [u_{i-1} | u_i | z_i | p | lam_i], whose entries are just the steps' values in a fixed order. T copies
 the unknowns of the whole problem into these: shifts in time, the control map and the initial map are all in
 T, and PETSc's triple product does the sums and the messages.
+
+The whole diagonal is stored, zero or not: on several ranks PETSc hands MUMPS no row of a symmetric matrix that
+stores none.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch.func import jacfwd
 from pdeopt.arrays import Array, index_array
 from pdeopt.constraint import SparseStepJacobian
 from pdeopt.errors import InputError
-from pdeopt.layout import KKTLayout
+from pdeopt.layout import KKTLayout, selection
 from pdeopt.problem import ControlProblem, Linearization
 from pdeopt.sparse import Sparsity, StepPattern
 
@@ -42,15 +45,25 @@ class KKTAssembly:
     Args:
         problem: whose constraint has a pattern.
         W: sparsity of a step's Hessian over [u_old | u_new | z].
+        layout: of the unknowns; default [u | z | p | lam].
+        extra: (T, D) of this rank, rows over all unknowns and a square matrix with sorted indices: T' D T is added.
 
     Raises:
         InputError: the constraint has no pattern.
     """
 
-    def __init__(self, problem: ControlProblem, W: Sparsity) -> None:
+    def __init__(
+        self,
+        problem: ControlProblem,
+        W: Sparsity,
+        layout: KKTLayout | None = None,
+        extra: tuple[sp.csr_matrix, sp.csr_matrix] | None = None,
+    ) -> None:
         self.problem, self.W, self.pattern = problem, W, require_pattern(problem)
+        self.layout = layout or KKTLayout(problem)
         self.size = 2 * problem.n + problem.m + problem.param_dim + problem.n  # of y_i
         self._step, self._order = self._step_structure()
+        self._extra = extra or (sp.csr_matrix((0, self.layout.global_size)), sp.csr_matrix((0, 0)))
         self._blocks: PETSc.Mat | None = None
         self._T: PETSc.Mat | None = None
 
@@ -64,8 +77,9 @@ class KKTAssembly:
             W_values: Hessian entries of the steps, (n_local, W.nnz).
             p_columns: for each global parameter, as `Linearization.parameter_column`.
         """
-        values = torch.cat([W_values, *self._jacobian_values(lin), *self._parameter_values(p_columns)], dim=1)
-        data = values[:, self._order].numpy().ravel()
+        parts = [W_values, *self._jacobian_values(lin), *self._parameter_values(p_columns)]
+        values = torch.cat([*parts, torch.zeros_like(W_values[:, :1])], dim=1)
+        data = np.r_[values[:, self._order].numpy().ravel(), self._extra[1].data]
         if self._blocks is None:
             self._blocks = self._create_blocks(data)
         else:
@@ -76,11 +90,14 @@ class KKTAssembly:
         return K
 
     def _create_blocks(self, data: Array) -> PETSc.Mat:
-        grid, block = self.problem.grid, self._step
-        start = np.arange(grid.begin, grid.end)[:, None] * self.size
-        counts = np.tile(np.diff(block.indptr), grid.n_local)
-        self._csr = index_array(np.r_[0, np.cumsum(counts)]), index_array((start + block.indices).ravel())
-        sizes = (grid.n_local * self.size, grid.num_steps * self.size)
+        grid, block, (_, extra) = self.problem.grid, self._step, self._extra
+        steps = np.arange(grid.n_local)[:, None] * self.size
+        rows = steps.size * self.size
+        start = grid.mpi.exscan(rows + extra.shape[0]) or 0  # None on the first rank
+        counts = np.r_[0, np.tile(np.diff(block.indptr), grid.n_local), np.diff(extra.indptr)]
+        columns = np.r_[(steps + block.indices).ravel(), rows + extra.indices]
+        self._csr = index_array(np.cumsum(counts)), index_array(start + columns)
+        sizes = (rows + extra.shape[0], None)
         return PETSc.Mat().createAIJ((sizes, sizes), csr=(*self._csr, data), comm=grid.comm)
 
     def _step_structure(self) -> tuple[sp.csr_matrix, Tensor]:
@@ -92,6 +109,8 @@ class KKTAssembly:
         W, A, B, C, W_p, F_p, W_pp = numbers
         J = sp.hstack([B, A, C, F_p])
         block = sp.csr_matrix(sp.bmat([[sp.bmat([[W, W_p], [W_p.T, W_pp]]), J.T], [J, None]]))
+        zero = 1 + sum(part.nnz for part in numbers)  # the number of the value that stands for nothing
+        block = sp.csr_matrix(block + sp.diags(np.where(block.diagonal() == 0, zero, 0)))
         block.sort_indices()
         return block, torch.from_numpy(block.data.astype(np.int64) - 1)
 
@@ -124,34 +143,33 @@ class KKTAssembly:
         return self._T
 
     def _copies_matrix(self, p: Tensor) -> tuple[sp.csr_matrix, Any]:
-        problem, grid, layout = self.problem, self.problem.grid, KKTLayout(self.problem)
+        problem, grid, layout = self.problem, self.problem.grid, self.layout
         n, m, P, width = problem.n, problem.m, problem.param_dim, layout.global_size
         step, dof = np.arange(grid.begin, grid.end)[:, None], np.arange(n)
-        old = layout.state(step - 1, dof)
+        old = layout.old_state(step, dof)
         parts = [
-            *([self._initial_rows(p, layout)] if grid.is_first else []),
-            _selection(old[old >= 0], width),
-            _selection(layout.state(step, dof), width),
+            *([self._initial_rows(p)] if grid.is_first else []),
+            selection(old[old >= 0], width),
+            selection(layout.state(step, dof), width),
             layout.control_rows(),
-            _selection(np.tile(layout.parameters(), grid.n_local), width),
-            _selection(layout.multiplier(step, dof), width),
+            selection(np.tile(layout.parameters(), grid.n_local), width),
+            selection(layout.multiplier(step, dof), width),
         ]
         lengths = (n, n, m, P, n)
         starts = np.r_[0, np.cumsum(lengths)]
         place = [step * self.size + start + np.arange(length) for start, length in zip(starts, lengths)]
         by_step = np.argsort(np.concatenate([rows.ravel() for rows in place]))  # `parts` go field by field
-        T = sp.csr_matrix(sp.vstack(parts))[by_step]
-        sizes = ((T.shape[0], grid.num_steps * self.size), (layout.local_size, width))
-        return T, sizes
+        T = sp.csr_matrix(sp.vstack([sp.csr_matrix(sp.vstack(parts))[by_step], self._extra[0]]))
+        return T, ((T.shape[0], None), (layout.local_size, width))
 
-    def _initial_rows(self, p: Tensor, layout: KKTLayout) -> sp.csr_matrix:
+    def _initial_rows(self, p: Tensor) -> sp.csr_matrix:
         """u_old of step 1 is G(p): its rows are G'(p), empty without parameters."""
-        n, parameters = self.problem.n, layout.parameters()
+        n, parameters = self.problem.n, self.layout.parameters()
         if parameters.size == 0:
-            return sp.csr_matrix((n, layout.global_size))
+            return sp.csr_matrix((n, self.layout.global_size))
         derivative = jacfwd(self.problem.constraint.initial_state)(p).numpy()
         csr = (derivative.ravel(), np.tile(parameters, n), np.arange(n + 1) * parameters.size)
-        return sp.csr_matrix(csr, shape=(n, layout.global_size))
+        return sp.csr_matrix(csr, shape=(n, self.layout.global_size))
 
 
 def _numbered(patterns: list[Sparsity]) -> list[sp.csr_matrix]:
@@ -161,9 +179,3 @@ def _numbered(patterns: list[Sparsity]) -> list[sp.csr_matrix]:
         sp.csr_matrix((start + np.arange(s.nnz, dtype=float), s.csr.indices, s.csr.indptr), shape=s.shape)
         for s, start in zip(patterns, starts)
     ]
-
-
-def _selection(cols: Array, width: int) -> sp.csr_matrix:
-    """The matrix whose row k picks entry cols[k]."""
-    cols = cols.ravel()
-    return sp.csr_matrix((np.ones(cols.size), cols, np.arange(cols.size + 1)), shape=(cols.size, width))

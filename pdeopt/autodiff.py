@@ -29,3 +29,8 @@ def gradient(function: Callable[..., Tensor], point: Tensor) -> Tensor:
 def columns(product: Callable[[Tensor], T], directions: Tensor, chunk_size: int | None = None) -> T:
     """`product` applied to each of `directions` at once; the results are stacked along a new first axis."""
     return torch.func.vmap(product, chunk_size=chunk_size)(directions)
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether `x` is of double precision and no transform of torch.func is active: its memory may then be shared."""
+    return x.dtype == torch.float64 and not x.requires_grad and torch._C._functorch.peek_interpreter_stack() is None

@@ -17,7 +17,7 @@ from torch import Tensor
 from pdeopt.autodiff import columns, jvp, vjp
 from pdeopt.errors import InputError, SolveFailure
 from pdeopt.sparse import StepMatrix, StepPattern
-from pdeopt.stepsolve import ConstantSubstitution, StepFactor, Substitution
+from pdeopt.stepsolve import StagedSubstitution, StepFactor, StepKrylov, Substitution, step_solver, substitution
 from pdeopt.timegrid import Steps
 
 #: Above this many unknowns a step, the pattern is not found by dense differentiation: declare it.
@@ -33,6 +33,8 @@ class TimeDependentConstraint(ABC):
         state_mass, control_mass: inner products of one step's state and control, as `StepMatrix`, scipy or
             dense matrices; None for the Euclidean one. They make norms, and with them iteration counts,
             independent of the mesh.
+        conservative: steps conserve energy, as the midpoint rule does for waves; preconditioners then damp both
+            ends of a step alike.
     """
 
     state_dim: int
@@ -40,6 +42,7 @@ class TimeDependentConstraint(ABC):
     param_dim: int = 0
     state_mass: Any = None
     control_mass: Any = None
+    conservative: bool = False
 
     @abstractmethod
     def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
@@ -308,13 +311,12 @@ class SparseStepJacobian(StepJacobian):
         return self._factor.solve(r, transpose=True)
 
     @cached_property
-    def _factor(self) -> StepFactor:
-        return StepFactor(self.blocks["A"])
+    def _factor(self) -> StepFactor | StepKrylov:
+        return step_solver(self.blocks["A"])
 
     @cached_property
-    def _sweeps(self) -> Substitution | ConstantSubstitution:
-        constant = all(len(self.blocks[name].values) == 1 for name in "AB") and len(self.steps) > 1
-        return (ConstantSubstitution if constant else Substitution)(self.blocks["A"], self.blocks["B"])
+    def _sweeps(self) -> Substitution | StagedSubstitution:
+        return substitution(self.blocks["A"], self.blocks["B"], len(self.steps))
 
     def forward_sweep(self, r: Tensor) -> Tensor:
         return self._sweeps.forward(r)

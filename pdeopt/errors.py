@@ -34,6 +34,14 @@ class SolveFailure(PdeoptError, ArithmeticError):
         self.what, self.remedy = what, remedy
         super().__init__(f"{what} ({remedy})")
 
+    def bare(self) -> SolveFailure:
+        """A copy without the traceback, for a variable of a function.
+
+        A traceback holds the frames of all callers: one that holds the exception in turn would keep their
+        objects, solvers of PETSc among them, until the cycle is found.
+        """
+        return type(self)(self.what, self.remedy)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.what, self.remedy))
 
@@ -60,4 +68,4 @@ def agree(comm: Any, failure: SolveFailure | None) -> None:
     """Raise `SolveFailure` on all ranks where one of them brings one. Collective."""
     found = next((f for f in comm.allgather(failure) if f is not None), None)
     if found is not None:
-        raise found
+        raise found.bare()

@@ -2,18 +2,22 @@
 
 With W = R, the Riesz metric, it is the augmented system of composite-step methods: positive definite in
 the first block whatever the objective, also for a loss on the last state alone.
+
+Controls may be fixed, as those at an active bound are: their rows and columns become those of a small multiple of
+the identity, so small that sums over windows of steps, as of coarser grids, are those of the free controls.
 """
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
+import numpy as np
 import scipy.sparse as sp
 import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.arrays import copy
+from pdeopt.arrays import copy, index_array, writable
 from pdeopt.assembly import KKTAssembly, require_pattern
 from pdeopt.errors import InputError
 from pdeopt.layout import KKTLayout
@@ -22,6 +26,9 @@ from pdeopt.problem import Linearization
 from pdeopt.sparse import Sparsity, StepMatrix
 
 Hessian = Literal["metric", "full", "gauss-newton"]
+
+#: The diagonal entry of a fixed control, relative to the mean lumped form of a control.
+FIXED = 1e-3
 
 
 class KKTOperator:
@@ -43,23 +50,49 @@ class KKTOperator:
         self._assembly: KKTAssembly | None = None
         self._assembled: PETSc.Mat | None = None
 
-    def set_point(self, lin: Linearization, lam: PETSc.Vec | None = None) -> None:
-        """Move to a linearisation; `lam` is the multiplier of the full Hessian."""
-        self.lin, self.lam = lin, lam if self.hessian == "full" else None
+    def set_point(self, lin: Linearization, lam: PETSc.Vec | None = None, fixed: Tensor | None = None) -> None:
+        """Move to a linearisation.
+
+        Args:
+            lam: the multiplier of the full Hessian.
+            fixed: which of the flat controls of this rank do not move, booleans; None on all ranks or on none.
+        """
+        self.lin, self.lam, self.fixed = lin, lam if self.hessian == "full" else None, fixed
+        if fixed is not None:
+            self.pin = FIXED * self._mean_control_form()
+
+    def _mean_control_form(self) -> float:
+        """1'Wzz 1 / 1'1 without the constraint's curvature; that of the metric where controls have no price."""
+        u, z, p = self.problem.fields(self._x)
+        ones = self.problem.pack(self._x, torch.zeros_like(u), torch.ones_like(z), torch.zeros_like(p))
+        size = 0.0 if self.hessian == "metric" else ones.dot(self.lin.hvp(None, ones, self._w))
+        return float((size if size > 0 else ones.dot(self.metric.primal(ones, self._w))) / ones.dot(ones))
 
     def mult(self, matrix: PETSc.Mat | None, k: PETSc.Vec, out: PETSc.Vec) -> None:
         """out = K k; the verb of a PETSc shell matrix."""
         x, lam = self._x, self._lam
         self.problem.split_kkt(k, x, lam)
+        held = self._exchange_fixed(x)
         Wx = self.apply_hessian(x, self._w)
         JT_lam = self.lin.vjp(lam, self.problem.create_primal())
         Wx.axpy(1.0, JT_lam)
+        self._exchange_fixed(Wx, held)
         self.problem.join_kkt(Wx, self.lin.jvp(x, self._c), out)
 
     multTranspose = mult  # K is symmetric
 
+    def _exchange_fixed(self, x: PETSc.Vec, values: Tensor | None = None) -> Tensor | None:
+        """Write zeros, or the pin times values, into the fixed controls of x; returns what they were."""
+        if self.fixed is None:
+            return None
+        place = torch.nonzero(self.fixed)[:, 0] + self.problem.state_size
+        with writable(x) as entries:
+            before = entries[place]
+            entries[place] = 0.0 if values is None else self.pin * values
+        return before
+
     def apply_hessian(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
-        """out = W x."""
+        """out = W x, whatever is fixed."""
         if self.hessian == "metric":
             return self.metric.primal(x, out)
         return self.lin.hvp(self.lam, x, out)
@@ -84,6 +117,9 @@ class KKTOperator:
         values = self._metric_values() if self.hessian == "metric" else self._hessian_values(lam)
         columns = [self._parameter_column(lam, dp) for dp in torch.eye(self.problem.param_dim, dtype=torch.float64)]
         self._assembled = self._assembly.matrix(self.lin, values, columns, self._assembled)
+        if self.fixed is not None:
+            start = self._assembled.getOwnershipRange()[0] + self.problem.state_size
+            self._assembled.zeroRowsColumns(index_array(start + torch.nonzero(self.fixed)[:, 0]), diag=self.pin)
         return self._assembled
 
     def free(self) -> None:
@@ -101,7 +137,8 @@ class KKTOperator:
         p = torch.randn(problem.param_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         samples = problem.grid.samples().with_parameters(p)
         objective = problem.objective.hessian_sparsity(n, m, samples)
-        total = Sparsity(sp.block_diag([nothing, objective.csr]))
+        own = sp.diags(np.repeat([0.0, 1.0], [n, m]))  # of fixed controls
+        total = Sparsity(sp.block_diag([nothing, objective.csr + own]))
         return total | require_pattern(problem).W if self.hessian == "full" else total
 
     def _metric_values(self) -> Tensor:

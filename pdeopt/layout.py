@@ -22,10 +22,15 @@ class KKTLayout:
         self._starts = np.r_[0, ends[:-1]]
         self.global_size, self.local_size = int(ends[-1]), int(ends[rank] - self._starts[rank])
         self._start, self._owned = int(self._starts[rank]), self._sizes[rank]
+        self._design_starts = np.r_[0, np.cumsum(self._sizes[:, 1])]
 
     def state(self, step: Array, dof: Array) -> Array:
         """Numbers of u; `step` and `dof` are broadcast."""
         return self._of_step(step, dof, np.zeros_like(self._starts))
+
+    def old_state(self, step: Array, dof: Array) -> Array:
+        """Numbers of what the step has for u_old; `step` and `dof` are broadcast."""
+        return self.state(step - 1, dof)
 
     def multiplier(self, step: Array, dof: Array) -> Array:
         """Numbers of lam; `step` and `dof` are broadcast."""
@@ -36,6 +41,24 @@ class KKTLayout:
         place = self._starts[owner] + field_start[owner] + (step - self.grid.offsets[owner]) * self.problem.n + dof
         return np.where(step >= 0, place, -1)
 
+    def controls(self, place: Array) -> Array:
+        """Numbers of the controls, given by their place among the flat controls of all ranks."""
+        owner = self._control_owner(place)
+        return np.asarray(self._starts[owner] + self._sizes[owner, 0] + place - self._design_starts[owner])
+
+    def control_step(self, place: Array) -> Array:
+        """The step to which a control belongs: where it stands in its rank's slab."""
+        owner = self._control_owner(place)
+        own, steps = place - self._design_starts[owner], np.diff(self.grid.offsets)[owner]
+        return np.asarray(self.grid.offsets[owner] + own * steps // self._sizes[owner, 1])
+
+    def own_controls(self) -> Array:
+        """Numbers of the flat controls of this rank."""
+        return self.controls(np.arange(*self._design_starts[self.grid.mpi.rank : self.grid.mpi.rank + 2]))
+
+    def _control_owner(self, place: Array) -> Array:
+        return np.searchsorted(self._design_starts, place, side="right") - 1
+
     def parameters(self) -> Array:
         """Numbers of p, which stand on rank 0."""
         start = self._sizes[0, 0] + self._sizes[0, 1]
@@ -43,33 +66,25 @@ class KKTLayout:
 
     def control_rows(self) -> sp.csr_matrix:
         """The local rows of z_step = E z, with the columns of a KKT vector."""
-        shape = (self.grid.n_local * self.problem.m, self.global_size)
         if self.problem.control_map is None:
-            columns = self._start + self._owned[0] + np.arange(shape[0])
-            return sp.csr_matrix((np.ones(shape[0]), columns, np.arange(shape[0] + 1)), shape=shape)
-        indptr, columns, values = self.problem.control_map.matrix.getValuesCSR()
-        design_starts = np.r_[0, np.cumsum(self._sizes[:, 1])]
-        owner = np.searchsorted(design_starts, columns, side="right") - 1
-        columns = self._starts[owner] + self._sizes[owner, 0] + columns - design_starts[owner]
-        return sp.csr_matrix((values, columns, indptr), shape=shape)
+            return selection(self.own_controls(), self.global_size)
+        indptr, place, values = self.problem.control_map.matrix.getValuesCSR()
+        return sp.csr_matrix((values, self.controls(place), indptr), shape=(len(indptr) - 1, self.global_size))
 
     def pairing(self) -> tuple[Array, Array]:
         """Rows and columns of a KKT matrix in an order of nonzero pivots, step by step: F_i with u_i, the
         equation of z_i with z_i, the adjoint equation of u_i with lam_i; p comes last."""
-        n, N, grid = self.problem.n, self.grid.num_steps, self.grid
-        step, dof = np.arange(N)[:, None], np.arange(n)
-        u, lam = self.state(step, dof).ravel(), self.multiplier(step, dof).ravel()
-        z, z_step = [], []  # a control belongs to the step where it stands in its rank's slab
-        for rank, (states, controls, _) in enumerate(self._sizes):
-            place = np.arange(controls)
-            z.append(self._starts[rank] + states + place)
-            z_step.append(grid.offsets[rank] + place * (states // n) // max(controls, 1))
-        z, z_step = np.concatenate(z), np.concatenate(z_step)
-        by_step = np.argsort(
-            np.concatenate([np.repeat(np.arange(N), n), z_step, np.repeat(np.arange(N), n)]), kind="stable"
-        )
-        last = self.parameters()
-        return tuple(np.r_[np.concatenate(fields)[by_step], last] for fields in ((lam, z, u), (u, z, lam)))
+        rows, cols, step = (np.concatenate(parts) for parts in zip(*self._pairs()))
+        by_step, last = np.argsort(step, kind="stable"), self.parameters()
+        return np.r_[rows[by_step], last], np.r_[cols[by_step], last]
+
+    def _pairs(self) -> list[tuple[Array, Array, Array]]:
+        """Rows, their columns and their steps, in the order within a step."""
+        step, dof = np.arange(self.grid.num_steps)[:, None], np.arange(self.problem.n)
+        u, lam, steps = self.state(step, dof).ravel(), self.multiplier(step, dof).ravel(), np.repeat(step, len(dof))
+        place = np.arange(self._design_starts[-1])
+        z = self.controls(place)
+        return [(lam, u, steps), (z, z, self.control_step(place)), (u, lam, steps)]
 
     def index_sets(self, two: bool = False) -> dict[str, PETSc.IS]:
         """The fields as index sets for PCFIELDSPLIT: state, control (with p) and multiplier.
@@ -86,3 +101,9 @@ class KKTLayout:
             sets[name] = PETSc.IS().createStride(length, start, 1, comm=self.grid.comm)
             start += length
         return sets
+
+
+def selection(cols: Array, width: int) -> sp.csr_matrix:
+    """The matrix whose row k picks entry cols[k]."""
+    cols = cols.ravel()
+    return sp.csr_matrix((np.ones(cols.size), cols, np.arange(cols.size + 1)), shape=(cols.size, width))

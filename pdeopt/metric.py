@@ -13,11 +13,57 @@ from functools import cached_property
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.arrays import assign, copy, index_array, readonly
+from pdeopt.arrays import assign, copy, index_array
+from pdeopt.innerproduct import InnerProduct
 from pdeopt.options import set_default
 from pdeopt.problem import ControlProblem, Linearization
 from pdeopt.sparse import StepMatrix, block_diagonal
-from pdeopt.stepsolve import StepFactor
+
+
+class DesignForm:
+    """E'diag(form) E for controls z_step = E z: a symmetric form of flat design controls, and its inverse.
+
+    Args:
+        problem: whose control map is E.
+        form: of the control of one step.
+    """
+
+    def __init__(self, problem: ControlProblem, form: InnerProduct) -> None:
+        self.problem, self.form = problem, form
+
+    def multiply(self, z: Tensor) -> Tensor:
+        """The form times z. Collective."""
+        return self.problem.controls_adjoint(self.form.multiply(self.problem.controls(z)))
+
+    def solve(self, g: Tensor) -> Tensor:
+        """Its inverse times g. Collective."""
+        if self.problem.control_map is None:
+            return self.form.solve(g.reshape(self.problem.grid.n_local, self.problem.m)).reshape(-1)
+        right, left = self._mapped.createVecs()
+        assign(right, g)
+        self._solver.solve(right, left)
+        return copy(left)
+
+    @cached_property
+    def _mapped(self) -> PETSc.Mat:
+        """With a control map, the form couples the steps."""
+        grid, m, E = self.problem.grid, self.problem.m, self.problem.control_map.matrix  # type: ignore[union-attr]
+        blocks = block_diagonal(self.form.spread())
+        csr = (index_array(blocks.indptr), index_array(blocks.indices + grid.begin * m), blocks.data)
+        weights = PETSc.Mat().createAIJ((E.getSizes()[0], E.getSizes()[0]), csr=csr, comm=grid.comm)
+        return weights.ptap(E)
+
+    @cached_property
+    def _solver(self) -> PETSc.KSP:
+        solver = PETSc.KSP().create(self.problem.grid.comm)
+        solver.setOptionsPrefix("riesz_")
+        solver.setOperators(self._mapped)
+        solver.setType("cg")
+        solver.getPC().setType("bjacobi")
+        set_default("riesz_sub_pc_type", "lu")
+        solver.setTolerances(rtol=1e-14, atol=0.0, max_it=200)
+        solver.setFromOptions()
+        return solver
 
 
 class RieszMetric:
@@ -25,37 +71,40 @@ class RieszMetric:
 
     def __init__(self, problem: ControlProblem) -> None:
         self.problem = problem
-        self._dt = problem.grid.steps.dt[:, None]
         constraint = problem.constraint
         self.state_mass = StepMatrix.mass(constraint.state_mass, problem.n, "constraint.state_mass")
         self.control_mass = StepMatrix.mass(constraint.control_mass, problem.m, "constraint.control_mass")
+        dt = problem.grid.steps.dt
+        #: forms of one step: dt M and dt Q
+        self.state, self.control = InnerProduct(dt, self.state_mass), InnerProduct(dt, self.control_mass)
+        self.design = DesignForm(problem, self.control)
 
     def primal(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R x: from x to the layout of gradients."""
         u, z, p = self.problem.fields(x)
-        return self.problem.pack(out, self._dt * self.state_mass(u), self._design(z), p)
+        return self.problem.pack(out, self.state.multiply(u), self.design.multiply(z), p)
 
     def primal_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R^-1 g: the Riesz representative of a gradient."""
         u, z, p = self.problem.fields(g)
-        return self.problem.pack(out, self._state_factor.solve(u) / self._dt, self._design_inverse(z), p)
+        return self.problem.pack(out, self.state.solve(u), self.design.solve(z), p)
 
     def design_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R^-1 g for a gradient in the design variables alone."""
         z, p = self.problem.design_fields(g)
-        assign(out, self._design_inverse(z), p[: self.problem.param_size])
+        assign(out, self.design.solve(z), p[: self.problem.param_size])
         return out
 
     def design_lumped(self) -> PETSc.Vec:
         """The row sums of the metric of the design variables, a new vector."""
         out, z, p = self.problem.create_design(), *self.problem.design_fields(self.problem.create_design())
-        assign(out, self._design(z + 1.0), (p + 1.0)[: self.problem.param_size])
+        assign(out, self.design.multiply(z + 1.0), (p + 1.0)[: self.problem.param_size])
         return out
 
     def residual_inverse(self, c: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out_i = (dt_i M)^-1 c_i: the function that a residual represents."""
         rows = copy(c).reshape(-1, self.problem.n)
-        assign(out, self._state_factor.solve(rows) / self._dt)
+        assign(out, self.state.solve(rows))
         return out
 
     def norm(self, x: PETSc.Vec) -> float:
@@ -81,56 +130,11 @@ class RieszMetric:
 
     def state_norm(self, u: Tensor) -> float:
         """The L2 norm in space-time of rows of states, (n_local, n)."""
-        return _root(float(self.problem.grid.sum((u * self._dt * self.state_mass(u)).sum())))
+        return _root(float(self.problem.grid.sum((u * self.state.multiply(u)).sum())))
 
     def control_norm(self, z: Tensor) -> float:
         """The L2 norm in space-time of flat controls."""
-        return _root(float(self.problem.grid.sum((z * self._design(z)).sum())))
-
-    @cached_property
-    def _state_factor(self) -> StepFactor:
-        return StepFactor(self.state_mass)
-
-    @cached_property
-    def _control_factor(self) -> StepFactor:
-        return StepFactor(self.control_mass)
-
-    def _design(self, z: Tensor) -> Tensor:
-        z_step = self.problem.controls(z)
-        return self.problem.controls_adjoint(self._dt * self.control_mass(z_step))
-
-    def _design_inverse(self, g: Tensor) -> Tensor:
-        if self.problem.control_map is None:
-            return (
-                self._control_factor.solve(g.reshape(self.problem.grid.n_local, self.problem.m)) / self._dt
-            ).reshape(-1)
-        right, left = self._mapped.createVecs()
-        assign(right, g)
-        self._mapped_solver.solve(right, left)
-        with readonly(left) as z:
-            return z.clone()
-
-    @cached_property
-    def _mapped(self) -> PETSc.Mat:
-        """E' diag(dt Q) E: with a control map, the metric couples the steps."""
-        grid, m, E = self.problem.grid, self.problem.m, self.problem.control_map.matrix  # type: ignore[union-attr]
-        Q = self.control_mass
-        blocks = block_diagonal(StepMatrix(Q.sparsity, self._dt * Q.values))
-        csr = (index_array(blocks.indptr), index_array(blocks.indices + grid.begin * m), blocks.data)
-        weights = PETSc.Mat().createAIJ((E.getSizes()[0], E.getSizes()[0]), csr=csr, comm=grid.comm)
-        return weights.ptap(E)
-
-    @cached_property
-    def _mapped_solver(self) -> PETSc.KSP:
-        solver = PETSc.KSP().create(self.problem.grid.comm)
-        solver.setOptionsPrefix("riesz_")
-        solver.setOperators(self._mapped)
-        solver.setType("cg")
-        solver.getPC().setType("bjacobi")
-        set_default("riesz_sub_pc_type", "lu")
-        solver.setTolerances(rtol=1e-14, atol=0.0, max_it=200)
-        solver.setFromOptions()
-        return solver
+        return _root(float(self.problem.grid.sum((z * self.design.multiply(z)).sum())))
 
 
 def _root(square: float) -> float:

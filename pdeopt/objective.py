@@ -18,6 +18,7 @@ from torch import Tensor
 from pdeopt.arrays import Array
 from pdeopt.autodiff import columns, jvp, vjp
 from pdeopt.errors import InputError
+from pdeopt.innerproduct import InnerProduct
 from pdeopt.sparse import Sparsity, StepMatrix
 from pdeopt.timegrid import Steps
 
@@ -65,6 +66,23 @@ class Objective(ABC):
         products = columns(product, torch.eye(n + m, dtype=x.dtype), chunk_size=256)
         return Sparsity((products != 0).any(1).numpy())
 
+    def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
+        """The state and the control block of each step's Hessian, by coloured products."""
+        n, m = u.shape[1], z.shape[1]
+        pattern = self.hessian_sparsity(n, m, steps)
+        no_p = torch.zeros_like(steps.p)
+
+        def product(d: Tensor) -> Tensor:
+            d = d.expand(len(steps), -1)
+            return torch.cat(self.hvp(u, z, steps, d[:, :n], d[:, n:], no_p)[:2], dim=1)
+
+        values = pattern.fill(product)
+        row, col = torch.from_numpy(pattern.rows), torch.from_numpy(pattern.cols)
+        state, control = (row < n) & (col < n), (row >= n) & (col >= n)
+        blocks = pattern.csr[:n, :n], pattern.csr[n:, n:]
+        return (InnerProduct.from_values(Sparsity(blocks[0]), values[:, state]),
+                InnerProduct.from_values(Sparsity(blocks[1]), values[:, control]))  # fmt: skip
+
     def __add__(self, other: Objective) -> Objective:
         return Sum(self, other)
 
@@ -89,6 +107,10 @@ class Sum(Objective):
 
     def hvp(self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor) -> Rows:
         return _add(term.hvp(u, z, steps, du, dz, dp) for term in self.terms)
+
+    def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
+        states, controls = zip(*(term.hessian_blocks(u, z, steps) for term in self.terms))
+        return sum(states[1:], states[0]), sum(controls[1:], controls[0])
 
     def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:
         total = Sparsity.empty(n + m, n + m)
@@ -153,11 +175,20 @@ class Tracking(Objective):
         )
 
     def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:
-        mass = sp.eye(n if self.observe is None else len(self.observe)) if self.mass is None else self.mass.sparsity.csr
-        if self.observe is not None:
-            select = sp.eye(n, format="csr")[self.observe.numpy()]
-            mass = select.T @ mass @ select
-        return Sparsity(sp.block_diag([mass, sp.csr_matrix((m, m))]))
+        return Sparsity(sp.block_diag([self._seen_mass(n).sparsity.csr, sp.csr_matrix((m, m))]))
+
+    def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
+        return InnerProduct(steps.weight, self._seen_mass(u.shape[1])), InnerProduct.zero(z.shape[1], len(steps))
+
+    def _seen_mass(self, n: int) -> StepMatrix:
+        """The form of a step over all n unknowns, with zeros at those not observed."""
+        if self.observe is None:
+            return StepMatrix.mass(self.mass, n)
+        mass = StepMatrix.mass(self.mass, len(self.observe))
+        values = mass.values[0].numpy()
+        csr = sp.csr_matrix((values, mass.sparsity.csr.indices, mass.sparsity.csr.indptr), shape=mass.shape)
+        select = sp.eye(n, format="csr")[self.observe.numpy()]
+        return StepMatrix.constant(select.T @ csr @ select)
 
     def _mass(self, e: Tensor) -> Tensor:
         return e if self.mass is None else self.mass(e)
@@ -215,6 +246,10 @@ class ControlCost(Objective):
             self.control_weight * steps.dt[:, None] * self._mass(dz),
             torch.zeros_like(dp),
         )
+
+    def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
+        mass = StepMatrix.mass(self.mass, z.shape[1])
+        return InnerProduct.zero(u.shape[1], len(steps)), InnerProduct(self.control_weight * steps.dt, mass)
 
     def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:
         mass = sp.eye(m) if self.mass is None else self.mass.sparsity.csr

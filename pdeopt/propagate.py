@@ -77,4 +77,4 @@ def _attempt(sweep: Callable[[Tensor], Tensor], r: Tensor) -> tuple[Tensor, Solv
     try:
         return sweep(r), None
     except SolveFailure as failure:
-        return torch.full_like(r, torch.nan), failure
+        return torch.full_like(r, torch.nan), failure.bare()

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mpi4py import MPI
 from petsc4py import PETSc
 from torch import Tensor
 
@@ -74,12 +75,13 @@ class TimeGrid:
     Args:
         times: the N + 1 nodes, in any unit of time.
         comm: a PETSc or mpi4py communicator; default PETSc's.
+        offsets: rank r owns the 0-based steps offsets[r] to offsets[r + 1]; default even shares.
 
     Raises:
         InputError: fewer than one step, nodes that do not increase, or more ranks than steps.
     """
 
-    def __init__(self, times: Sequence[float] | Array, comm: Any = None) -> None:
+    def __init__(self, times: Sequence[float] | Array, comm: Any = None, offsets: Array | None = None) -> None:
         self.times = np.asarray(times, dtype=float)
         self.comm = PETSc.COMM_WORLD if comm is None else comm
         self.mpi = self.comm.tompi4py() if isinstance(self.comm, PETSc.Comm) else self.comm
@@ -91,10 +93,8 @@ class TimeGrid:
             raise InputError("ranks", f"{self.mpi.size} for {N} time steps", "at most one rank a step")
         if self.mpi.size > 1 and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # ranks that each start a thread a core run slower than one rank
-        #: offsets[r] : offsets[r + 1] are the 0-based steps of rank r; the first ranks hold the surplus.
-        self.offsets = np.array(
-            [r * (N // self.mpi.size) + min(r, N % self.mpi.size) for r in range(self.mpi.size + 1)]
-        )
+        #: offsets[r] : offsets[r + 1] are the 0-based steps of rank r; of even shares the first ranks hold the surplus.
+        self.offsets = _even_shares(N, self.mpi.size) if offsets is None else np.asarray(offsets)
         self.begin, self.end = (int(n) for n in self.offsets[self.mpi.rank : self.mpi.rank + 2])
         self.n_local = self.end - self.begin
 
@@ -105,11 +105,32 @@ class TimeGrid:
             raise InputError("num_steps, T", f"{num_steps}, {T}", "num_steps >= 1 and T > 0")
         return cls(np.linspace(0.0, T, num_steps + 1), comm)
 
-    def coarsen(self, factor: int) -> TimeGrid:
-        """The grid of every `factor`-th node, on the same communicator."""
-        if factor < 1 or self.num_steps % factor:
-            raise InputError("coarsening factor", factor, f"a divisor of the {self.num_steps} steps")
-        return TimeGrid(self.times[::factor], self.mpi)
+    def coarsen(self, factor: int) -> TimeGrid | None:
+        """The grid of every `factor`-th node and the last; None on a rank that owns none of them. Collective.
+
+        A coarse step belongs to the rank that owns its last node, so nothing moves between the grids; ranks that
+        run out of steps leave the communicator.
+        """
+        if factor < 1:
+            raise InputError("coarsening factor", factor, "an integer >= 1")
+        if factor not in self._coarser:
+            ends = self.window_ends(factor)
+            counts = np.diff(np.searchsorted(ends, self.offsets, side="right"))
+            comm, idle = self.mpi, counts == 0
+            if idle.any():
+                comm = self.mpi.Split(MPI.UNDEFINED if idle[self.mpi.rank] else 0, self.mpi.rank)
+            offsets = np.r_[0, np.cumsum(counts[~idle])]
+            mine = counts[self.mpi.rank] > 0
+            self._coarser[factor] = TimeGrid(self.times[np.r_[0, ends]], comm, offsets) if mine else None
+        return self._coarser[factor]
+
+    def window_ends(self, size: int) -> Array:
+        """The last steps of windows of `size` steps, counted from step 1; the last window may be shorter."""
+        return np.minimum(np.arange(size, self.num_steps + size, size), self.num_steps)
+
+    @cached_property
+    def _coarser(self) -> dict[int, TimeGrid | None]:
+        return {}
 
     @property
     def is_first(self) -> bool:
@@ -229,3 +250,7 @@ class TimeGrid:
         buffer = torch.empty_like(like, memory_format=torch.contiguous_format)
         self.mpi.Recv(buffer.numpy(), source)
         return buffer
+
+
+def _even_shares(N: int, ranks: int) -> Array:
+    return np.array([r * (N // ranks) + min(r, N % ranks) for r in range(ranks + 1)])

@@ -37,15 +37,21 @@ from problems import report
 PATIENCE = 5.0
 
 
+#: Solvers that honour bounds on the control.
+BOUNDED = ("active_set", "tao")
+
+
 @dataclass(frozen=True)
 class ScriptSettings:
     """Options of every problem script."""
 
     solver: str = setting(
-        "sqp", "full-space composite step or Newton, or any TAO solver", choices=("sqp", "newton", "tao")
+        "sqp",
+        "full space: composite step, Newton, or Newton with bounds; or any TAO solver",
+        choices=("sqp", "newton", "active_set", "tao"),
     )
-    lower: float = setting(None, "lower bound on the control (-solver tao)", kind=float)
-    upper: float = setting(None, "upper bound on the control (-solver tao)", kind=float)
+    lower: float = setting(None, "lower bound on the control (-solver active_set or tao)", kind=float)
+    upper: float = setting(None, "upper bound on the control (-solver active_set or tao)", kind=float)
     summary: str = setting("", "write a summary to this .json file")
     plot: str = setting("", "write a picture to this .png, .pdf or .svg file")
     output: str = setting("", "write the solution to this .npz, .mat or .h5 file")
@@ -129,8 +135,8 @@ def _help(doc: str, *own: tuple[type, str]) -> None:
 def run(case: Case, settings: ScriptSettings) -> float:
     """Solve the case as the options say, write what they ask for, and return the objective. Collective."""
     report.check_targets(case.problem.grid.mpi, settings)
-    if settings.solver != "tao" and (settings.lower is not None or settings.upper is not None):
-        raise InputError("-lower, -upper", f"-solver {settings.solver}", "-solver tao")
+    if settings.solver not in BOUNDED and (settings.lower is not None or settings.upper is not None):
+        raise InputError("-lower, -upper", f"-solver {settings.solver}", " | ".join(f"-solver {s}" for s in BOUNDED))
     begin = time.perf_counter()
     result = Run(case, settings).solve()
     require_all_read()
@@ -164,8 +170,9 @@ class Run:
         return read_checkpoint(self.settings.restart, self.case.problem, self._fingerprint)
 
     def _full_space(self, saved: Checkpoint | None) -> Result:
-        kind = "newton" if self.settings.solver == "newton" else "composite"
-        solver = SQPSolver(self.case.problem, type=kind)
+        settings = self.settings
+        kind = "composite" if settings.solver == "sqp" else settings.solver
+        solver = SQPSolver(self.case.problem, type=kind, lower=settings.lower, upper=settings.upper)
         if saved is None:
             return solver.solve(observers=[self._observe])
         history = History(saved.history.records[:-1])  # the last record is made again, from the same point

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from petsc4py import PETSc
 
+from pdeopt.coupled import CoupledKKT
 from pdeopt.errors import SolveFailure
 from pdeopt.kkt import KKTOperator
 from pdeopt.metric import RieszMetric
@@ -115,6 +116,35 @@ def solutions(make):
     return problem, out
 
 
+def coupled():
+    """Optima by the coupled form, factored and with windows as blocks, and its matrix of windows of two steps."""
+    database, out = PETSc.Options(), {}
+    for name, make in {"burgers": lambda: examples.burgers(nt=8), "heat": lambda: examples.heat(num_steps=7),
+                       "dense nodal": lambda: examples.dense(nodal=True)}.items():  # fmt: skip
+        problem = make()
+        whole, metric = Whole(problem), RieszMetric(problem)
+        blocks = {"precond": "none", "pc_type": "bjacobi", "sub_pc_type": "svd"}
+        for words in ({}, blocks) if name == "burgers" else ({},):
+            for option, value in ({"form": "coupled", "window": 2} | words).items():
+                database.setValue(f"sqp_kkt_{option}", value)
+            result = SQPSolver(problem, type="newton", opt_tol=1e-11, feas_tol=1e-11).solve()
+            assert result.converged, result.message
+            key = f"{name} solution {len(words)}"
+            out |= whole.arrays(key, problem.join(result.state, result.design))
+            out |= whole.rows_of(f"{key} lam", result.multiplier)
+            for option in words:
+                database.delValue(f"sqp_kkt_{option}")
+        operator = CoupledKKT(metric, "full", 2)
+        operator.set_point(problem.at(whole.primal(1)), whole.multiplier(9))
+        matrix = operator.assemble()
+        assert symmetry_error(matrix) <= 1e-14
+        if name == "burgers":  # two steps a rank, or more: the windows are the same
+            _, cols, values = matrix.getValuesCSR()
+            parts = problem.grid.mpi.gather((cols, values))
+            out |= {} if parts is None else dict(zip(("cols", "values"), map(np.concatenate, zip(*parts))))
+    return out
+
+
 def grid_task():
     """Everything that a TimeGrid sends, against the whole arrays."""
     N, n = 7, 3
@@ -175,7 +205,11 @@ TASKS = {
 
 if __name__ == "__main__":
     task = sys.argv[1]
-    if task in ("grid", "failing", "raising"):
+    if task == "coupled":
+        found = coupled()
+        if PETSc.COMM_WORLD.rank == 0:
+            np.savez(sys.argv[2], **{key: np.asarray(value) for key, value in found.items()})
+    elif task in ("grid", "failing", "raising"):
         {"grid": grid_task, "failing": failing_task, "raising": raising_task}[task]()
     else:
         found = {}

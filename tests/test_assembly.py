@@ -9,6 +9,7 @@ from pdeopt.kkt import KKTOperator
 from pdeopt.metric import RieszMetric
 from pdeopt.sparse import Sparsity, StepPattern
 from pdeopt.verify import randomise
+from problems.klein_gordon import KleinGordonCase, KleinGordonSettings
 from tests import examples
 from tests.support import entries
 
@@ -38,6 +39,17 @@ def test_refilling_keeps_the_pattern_and_the_matrix():
     second = operator.assemble()
     assert second.handle == first.handle
     assert all(np.array_equal(a, b) for a, b in zip(pattern, second.getValuesCSR()[:2]))
+    operator.free()
+
+
+@pytest.mark.parametrize("hessian", ["metric", "full", "gauss-newton"])
+def test_the_whole_diagonal_is_stored_also_of_states_that_the_objective_does_not_see(hessian):
+    """On several ranks MUMPS would lose a row without it."""
+    problem = KleinGordonCase(KleinGordonSettings(nx=4, nt=3)).problem
+    operator, matrix = assembled(problem, hessian)
+    indptr, cols, _ = matrix.getValuesCSR()
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    assert np.array_equal(rows[rows == cols], np.arange(len(indptr) - 1))
     operator.free()
 
 

@@ -9,9 +9,9 @@ from tests.support import ROOT
 #: A module imports modules of lower levels; within a level only those that stand before it.
 LEVELS = [
     ["errors", "arrays", "autodiff", "options", "monitor"],
-    ["timegrid", "sparse", "stepsolve", "constraint", "objective", "controlmap", "verify"],
-    ["propagate"],
-    ["problem", "reduced", "layout", "metric", "assembly", "kkt", "checkpoint"],
+    ["timegrid", "sparse", "windows", "stepsolve", "innerproduct", "constraint", "objective", "controlmap", "verify"],
+    ["propagate", "mgrit", "transfer"],
+    ["problem", "reduced", "layout", "metric", "assembly", "kkt", "coupled", "blocks", "checkpoint"],
     ["precond", "precond.*", "kktsolver", "linesearch", "trustregion"],
     ["optimize", "optimize.*"],
 ]

@@ -8,6 +8,7 @@ from pdeopt.objective import ControlCost, TerminalLoss, Tracking
 from pdeopt.sparse import StepMatrix
 from pdeopt.timegrid import TimeGrid
 from tests import examples
+from tests.test_sparse import densify
 
 N, n, m = 4, 3, 2
 GRID = TimeGrid([0.0, 0.2, 0.3, 0.6, 1.0])
@@ -68,6 +69,19 @@ def test_hessian_sparsity_holds_every_entry(term):
         found |= H[own][:, own] != 0
     pattern = term.hessian_sparsity(n, m, GRID.samples().with_parameters(P)).csr.toarray() != 0
     assert not (found.numpy() & ~pattern).any()
+
+
+def test_hessian_blocks_are_those_of_states_and_controls(term):
+    u, z, steps = randn(N, n, seed=1), randn(N, m, seed=2), GRID.steps.with_parameters(P)
+    H = hessian(total(term))(torch.cat([u.ravel(), z.ravel(), P]))
+    for form, own in zip(term.hessian_blocks(u, z, steps), (slice(0, N * n), slice(N * n, N * (n + m)))):
+        assert torch.allclose(torch.block_diag(*densify(form.spread())), H[own, own], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["tracking", "tracking a part", "control cost"])
+def test_quadratic_terms_have_one_matrix_for_all_steps(name):
+    for form in TERMS[name].hessian_blocks(randn(N, n), randn(N, m), GRID.steps.with_parameters(P)):
+        assert form.matrix.is_constant
 
 
 def test_a_term_of_the_last_state_is_zero_elsewhere():

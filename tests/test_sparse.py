@@ -5,7 +5,7 @@ import torch
 from torch.func import jvp, vmap
 
 from pdeopt.errors import InputError
-from pdeopt.sparse import Sparsity, StepMatrix, StepPattern, block_diagonal
+from pdeopt.sparse import Sparsity, StepMatrix, StepPattern, block_diagonal, combination
 
 
 def random_pattern(rows, cols, density=0.3, seed=0, diagonal=False):
@@ -57,6 +57,59 @@ def test_an_empty_pattern_is_the_zero_matrix():
     assert torch.equal(zero(randn(2, 4)), torch.zeros(2, 3)) and torch.equal(
         zero.transpose(randn(2, 3)), torch.zeros(2, 4)
     )
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_products_outside_and_under_transforms_are_the_same(batch):
+    """Outside, SciPy and PETSc multiply; under a transform, entries are gathered."""
+    matrix, x, y = random_steps(random_pattern(6, 9), batch), randn(4, 9), randn(4, 6, seed=2)
+    assert torch.allclose(matrix(x), vmap(matrix)(x[None])[0], atol=1e-14)
+    assert torch.allclose(matrix.transpose(y), vmap(matrix.transpose)(y[None])[0], atol=1e-14)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_no_rows_have_no_products(batch):
+    """As on a rank where no window starts."""
+    matrix = random_steps(random_pattern(6, 9), batch)[np.empty(0, dtype=np.int64)]
+    assert matrix(randn(0, 9)).shape == (0, 6) and matrix.transpose(randn(0, 6)).shape == (0, 9)
+
+
+def test_products_take_views():
+    matrix, x = random_steps(random_pattern(6, 9), 1), randn(9, 4).T
+    assert torch.allclose(matrix(x), matrix(x.clone()), atol=1e-15)
+
+
+@pytest.mark.parametrize("batches", [(1, 1), (1, 3), (3, 1), (3, 3)])
+@pytest.mark.parametrize("same", [True, False])
+def test_combinations_are_sums_of_dense_matrices(batches, same):
+    patterns = [random_pattern(4, 5, seed=3)] * 2 if same else [random_pattern(4, 5, seed=k) for k in (3, 4)]
+    left, right = (random_steps(pattern, batch, seed=k) for k, (pattern, batch) in enumerate(zip(patterns, batches)))
+    found = combination([(2.0, left), (-0.5, right)])
+    assert torch.allclose(densify(found), 2 * densify(left) - 0.5 * densify(right), atol=1e-15)
+    assert found.is_constant == (batches == (1, 1))
+    assert set(zip(found.sparsity.rows, found.sparsity.cols)) == {
+        pair for pattern in patterns for pair in zip(pattern.rows, pattern.cols)
+    }
+
+
+def test_a_combination_keeps_a_pattern_that_covers_the_others():
+    large, small = Sparsity.banded(5, 2), Sparsity.banded(5)
+    assert combination([(1.0, random_steps(large, 1)), (1.0, random_steps(small, 1))]).sparsity is large
+
+
+def test_a_pattern_covers_what_it_holds():
+    large, small, empty = Sparsity.banded(5, 2), Sparsity.banded(5), Sparsity.empty(5, 5)
+    assert large.covers(small) and large.covers(large) and large.covers(empty)
+    assert not small.covers(large) and not empty.covers(small)
+    places = large.places(small)
+    assert np.array_equal(large.rows[places], small.rows) and np.array_equal(large.cols[places], small.cols)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_row_sums_and_absolute_values_are_those_of_the_dense_matrix(batch):
+    matrix = random_steps(random_pattern(4, 5), batch)
+    assert torch.allclose(matrix.row_sums(), densify(matrix).abs().sum(2), atol=1e-15)
+    assert torch.equal(densify(matrix.absolute()), densify(matrix).abs())
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -9,7 +9,7 @@ from pdeopt.optimize.sqp import SQPSolver
 from pdeopt.optimize.tao import TaoSolver
 from pdeopt.reduced import ReducedObjective
 from tests import examples, failing
-from tests.support import entries, random_design, relative
+from tests.support import entries, python, random_design, relative
 
 
 def solve(problem, lower=None, upper=None, start=None, **defaults):
@@ -129,3 +129,12 @@ def test_every_start_leads_to_the_same_optimum():
     for seed in range(3):
         found = solve(problem, start=random_design(problem, seed))
         assert relative(entries(found.design), entries(expected.design)) <= 1e-5
+
+
+@pytest.mark.parametrize("method", ["nls", "ntr"])
+def test_a_solve_with_failing_states_on_its_way_ends_in_peace(method):
+    """A traceback that kept the solver alive to the end of the interpreter ended in a segmentation fault."""
+    words = ("-nx", 24, "-nt", 48, "-solver", "tao", "-tao_type", method)
+    done = python("-m", "problems.klein_gordon", *words)
+    assert done.returncode == 0, done.stderr
+    assert "converged" in done.stdout

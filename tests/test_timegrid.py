@@ -5,6 +5,7 @@ from mpi4py import MPI
 
 from pdeopt.errors import InputError
 from pdeopt.timegrid import TimeGrid
+from tests.parallel_time import RANKS, check
 from tests.support import python
 
 
@@ -47,8 +48,26 @@ def test_shift_adjoint_is_the_transpose_of_shift(grid):
 def test_coarsening_keeps_every_other_node(grid):
     assert np.array_equal(grid.coarsen(2).times, grid.times[::2])
     assert grid.coarsen(4).num_steps == 1
-    with pytest.raises(InputError, match="divisor"):
-        grid.coarsen(3)
+    assert np.array_equal(grid.coarsen(3).times, grid.times[[0, 3, 4]])
+    with pytest.raises(InputError, match="factor"):
+        grid.coarsen(0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+def test_windows_end_at_every_so_many_steps_and_at_the_last(grid, size):
+    ends = grid.window_ends(size)
+    assert ends.tolist() == sorted({min(k, 4) for k in range(size, 4 + size, size)})
+
+
+def test_a_coarse_grid_is_made_once(grid):
+    assert grid.coarsen(2) is grid.coarsen(2)
+    assert np.array_equal(grid.coarsen(2).coarsen(2).times, [0.0, 1.0])
+
+
+def test_weights_and_lengths_of_a_coarse_grid_are_its_own(grid):
+    coarse = grid.coarsen(3)
+    assert torch.allclose(coarse.steps.dt, torch.tensor([0.35, 0.65], dtype=torch.float64))
+    assert float(coarse.steps.weight.sum() + coarse.node_zero.weight.sum()) == pytest.approx(1.0, abs=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -78,3 +97,10 @@ def test_a_grid_on_several_ranks_is_the_same_grid(ranks):
     """Ownership, both shifts, sums, maxima, broadcast and gather, against the whole arrays."""
     done = python("-m", "tests.parallel", "grid", ranks=ranks)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ranks", RANKS)
+def test_a_coarse_step_belongs_to_the_rank_that_owns_its_last_node(ranks):
+    """Ranks without such a node leave; the others keep their order, down to one step."""
+    check("timegrid", ranks)

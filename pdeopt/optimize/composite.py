@@ -35,10 +35,10 @@ class CompositeSettings:
     )
     cg_max_it: int = setting(20, "projected CG iterations", at_least=1)
     cg_rtol: float = setting(1e-2, "relative tolerance of projected CG", above=0, at_most=1)
-    multiplier_rtol: float = setting(1e-4, "tolerance of multiplier solves", above=0, at_most=1)
-    normal_rtol: float = setting(1e-4, "tolerance of quasi-normal solves", above=0, at_most=1)
-    projection_rtol: float = setting(1e-4, "tolerance of null-space projections", above=0, at_most=1)
-    tangential_rtol: float = setting(1e-4, "tolerance of the tangential re-projection", above=0, at_most=1)
+    multiplier_rtol: float = setting(1e-3, "tolerance of multiplier solves", above=0, at_most=1)
+    normal_rtol: float = setting(1e-3, "tolerance of quasi-normal solves", above=0, at_most=1)
+    projection_rtol: float = setting(1e-3, "tolerance of null-space projections", above=0, at_most=1)
+    tangential_rtol: float = setting(1e-3, "tolerance of the tangential re-projection", above=0, at_most=1)
     rpred_fraction: float = setting(0.5, "largest |rpred| / pred", above=0, at_most=1)
     tightenings: int = setting(10, "how often tolerances are tightened in one iteration", at_least=0)
 
@@ -78,7 +78,7 @@ class CompositeStep:
         self.trust = TrustRegion(settings.radius)
         self.penalty = self._least_penalty = settings.penalty * max(abs(self.lin.value), 1e-8)
         # The trial point has a system of its own, which becomes the current one when a step is taken.
-        self._system, self._spare = (KKTSolver(self.metric, "metric", prefix) for _ in range(2))
+        self._system, self._spare = (KKTSolver(self.metric, "metric", prefix, "auto") for _ in range(2))
         self._prepared = self._restored = False
         self._non_finite = 0
         self._note = ""
@@ -117,12 +117,18 @@ class CompositeStep:
 
     def memory(self) -> dict[str, float]:
         """What a restart needs beside x and lam."""
-        return {"radius": self.trust.radius, "penalty": self.penalty, "restored": float(self._restored)}
+        factored = all(system.settings.precond == "direct" for system in (self._system, self._spare))
+        return {"radius": self.trust.radius, "penalty": self.penalty, "restored": float(self._restored),
+                "factored": float(factored)}  # fmt: skip
 
     def recall(self, memory: dict[str, float]) -> None:
         """Go on from the `memory` of an earlier run, whose multiplier is already corrected."""
         self.trust = replace(self.trust, radius=memory["radius"])
         self.penalty, self._restored = memory["penalty"], bool(memory["restored"])
+        if memory.get("factored"):
+            for system in (self._system, self._spare):
+                if system.settings.precond == "auto":
+                    system.factor_instead()
         self._system.set_point(self.lin)
         self._prepared = True
 

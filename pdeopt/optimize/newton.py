@@ -34,6 +34,7 @@ class NewtonKKT:
         penalty: rho at the start, relative to |J| there.
         rtol: relative tolerance of the KKT solves.
         prefix: of the linear solver's options.
+        precond: its default preconditioner; see `KKTSolver`.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class NewtonKKT:
         penalty: float = 1e-3,
         rtol: float = 1e-8,
         prefix: str = "sqp_kkt_",
+        precond: str = "direct",
     ) -> None:
         self.problem, self.x, self.lam = problem, x, lam
-        self.step_size, self.rtol, self.prefix = 1.0, rtol, prefix
+        self.step_size, self.rtol, self.prefix, self.precond = 1.0, rtol, prefix, precond
         self.metric = RieszMetric(problem)
         self._solvers: dict[Hessian, KKTSolver] = {}
         self._note = ""
@@ -75,7 +77,7 @@ class NewtonKKT:
 
     def _solver(self, hessian: Hessian) -> KKTSolver:
         if hessian not in self._solvers:
-            self._solvers[hessian] = KKTSolver(self.metric, hessian, self.prefix)
+            self._solvers[hessian] = KKTSolver(self.metric, hessian, self.prefix, self.precond)
         return self._solvers[hessian]
 
     def _direction(self, hessian: Hessian) -> tuple[PETSc.Vec, PETSc.Vec, float]:

@@ -1,4 +1,4 @@
-"""Full-space solvers of a `ControlProblem`, from options: `-sqp_type composite | newton`."""
+"""Full-space solvers of a `ControlProblem`, from options: `-sqp_type composite | newton | active_set`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from petsc4py import PETSc
 
 from pdeopt.errors import InputError, SolveFailure
 from pdeopt.monitor import History, Monitor, Result, print_monitor
+from pdeopt.optimize.activeset import ActiveSetKKT, Bound, Box
 from pdeopt.optimize.composite import CompositeSettings, CompositeStep
 from pdeopt.optimize.iterate import Observer, iterate
 from pdeopt.optimize.newton import NewtonKKT
@@ -18,14 +19,14 @@ from pdeopt.problem import ControlProblem
 
 @dataclass(frozen=True)
 class SQPSettings:
-    """What both methods share."""
+    """What all methods share."""
 
-    type: str = setting("composite", "method", choices=("composite", "newton"))
+    type: str = setting("composite", "method", choices=("composite", "newton", "active_set"))
     max_it: int = setting(100, "largest number of outer iterations", at_least=0)
     opt_tol: float = setting(1e-8, "tolerance of |L_x| in the dual norm", above=0)
     feas_tol: float = setting(1e-8, "tolerance of |F| in the dual norm", above=0)
     gauss_newton: bool = setting(False, "leave the constraint's curvature out (composite)")
-    kkt_rtol: float = setting(1e-8, "relative tolerance of the KKT solves (newton)", above=0, at_most=1)
+    kkt_rtol: float = setting(1e-8, "relative tolerance of the KKT solves (newton, active_set)", above=0, at_most=1)
     start: str = setting(
         "initial", "state to begin with: u_0 at all times, or solved for", choices=("initial", "state")
     )
@@ -39,10 +40,23 @@ class SQPSolver:
     Args:
         problem: the control problem.
         prefix: of the options; those of the linear solver are `-{prefix}kkt_ksp_type` and so on.
+        lower, upper: bounds on the controls (active_set), a number or values of the flat controls of this rank,
+            (control_size,); None for none.
         **defaults: settings that replace the defaults, `type="newton"` for instance; options win.
+
+    Raises:
+        InputError: a setting that is not legal, bounds that cross, or a type that knows none.
     """
 
-    def __init__(self, problem: ControlProblem, prefix: str = "sqp_", **defaults: object) -> None:
+    def __init__(
+        self,
+        problem: ControlProblem,
+        prefix: str = "sqp_",
+        *,
+        lower: Bound = None,
+        upper: Bound = None,
+        **defaults: object,
+    ) -> None:
         self.problem, self.prefix = problem, prefix
         names = {name for cls in (SQPSettings, CompositeSettings) for name in cls.__dataclass_fields__}
         if unknown := set(defaults) - names:
@@ -52,6 +66,9 @@ class SQPSolver:
         self.settings = read(SQPSettings, prefix, **shared)
         is_composite = self.settings.type == "composite"
         self.composite = read(CompositeSettings, prefix, **own) if is_composite else None
+        self.box = Box.of(problem, lower, upper)
+        if (lower is not None or upper is not None) and self.settings.type != "active_set":
+            raise InputError("bounds on the control", f"-{prefix}type {self.settings.type}", "active_set")
 
     def solve(
         self,
@@ -103,6 +120,8 @@ class SQPSolver:
 
     def _method(self, x: PETSc.Vec, lam: PETSc.Vec) -> CompositeStep | NewtonKKT:
         prefix, settings = self.prefix + "kkt_", self.settings
+        if settings.type == "active_set":
+            return ActiveSetKKT(self.problem, x, lam, self.box, rtol=settings.kkt_rtol, prefix=prefix)
         if self.composite is None:
             return NewtonKKT(self.problem, x, lam, rtol=settings.kkt_rtol, prefix=prefix)
         return CompositeStep(self.problem, x, lam, self.composite, gauss_newton=settings.gauss_newton, prefix=prefix)

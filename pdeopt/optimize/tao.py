@@ -8,8 +8,9 @@ do not depend on mesh and time step. Bounds stay bounds.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from petsc4py import PETSc
 
@@ -99,10 +100,10 @@ class TaoSolver:
         tao = PETSc.TAO().create(self.problem.grid.comm)
         tao.setOptionsPrefix(self.prefix)
         tao.setType(self.type)
-        tao.setObjective(lambda _, y: self._value(y))
-        tao.setObjectiveGradient(lambda _, y, g: self._value_and_gradient(y, g), self._scale.duplicate())
-        tao.setGradient(lambda _, y, g: self._gradient(y, g), self._scale.duplicate())
-        tao.setHessian(lambda _, y, H, P: hessian.set_point(self._unscaled(y)), matrix)
+        tao.setObjective(_callback(self._value))
+        tao.setObjectiveGradient(_callback(self._value_and_gradient), self._scale.duplicate())
+        tao.setGradient(_callback(self._gradient), self._scale.duplicate())
+        tao.setHessian(_callback(lambda y, H, P: hessian.set_point(self._unscaled(y))), matrix)
         tao.setMaximumIterations(1000)
         if self.bounds is not None:
             tao.setVariableBounds(tuple(_product(bound, self._scale) for bound in self.bounds))
@@ -111,7 +112,7 @@ class TaoSolver:
             set_default(f"{self.prefix}tao_{self.type}_mat_lmvm_hist_size", "10")
         tao.setFromOptions()
         _default_to_no_preconditioner(tao.getKSP())
-        tao.setConvergenceTest(self._test)
+        tao.setConvergenceTest(_callback(lambda: self._test(tao)))
         return tao
 
     def _unscaled(self, y: PETSc.Vec) -> PETSc.Vec:
@@ -226,6 +227,7 @@ class _ScaledHessian:
         self.z, self.moved = z, 0.0
 
     def mult(self, matrix: PETSc.Mat, dy: PETSc.Vec, out: PETSc.Vec) -> None:
+        del matrix  # see `_callback`
         dz = dy.duplicate()
         dz.pointwiseDivide(dy, self.scale)
         self.reduced.hvp(self.z, dz, out)
@@ -234,6 +236,20 @@ class _ScaledHessian:
 
     def shift(self, matrix: PETSc.Mat, amount: float) -> None:
         self.moved += amount
+
+
+def _callback(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What TAO calls with itself and the arguments of `function`.
+
+    A frame may outlive the solve, in a traceback that somebody keeps. It must not hold what TAO hands over: a
+    reference of its own to the solver, which `destroy` does not end.
+    """
+
+    def call(tao: PETSc.TAO, *arguments: Any) -> Any:
+        del tao
+        return function(*arguments)
+
+    return call
 
 
 def _product(a: PETSc.Vec, b: PETSc.Vec) -> PETSc.Vec:

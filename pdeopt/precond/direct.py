@@ -1,4 +1,4 @@
-"""Exact solves with KKT matrices by PETSc's own LU, where PETSc has no MUMPS.
+"""Exact solves with assembled KKT matrices: by MUMPS, or by PETSc's own LU where PETSc has no MUMPS.
 
 PETSc's LU does not pivot, and a KKT matrix has zeros on its diagonal. Its rows are therefore paired with
 other columns: the constraint F_i with the state u_i and the adjoint equation of u_i with lam_i, so that the
@@ -12,7 +12,9 @@ import scipy.sparse as sp
 from petsc4py import PETSc
 
 from pdeopt.arrays import index_array
+from pdeopt.kkt import KKTOperator
 from pdeopt.layout import KKTLayout
+from pdeopt.options import set_default
 from pdeopt.stepsolve import natural_lu
 
 
@@ -53,3 +55,25 @@ class KKTDirectPC:
         solution[self._cols.getIndices()] = left.getArray(readonly=True)
         start, end = y.getOwnershipRange()
         y.setArray(solution[start:end])
+
+
+def use_direct(pc: PETSc.PC, layout: KKTLayout) -> None:
+    """The best factorisation for KKT matrices that this PETSc has."""
+    if PETSc.Sys.hasExternalPackage("mumps"):
+        pc.setType("cholesky")
+        pc.setFactorSolverType("mumps")
+        prefix = pc.getOptionsPrefix() or ""  # MUMPS reads no other place before its analysis
+        set_default(f"{prefix}mat_mumps_icntl_7", "6")  # QAMD: quick, and parameters make dense rows
+        set_default(f"{prefix}mat_mumps_icntl_14", "100")  # room for delayed pivots, in per cent
+    else:
+        pc.setType("python")
+        pc.setPythonContext(KKTDirectPC(layout))
+
+
+def factor_kkt(operator: KKTOperator) -> PETSc.KSP:
+    """A solver with the factors of the operator's assembled matrix; the caller destroys it."""
+    ksp = PETSc.KSP().create(operator.problem.grid.comm)
+    ksp.setOperators(operator.assemble())
+    ksp.setType("preonly")
+    use_direct(ksp.getPC(), operator.layout)
+    return ksp

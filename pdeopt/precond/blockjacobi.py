@@ -1,0 +1,155 @@
+"""Block Jacobi in time: the KKT systems of windows of steps, each for itself, as a PETSc Python PC.
+
+What enters a window from the step before, and what leaves it in the adjoint, is dropped. All windows are solved
+at once; each rank needs only its own where windows do not reach over its borders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from petsc4py import PETSc
+from scipy.sparse.linalg import SuperLU, splu
+
+from pdeopt.arrays import copy
+from pdeopt.blocks import KKTBlocks
+from pdeopt.errors import InputError, SolveFailure, agree
+from pdeopt.options import read, setting
+from pdeopt.precond.operator import BlockOperator, blocks_of
+from pdeopt.precond.wathen import WathenPC
+from pdeopt.sparse import block_diagonal
+from pdeopt.windows import Windows
+
+
+@dataclass(frozen=True)
+class BlockJacobiSettings:
+    """Options `-block_jacobi_...`, or with a PC's own prefix before them."""
+
+    window: int = setting(16, "steps of a window", at_least=1)
+    local: str = setting("wathen", "solve in a window: LU, block factorisation, or Krylov iterations with it",
+                         choices=("exact", "wathen", "krylov"))  # fmt: skip
+    iterations: int = setting(5, "Krylov iterations in a window (local krylov)", at_least=1)
+    damping: float = setting(1.0, "factor of the correction", above=0)
+
+
+class TimeBlockJacobi:
+    """The preconditioner. Krylov iterations and block factorisation have the prefix `{prefix}sub_`."""
+
+    _ksp: PETSc.KSP | None = None
+    _factor: WindowFactors | None = None
+
+    def setUp(self, pc: PETSc.PC) -> None:
+        prefix = pc.getOptionsPrefix() or ""
+        defaults = asdict(read(BlockJacobiSettings, "block_jacobi_"))
+        self.settings = read(BlockJacobiSettings, prefix + "block_jacobi_", **defaults)
+        blocks = blocks_of(pc.getOperators()[1])
+        self._free()
+        if blocks is None:
+            return
+        self.blocks = blocks.cut(self.settings.window)
+        if self.settings.local == "exact":
+            self._factor = WindowFactors(self.blocks)
+        else:
+            self._ksp = self._local_solver(prefix + "sub_")
+
+    def _local_solver(self, prefix: str) -> PETSc.KSP:
+        ksp = PETSc.KSP().create(self.blocks.grid.comm)
+        ksp.setOptionsPrefix(prefix)
+        ksp.setOperators(BlockOperator(self.blocks).shell())
+        if self.settings.local == "krylov":
+            ksp.setType("fgmres")
+            ksp.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
+            ksp.setTolerances(rtol=1e-12, max_it=self.settings.iterations)
+        else:
+            ksp.setType("preonly")
+        ksp.getPC().setType("python")
+        ksp.getPC().setPythonContext(WathenPC())
+        ksp.setFromOptions()
+        self._right, self._left = ksp.getOperators()[0].createVecs()
+        return ksp
+
+    def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        if self._factor is not None:
+            self._factor.apply(x, y)
+        elif self._ksp is not None:
+            self._right.setArray(x.getArray(readonly=True))
+            self._ksp.solve(self._right, self._left)
+            y.setArray(self._left.getArray(readonly=True))
+        y.scale(self.settings.damping)
+
+    applyTranspose = apply  # symmetric, unless the windows are solved by Krylov iterations
+
+    def destroy(self, pc: PETSc.PC) -> None:
+        self._free()
+
+    def _free(self) -> None:
+        if self._ksp is not None:
+            self._ksp.getOperators()[0].destroy()
+            self._ksp.destroy()
+        self._ksp = self._factor = None
+
+
+class WindowFactors:
+    """LU of the KKT matrices of the windows of this rank, as one block diagonal matrix.
+
+    Raises:
+        InputError: a window reaches over the border of a rank.
+        SolveFailure: a window's matrix is singular or not finite; on all ranks.
+    """
+
+    def __init__(self, blocks: KKTBlocks) -> None:
+        self.blocks, size = blocks, blocks.window
+        assert size is not None  # the blocks are cut
+        windows = Windows(blocks.grid, size)
+        if any(blocks.grid.mpi.allgather(windows.enters)) or blocks.design is not None or blocks.F_p is not None:
+            raise InputError(
+                "-block_jacobi_local exact", f"windows of {size} steps over the borders of ranks, a control map, or "
+                "global parameters", "windows that divide the steps of every rank, one control a step; or local wathen",
+            )  # fmt: skip
+        failure = None
+        try:
+            self._lu = self._factor(windows)
+        except SolveFailure as found:
+            failure = found
+        agree(blocks.grid.mpi, failure)
+
+    def _factor(self, windows: Windows) -> SuperLU:
+        matrix = self._matrix()
+        try:
+            if np.isfinite(matrix.data).all():
+                return splu(matrix.tocsc())
+        except RuntimeError:  # singular
+            pass
+        raise SolveFailure(f"the KKT matrix of {self._culprit(matrix, windows)} is singular or not finite",
+                           "check the residual there for NaN, and that each step has a unique solution")  # fmt: skip
+
+    def _matrix(self) -> sp.csr_matrix:
+        """[W F'; F 0] over [u | z | lam] of this rank."""
+        b, N = self.blocks, self.blocks.grid.n_local
+        J = block_diagonal(b.A, N) + block_diagonal(b.cut_coupling(), N, lag=1)
+        C, forms = block_diagonal(b.C, N), [block_diagonal(form.spread(), N) for form in (b.state, b.control)]
+        return sp.csr_matrix(sp.bmat([[forms[0], None, J.T], [None, forms[1], C.T], [J, C, None]]))
+
+    def _culprit(self, matrix: sp.csr_matrix, windows: Windows) -> str:
+        """The first window that cannot be factored alone."""
+        b, grid = self.blocks, self.blocks.grid
+        n, m, N = b.n, b.C.shape[1], grid.n_local
+        for begin, end in zip(windows.starts, np.r_[windows.starts[1:], N]):
+            steps = np.arange(begin, end)[:, None]
+            own = np.concatenate([(steps * n + np.arange(n)).ravel(), (N * n + steps * m + np.arange(m)).ravel(),
+                                  (N * (n + m) + steps * n + np.arange(n)).ravel()])  # fmt: skip
+            part = matrix[own][:, own].tocsc()
+            try:
+                if np.isfinite(part.data).all() and splu(part) is not None:
+                    continue
+            except RuntimeError:
+                pass
+            first = grid.begin + int(begin) + 1
+            return f"window {(first - 1) // windows.size + 1} (steps {first} to {grid.begin + int(end)})"
+        return "a window"
+
+    def apply(self, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        """y = the inverse times x."""
+        y.setArray(self._lu.solve(copy(x).numpy()))

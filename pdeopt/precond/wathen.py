@@ -1,0 +1,178 @@
+"""Block factorisation of a KKT operator with an approximate Schur complement, as a PETSc Python PC.
+
+    [W F'; F 0]^-1 = [I -W^-1 F'; 0 I] [W^-1 0; 0 -S^-1] [I 0; -F W^-1 I],   S = F W^-1 F'
+
+S = T W^-1 T' + C Wzz^-1 C', where T is the state Jacobian over all steps, is approximated by
+
+- new_state: A W^-1 A', step by step; what couples the steps is dropped;
+- old_new: T W^-1 T' (M. Stoll, A. J. Wathen, All-at-once solution of time-dependent PDE-constrained optimization
+  problems, 2010);
+- matched: (T + N) W^-1 (T + N)' with N W^-1 N' = C Wzz^-1 C'; the eigenvalues of the preconditioned S lie in [1/2, 1]
+  whatever the mesh, the steps and the regularisation (Pearson, Stoll, Wathen 2012);
+- exact: S itself, by factors of the KKT matrix, the oracle.
+
+T + N is inverted as `propagator` says, serially or in parallel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from petsc4py import PETSc
+
+from pdeopt.arrays import assign, copy
+from pdeopt.blocks import KKTBlocks
+from pdeopt.kkt import KKTOperator
+from pdeopt.mgrit import Mgrit, MgritSettings, TimeSystem
+from pdeopt.options import read, setting
+from pdeopt.precond.direct import factor_kkt
+from pdeopt.precond.operator import SchurOperator, blocks_of, operator_of
+from pdeopt.sparse import combination
+
+
+@dataclass(frozen=True)
+class WathenSettings:
+    """Options `-wathen_...`, or with a PC's own prefix before them."""
+
+    schur: str = setting("matched", "approximation of the Schur complement",
+                         choices=("new_state", "old_new", "matched", "exact"))  # fmt: skip
+    propagator: str = setting(
+        "auto", "inverse of the state Jacobian in it: windows alone, serial, MGRIT, or multigrid on the complement; "
+        "auto is serial for waves, which coarse steps do not carry, and for unlike steps on one rank, else MGRIT",
+        choices=("auto", "window", "forward", "mgrit", "multigrid"),
+    )  # fmt: skip
+
+
+class WathenPC:
+    """The preconditioner; S is solved by a KSP of its own, `-{prefix}wathen_ksp_type`: two steps of CG if matched.
+
+    With `preonly` there the preconditioner is linear and symmetric, so that MINRES may use it; with a tolerance,
+    and W exact, one application solves the KKT system.
+    """
+
+    _ksp: PETSc.KSP | None = None
+
+    def setUp(self, pc: PETSc.PC) -> None:
+        matrix = pc.getOperators()[1]
+        prefix = (pc.getOptionsPrefix() or "") + "wathen_"
+        blocks = blocks_of(matrix)
+        self._free()
+        if blocks is None:  # this rank has no step on this level
+            return
+        self.blocks = blocks
+        self.settings = resolve(read(WathenSettings, prefix, **asdict(read(WathenSettings, "wathen_"))), blocks)
+        self._ksp = PETSc.KSP().create(self.blocks.grid.comm)
+        self._ksp.setOptionsPrefix(prefix)
+        self._ksp.setOperators(SchurOperator(self.blocks).shell())
+        if self.settings.schur == "matched" and blocks.is_exact:  # condition 2: half the outer iterations and memory
+            self._ksp.setType("cg")
+            self._ksp.setNormType(PETSc.KSP.NormType.NONE)
+            self._ksp.setTolerances(max_it=2)
+        else:
+            self._ksp.setType("preonly")
+        self._approximate(self._ksp.getPC(), matrix)
+        self._ksp.setFromOptions()
+        self._right, self._left = self._ksp.getOperators()[0].createVecs()
+
+    def _approximate(self, inner: PETSc.PC, matrix: PETSc.Mat) -> None:
+        """Make `inner` an approximate inverse of S."""
+        if self.settings.schur == "exact":
+            context: Any = ExactSchur(operator_of(matrix))
+        elif self.settings.propagator == "multigrid":
+            from pdeopt.precond.timemg import SchurMultigrid
+
+            SchurMultigrid(self.blocks).configure(inner)
+            return
+        else:
+            context = PropagatedSchur(self.blocks, self.settings)
+        inner.setType("python")
+        inner.setPythonContext(context)
+
+    def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        if self._ksp is None:
+            return
+        blocks = self.blocks
+        g, c = blocks.fields(x)
+        u, z, p = first = blocks.inverse(g)
+        assign(self._right, blocks.jacobian(first) - c)
+        self._ksp.solve(self._right, self._left)
+        lam = copy(self._left).reshape(-1, blocks.n)
+        du, dz, dp = blocks.inverse(blocks.adjoint(lam))
+        blocks.pack(y, (u - du, z - dz, p - dp), lam)
+
+    applyTranspose = apply  # symmetric, as its parts are
+
+    @property
+    def schur_iterations(self) -> int:
+        """Krylov iterations with S in the last application."""
+        return 0 if self._ksp is None else int(self._ksp.getIterationNumber())
+
+    def destroy(self, pc: PETSc.PC) -> None:
+        self._free()
+
+    def _free(self) -> None:
+        if self._ksp is not None:
+            self._ksp.getOperators()[0].destroy()
+            self._ksp.destroy()
+        self._ksp = None
+
+
+def resolve(settings: WathenSettings, blocks: KKTBlocks) -> WathenSettings:
+    """The settings with the propagator that `auto` stands for."""
+    if settings.propagator != "auto":
+        return settings
+    serial = blocks.conservative or (blocks.grid.mpi.size == 1 and not blocks.A.is_constant)
+    return replace(settings, propagator="forward" if serial else "mgrit")
+
+
+class PropagatedSchur:
+    """((T + N) W^-1 (T + N)')^-1 = (T + N)^-T W (T + N)^-1, or the same without N."""
+
+    def __init__(self, blocks: KKTBlocks, settings: WathenSettings) -> None:
+        grid, A, B = blocks.grid, blocks.A, blocks.B
+        if settings.schur == "matched":
+            N = blocks.shift()
+            part = 0.5 if blocks.conservative else 1.0
+            A = combination([(1.0, A), (part, N)])
+            B = combination([(1.0, B), (1.0 - part, N)]) if blocks.conservative else B
+        self.blocks, mgrit = blocks, read(MgritSettings, "mgrit_")
+        if settings.schur == "new_state":
+            system = TimeSystem(grid, A, B, window=1)
+            self._forward, self._adjoint = system.sweep, system.sweep_adjoint
+        elif settings.propagator == "mgrit" and blocks.window is None:
+            cycles = Mgrit(grid, A, B, mgrit)
+            self._forward, self._adjoint = cycles.forward, cycles.adjoint
+        else:
+            window = blocks.window or (mgrit.window if settings.propagator == "window" else None)
+            system = TimeSystem(grid, A, B, window)
+            self._forward, self._adjoint = system.sweep, system.sweep_adjoint
+
+    def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        r = copy(x).reshape(-1, self.blocks.n)
+        assign(y, self._adjoint(self.blocks.state.multiply(self._forward(r))))
+
+    applyTranspose = apply
+
+
+class ExactSchur:
+    """S^-1 r = lam with [W F'; F 0] (x, lam) = (0, -r), by factors of that matrix."""
+
+    def __init__(self, operator: KKTOperator) -> None:
+        self.operator = KKTOperator(operator.metric, "metric" if operator.hessian == "metric" else "gauss-newton")
+        self.operator.set_point(operator.lin, fixed=operator.fixed)
+        self._ksp = factor_kkt(self.operator)
+        self._right, self._left = self.operator.problem.create_kkt(), self.operator.problem.create_kkt()
+
+    def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        problem = self.operator.problem
+        problem.join_kkt(problem.create_primal(), x, self._right)
+        self._right.scale(-1.0)
+        self._ksp.solve(self._right, self._left)
+        problem.split_kkt(self._left, problem.create_primal(), y)
+
+    applyTranspose = apply
+
+    def destroy(self, pc: PETSc.PC) -> None:
+        self._ksp.destroy()
+        self.operator.free()

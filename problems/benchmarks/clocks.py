@@ -1,0 +1,172 @@
+"""A model of the time that KKT solves take on many ranks: the clock of each rank, run through the algorithm.
+
+The functions repeat the schedule of `pdeopt.mgrit`, of `WathenPC` with two steps of CG, and of flexible GMRES:
+who solves how many steps one after the other, who waits for whose message, when all wait for a sum. They know
+numbers of steps and ranks alone, and what the parts cost; `tracing` shows that real runs do the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pdeopt.arrays import Array
+
+#: Towards later steps, as the state runs, or towards earlier ones, as the adjoint does.
+FORWARD, BACKWARD = +1, -1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Steps on ranks, and the cycles over them; see `MgritSettings`. All numbers must divide one another.
+
+    Attributes:
+        staged: windows are solved stage by stage, as a constant A is; else one triangular solve runs through all.
+    """
+
+    steps: int
+    ranks: int
+    window: int = 16
+    cycles: int = 2
+    levels: int = 20
+    staged: bool = True
+
+    @property
+    def serial(self) -> Layout:
+        """Substitution over all steps on one rank, without a loop that counts."""
+        return replace(self, ranks=1, levels=1, staged=False)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds.
+
+    Attributes:
+        parts: work on rows of a rank, by name: seconds a call, seconds a row; of sweeps seconds a stage, a row.
+        message: of one row, from a rank to the next.
+        reduction: of a level in the tree of a sum over all ranks.
+    """
+
+    parts: Mapping[str, tuple[float, float]]
+    message: float
+    reduction: float
+
+
+class Clocks:
+    """The clock of each rank, and what it has done: step solves in a row, messages sent, sums taken part in."""
+
+    def __init__(self, layout: Layout, costs: Costs) -> None:
+        self.layout, self.costs, self.ranks = layout, costs, np.arange(layout.ranks)
+        self.time = np.zeros(layout.ranks)
+        self.stages, self.messages = np.zeros((2, layout.ranks), dtype=int)
+        self.reductions = 0
+
+    @property
+    def share(self) -> int:
+        """Steps of a rank."""
+        return self.layout.steps // self.layout.ranks
+
+    def work(self, part: str, rows: int, ranks: Array | None = None, calls: int = 1) -> None:
+        """What all ranks do, each for itself."""
+        a, b = self.costs.parts[part]
+        self.time[self.ranks if ranks is None else ranks] += calls * a + rows * b
+
+    def solve(self, ranks: Array, stages: int, rows: int) -> None:
+        """Stages of step solves, one after the other."""
+        self.work("sweep", rows, ranks, stages)
+        self.stages[ranks] += stages
+
+    def receive(self, targets: Array, sources: Array, sent: Array) -> None:
+        """Wait for the messages that the sources sent at some time."""
+        self.time[targets] = np.maximum(self.time[targets], sent + self.costs.message)
+        self.messages[sources] += 1
+
+    def shift(self, towards: int, ranks: Array | None = None) -> None:
+        """A row to the next of these ranks, as `TimeGrid.shift` and its adjoint send it."""
+        order = (self.ranks if ranks is None else ranks)[::towards]
+        self.receive(order[1:], order[:-1], self.time[order[:-1]])
+
+    def reduce(self, times: int = 1) -> None:
+        """Sums over all ranks."""
+        levels = np.ceil(np.log2(len(self.time)))
+        self.time[:] = self.time.max() + times * levels * self.costs.reduction
+        self.reductions += times
+
+
+def sweep(clocks: Clocks, ranks: Array, steps: int, window: int, towards: int) -> None:
+    """All windows of a level at once; those over several ranks from rank to rank."""
+    share = steps // len(ranks)
+    stages = min(window, share) if clocks.layout.staged else 1
+    chain = ranks.reshape(-1, max(window // share, 1))[:, ::towards]
+    for place, now in enumerate(chain.T):
+        if place:
+            before = chain[:, place - 1]
+            clocks.receive(now, before, clocks.time[before])
+        clocks.solve(now, stages, share)
+
+
+def cycles(clocks: Clocks, towards: int, ranks: Array | None = None, steps: int = 0, level: int = 1) -> None:
+    """`Mgrit.forward` or `Mgrit.adjoint` on a level and all below it; default the finest."""
+    layout = clocks.layout
+    ranks, steps = (clocks.ranks, layout.steps) if ranks is None else (ranks, steps)
+    if level == layout.levels or steps <= layout.window:
+        sweep(clocks, ranks, steps, steps, towards)
+        return
+    window, share = layout.window, steps // len(ranks)
+    ends = ranks[max(window // share, 1) - 1 :: max(window // share, 1)]  # they own the coarse steps
+    sweep(clocks, ranks, steps, window, towards)
+    for _ in range(layout.cycles):
+        if towards == BACKWARD:
+            clocks.shift(BACKWARD, ranks)
+        clocks.work("coarse", steps // window // len(ends), ends)
+        cycles(clocks, towards, ends, steps // window, level + 1)
+        if towards == FORWARD:
+            clocks.shift(FORWARD, ranks)
+        clocks.work("couple", share, ranks)
+        sweep(clocks, ranks, steps, window, towards)
+
+
+def propagate(clocks: Clocks) -> None:
+    """The approximate inverse of the Schur complement, `PropagatedSchur`."""
+    cycles(clocks, FORWARD)
+    clocks.work("multiply", clocks.share)
+    cycles(clocks, BACKWARD)
+
+
+def precondition(clocks: Clocks, steps: int, applications: int) -> None:
+    """`WathenPC` with so many steps of CG, which take so many applications of the approximate Schur complement."""
+    clocks.work("blocks", clocks.share)
+    clocks.shift(FORWARD)
+    for k in range(max(steps, applications)):
+        if k < applications:
+            propagate(clocks)
+            clocks.reduce()
+        if k < steps:
+            clocks.work("schur", clocks.share)
+            clocks.shift(BACKWARD)
+            clocks.shift(FORWARD)
+            clocks.reduce()
+    clocks.shift(BACKWARD)
+
+
+def solve(layout: Layout, costs: Costs, iterations: int, steps: int = 2, applications: int = 2) -> Clocks:
+    """A KKT solve by flexible GMRES, Gram-Schmidt in its classical form, with steps of CG in the preconditioner."""
+    clocks = Clocks(layout, costs)
+    clocks.reduce()
+    for k in range(iterations):
+        precondition(clocks, steps, applications)
+        clocks.work("operator", clocks.share)
+        clocks.shift(BACKWARD)
+        clocks.shift(FORWARD)
+        clocks.work("vector", (2 * k + 4) * clocks.share, calls=2 * k + 4)
+        clocks.reduce(2)
+    return clocks
+
+
+def sequential_solves(layout: Layout) -> int:
+    """Step solves that `Mgrit.forward` does one after the other, on whatever ranks."""
+    clocks = Clocks(replace(layout, staged=True), Costs({"sweep": (1, 0), "coarse": (0, 0), "couple": (0, 0)}, 0, 0))
+    cycles(clocks, FORWARD)
+    return int(clocks.time.max())

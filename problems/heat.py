@@ -1,0 +1,281 @@
+"""Optimal control of the heat equation u_t - kappa Lap u + r u = f + z on a rectangle, or on any mesh of the plane.
+
+Q1 or P1 elements by scikit-fem, theta scheme in time. The control is constant on each time step; it is a
+source everywhere (`-heat_control distributed`) or the flux through a part of the boundary (`boundary`).
+
+    python -m problems.heat -nx 30 -ny 10 -nt 32 -solver newton -sqp_monitor -plot heat.png
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import skfem
+import torch
+from scipy.spatial import cKDTree
+from skfem.models import laplace, mass
+from torch import Tensor
+
+from pdeopt.arrays import Array
+from pdeopt.constraint import SparseStepJacobian, TimeDependentConstraint
+from pdeopt.errors import InputError
+from pdeopt.monitor import Result
+from pdeopt.objective import ControlCost, Tracking
+from pdeopt.options import check, read, setting
+from pdeopt.problem import ControlProblem
+from pdeopt.sparse import Sparsity, StepMatrix, StepPattern
+from pdeopt.timegrid import Steps, TimeGrid
+from problems import script
+from problems.report import Panel
+
+#: Gauss points of this degree: exact for all matrices on parallelograms and triangles.
+DEGREE = 3
+
+#: Centre and radius of the heat source.
+SOURCE, RADIUS = (0.1, 0.1), 0.07
+
+
+@dataclass(frozen=True)
+class HeatSettings:
+    """The problem's parameters."""
+
+    nx: int = setting(60, "Q1 elements in x", at_least=2)
+    ny: int = setting(20, "Q1 elements in y", at_least=2)
+    nt: int = setting(64, "time steps", at_least=2)
+    T: float = setting(1.0, "final time", above=0)
+    kappa: float = setting(0.05, "conductivity", above=0)
+    alpha: float = setting(1e-3, "control weight", above=0)
+    theta: float = setting(1.0, "implicitness", at_least=0.5, at_most=1)
+    length: float = setting(3.0, "length of the rectangle", above=0)
+    height: float = setting(1.0, "height of the rectangle", above=0)
+    mesh: str = setting("", "read this mesh of triangles or quadrilaterals instead of the rectangle")
+    reaction: float = setting(0.0, "r, a loss of heat everywhere", at_least=0)
+    source: float = setting(0.0, f"heat source f in the ball of radius {RADIUS} about {SOURCE}")
+    target: str = setting("bump", "a travelling bump, or one everywhere", choices=("bump", "one"))
+    heat_boundary: str = setting("dirichlet", "u = 0 on the boundary, or no flux", choices=("dirichlet", "neumann"))
+    heat_control: str = setting("distributed", "a source everywhere, or the flux through the boundary at the least y",
+                                choices=("distributed", "boundary"))  # fmt: skip
+
+
+class Space:
+    """Elements of the lowest order on a mesh.
+
+    Args:
+        mesh: of triangles or quadrilaterals.
+        dirichlet, boundary: u = 0 on the boundary; control on the part of it that the mesh names `control`,
+            else on the edges at the least y. The state is free there.
+
+    Attributes:
+        points, cells: coordinates, (2, nodes), and the nodes of each cell, (cells, 3 or 4).
+        free, control: numbers of the nodes of the state, (n,), and of the control, (m,).
+        M, A: mass and stiffness matrix on the free nodes.
+        Q, B: mass matrix of the control, over the domain or its part of the boundary, and its free rows.
+
+    Raises:
+        InputError: no edge to control, or no free node.
+    """
+
+    def __init__(self, mesh: skfem.Mesh, dirichlet: bool = True, boundary: bool = False) -> None:
+        element = skfem.ElementTriP1() if isinstance(mesh, skfem.MeshTri1) else skfem.ElementQuad1()
+        self.basis = skfem.Basis(mesh, element, intorder=DEGREE)
+        self.points, self.cells = self.basis.doflocs, self.basis.element_dofs.T
+        M, A = (sp.csr_matrix(form.assemble(self.basis)) for form in (mass, laplace))
+        edges = _control_edges(mesh) if boundary else np.array([], dtype=int)
+        part = skfem.FacetBasis(mesh, element, facets=edges, intorder=DEGREE) if boundary else self.basis
+        Q = sp.csr_matrix(mass.assemble(part))
+        fixed = self._nodes(np.setdiff1d(mesh.boundary_facets(), edges)) if dirichlet else []
+        self.free = np.setdiff1d(self.cells, fixed)  # files may have points outside all cells
+        self.control = self._nodes(edges) if boundary else np.unique(self.cells)
+        if self.free.size == 0:
+            raise InputError("mesh", "no node inside the domain", "a finer mesh, or -heat_boundary neumann")
+        self.M, self.A = (X[self.free][:, self.free] for X in (M, A))
+        self.Q = Q[self.control][:, self.control]
+        self.B = sp.identity(Q.shape[0], format="csr")[self.free][:, self.control] @ self.Q
+
+    def _nodes(self, edges: Array) -> Array:
+        return np.asarray(self.basis.get_dofs(edges).all())
+
+    def load(self, f: Any) -> Array:
+        """The integrals of f times the basis functions of the free nodes, shape (n,); f(x, y) of arrays."""
+        return np.asarray(skfem.LinearForm(lambda v, w: f(*w.x) * v).assemble(self.basis)[self.free])
+
+    def on_all_nodes(self, rows: Tensor) -> Array:
+        """Values at the free nodes, (batch, n), padded with the zeros of the others, (batch, nodes)."""
+        padded = np.zeros((len(rows), self.points.shape[1]))
+        padded[:, self.free] = rows.numpy()
+        return padded
+
+
+def _control_edges(mesh: skfem.Mesh) -> Array:
+    if "control" in (mesh.boundaries or {}):
+        return np.asarray(mesh.boundaries["control"])
+    least, size = mesh.p[1].min(), np.ptp(mesh.p)
+    edges = mesh.facets_satisfying(lambda x: x[1] <= least + 1e-9 * size, boundaries_only=True)
+    if edges.size == 0:
+        legal = "an edge there, or a boundary named control"
+        raise InputError("-heat_control boundary", "a mesh without a boundary edge at the least y", legal)
+    return np.asarray(edges)
+
+
+def read_mesh(file: str) -> skfem.Mesh:
+    """A mesh from any file that meshio reads; raises `InputError` for all but triangles or quadrilaterals."""
+    cells: list[Any] = ["cells_dict"]
+    try:
+        mesh = skfem.Mesh.load(file, out=cells)
+    except (Exception, SystemExit) as error:  # every format fails in a way of its own; meshio prints why and exits
+        raise InputError("-mesh", f"{file} ({error!r})", "a mesh file that meshio can read") from None
+    kinds = [kind for kind in cells[0] if not kind.startswith(("vertex", "line"))]
+    if len(kinds) != 1 or not isinstance(mesh, (skfem.MeshTri1, skfem.MeshQuad1)):
+        raise InputError("-mesh", f"{file} with cells {', '.join(kinds)}", "triangles or quadrilaterals alone")
+    return mesh
+
+
+class Heat(TimeDependentConstraint):
+    """M(u_k - u_{k-1}) + dt [S(th u_k + (1 - th) u_{k-1}) - B z_k - f] = 0 with u_0 = 0.
+
+    Args:
+        M, S: mass matrix and operator of the state, (n, n).
+        Q, B: mass matrix of the control, (m, m), and what the control does to the state, (n, m).
+        f: load vector, shape (n,).
+        theta: implicitness.
+    """
+
+    def __init__(self, M: Any, S: Any, Q: Any, B: Any, f: Array, theta: float) -> None:
+        (n, m), th = B.shape, theta
+        self.state_dim, self.control_dim, self.theta = n, m, theta
+        self.state_mass, self.control_mass = StepMatrix.constant(M), StepMatrix.constant(Q)
+        self.S, self.B, self.f = StepMatrix.constant(S), StepMatrix.constant(B), torch.from_numpy(f)
+        state = Sparsity(M) | Sparsity(S)
+        self.pattern = StepPattern(state, state, B, Sparsity.empty(2 * n + m, 2 * n + m))
+        self._fixed = self._entries(sp.hstack([-M, M, 0 * B]))
+        self._per_time = self._entries(sp.hstack([(1 - th) * S, th * S, -B]))
+
+    def _entries(self, matrix: sp.spmatrix) -> Tensor:
+        pattern = self.pattern.jacobian
+        return torch.from_numpy(np.asarray(matrix.tocsr()[pattern.rows, pattern.cols]).reshape(1, -1))
+
+    def initial_state(self, p: Tensor) -> Tensor:
+        return torch.zeros(self.state_dim, dtype=torch.float64)
+
+    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
+        dt, th = lengths(steps)[:, None], self.theta
+        return self.state_mass(u_new - u_old) + dt * (self.S(th * u_new + (1 - th) * u_old) - self.B(z) - self.f)
+
+    def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> HeatJacobian:
+        values = self._fixed + lengths(steps)[:, None] * self._per_time
+        return HeatJacobian(self, (u_old, u_new, z), steps, self.pattern, values)
+
+
+class HeatJacobian(SparseStepJacobian):
+    """The step Jacobian of a linear equation: one set of values where all steps are equal, no curvature."""
+
+    def hvp(
+        self,
+        lam: Tensor,
+        d_old: Tensor | None = None,
+        d_new: Tensor | None = None,
+        dz: Tensor | None = None,
+        dp: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        u_old, u_new, z, p = (torch.zeros_like(x) for x in self.point)
+        return u_old, u_new, z, p
+
+
+def lengths(steps: Steps) -> Tensor:
+    """dt, shape (batch,); (1,) where all steps are equal to the rounding of the times."""
+    dt = steps.dt
+    rounding = 4 * torch.finfo(dt.dtype).eps * steps.t_new.abs().amax()
+    return dt.mean().reshape(1) if dt.amax() - dt.amin() <= rounding else dt
+
+
+class HeatCase:
+    """The tracking problem of the settings, u_0 = 0.
+
+    Args:
+        settings: the parameters.
+        comm: communicator of the time steps.
+
+    Raises:
+        InputError: parameters that are not legal, a mesh that does not serve, or more ranks than steps.
+    """
+
+    name = "heat"
+
+    def __init__(self, settings: HeatSettings, comm: Any = None) -> None:
+        check(settings)
+        self.settings, self.parameters = settings, asdict(settings)
+        space = self.space = Space(
+            read_mesh(settings.mesh) if settings.mesh else rectangle(settings),
+            settings.heat_boundary == "dirichlet",
+            settings.heat_control == "boundary",
+        )
+        S = settings.kappa * space.A + settings.reaction * space.M
+        f = settings.source * space.load(lambda x, y: np.hypot(x - SOURCE[0], y - SOURCE[1]) <= RADIUS)
+        constraint = Heat(space.M, S, space.Q, space.B, f, settings.theta)
+        objective = Tracking(self.target, constraint.state_mass) + ControlCost(settings.alpha, constraint.control_mass)
+        self.problem = ControlProblem(constraint, objective, TimeGrid.uniform(settings.nt, settings.T, comm))
+
+    def target(self, t: Tensor) -> Tensor:
+        """d at the free nodes: times (batch,) -> (batch, n)."""
+        x, y = torch.from_numpy(self.space.points[:, self.space.free])
+        t = t[:, None]
+        if self.settings.target == "one":
+            return torch.ones_like(t * x)
+        return torch.sin(torch.pi * t) * torch.exp(-8 * ((x - 0.75 - 1.5 * t) ** 2 + (y - 0.5) ** 2))
+
+    def arrays(self, result: Result) -> dict[str, np.ndarray] | None:
+        """On rank 0, over times and all nodes: target, state and multiplier; control over its own nodes.
+
+        Beside them x and y of the nodes, the nodes of the cells, those of the control, and t.
+        """
+        problem, space = self.problem, self.space
+        u, z, _ = problem.fields(problem.join(result.state, result.design))
+        lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
+        rows = [problem.grid.gather(part) for part in (u, z.reshape(-1, problem.m), lam)]
+        if rows[0] is None:
+            return None
+        return {
+            "x": space.points[0],
+            "y": space.points[1],
+            "cells": space.cells,
+            "control_nodes": space.control,
+            "t": problem.grid.times,
+            "target": space.on_all_nodes(self.target(torch.from_numpy(problem.grid.times))),
+            "state": space.on_all_nodes(torch.cat([torch.zeros_like(rows[0][:1]), rows[0]])),
+            "control": rows[1].numpy(),
+            "multiplier": space.on_all_nodes(rows[2]),
+            "objective": np.array(result.objective),
+        }
+
+    def panels(self, arrays: dict[str, np.ndarray]) -> list[Panel]:
+        """Target, state and control over x and time, at the nodes nearest to the middle line."""
+        points = np.stack([arrays["x"], arrays["y"]], axis=1)
+        (left, bottom), (right, top) = points.min(0), points.max(0)
+        line = np.linspace((left, 0.5 * (bottom + top)), (right, 0.5 * (bottom + top)), 200)
+
+        def panel(name: str, nodes: Array) -> Panel:
+            nearest = cKDTree(nodes).query(line)[1]
+            return Panel(name, arrays[name][:, nearest], (left, right, 0.0, float(arrays["t"][-1])))
+
+        return [panel("target", points), panel("state", points), panel("control", points[arrays["control_nodes"]])]
+
+
+def rectangle(settings: HeatSettings) -> skfem.Mesh:
+    """(0, length) x (0, height) in nx times ny rectangles."""
+    x = np.linspace(0.0, settings.length, settings.nx + 1)
+    return skfem.MeshQuad.init_tensor(x, np.linspace(0.0, settings.height, settings.ny + 1))
+
+
+def main(argv: Sequence[str] | None = None) -> float:
+    """Solve the problem of the options and return the objective."""
+    with script.command_line(argv, __doc__, (HeatSettings, "Heat")):
+        settings = read(HeatSettings)
+        return script.run(HeatCase(settings), read(script.ScriptSettings))
+
+
+if __name__ == "__main__":
+    script.start(main)

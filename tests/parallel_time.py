@@ -1,0 +1,219 @@
+"""Time-parallel parts on several ranks against one rank: `python -m tests.parallel_time` under mpiexec.
+
+Each rank keeps its rows of whole arrays and compares with what a grid on one rank alone, which every rank makes
+for itself, gives for the whole. One run for each number of ranks serves all test files: see `check`.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+from pdeopt.blocks import KKTBlocks
+from pdeopt.innerproduct import InnerProduct
+from pdeopt.kkt import KKTOperator
+from pdeopt.metric import RieszMetric
+from pdeopt.mgrit import Mgrit, MgritSettings
+from pdeopt.objective import TerminalLoss, Tracking
+from pdeopt.sparse import Sparsity
+from pdeopt.timegrid import TimeGrid
+from pdeopt.transfer import constant, injection, linear, linear_adjoint, spread
+from pdeopt.windows import Windows, alike, sum_windows
+from tests import examples
+from tests.krylov import heat
+from tests.support import python
+from tests.test_sparse import densify, randn, random_pattern, random_steps
+
+RANKS = (2, 3, 5)
+
+
+@functools.cache
+def _run(ranks):
+    return python("-m", "tests.parallel_time", ranks=ranks, timeout=200)
+
+
+def check(part, ranks):
+    """Assert that `part` gave the same on this many ranks."""
+    done = _run(ranks)
+    assert f"{part}: same" in done.stdout.splitlines(), done.stderr[-4000:]
+
+
+def grids(N):
+    """A grid of unequal steps on all ranks, on this rank alone, and the rows of this rank."""
+    times = np.cumsum(1.0 + 0.2 * np.sin(np.arange(N + 1)))
+    grid = TimeGrid(times)
+    return grid, TimeGrid(times, MPI.COMM_SELF), slice(grid.begin, grid.end)
+
+
+def gathered(rows):
+    """The rows of all ranks, on all ranks."""
+    return torch.from_numpy(np.concatenate(MPI.COMM_WORLD.allgather(rows.numpy())))
+
+
+def assert_same(found, expected, tolerance=1e-13):
+    assert found.shape == expected.shape, (found.shape, expected.shape)
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max(), (found - expected).abs().max()
+
+
+def windows():
+    for N in (7, 12):
+        grid, alone, own = grids(N)
+        rows, pattern = randn(N, 3), random_pattern(3, 4)
+        steps, one = random_steps(pattern, N), random_steps(pattern, 1)
+        for size in (1, 2, 3, 5, 20):
+            parts, whole = Windows(grid, size), Windows(alone, size)
+            assert_same(gathered(parts.sum(rows[own])), whole.sum(rows))
+            for matrix in (steps, one):
+                found, expected = sum_windows(parts, matrix[own]), sum_windows(whole, matrix)
+                found, expected = found.values.expand(len(parts.ends), -1), expected.values.expand(len(whole.ends), -1)
+                assert_same(gathered(found), expected)
+        assert alike(grid, one) and not alike(grid, one, steps[own])
+        assert not alike(grid, steps[grid.mpi.rank : grid.mpi.rank + 1])  # constant on every rank, but not the same
+
+
+def innerproduct():
+    N, n = 7, 4
+    grid, alone, own = grids(N)
+    pattern = Sparsity.banded(n)
+    values = torch.linspace(0.5, 2.0, N, dtype=torch.float64)[:, None] * randn(1, pattern.nnz)
+    last = values.clone()
+    last[: N - 1, 3] = 0.0  # an entry that the last step alone has
+    only = torch.zeros_like(values)
+    only[-1] = values[-1]
+    for entries in (values, last, only, randn(N, pattern.nnz, seed=3)):
+        seen = entries[own].any(0)
+        local = torch.zeros(n, n, dtype=torch.float64)
+        local[pattern.rows[seen], pattern.cols[seen]] = 1.0
+        form = InnerProduct.from_values(Sparsity(local), entries[own][:, seen]).agreed(grid)
+        whole = InnerProduct.from_values(pattern, entries)
+        dense = [densify(each.spread()) for each in (form, whole)]
+        assert_same(gathered(dense[0]), dense[1])
+        assert alike(grid, form.matrix) == whole.matrix.is_constant
+        for size in (2, 3, 5):
+            sums = form.sum(Windows(grid, size)), whole.sum(Windows(alone, size))
+            assert_same(gathered(densify(sums[0].spread())), densify(sums[1].spread()))
+
+
+def mgrit():
+    n = 3
+    for N in (7, 8, 20):
+        grid, alone, own = grids(N)
+        r = randn(N, n)
+        for batch in (1, N):
+            A = random_steps(random_pattern(n, n, 0.5, 1, diagonal=True), batch, shift=4.0)
+            B = random_steps(random_pattern(n, n, 0.5, 2), batch, seed=5)
+            for window in (2, 3, 4, 7, 50):
+                for cycles in (1, 2):
+                    settings = MgritSettings(window, cycles)
+                    whole, part = Mgrit(alone, A, B, settings), Mgrit(grid, A[own], B[own], settings)
+                    assert_same(gathered(part.forward(r[own])), whole.forward(r))
+                    assert_same(gathered(part.adjoint(r[own])), whole.adjoint(r))
+
+
+def timegrid():
+    for N in (5, 7, 12):
+        grid, alone, _ = grids(N)
+        for factor in (1, 2, 3, 7, 20):
+            coarse, whole = grid.coarsen(factor), alone.coarsen(factor)
+            ends = [end for end in grid.window_ends(factor) if grid.begin < end <= grid.end]
+            assert (coarse is None) == (not ends)  # a step belongs to who owns its last node
+            assert coarse is None or coarse.n_local == len(ends)
+            steps = np.zeros(0) if coarse is None else coarse.steps.dt.numpy()
+            assert_same(gathered(torch.from_numpy(steps)), whole.steps.dt)
+            if coarse is not None:  # messages stay within the ranks that are left
+                assert float(coarse.sum(float(coarse.n_local))) == whole.num_steps
+                assert coarse.mpi.size == sum(coarse.mpi.allgather(1)) <= grid.mpi.size
+                shifted, again = coarse.shift(coarse.steps.t_new[:, None]), coarse.coarsen(2)
+                assert torch.equal(shifted[coarse.begin == 0 :], coarse.steps.t_old[coarse.begin == 0 :, None])
+                assert again is None or again.num_steps == -(-whole.num_steps // 2)
+            assert grid.coarsen(factor) is coarse
+
+
+def transfer():
+    kinds = [(linear, 2), (constant, 1), (linear_adjoint, 3), (injection, 1)]
+    width = sum(size for _, size in kinds)
+    for N in (5, 7, 12):
+        for factor in (2, 3, 20):
+            grid, alone, own = grids(N)
+            coarse, whole = grid.coarsen(factor), alone.coarsen(factor)
+            P = spread(grid, coarse, grid.comm, [(kind(grid, factor), size) for kind, size in kinds])
+            T = [torch.from_numpy(kind(alone, factor).toarray()) for kind, _ in kinds]
+            below = slice(0, 0) if coarse is None else slice(coarse.begin, coarse.end)
+            x, y = randn(whole.num_steps, width), randn(N, width, seed=2)
+            sizes = [size for _, size in kinds]
+            right, left = P.createVecs()
+            right.setArray(torch.cat([part[below].ravel() for part in x.split(sizes, 1)]).numpy())
+            P.mult(right, left)
+            assert_same(fields(left, sizes), torch.cat([t @ part for t, part in zip(T, x.split(sizes, 1))], 1))
+            left.setArray(torch.cat([part[own].ravel() for part in y.split(sizes, 1)]).numpy())
+            P.multTranspose(left, right)
+            assert_same(fields(right, sizes), torch.cat([t.T @ part for t, part in zip(T, y.split(sizes, 1))], 1))
+            P.destroy()
+
+
+def fields(vec, sizes):
+    """All rows of a vector of fields with these unknowns a step."""
+    entries = torch.from_numpy(vec.getArray(readonly=True).copy())
+    steps = len(entries) // sum(sizes)
+    parts = entries.split([steps * size for size in sizes])
+    return gathered(torch.cat([part.reshape(steps, size) for part, size in zip(parts, sizes)], 1))
+
+
+def bump(t):
+    return torch.sin(3 * t[:, None] + torch.arange(3))
+
+
+OBJECTIVES = {
+    "heat": Tracking(bump, examples.Heat(3, 0.1).state_mass),
+    "two targets": Tracking(bump) + Tracking(bump, np.diag([1.0, 2.0, 3.0])),
+    "last state": TerminalLoss(lambda u, p: (u**2).sum() + u[0] * u[2]),
+    "last state and a part": Tracking(np.zeros(1), observe=np.array([0])) + TerminalLoss(lambda u, p: u[1] ** 2),
+}
+PROBLEMS = [lambda comm, term=term: heat(9, comm=comm, objective=term) for term in OBJECTIVES.values()]
+PROBLEMS.append(lambda comm: examples.burgers(nt=9, comm=comm))
+
+
+def operator_of(make, comm, hessian="gauss-newton"):
+    """The KKT operator at the same point on any number of ranks."""
+    problem = make(comm)
+    grid, (n, m) = problem.grid, (problem.n, problem.m)
+    own = slice(grid.begin, grid.end)
+    u, z = 0.5 * randn(grid.num_steps, n, seed=3), 0.5 * randn(grid.num_steps, m, seed=4)
+    x = problem.pack(problem.create_primal(), u[own], z[own].ravel(), torch.zeros(0, dtype=u.dtype))
+    operator, lam = KKTOperator(RieszMetric(problem), hessian), problem.create_multiplier()
+    lam.setArray(randn(grid.num_steps, n, seed=5)[own].numpy())
+    operator.set_point(problem.at(x), lam)
+    return operator
+
+
+def blocks():
+    for make in PROBLEMS:
+        for hessian in ("metric", "gauss-newton"):
+            part, whole = (KKTBlocks.of(operator_of(make, comm, hessian)) for comm in (None, MPI.COMM_SELF))
+            N, n = whole.grid.num_steps, whole.n
+            while whole.grid.num_steps > 1:
+                own = slice(part.grid.begin, part.grid.end) if part else slice(0, 0)
+                lam = randn(whole.grid.num_steps, n, seed=6)
+                empty = torch.zeros(0, n, dtype=torch.float64)
+                assert_same(gathered(part.schur(lam[own]) if part else empty), whole.schur(lam), 1e-12)
+                for with_old_state in (False, True):
+                    expected = densify(whole.shift(with_old_state)).expand(whole.grid.num_steps, -1, -1)
+                    found = expected[:0] if part is None else densify(part.shift(with_old_state))
+                    found = found.expand(len(range(*own.indices(N))), -1, -1)
+                    assert_same(gathered(found), expected, 1e-12)
+                cut = None if part is None else part.cut(2)
+                assert_same(gathered(cut.schur(lam[own]) if cut else empty), whole.cut(2).schur(lam), 1e-12)
+                part, whole = part and part.coarsen(2), whole.coarsen(2)
+
+
+PARTS = [timegrid, windows, innerproduct, mgrit, transfer, blocks]
+
+if __name__ == "__main__":
+    for part in PARTS:
+        part()
+        MPI.COMM_WORLD.Barrier()
+        if MPI.COMM_WORLD.rank == 0:
+            print(f"{part.__name__}: same", flush=True)
