@@ -8,6 +8,7 @@ the metric, where alpha is the price of control.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,7 +24,7 @@ from pdeopt.innerproduct import InnerProduct
 from pdeopt.kkt import KKTOperator
 from pdeopt.metric import DesignForm
 from pdeopt.mgrit import TimeSystem
-from pdeopt.sparse import StepMatrix
+from pdeopt.sparse import Sparsity, StepMatrix
 from pdeopt.timegrid import TimeGrid
 from pdeopt.windows import Windows, alike, sum_windows
 
@@ -44,6 +45,7 @@ class KKTBlocks:
         W_pp: their Hessian.
         is_exact: W misses nothing but what the constraint curves: no state was given a weight.
         window: what couples windows of so many steps is left out; None for nothing.
+        whole: C and the form of the control with the fixed controls; None where none is fixed.
     """
 
     grid: TimeGrid
@@ -58,6 +60,7 @@ class KKTBlocks:
     W_pp: Tensor | None = None
     window: int | None = None
     is_exact: bool = True
+    whole: tuple[StepMatrix, InnerProduct] | None = None
 
     @classmethod
     def of(cls, operator: KKTOperator) -> KKTBlocks:
@@ -83,12 +86,13 @@ class KKTBlocks:
             control = control.agreed(problem.grid)
             W_pp = _parameter_hessian(operator)
         A, B, C = (jacobian.blocks[name] for name in "ABC")
-        if operator.fixed is not None:
+        whole = None if operator.fixed is None else (C, control)
+        if whole is not None:
             C, control = _freed(operator, C, control)
         design = None if problem.control_map is None else DesignForm(problem, control)
         F_p = _parameter_columns(operator) if problem.param_dim else None
         return cls(problem.grid, A, B, C, state, control, problem.constraint.conservative, design, F_p, W_pp,
-                   is_exact=is_exact)  # fmt: skip
+                   is_exact=is_exact, whole=whole)  # fmt: skip
 
     @property
     def n(self) -> int:
@@ -159,12 +163,13 @@ class KKTBlocks:
         windows = Windows(self.grid, factor)
         A, B = TimeSystem(self.grid, self.A, self.B, factor).coarse_matrices()
         C, (state, control) = sum_windows(windows, self.C), (form.sum(windows) for form in (self.state, self.control))
+        whole = self.whole and (sum_windows(windows, self.whole[0]), self.whole[1].sum(windows))
         coarse = self.grid.coarsen(factor)
         if coarse is None:
             return None
         if not with_control:
             C = StepMatrix(C.sparsity, torch.zeros_like(C.values))
-        return KKTBlocks(coarse, A, B, C, state, control, self.conservative)
+        return KKTBlocks(coarse, A, B, C, state, control, self.conservative, whole=whole)
 
     def jacobian(self, x: Fields) -> Tensor:
         """F (u, z, p), rows (n_local, n). Collective."""
@@ -217,6 +222,8 @@ class KKTBlocks:
         gamma^2 = G 1 / W 1 in each unknown, N = gamma^1/2 W gamma^1/2; for mass matrices that is exact, N =
         sqrt(tau w / alpha) M. `with_old_state` adds B W^-1 B' to G, for the diagonal block of S alone. Collective.
         """
+        if self.whole is not None and not with_old_state:
+            return self._shift_of_free(*self.whole)
         squared = self._lumped(self.C, self.control)
         if with_old_state:
             squared = squared + self._lumped(self.B, self.state)  # of the step before: its weight is nearly the same
@@ -227,6 +234,17 @@ class KKTBlocks:
         else:
             values = self.state.spread().values
         pattern = self.state.matrix.sparsity
+        return StepMatrix(pattern, root[:, pattern.rows] * values * root[:, pattern.cols])
+
+    def _shift_of_free(self, C: StepMatrix, control: InnerProduct) -> StepMatrix:
+        """`shift` where controls are fixed, of which C and its form have none left out.
+
+        G has no full rank then, and a multiple of W would hold what is fixed beside a free control, too. Instead
+        N = (W 1 / G 1)^1/4 C L^-1 C' (W 1 / G 1)^1/4 with C of the free controls; the lumped form L and G are of all.
+        """
+        squared, pattern = self._lumped(C, control), Sparsity(C.sparsity.csr @ C.sparsity.csr.T)
+        root = torch.where(squared > 0, self.state.row_sums() / squared, 0.0).sqrt().sqrt()
+        values = _outer(self.C, 1.0 / control.row_sums(), pattern)
         return StepMatrix(pattern, root[:, pattern.rows] * values * root[:, pattern.cols])
 
     def _lumped(self, block: StepMatrix, form: InnerProduct) -> Tensor:
@@ -278,6 +296,20 @@ def _freed(operator: KKTOperator, C: StepMatrix, control: InnerProduct) -> tuple
     values += diagonal * fixed[:, pattern.rows] * operator.pin / control.weight[:, None]
     C = StepMatrix(C.sparsity, free[:, C.sparsity.cols] * C.values)
     return C, InnerProduct(control.weight, StepMatrix(pattern, values))
+
+
+def _outer(C: StepMatrix, weight: Tensor, pattern: Sparsity) -> Tensor:
+    """Those entries of C diag(weight) C' that stand in a pattern, (batch, nnz)."""
+    entries, rows = C.sparsity.padded_transpose  # of each column, (width, columns)
+    values = torch.cat([C.values, torch.zeros_like(C.values[:, :1])], dim=1)[:, entries]
+    keys = torch.from_numpy(pattern.rows * pattern.shape[1] + pattern.cols)
+    out = torch.zeros(max(len(C.values), len(weight)), pattern.nnz, dtype=torch.float64)
+    for i, k in itertools.product(range(len(rows)), repeat=2):
+        key = rows[i] * pattern.shape[1] + rows[k]
+        place = torch.searchsorted(keys, key).clamp(max=pattern.nnz - 1)
+        found = keys[place] == key
+        out.index_add_(1, place[found], (values[:, i] * values[:, k] * weight)[:, found])
+    return out
 
 
 def _parameter_hessian(operator: KKTOperator) -> Tensor:

@@ -14,15 +14,15 @@ exact transpose of `forward`, so that products of both are symmetric.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pdeopt.errors import SolveFailure, agree
 from pdeopt.options import setting
 from pdeopt.sparse import StepMatrix, combination
-from pdeopt.stepsolve import StagedSubstitution, Substitution, substitution
+from pdeopt.stepsolve import substitution
 from pdeopt.timegrid import TimeGrid
 from pdeopt.windows import Windows, alike
 
@@ -43,11 +43,20 @@ class TimeSystem:
         grid: who owns which steps.
         A, B: the matrices of the steps of this rank, or one for all.
         window: steps of a window; None for one window of all.
+
+    Raises:
+        SolveFailure: a step is singular or not finite; on all ranks.
     """
 
     def __init__(self, grid: TimeGrid, A: StepMatrix, B: StepMatrix, window: int | None = None) -> None:
         self.grid, self.A, self.B = grid, A, B
         self.windows = Windows(grid, min(window or grid.num_steps, grid.num_steps))
+        failure = None
+        try:
+            self._sweeps = substitution(A, B, grid.n_local, self.windows.starts)
+        except SolveFailure as found:
+            failure = found.bare()
+        agree(grid.mpi, failure)
 
     def multiply(self, x: Tensor) -> Tensor:
         """T x, rows of shape (n_local, n). Collective."""
@@ -113,10 +122,6 @@ class TimeSystem:
         A_c = combination([(1, StepMatrix(A.sparsity, A.values.expand(len(first), -1))), (1, inside)])
         sums = (self.windows.sum(A_c.values), self.windows.sum(first * B.values))
         return StepMatrix(A_c.sparsity, sums[0]), StepMatrix(B.sparsity, sums[1])
-
-    @cached_property
-    def _sweeps(self) -> Substitution | StagedSubstitution:
-        return substitution(self.A, self.B, self.grid.n_local, self.windows.starts)
 
     def _entering(self, like: Tensor, before: Tensor | None) -> Tensor:
         assert before is not None

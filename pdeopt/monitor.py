@@ -37,7 +37,7 @@ _REMEDIES = {
     Reason.DIVERGED_NAN: "the residual or objective is not finite near the last good iterate, which is kept",
     Reason.DIVERGED_LINEAR_SOLVE: "use a direct KKT solver, or raise -sqp_kkt_ksp_max_it",
     Reason.DIVERGED_LINE_SEARCH: "loosen -sqp_opt_tol, or try -sqp_type composite",
-    Reason.DIVERGED_CYCLE: "active sets come back: raise the control's weight, or try -solver tao -tao_type bnls",
+    Reason.DIVERGED_CYCLE: "active sets come back: try -sqp_start state, a larger control weight, or -solver tao",
     Reason.DIVERGED_TAO: "see -tao_monitor and -tao_view; try another -tao_type",
 }
 

@@ -53,6 +53,9 @@ class StepFactor:
 
     Args:
         A: the matrices.
+
+    Raises:
+        SolveFailure: a step is singular or not finite.
     """
 
     def __init__(self, A: StepMatrix) -> None:
@@ -64,13 +67,11 @@ class StepFactor:
             self._order = (np.arange(batch)[:, None] * n + A.sparsity.bandwidth_order).ravel()
             self._blocks = self._blocks[self._order][:, self._order]
         self._factors: dict[bool, PETSc.Mat | None] = {}
+        if self._factor(transpose=False) is None:
+            _ = self._pivoted
 
     def solve(self, rows: Tensor, transpose: bool = False) -> Tensor:
-        """The inverse (or its transpose) applied to `rows`, shape (batch, n); any batch for a constant A.
-
-        Raises:
-            SolveFailure: a step is singular or not finite.
-        """
+        """The inverse (or its transpose) applied to `rows`, shape (batch, n); any batch for a constant A."""
         right = rows.detach().numpy().reshape(-1, self._blocks.shape[0])
         right = np.ascontiguousarray(right) if self._order is None else np.take(right, self._order, axis=1)
         factor = self._factor(transpose)
@@ -210,13 +211,11 @@ class StagedSubstitution:
         lengths = np.diff(np.r_[starts, batch])
         #: the rows of each stage
         self._stages = [_regular(starts[lengths > k] + k) for k in range(int(lengths.max()))]
-        self._solvers = dict[int, StepFactor | StepKrylov]()
+        unlike = self._stages[:1] if A.is_constant else self._stages
+        self._solvers = [step_solver(A[rows]) for rows in unlike]
 
     def _solver(self, stage: int) -> StepFactor | StepKrylov:
-        key = 0 if self._A.is_constant else stage
-        if key not in self._solvers:
-            self._solvers[key] = step_solver(self._A[self._stages[stage]])
-        return self._solvers[key]
+        return self._solvers[0 if self._A.is_constant else stage]
 
     def forward(self, rows: Tensor) -> Tensor:
         """x for the right-hand sides r, both (batch, n)."""

@@ -97,6 +97,9 @@ class TimeGrid:
         self.offsets = _even_shares(N, self.mpi.size) if offsets is None else np.asarray(offsets)
         self.begin, self.end = (int(n) for n in self.offsets[self.mpi.rank : self.mpi.rank + 2])
         self.n_local = self.end - self.begin
+        #: the steps of this rank, and the initial node as a step of length 0, so that one function gives every J_i
+        self.steps = self._steps(np.arange(self.begin + 1, self.end + 1))
+        self.node_zero = self._steps(np.array([0]))
 
     @classmethod
     def uniform(cls, num_steps: int, T: float, comm: Any = None) -> TimeGrid:
@@ -141,16 +144,6 @@ class TimeGrid:
     def is_last(self) -> bool:
         """Whether this rank owns step N."""
         return self.end == self.num_steps
-
-    @cached_property
-    def steps(self) -> Steps:
-        """The steps of this rank."""
-        return self._steps(np.arange(self.begin + 1, self.end + 1))
-
-    @cached_property
-    def node_zero(self) -> Steps:
-        """The initial node as a step of length 0, so that one function gives every J_i."""
-        return self._steps(np.array([0]))
 
     def samples(self) -> Steps:
         """The first, a middle and the last step, on every rank: for finding sparsities."""

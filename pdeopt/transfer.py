@@ -52,16 +52,12 @@ def constant(grid: TimeGrid, factor: int) -> sp.csr_matrix:
 def injection(grid: TimeGrid, factor: int, adjoint: bool = False) -> sp.csr_matrix:
     """The transpose of a restriction by injection at the last (`adjoint`: first) step of each window.
 
-    Residuals are integrals over a step: what is injected is their density, times the length of the coarse step.
-    Shape (n_local, coarse steps).
+    Block Jacobi leaves a residual just there, where its windows meet. It is taken as it is, the sum over the window:
+    a density times the longer step would count it `factor` times, level by level. Shape (n_local, coarse steps).
     """
     step, window, nodes = _windows(grid, factor)
-    at_end = step == (nodes[window] + 1 if adjoint else nodes[window + 1])
-    longer = (grid.times[nodes[window + 1]] - grid.times[nodes[window]]) / (grid.times[step] - grid.times[step - 1])
-    entries = np.where(at_end, longer, 0.0), window, np.arange(len(step) + 1)
-    matrix = sp.csr_matrix(entries, shape=(len(step), len(nodes) - 1))
-    matrix.eliminate_zeros()
-    return matrix
+    row = np.flatnonzero(step == (nodes[window] + 1 if adjoint else nodes[window + 1]))
+    return sp.csr_matrix((np.ones(len(row)), (row, window[row])), shape=(len(step), len(nodes) - 1))
 
 
 def _windows(grid: TimeGrid, factor: int) -> tuple[Array, Array, Array]:

@@ -86,24 +86,22 @@ def iterations(operator, context, rhs=None, **words):
     return len(history(operator, context, rhs, **words)) - 1
 
 
-def applied(pc):
-    """The dense matrix of a PC."""
+def applied(pc, columns=None):
+    """A PC times the columns of a dense matrix; default the identity: its own dense matrix."""
     x, y = pc.getOperators()[0].createVecs()
-    columns = []
-    for k in range(x.getSize()):
-        x.set(0.0)
-        x.setValue(k, 1.0)
-        x.assemble()
+    results = []
+    for column in torch.eye(x.getSize(), dtype=torch.float64) if columns is None else columns.T:
+        x.setArray(column.numpy())
         pc.apply(x, y)
-        columns.append(entries(y))
-    return torch.stack(columns, dim=1)
+        results.append(entries(y))
+    return torch.stack(results, dim=1)
 
 
-def preconditioner(operator, context, **words):
-    """The dense matrix of a preconditioner of `operator`."""
+def preconditioner(operator, context, columns=None, **words):
+    """A preconditioner of `operator` times the columns of a dense matrix, default the identity."""
     with solver(operator, context, **words) as ksp:
         ksp.setUp()
-        return applied(ksp.getPC())
+        return applied(ksp.getPC(), columns)
 
 
 def matrix_of(context):

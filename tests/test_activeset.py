@@ -77,11 +77,16 @@ def test_tao_finds_the_same_optimum(name, options):
     assert relative(entries(result.design), entries(expected.design)) <= 1e-7
 
 
-def test_a_hard_nonlinear_problem_needs_quadratic_programs_and_finds_taos_optimum():
-    words = ["-nx", 16, "-nt", 16, "-lower", -0.5, "-upper", 0.2, "-alpha", "1e-3", "-nu", "2e-3"]
-    solve = lambda *more: burgers.main([str(word) for word in (*words, *more)])  # noqa: E731
-    found = solve("-solver", "active_set", "-sqp_kkt_precond", "direct")
-    assert found == pytest.approx(solve("-solver", "tao", "-tao_type", "bnls"), rel=1e-8)
+def test_quadratic_programs_take_over_where_full_steps_do_not_contract(options):
+    options(sqp_kkt_precond="direct", tao_type="bnls")
+    problem = burgers.BurgersCase(burgers.BurgersSettings(nx=32, nt=32)).problem
+    found = bounded(problem, lower=-0.2, upper=0.6).solve()
+    expected = TaoSolver(ReducedObjective(problem), -0.2, 0.6, opt_tol=1e-10).solve()
+    assert found.objective == pytest.approx(expected.objective, rel=1e-10)
+    notes = found.history["note"]
+    first = next(k for k, note in enumerate(notes) if "sets" in note)
+    assert "into the box" in notes[first - 1] and all("sets" in note for note in notes[first:])
+    assert found.history[-2].optimality <= 1e-4 and found.iterations <= 16  # fast in the end
 
 
 # -- the active set strategy -----------------------------------------------------------------------------------
@@ -176,11 +181,11 @@ def fixed_system(name, hessian):
     problem = examples.EXAMPLES[name]()
     x, lam = randomise(problem.create_primal(), 4), randomise(problem.create_multiplier(), 5)
     x.scale(0.5)
-    fixed = torch.arange(problem.control_size) % 3 == 0
+    lin, fixed = problem.at(x), torch.arange(problem.control_size) % 3 == 0
     K = Oracle(problem).kkt(torch.cat([entries(x), entries(lam)]), hessian)
     place = torch.nonzero(fixed)[:, 0] + problem.state_size
     K[place], K[:, place] = 0.0, 0.0
-    return problem, problem.at(x), lam, fixed, K, place
+    return problem, lin, lam, fixed, K, place
 
 
 @pytest.mark.parametrize("hessian", ["metric", "full", "gauss-newton"])
@@ -217,11 +222,11 @@ def test_every_preconditioner_knows_fixed_controls(precond, options):
     solver.destroy()
 
 
-def test_the_matched_preconditioner_does_as_well_with_bounds_as_without(tmp_path):
-    words = ["-nx", 12, "-ny", 4, "-nt", 16, "-alpha", "1e-4", "-solver", "active_set", "-upper", 0.5, "-lower", -0.5]
+@pytest.mark.parametrize("alpha", ["1e-3", "1e-5"])
+def test_the_matched_preconditioner_does_not_feel_the_price_of_the_free_controls(alpha, tmp_path):
+    words = ["-nx", 10, "-ny", 4, "-nt", 16, "-alpha", alpha, "-solver", "active_set", "-upper", 0.5, "-sqp_max_it", 3]
     heat.main([str(word) for word in (*words, "-summary", tmp_path / "s.json")])
-    first, *others = json.loads((tmp_path / "s.json").read_text())["krylov_iterations"]
-    assert len(others) >= 2 and max(others) <= first + 4
+    assert max(json.loads((tmp_path / "s.json").read_text())["krylov_iterations"]) <= 40
 
 
 def test_a_control_map_wants_the_direct_solver(options):
@@ -261,17 +266,15 @@ def test_sides_of_the_box():
 
 @pytest.mark.mpi
 def test_two_ranks_find_the_same_optimum_in_the_same_steps(tmp_path):
-    words = ["-m", "problems.heat", "-nx", 8, "-ny", 4, "-nt", 7, "-solver", "active_set", "-lower", 0, "-upper", 0.4]
-    runs = []
-    for ranks in (1, 2):
-        files = "-summary", tmp_path / f"{ranks}.json", "-output", tmp_path / f"{ranks}.npz"
-        done = python(*words, *files, ranks=ranks)
-        assert done.returncode == 0, done.stderr
-        runs.append((json.loads((tmp_path / f"{ranks}.json").read_text()), np.load(tmp_path / f"{ranks}.npz")))
-    (one, z_one), (two, z_two) = runs
+    words = ["-nx", 8, "-ny", 4, "-nt", 7, "-solver", "active_set", "-upper", 0.4, "-sqp_kkt_rtol", "1e-11"]
+    files = [["-summary", f"{tmp_path}/{r}.json", "-output", f"{tmp_path}/{r}.npz"] for r in (1, 2)]
+    heat.main([*map(str, words), *files[0]])
+    done = python("-m", "problems.heat", *words, *files[1], ranks=2)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / f"{r}.json").read_text()) for r in (1, 2))
+    z = [np.load(tmp_path / f"{r}.npz")["control"] for r in (1, 2)]
     assert one["iterations"] == two["iterations"] and one["reason"] > 0
-    assert two["objective"] == pytest.approx(one["objective"], rel=1e-10)
-    assert relative(z_two["control"], z_one["control"]) <= 1e-6
+    assert two["objective"] == pytest.approx(one["objective"], rel=1e-12) and relative(*z) <= 1e-8
 
 
 def test_a_restart_goes_on_with_the_same_iterates(tmp_path):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from problems.benchmarks.clocks import Clocks, Costs, Layout, cycles, propagate, sequential_solves, solve
+from problems.benchmarks.clocks import Clocks, Costs, Inner, Layout, cycles, propagate, sequential_solves, solve
 from problems.benchmarks.tracing import play
 from tests.support import python
 
@@ -29,7 +29,7 @@ def test_the_schedule_is_that_of_a_real_run(tmp_path, ranks):
         clocks = Clocks(layout, COSTS)
         propagate(clocks)
         np.testing.assert_allclose(clocks.time, play(real["propagator"], COSTS), rtol=1e-12)
-        clocks = solve(layout, COSTS, real["iterations"], applications=real["applications"])
+        clocks = solve(layout, COSTS, real["iterations"], Inner(**real["inner"]))
         assert real["iterations"] > 1
         assert clocks.stages.tolist() == [total(trace, "solve") for trace in real["kkt"]]
         assert clocks.messages.tolist() == [total(trace, "send") for trace in real["kkt"]]
@@ -58,9 +58,9 @@ def test_more_ranks_never_do_more_solves_in_a_row_and_substitution_does_all():
 
 
 def test_one_rank_sends_nothing_and_waits_for_nobody():
-    clocks = solve(Layout(256, 1), COSTS, 3)
+    clocks = solve(Layout(256, 1), COSTS, 3, Inner())
     assert clocks.messages.tolist() == [0]
-    two = solve(Layout(256, 2), Costs(COSTS.parts, 0.0, 0.0), 3)
+    two = solve(Layout(256, 2), Costs(COSTS.parts, 0.0, 0.0), 3, Inner())
     assert two.time.max() < clocks.time.max()
 
 

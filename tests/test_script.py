@@ -31,7 +31,7 @@ def summary(folder, *words):
 # -- what is written -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [(), ("-solver", "newton"), ("-solver", "tao")])
+@pytest.mark.parametrize("words", [(), ("-solver", "newton"), ("-solver", "active_set"), ("-solver", "tao")])
 def test_the_summary_says_what_was_solved_and_how(tmp_path, words):
     found = summary(tmp_path, *words)
     assert set(found) >= KEYS
@@ -43,7 +43,7 @@ def test_the_summary_says_what_was_solved_and_how(tmp_path, words):
     assert found["wall_time_s"] > 0 and found["peak_memory_mb"] > 0
 
 
-@pytest.mark.parametrize("solver", ["sqp", "newton", "tao"])
+@pytest.mark.parametrize("solver", ["sqp", "newton", "active_set", "tao"])
 def test_krylov_iterations_have_an_entry_for_each_outer_iteration(tmp_path, solver):
     found = summary(tmp_path, "-solver", solver)
     assert len(found["krylov_iterations"]) == found["iterations"]
@@ -87,8 +87,9 @@ def test_pictures_are_pictures(tmp_path, ending, magic):
     assert (tmp_path / f"p.{ending}").read_bytes().startswith(magic)
 
 
-def test_bounds_are_kept(tmp_path):
-    main("-solver", "tao", "-lower", "-0.5", "-upper", 1.0, "-output", tmp_path / "s.npz")
+@pytest.mark.parametrize("solver", ["active_set", "tao"])
+def test_bounds_are_kept(tmp_path, solver):
+    main("-solver", solver, "-lower", "-0.5", "-upper", 1.0, "-output", tmp_path / "s.npz")
     z = np.load(tmp_path / "s.npz")["control"]
     assert z.min() >= -0.5 - 1e-14 and z.max() <= 1.0 + 1e-14 and (z.max() == 1.0 or z.min() == -0.5)
 
@@ -151,12 +152,14 @@ BAD = {
     "T 0": (("-T", 0), "-T", "> 0"),
     "flux inf": (("-flux", "inf"), "-flux", "finite"),
     "control": (("-control", "splines"), "-control", "interval | nodal"),
-    "solver": (("-solver", "lbfgs"), "-solver", "sqp | newton | tao"),
+    "solver": (("-solver", "lbfgs"), "-solver", "sqp | newton | active_set | tao"),
     "sqp_type": (("-sqp_max_it", -1), "-sqp_max_it", ">= 0"),
     "misspelt": (("-aplha", 0.1), "-aplha", "-alpha"),
     "misspelt later": (("-sqp_max_itt", 3), "-sqp_max_itt", "-sqp_max_it"),
     "misspelt of PETSc": (("-sqp_kkt_ksp_typ", "gmres"), "-sqp_kkt_ksp_typ", "-sqp_kkt_ksp_type"),
-    "bounds without tao": (("-lower", 0), "-lower", "-solver tao"),
+    "bounds without a solver for them": (("-lower", 0), "-lower", "-solver active_set | -solver tao"),
+    "bounds on Newton's method": (("-solver", "active_set", "-sqp_type", "newton", "-lower", 0), "bounds", "active_set"),
+    "crossed bounds of active sets": (("-solver", "active_set", "-lower", 1, "-upper", 0), "bound", "lower <= upper"),
     "crossed bounds": (("-solver", "tao", "-lower", 1, "-upper", 0), "bound", "lower <= upper"),
     "bounds without a bounded solver": (
         ("-solver", "tao", "-tao_type", "lmvm", "-lower", 0), "lmvm", "blmvm",

@@ -35,8 +35,8 @@ from pdeopt.problem import ControlProblem, Linearization
 #: A number, or values of the flat controls of this rank, (control_size,); None for no bound.
 Bound = Any
 
-#: With c near the price itself a multiplier of the wrong sign may move a control from one bound to the other at once.
-CAUTION = 10.0
+#: The smaller c, the more multipliers of the wrong sign move a control from one bound to the other at once.
+CAUTION = 100.0
 
 #: A full step must bring the residual of the equations below this part of the smallest residual so far.
 CONTRACTION = 0.5

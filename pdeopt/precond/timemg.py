@@ -34,7 +34,7 @@ class TimeMultigridSettings:
     transfer: str = setting("variational", "states and multipliers linear in time, controls constant; restriction by "
                             "the transpose, or by injection (controls: averages)",
                             choices=("injection", "variational"))  # fmt: skip
-    coarsening: int = setting(2, "steps that become one", at_least=2)
+    coarsening: int = setting(2, "steps that become one; it should divide the windows of the smoother", at_least=2)
     levels: int = setting(20, "largest number of levels", at_least=2)
     coarsest: int = setting(4, "steps that are not coarsened further", at_least=1)
     operators: str = setting("rediscretised", "coarse operators: sums over windows, products P'KP, or without control",

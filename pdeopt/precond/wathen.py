@@ -45,7 +45,7 @@ class WathenSettings:
 
 
 class WathenPC:
-    """The preconditioner; S is solved by a KSP of its own, `-{prefix}wathen_ksp_type`: two steps of CG if matched.
+    """The preconditioner; S is solved by a KSP of its own, `-{prefix}wathen_ksp_type`: two steps of GMRES if matched.
 
     With `preonly` there the preconditioner is linear and symmetric, so that MINRES may use it; with a tolerance,
     and W exact, one application solves the KKT system.
@@ -66,7 +66,8 @@ class WathenPC:
         self._ksp.setOptionsPrefix(prefix)
         self._ksp.setOperators(SchurOperator(self.blocks).shell())
         if self.settings.schur == "matched" and blocks.is_exact:  # condition 2: half the outer iterations and memory
-            self._ksp.setType("cg")
+            self._ksp.setType("fgmres")  # PETSc's CG would apply its preconditioner once more, in vain
+            self._ksp.setGMRESRestart(2)
             self._ksp.setNormType(PETSc.KSP.NormType.NONE)
             self._ksp.setTolerances(max_it=2)
         else:

@@ -1,8 +1,8 @@
 """A model of the time that KKT solves take on many ranks: the clock of each rank, run through the algorithm.
 
-The functions repeat the schedule of `pdeopt.mgrit`, of `WathenPC` with two steps of CG, and of flexible GMRES:
-who solves how many steps one after the other, who waits for whose message, when all wait for a sum. They know
-numbers of steps and ranks alone, and what the parts cost; `tracing` shows that real runs do the same.
+The functions repeat the schedule of `pdeopt.mgrit`, of `WathenPC` with a few inner steps, and of flexible GMRES: who
+solves how many steps one after the other, who waits for whose message, when all wait for a sum. They know numbers of
+steps and ranks alone, and what the parts cost; `tracing` shows that real runs do the same.
 """
 
 from __future__ import annotations
@@ -52,6 +52,26 @@ class Costs:
     parts: Mapping[str, tuple[float, float]]
     message: float
     reduction: float
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Krylov steps on the Schur complement in one application of the preconditioner.
+
+    Attributes:
+        kind: of KSP, cg or fgmres.
+        applications: of the approximate Schur complement.
+        products: with the Schur complement.
+    """
+
+    kind: str = "cg"
+    applications: int = 2
+    products: int = 2
+
+    @property
+    def sums(self) -> int:
+        """Sums over the ranks: two scalar products a step; GMRES takes a norm before."""
+        return 1 + 2 * self.applications if self.kind == "fgmres" else self.applications + self.products
 
 
 class Clocks:
@@ -135,28 +155,26 @@ def propagate(clocks: Clocks) -> None:
     cycles(clocks, BACKWARD)
 
 
-def precondition(clocks: Clocks, steps: int, applications: int) -> None:
-    """`WathenPC` with so many steps of CG, which take so many applications of the approximate Schur complement."""
+def precondition(clocks: Clocks, inner: Inner) -> None:
+    """`WathenPC` with inner steps on the Schur complement."""
     clocks.work("blocks", clocks.share)
     clocks.shift(FORWARD)
-    for k in range(max(steps, applications)):
-        if k < applications:
-            propagate(clocks)
-            clocks.reduce()
-        if k < steps:
-            clocks.work("schur", clocks.share)
-            clocks.shift(BACKWARD)
-            clocks.shift(FORWARD)
-            clocks.reduce()
+    for _ in range(inner.applications):
+        propagate(clocks)
+    for _ in range(inner.products):
+        clocks.work("schur", clocks.share)
+        clocks.shift(BACKWARD)
+        clocks.shift(FORWARD)
+    clocks.reduce(inner.sums)
     clocks.shift(BACKWARD)
 
 
-def solve(layout: Layout, costs: Costs, iterations: int, steps: int = 2, applications: int = 2) -> Clocks:
-    """A KKT solve by flexible GMRES, Gram-Schmidt in its classical form, with steps of CG in the preconditioner."""
+def solve(layout: Layout, costs: Costs, iterations: int, inner: Inner) -> Clocks:
+    """A KKT solve by flexible GMRES, Gram-Schmidt in its classical form."""
     clocks = Clocks(layout, costs)
     clocks.reduce()
     for k in range(iterations):
-        precondition(clocks, steps, applications)
+        precondition(clocks, inner)
         clocks.work("operator", clocks.share)
         clocks.shift(BACKWARD)
         clocks.shift(FORWARD)

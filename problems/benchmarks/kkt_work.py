@@ -26,8 +26,8 @@ from pdeopt.kktsolver import KKTSolver
 from pdeopt.metric import RieszMetric
 from pdeopt.optimize.sqp import SQPSolver
 from pdeopt.options import read
-from pdeopt.precond.operator import blocks_of
-from pdeopt.precond.wathen import PropagatedSchur, WathenSettings
+from pdeopt.precond.operator import SchurOperator, blocks_of
+from pdeopt.precond.wathen import PropagatedSchur, WathenPC, WathenSettings
 from pdeopt.problem import ControlProblem
 from problems.benchmarks.processes import counted, peak_mb
 from problems.burgers import BurgersCase, BurgersSettings
@@ -83,7 +83,7 @@ class System:
         found, remainder = rhs.duplicate(), rhs.duplicate()
         self.problem.grid.mpi.Barrier()
         begin = time.perf_counter()
-        with counted(PropagatedSchur, "apply") as applications:
+        with counted(PropagatedSchur, "apply") as applications, counted(SchurOperator, "mult") as products:
             self.ksp.solve(rhs, found)
         seconds = self._latest(begin)
         self.solver.operator.mult(None, found, remainder)
@@ -92,10 +92,18 @@ class System:
             "iterations": self.ksp.getIterationNumber(),
             "converged": self.ksp.getConvergedReason() > 0,
             "applications": applications[0],
+            "products": products[0],
             "seconds": seconds,
             "residual": remainder.norm() / rhs.norm(),
             "dual_residual": self.solver.norm(remainder) / self.solver.norm(rhs),
         }
+
+    @property
+    def inner_kind(self) -> str:
+        """The Krylov method on the Schur complement, if there is one."""
+        pc = self.ksp.getPC()
+        context = pc.getPythonContext() if pc.getType() == "python" else None
+        return str(context._ksp.getType()) if isinstance(context, WathenPC) else ""
 
     def _latest(self, begin: float) -> float:
         return max(self.problem.grid.mpi.allgather(time.perf_counter() - begin))
@@ -116,8 +124,9 @@ def kkt(name: str) -> dict[str, Any]:
         if len(seconds) < database.getInt("repeat", 1):
             system.solver.destroy()
     memory = [problem.grid.mpi.allgather(mb) for mb in (imports, base, peak)]
-    found = {"newton": newton, "setup_seconds": system.setup_seconds, "seconds": statistics.median(seconds),
-             "imports_mb": max(memory[0]), "base_mb": max(memory[1]), "peak_mb": max(memory[2])}  # fmt: skip
+    found = {"newton": newton, "inner_kind": system.inner_kind, "setup_seconds": system.setup_seconds,
+             "seconds": statistics.median(seconds), "imports_mb": max(memory[0]), "base_mb": max(memory[1]),
+             "peak_mb": max(memory[2])}  # fmt: skip
     if not database.hasName("only_newton"):
         found["random"] = system.solve(system.random())
     system.solver.destroy()

@@ -69,7 +69,8 @@ def plain(case: str, measured: float, unit: str) -> Row:
 def show(row: Row) -> Row:
     """Print a row as soon as it is known."""
     verdict = "" if row.met is None else ("met" if row.met else "MISSED")
-    print(f"{row.case:100s} {row.measured:10.4g} {row.unit:15s} {row.bar:8s} {verdict}", flush=True)
+    measured = "-" if row.measured is None else f"{row.measured:.4g}"
+    print(f"{row.case:100s} {measured:>10s} {row.unit:15s} {row.bar:8s} {verdict}", flush=True)
     return row
 
 

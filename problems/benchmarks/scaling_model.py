@@ -18,7 +18,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from problems.benchmarks.clocks import Costs, Layout, sequential_solves, solve
+from problems.benchmarks.clocks import Costs, Inner, Layout, sequential_solves, solve
 from problems.benchmarks.kkt import WORK
 from problems.benchmarks.processes import Row, plain, run, write
 
@@ -34,26 +34,28 @@ PROBLEMS = {
 
 @dataclass(frozen=True)
 class Network:
-    """Seconds of a message without content and seconds a byte, for messages and for a level of a sum."""
+    """Seconds of a message without content, and of a level in the tree of a sum; bytes a second."""
 
     latency: float
-    per_byte: float
-    reduction: float
+    bandwidth: float
+
+    def __str__(self) -> str:
+        return f"latency {1e6 * self.latency:g} µs, {1e-9 * self.bandwidth:g} GB/s"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A solver with its costs: iterations, and applications of the Schur complement in each."""
+    """A solver with its costs: iterations, and inner steps in each."""
 
     layout: Layout
     costs: Costs
     iterations: int
-    applications: int
+    inner: Inner
 
     def seconds(self, ranks: int) -> float:
         """Predicted time of a KKT solve on so many ranks."""
-        return float(solve(replace(self.layout, ranks=ranks), self.costs, self.iterations,
-                           applications=self.applications).time.max())  # fmt: skip
+        layout = replace(self.layout, ranks=ranks)
+        return float(solve(layout, self.costs, self.iterations, self.inner).time.max())
 
 
 class Prediction:
@@ -66,9 +68,7 @@ class Prediction:
         counted_at: steps of the systems whose iterations are counted.
     """
 
-    def __init__(
-        self, name: str, steps: int, windows: Sequence[int], network: Network | None, counted_at: int
-    ) -> None:
+    def __init__(self, name: str, steps: int, windows: Sequence[int], network: Network | None, counted_at: int) -> None:
         self.name, self.steps, self.network = name, steps, network
         self.ranks = [2**k for k in range(int(np.log2(steps)) + 1)]
         mesh, smaller = PROBLEMS[name]
@@ -88,10 +88,11 @@ class Prediction:
         parts = {part: tuple(seconds) for part, seconds in measured["parts"].items()}
         message, reduction = self.here["message"], self.here["reduction"]
         if self.network is not None:
-            message = self.network.latency + 8 * measured["n"] * self.network.per_byte
-            reduction = self.network.reduction
+            message = self.network.latency + 8 * measured["n"] / self.network.bandwidth
+            reduction = self.network.latency
         costs = Costs(parts, message, reduction)
-        return Method(layout, costs, worst["iterations"], worst["applications"] // worst["iterations"])
+        inner = Inner(found["inner_kind"], *(worst[key] // worst["iterations"] for key in ("applications", "products")))
+        return Method(layout, costs, worst["iterations"], inner)
 
     def crossover(self, window: int) -> int | None:
         """The smallest number of ranks that is faster than the serial solver."""
@@ -143,10 +144,11 @@ class Prediction:
         axes.loglog(self.ranks, ideal, ":", color="0.6", label="ideal", zorder=0)
         axes.set_ylim(bottom=bottom)
         axes.set(xlabel="ranks in time", ylabel="predicted seconds of a KKT solve")
-        costs, where = method.costs, "this machine" if self.network is None else "a cluster"
-        axes.set_title(f"{self.name}, {self.steps:,} steps; network of {where}: {1e6 * costs.message:.3g} us a row, "
-                       f"{1e6 * costs.reduction:.3g} us a level of a sum", fontsize="medium")  # fmt: skip
-        axes.legend(title="ring: faster than serial from here", fontsize="small", title_fontsize="small")
+        message, reduction = (f"{1e6 * s:.3g} µs" for s in (method.costs.message, method.costs.reduction))
+        network = f"{self.network or 'this machine'}: {message} a row, {reduction} a level of a sum"
+        axes.set_title(f"{self.name}, {self.steps:,} steps; {network}", fontsize="medium")
+        small = dict.fromkeys(("fontsize", "title_fontsize"), "small")
+        axes.legend(title="ring: faster than serial from here", loc="lower left", **small)
         axes.grid(alpha=0.3)
         figure.savefig(file, dpi=150)
         plt.close(figure)
@@ -165,8 +167,8 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("-latency", type=float, default=2e-6, help="seconds of a message, and of a level of a sum")
     parser.add_argument("-bandwidth", type=float, default=1e10, help="bytes a second")
     options = parser.parse_args(argv)
-    cluster = Network(options.latency, 1 / options.bandwidth, options.latency)
-    network, rows = cluster if options.network == "cluster" else None, []
+    network = Network(options.latency, options.bandwidth) if options.network == "cluster" else None
+    rows: list[Row] = []
     for name in options.only:
         prediction = Prediction(name, options.steps, options.windows, network, options.counted_at)
         rows += [*prediction.rows(), *prediction.check()]

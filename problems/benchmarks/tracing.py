@@ -11,6 +11,7 @@ import json
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,12 @@ from petsc4py import PETSc
 from torch import Tensor
 
 import pdeopt.mgrit
-from pdeopt.kktsolver import KKTSolver
-from pdeopt.metric import RieszMetric
 from pdeopt.options import read
-from pdeopt.precond.operator import blocks_of
+from pdeopt.precond.operator import SchurOperator, blocks_of
 from pdeopt.precond.wathen import PropagatedSchur, WathenSettings
 from pdeopt.stepsolve import StagedSubstitution, Substitution, substitution
-from pdeopt.verify import randomise
-from problems.benchmarks.clocks import Costs
+from problems.benchmarks.clocks import Costs, Inner
+from problems.benchmarks.kkt_work import System
 from problems.benchmarks.processes import counted
 from problems.heat import HeatCase, HeatSettings
 
@@ -127,30 +126,28 @@ def trace_heat(comm: TracedComm) -> dict[str, Any]:
     """What is done by one application of the approximate Schur complement, and by a KKT solve. Collective.
 
     Returns the events of each rank for both; of the solve also PETSc's sums over ranks, on each rank, its
-    iterations, and the applications in one of them.
+    iterations, and what is done in each with the Schur complement.
     """
-    problem = HeatCase(read(HeatSettings), comm).problem
-    solver = KKTSolver(RieszMetric(problem), "gauss-newton", "sqp_kkt_", "wathen")
-    solver.set_point(problem.at(problem.create_primal()))
-    solver.ksp.setTolerances(rtol=1e-4)
-    rhs, lam = randomise(problem.create_kkt(), 1), randomise(problem.create_multiplier(), 2)
-    blocks, found = blocks_of(solver.ksp.getOperators()[0]), rhs.duplicate()
+    system = System(HeatCase(read(HeatSettings), comm).problem, "gauss-newton")
+    system.ksp.setTolerances(rtol=1e-4)
+    blocks, solution = blocks_of(system.ksp.getOperators()[0]), system.newton.duplicate()
     assert blocks is not None  # every rank has steps
-    schur = PropagatedSchur(blocks, WathenSettings("matched", "mgrit"))
-    solver.ksp.solve(rhs, found)  # what is made once is there now
+    schur, lam = PropagatedSchur(blocks, WathenSettings("matched", "mgrit")), system.problem.create_multiplier()
+    system.ksp.solve(system.newton, solution)  # what is made once is there now
     PETSc.Log.begin()
     comm.events.clear()
     schur.apply(None, lam, lam.duplicate())
     propagator = comm.gather(list(comm.events))
     comm.events.clear()
     before = sums_so_far()
-    with counted(PropagatedSchur, "apply") as applications:
-        solver.ksp.solve(rhs, found)
+    with counted(PropagatedSchur, "apply") as applications, counted(SchurOperator, "mult") as products:
+        system.ksp.solve(system.newton, solution)
     reductions, kkt = comm.gather(sums_so_far() - before), comm.gather(list(comm.events))
-    iterations = solver.ksp.getIterationNumber()
-    solver.destroy()
+    iterations, kind = system.ksp.getIterationNumber(), system.inner_kind
+    system.solver.destroy()
+    inner = Inner(kind, applications[0] // iterations, products[0] // iterations)
     return {"propagator": propagator, "kkt": kkt, "reductions": reductions, "iterations": iterations,
-            "applications": applications[0] // iterations}  # fmt: skip
+            "inner": asdict(inner)}  # fmt: skip
 
 
 def main() -> None:
