@@ -14,6 +14,7 @@ exact transpose of `forward`, so that products of both are symmetric.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from pdeopt.errors import SolveFailure, agree
 from pdeopt.options import setting
 from pdeopt.sparse import StepMatrix, combination
-from pdeopt.stepsolve import substitution
+from pdeopt.stepsolve import StagedSubstitution, Substitution, substitution
 from pdeopt.timegrid import TimeGrid
 from pdeopt.windows import Windows, alike
 
@@ -44,19 +45,29 @@ class TimeSystem:
         A, B: the matrices of the steps of this rank, or one for all.
         window: steps of a window; None for one window of all.
 
-    Raises:
-        SolveFailure: a step is singular or not finite; on all ranks.
     """
 
     def __init__(self, grid: TimeGrid, A: StepMatrix, B: StepMatrix, window: int | None = None) -> None:
         self.grid, self.A, self.B = grid, A, B
         self.windows = Windows(grid, min(window or grid.num_steps, grid.num_steps))
+
+    @cached_property
+    def _sweeps(self) -> Substitution | StagedSubstitution:
+        return substitution(self.A, self.B, self.grid.n_local, self.windows.starts)
+
+    def factor(self) -> TimeSystem:
+        """Make the factors now, and return the system. Collective.
+
+        Raises:
+            SolveFailure: a step is singular or not finite; on all ranks.
+        """
         failure = None
         try:
-            self._sweeps = substitution(A, B, grid.n_local, self.windows.starts)
+            _ = self._sweeps
         except SolveFailure as found:
             failure = found.bare()
-        agree(grid.mpi, failure)
+        agree(self.grid.mpi, failure)
+        return self
 
     def multiply(self, x: Tensor) -> Tensor:
         """T x, rows of shape (n_local, n). Collective."""
@@ -138,7 +149,7 @@ class Mgrit:
 
     def __init__(self, grid: TimeGrid, A: StepMatrix, B: StepMatrix, settings: MgritSettings) -> None:
         self.is_coarsest = settings.levels == 1 or grid.num_steps <= settings.window
-        self.system = TimeSystem(grid, A, B, None if self.is_coarsest else settings.window)
+        self.system = TimeSystem(grid, A, B, None if self.is_coarsest else settings.window).factor()
         self.cycles = settings.cycles
         self.coarse: Mgrit | None = None
         if not self.is_coarsest:

@@ -7,23 +7,31 @@ for itself, gives for the whole. One run for each number of ranks serves all tes
 from __future__ import annotations
 
 import functools
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 from mpi4py import MPI
+from petsc4py import PETSc
 
 from pdeopt.blocks import KKTBlocks
+from pdeopt.errors import InputError, SolveFailure
 from pdeopt.innerproduct import InnerProduct
 from pdeopt.kkt import KKTOperator
 from pdeopt.metric import RieszMetric
 from pdeopt.mgrit import Mgrit, MgritSettings
 from pdeopt.objective import TerminalLoss, Tracking
-from pdeopt.sparse import Sparsity
+from pdeopt.precond.blockjacobi import TimeBlockJacobi
+from pdeopt.precond.operator import BlockOperator
+from pdeopt.precond.timemg import TimeMultigridPC
+from pdeopt.precond.wathen import WathenPC
+from pdeopt.sparse import Sparsity, StepMatrix
 from pdeopt.timegrid import TimeGrid
 from pdeopt.transfer import constant, injection, linear, linear_adjoint, spread
 from pdeopt.windows import Windows, alike, sum_windows
 from tests import examples
-from tests.krylov import heat
+from tests.krylov import heat, history, operator_at_zero, solver
 from tests.support import python
 from tests.test_sparse import densify, randn, random_pattern, random_steps
 
@@ -209,7 +217,102 @@ def blocks():
                 part, whole = part and part.coarsen(2), whole.coarsen(2)
 
 
-PARTS = [timegrid, windows, innerproduct, mgrit, transfer, blocks]
+@contextmanager
+def options(**words):
+    """PETSc options for the length of a block."""
+    for name, value in words.items():
+        PETSc.Options().setValue(name, str(value))
+    yield
+    for name in words:
+        PETSc.Options().delValue(name)
+
+
+def same_histories(make, context, tolerance=1e-10, **words):
+    """Residuals on all ranks are those on one, relative to the first."""
+    with options(**words):
+        found = history(operator_at_zero(make(None)), context())
+        if MPI.COMM_WORLD.rank == 0:
+            alone = history(operator_at_zero(make(MPI.COMM_SELF)), context())
+            assert len(found) == len(alone), (words, found, alone)
+            assert np.abs(found - alone).max() <= tolerance * alone[0], (words, found, alone)
+
+
+def wathen():
+    def make(comm):
+        return heat(14, comm=comm)
+
+    for schur, propagator in (("matched", "mgrit"), ("matched", "window"), ("matched", "forward"),
+                              ("matched", "multigrid"), ("old_new", "mgrit"), ("new_state", "forward")):  # fmt: skip
+        words = dict(mgrit_window=4, test_wathen_timemg_coarsest=2)
+        tolerance = 1e-6 if propagator == "multigrid" else 1e-10  # fewer levels on more ranks
+        same_histories(make, WathenPC, tolerance, wathen_schur=schur, wathen_propagator=propagator, **words)
+    same_histories(make, WathenPC, wathen_schur="exact")
+    for problem in PROBLEMS[1:]:
+        same_histories(problem, WathenPC, mgrit_window=2, wathen_propagator="mgrit")
+    operator = operator_at_zero(make(None))
+    fails_everywhere(BlockOperator(spoil(operator, "singular")), WathenPC, "singular")
+
+
+def blockjacobi():
+    def make(comm):
+        return heat(12, comm=comm)
+
+    for window in (3, 4, 20):
+        for local in ("wathen", "krylov"):
+            same_histories(make, TimeBlockJacobi, block_jacobi_window=window, block_jacobi_local=local)
+    grid = make(None).grid
+    fits = not any(MPI.COMM_WORLD.allgather(grid.begin % 2 != 0))
+    operator = operator_at_zero(make(None))
+    if fits:
+        same_histories(make, TimeBlockJacobi, block_jacobi_window=2, block_jacobi_local="exact")
+        with options(block_jacobi_window=2, block_jacobi_local="exact"):
+            for kind in ("singular", "NaN"):
+                fails_everywhere(BlockOperator(spoil(operator, kind)), TimeBlockJacobi, "window 6 (steps 11 to 12)")
+    with options(block_jacobi_window=5, block_jacobi_local="exact"), solver(operator, TimeBlockJacobi()) as ksp:
+        try:
+            ksp.setUp()
+        except InputError as error:
+            assert "borders of ranks" in str(error)
+        else:
+            raise AssertionError("a window reaches over a border")
+
+
+def spoil(operator, kind):
+    """Blocks whose last step is singular or not a number."""
+    blocks = KKTBlocks.of(operator)
+    rows = blocks.grid.n_local
+    A, B, C = (StepMatrix(M.sparsity, M.values.repeat(rows, 1)) for M in (blocks.A, blocks.B, blocks.C))
+    if blocks.grid.is_last:
+        for M in (A, B, C):
+            M.values[-1, M.sparsity.rows == 1] = 0.0 if kind == "singular" else torch.nan
+    return replace(blocks, A=A, B=B, C=C)
+
+
+def fails_everywhere(operator, context, words):
+    """A failure on the last rank is the same one on all, and none waits."""
+    message = ""
+    try:
+        with solver(operator, context()) as ksp:
+            b, x = ksp.getOperators()[0].createVecs()
+            b.set(1.0)
+            ksp.solve(b, x)
+    except SolveFailure as failure:
+        message = str(failure)
+    assert all(words in each for each in MPI.COMM_WORLD.allgather(message)), message
+
+
+def timemg():
+    def make(comm):
+        return heat(13, comm=comm)
+
+    words = dict(block_jacobi_window=4, test_timemg_coarsest=2)
+    same_histories(make, TimeMultigridPC, 1e-3, **words)
+    same_histories(make, TimeMultigridPC, 1e-3, test_timemg_transfer="injection", test_timemg_coarsening=4, **words)
+    same_histories(make, TimeMultigridPC, 1e-3, test_timemg_operators="galerkin", test_pc_mg_cycle_type="v", **words)
+    same_histories(PROBLEMS[-1], TimeMultigridPC, test_pc_mg_cycle_type="v", **words)
+
+
+PARTS = [timegrid, windows, innerproduct, mgrit, transfer, blocks, wathen, blockjacobi, timemg]
 
 if __name__ == "__main__":
     for part in PARTS:

@@ -17,7 +17,7 @@ from pdeopt.arrays import copy
 from pdeopt.blocks import KKTBlocks
 from pdeopt.errors import InputError, SolveFailure, agree
 from pdeopt.options import read, setting
-from pdeopt.precond.operator import BlockOperator, blocks_of
+from pdeopt.precond.operator import BlockOperator, blocks_of, leave
 from pdeopt.precond.wathen import WathenPC
 from pdeopt.sparse import block_diagonal
 from pdeopt.windows import Windows
@@ -77,6 +77,8 @@ class TimeBlockJacobi:
             self._right.setArray(x.getArray(readonly=True))
             self._ksp.solve(self._right, self._left)
             y.setArray(self._left.getArray(readonly=True))
+        else:
+            leave(y)
         y.scale(self.settings.damping)
 
     applyTranspose = apply  # symmetric, unless the windows are solved by Krylov iterations

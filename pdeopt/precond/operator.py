@@ -25,7 +25,9 @@ class BlockOperator:
 
     def mult(self, matrix: PETSc.Mat, k: PETSc.Vec, out: PETSc.Vec) -> None:
         """out = K k."""
-        if self.blocks is not None:
+        if self.blocks is None:
+            leave(out)
+        else:
             self.blocks.apply(k, out)
 
     multTranspose = mult
@@ -39,13 +41,21 @@ class SchurOperator(BlockOperator):
     """S = F W^-1 F' over rows of multipliers."""
 
     def mult(self, matrix: PETSc.Mat, k: PETSc.Vec, out: PETSc.Vec) -> None:
-        if self.blocks is not None:
+        if self.blocks is None:
+            leave(out)
+        else:
             self.blocks.apply_schur(k, out)
 
     multTranspose = mult
 
     def shell(self) -> PETSc.Mat:
         return shell(self, self.comm, 0 if self.blocks is None else self.blocks.grid.n_local * self.blocks.n)
+
+
+def leave(out: PETSc.Vec) -> None:
+    """The result on a rank without steps, which has nothing to write: PETSc must forget the norm that it knows of it,
+    as on the other ranks. A rank that kept it would miss the next sum over all."""
+    out.stateIncrease()
 
 
 def shell(context: Any, comm: Any, local: int) -> PETSc.Mat:

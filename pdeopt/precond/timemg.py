@@ -19,7 +19,7 @@ from pdeopt.arrays import assign, copy
 from pdeopt.blocks import KKTBlocks
 from pdeopt.options import read, set_default, setting
 from pdeopt.precond.blockjacobi import TimeBlockJacobi
-from pdeopt.precond.operator import BlockOperator, SchurOperator, blocks_of
+from pdeopt.precond.operator import BlockOperator, SchurOperator, blocks_of, leave
 from pdeopt.precond.wathen import PropagatedSchur, WathenPC, WathenSettings
 from pdeopt.sparse import combination
 from pdeopt.stepsolve import step_solver
@@ -55,6 +55,8 @@ def hierarchy(blocks: KKTBlocks, settings: TimeMultigridSettings) -> list[Level]
     steps, with_control = blocks.grid.num_steps, settings.operators != "no_control"
     while steps > settings.coarsest and len(levels) < settings.levels:
         finer = levels[-1].blocks
+        if finer is not None and not finer.grid.keeps_all_ranks(settings.coarsening):
+            break  # the coarsest problem is solved by a Krylov method on all ranks
         coarse = None if finer is None else finer.coarsen(settings.coarsening, with_control)
         levels.append(Level(None if coarse is None else coarse.grid, coarse))
         steps = -(-steps // settings.coarsening)
@@ -220,7 +222,7 @@ class MatchedBlock:
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         if self.blocks is None:
-            return
+            return leave(y)
         r = self._solver.solve(copy(x).reshape(-1, self.blocks.n))
         assign(y, self._solver.solve(self.blocks.state.multiply(r), transpose=True))
 
@@ -232,6 +234,7 @@ class Idle:
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """There is nothing to do."""
+        leave(y)
 
 
 def _spread(fine: Level, coarse: Level, blocks: KKTBlocks, factor: int, kinds: list[Any]) -> PETSc.Mat:

@@ -27,7 +27,7 @@ from pdeopt.kkt import KKTOperator
 from pdeopt.mgrit import Mgrit, MgritSettings, TimeSystem
 from pdeopt.options import read, setting
 from pdeopt.precond.direct import factor_kkt
-from pdeopt.precond.operator import SchurOperator, blocks_of, operator_of
+from pdeopt.precond.operator import SchurOperator, blocks_of, leave, operator_of
 from pdeopt.sparse import combination
 
 
@@ -92,7 +92,7 @@ class WathenPC:
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         if self._ksp is None:
-            return
+            return leave(y)
         blocks = self.blocks
         g, c = blocks.fields(x)
         u, z, p = first = blocks.inverse(g)
@@ -139,14 +139,14 @@ class PropagatedSchur:
             B = combination([(1.0, B), (1.0 - part, N)]) if blocks.conservative else B
         self.blocks, mgrit = blocks, read(MgritSettings, "mgrit_")
         if settings.schur == "new_state":
-            system = TimeSystem(grid, A, B, window=1)
+            system = TimeSystem(grid, A, B, window=1).factor()
             self._forward, self._adjoint = system.sweep, system.sweep_adjoint
         elif settings.propagator == "mgrit" and blocks.window is None:
             cycles = Mgrit(grid, A, B, mgrit)
             self._forward, self._adjoint = cycles.forward, cycles.adjoint
         else:
             window = blocks.window or (mgrit.window if settings.propagator == "window" else None)
-            system = TimeSystem(grid, A, B, window)
+            system = TimeSystem(grid, A, B, window).factor()
             self._forward, self._adjoint = system.sweep, system.sweep_adjoint
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
