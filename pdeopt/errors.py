@@ -64,6 +64,18 @@ def on_root(comm: Any, function: Callable[[], T]) -> T:
     return comm.bcast(value)  # type: ignore[no-any-return]
 
 
+def together(comm: Any, function: Callable[[], T]) -> T:
+    """The value of `function` on each rank, or the `SolveFailure` that one of them meets, on all. Collective."""
+    value: T | None = None
+    failure = None
+    try:
+        value = function()
+    except SolveFailure as found:
+        failure = found.bare()
+    agree(comm, failure)
+    return value  # type: ignore[return-value]
+
+
 def agree(comm: Any, failure: SolveFailure | None) -> None:
     """Raise `SolveFailure` on all ranks where one of them brings one. Collective."""
     found = next((f for f in comm.allgather(failure) if f is not None), None)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdeopt.errors import SolveFailure, agree
+from pdeopt.errors import together
 from pdeopt.options import setting
 from pdeopt.sparse import StepMatrix, combination
 from pdeopt.stepsolve import StagedSubstitution, Substitution, substitution
@@ -61,12 +61,7 @@ class TimeSystem:
         Raises:
             SolveFailure: a step is singular or not finite; on all ranks.
         """
-        failure = None
-        try:
-            _ = self._sweeps
-        except SolveFailure as found:
-            failure = found.bare()
-        agree(self.grid.mpi, failure)
+        together(self.grid.mpi, lambda: self._sweeps)
         return self
 
     def multiply(self, x: Tensor) -> Tensor:

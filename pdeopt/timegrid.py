@@ -127,10 +127,6 @@ class TimeGrid:
             self._coarser[factor] = TimeGrid(self.times[np.r_[0, ends]], comm, offsets) if mine else None
         return self._coarser[factor]
 
-    def keeps_all_ranks(self, factor: int) -> bool:
-        """Whether every rank owns a step of the grid coarsened by `factor`."""
-        return bool((np.diff(np.searchsorted(self.window_ends(factor), self.offsets, side="right")) > 0).all())
-
     def window_ends(self, size: int) -> Array:
         """The last steps of windows of `size` steps, counted from step 1; the last window may be shorter."""
         return np.minimum(np.arange(size, self.num_steps + size, size), self.num_steps)

@@ -15,7 +15,7 @@ from scipy.sparse.linalg import SuperLU, splu
 
 from pdeopt.arrays import copy
 from pdeopt.blocks import KKTBlocks
-from pdeopt.errors import InputError, SolveFailure, agree
+from pdeopt.errors import InputError, SolveFailure, together
 from pdeopt.options import read, setting
 from pdeopt.precond.operator import BlockOperator, blocks_of, leave
 from pdeopt.precond.wathen import WathenPC
@@ -46,13 +46,14 @@ class TimeBlockJacobi:
         self.settings = read(BlockJacobiSettings, prefix + "block_jacobi_", **defaults)
         blocks = blocks_of(pc.getOperators()[1])
         self._free()
-        if blocks is None:
-            return
+        together(pc.getComm().tompi4py(), lambda: None if blocks is None else self._factorise(blocks, prefix + "sub_"))
+
+    def _factorise(self, blocks: KKTBlocks, prefix: str) -> None:
         self.blocks = blocks.cut(self.settings.window)
         if self.settings.local == "exact":
             self._factor = WindowFactors(self.blocks)
         else:
-            self._ksp = self._local_solver(prefix + "sub_")
+            self._ksp = self._local_solver(prefix)
 
     def _local_solver(self, prefix: str) -> PETSc.KSP:
         ksp = PETSc.KSP().create(self.blocks.grid.comm)
@@ -67,6 +68,7 @@ class TimeBlockJacobi:
         ksp.getPC().setType("python")
         ksp.getPC().setPythonContext(WathenPC())
         ksp.setFromOptions()
+        ksp.setUp()  # now, where a failure reaches all ranks
         self._right, self._left = ksp.getOperators()[0].createVecs()
         return ksp
 
@@ -110,12 +112,7 @@ class WindowFactors:
                 "-block_jacobi_local exact", f"windows of {size} steps over the borders of ranks, a control map, or "
                 "global parameters", "windows that divide the steps of every rank, one control a step; or local wathen",
             )  # fmt: skip
-        failure = None
-        try:
-            self._lu = self._factor(windows)
-        except SolveFailure as found:
-            failure = found
-        agree(blocks.grid.mpi, failure)
+        self._lu = together(blocks.grid.mpi, lambda: self._factor(windows))
 
     def _factor(self, windows: Windows) -> SuperLU:
         matrix = self._matrix()

@@ -17,6 +17,7 @@ from petsc4py import PETSc
 
 from pdeopt.arrays import assign, copy
 from pdeopt.blocks import KKTBlocks
+from pdeopt.errors import together
 from pdeopt.options import read, set_default, setting
 from pdeopt.precond.blockjacobi import TimeBlockJacobi
 from pdeopt.precond.operator import BlockOperator, SchurOperator, blocks_of, leave
@@ -55,8 +56,6 @@ def hierarchy(blocks: KKTBlocks, settings: TimeMultigridSettings) -> list[Level]
     steps, with_control = blocks.grid.num_steps, settings.operators != "no_control"
     while steps > settings.coarsest and len(levels) < settings.levels:
         finer = levels[-1].blocks
-        if finer is not None and not finer.grid.keeps_all_ranks(settings.coarsening):
-            break  # the coarsest problem is solved by a Krylov method on all ranks
         coarse = None if finer is None else finer.coarsen(settings.coarsening, with_control)
         levels.append(Level(None if coarse is None else coarse.grid, coarse))
         steps = -(-steps // settings.coarsening)
@@ -184,22 +183,24 @@ class SchurMultigrid:
         ]
         matrices = [pc.getOperators()[0]]
         matrices += [SchurOperator(level.blocks, blocks.grid.comm).shell() for level in levels[1:]]
-        smoothers = [lambda ksp, level=level: self._smooth(ksp, level) for level in levels[:-1]]
-        _fill(pc, matrices, transfers, smoothers, lambda ksp: self._coarsest(ksp, levels[-1]))
+        mpi, last = blocks.grid.mpi, levels[-1].blocks
+        smoothers = [together(mpi, partial(MatchedBlock, level.blocks)) for level in levels[:-1]]
+        serial = together(mpi, lambda: last and PropagatedSchur(last, WathenSettings("matched", "forward"))) or Idle()
+        _fill(pc, matrices, transfers, [partial(self._smooth, smoother) for smoother in smoothers],
+              partial(self._coarsest, serial))  # fmt: skip
         for name, value in SCHUR_DEFAULTS.items():
             set_default(prefix + name, value)
 
-    def _smooth(self, ksp: PETSc.KSP, level: Level) -> None:
+    def _smooth(self, smoother: MatchedBlock, ksp: PETSc.KSP) -> None:
         ksp.setType("richardson")
         ksp.getPC().setType("python")
-        ksp.getPC().setPythonContext(MatchedBlock(level.blocks))
+        ksp.getPC().setPythonContext(smoother)
 
-    def _coarsest(self, ksp: PETSc.KSP, level: Level) -> None:
+    def _coarsest(self, serial: PropagatedSchur | Idle, ksp: PETSc.KSP) -> None:
         ksp.setType("cg")
         ksp.setTolerances(rtol=1e-10, max_it=60)
         ksp.getPC().setType("python")
-        serial = WathenSettings("matched", "forward")
-        ksp.getPC().setPythonContext(Idle() if level.blocks is None else PropagatedSchur(level.blocks, serial))
+        ksp.getPC().setPythonContext(serial)
 
 
 #: Options of PCMG on Schur complements, unless the user says otherwise.

@@ -23,6 +23,7 @@ from petsc4py import PETSc
 
 from pdeopt.arrays import assign, copy
 from pdeopt.blocks import KKTBlocks
+from pdeopt.errors import together
 from pdeopt.kkt import KKTOperator
 from pdeopt.mgrit import Mgrit, MgritSettings, TimeSystem
 from pdeopt.options import read, setting
@@ -57,9 +58,10 @@ class WathenPC:
         matrix = pc.getOperators()[1]
         prefix = (pc.getOptionsPrefix() or "") + "wathen_"
         blocks = blocks_of(matrix)
-        self._free()
-        if blocks is None:  # this rank has no step on this level
-            return
+        self._free()  # a rank without steps on this level waits for the others only
+        together(pc.getComm().tompi4py(), lambda: None if blocks is None else self._factorise(blocks, matrix, prefix))
+
+    def _factorise(self, blocks: KKTBlocks, matrix: PETSc.Mat, prefix: str) -> None:
         self.blocks = blocks
         self.settings = resolve(read(WathenSettings, prefix, **asdict(read(WathenSettings, "wathen_"))), blocks)
         self._ksp = PETSc.KSP().create(self.blocks.grid.comm)
