@@ -76,6 +76,8 @@ class WathenPC:
             self._ksp.setType("preonly")
         self._approximate(self._ksp.getPC(), matrix)
         self._ksp.setFromOptions()
+        if self._ksp.getNormType() == PETSc.KSP.NormType.NONE:  # else GMRES ends by a residual that nobody reads
+            self._ksp.setConvergenceTest(_after_all_iterations)
         self._right, self._left = self._ksp.getOperators()[0].createVecs()
 
     def _approximate(self, inner: PETSc.PC, matrix: PETSc.Mat) -> None:
@@ -119,6 +121,11 @@ class WathenPC:
             self._ksp.getOperators()[0].destroy()
             self._ksp.destroy()
         self._ksp = None
+
+
+def _after_all_iterations(ksp: PETSc.KSP, iterations: int, residual: float) -> PETSc.KSP.ConvergedReason | int:
+    """The test of a KSP that measures no residual."""
+    return PETSc.KSP.ConvergedReason.CONVERGED_ITS if iterations >= ksp.max_it else 0
 
 
 def resolve(settings: WathenSettings, blocks: KKTBlocks) -> WathenSettings:
