@@ -22,8 +22,8 @@ from pdeopt.controlmap import ControlMap
 from pdeopt.errors import InputError, SolveFailure, agree
 from pdeopt.innerproduct import InnerProduct
 from pdeopt.kkt import KKTOperator
+from pdeopt.linear_mgrit import TimeSystem
 from pdeopt.metric import DesignForm
-from pdeopt.mgrit import TimeSystem
 from pdeopt.sparse import Sparsity, StepMatrix
 from pdeopt.timegrid import TimeGrid
 from pdeopt.windows import Windows, alike, sum_windows

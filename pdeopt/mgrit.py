@@ -1,194 +1,244 @@
-"""Multigrid reduction in time: approximate inverses of a state Jacobian and of its adjoint, parallel in time.
+"""Multigrid reduction in time for nonlinear steps u_i = Phi_i(u_{i-1}) + g_i, by full approximation.
 
-T is block lower bidiagonal, A_i on the diagonal and B_i below it. Windows of m steps are solved by substitution,
-all at once; what enters a window comes from a coarse problem with one step a window (R. D. Falgout, S. Friedhoff,
-T. V. Kolev, S. P. MacLachlan, J. B. Schroder, Parallel time integration with multigrid, SIAM J. Sci. Comput. 36,
-2014; in the form of parareal). The coarse step adds up the equations of its window for a state constant in it,
+The ends of intervals of m steps are the C-points. F-relaxation runs through all intervals at once, each from the
+C-point before it; the C-points are then corrected by a coarse problem with one step an interval,
 
-    A_c = sum_j A_j + sum_{j>1} B_j,   B_c = B_1,
+    v_k = Phi_c(v_{k-1}) + [end of interval k - Phi_c(its start)]
 
-which for implicit Euler is the step m times as long, and needs nothing but the matrices. `adjoint` applies the
-exact transpose of `forward`, so that products of both are symmetric.
+(R. D. Falgout, S. Friedhoff, T. V. Kolev, S. P. MacLachlan, J. B. Schroder, Parallel time integration with
+multigrid, SIAM J. Sci. Comput. 36, 2014; S. Guenther, L. Ruthotto, J. B. Schroder, E. C. Cyr, N. R. Gauger,
+Layer-parallel training of deep residual neural networks, SIMODS 2, 2020). What a step is, the engine need not know:
+`Phi` gets the states of many steps as rows of one tensor, and which steps they are. Nor need it know the direction
+of time: `adjoint` runs from the last step to the first, with the same intervals.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pdeopt.errors import together
+from pdeopt.arrays import Array
+from pdeopt.errors import InputError
 from pdeopt.options import setting
-from pdeopt.sparse import StepMatrix, combination
-from pdeopt.stepsolve import StagedSubstitution, Substitution, substitution
 from pdeopt.timegrid import TimeGrid
-from pdeopt.windows import Windows, alike
+
+#: (rows of states, the steps of this rank that take them on) -> rows of states, one step later.
+Propagator = Callable[[Tensor, slice], Tensor]
+
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
 class MgritSettings:
-    """How a state system is solved in parallel."""
+    """How a chain of steps is solved, options `-mgrit_...`."""
 
-    window: int = setting(16, "steps of a window, which the coarse problem replaces by one", at_least=2)
-    cycles: int = setting(2, "cycles; with as many as windows the solve is exact", at_least=1)
-    levels: int = setting(20, "largest number of levels; the coarsest is solved exactly", at_least=1)
+    levels: int = setting(2, "levels; 1 is one step after the other", at_least=1)
+    coarsening: str = setting("16", "steps that become one, on each level: 16, or 16,4 where they differ")
+    cycles: int = setting(1, "most forward cycles", at_least=0)
+    adjoint_cycles: int = setting(1, "most adjoint cycles", at_least=0)
+    relaxation: str = setting("F", "relaxation before a coarse correction", choices=("F", "FCF", "FCFCF"))
+    cycle: str = setting("V", "coarse levels are visited once, or again after a full cycle", choices=("V", "F"))
+    start: str = setting("nested", "first C-points: from the coarser levels, the entry everywhere, or those of the "
+                         "last solve", choices=("nested", "constant", "warm"))  # fmt: skip
+    rtol: float = setting(0.0, "relative residual at C-points that ends the cycles; 0 for a fixed number", at_least=0)
+
+    def factors(self, num_steps: int) -> list[int]:
+        """The coarsening factor of each level but the coarsest, as many as the steps allow."""
+        words = self.coarsening.split(",")
+        try:
+            given = [int(word) for word in words]
+        except ValueError:
+            given = [0]
+        if min(given) < 2:
+            raise InputError("-mgrit_coarsening", self.coarsening, "integers >= 2, for instance 16 or 16,4")
+        given += given[-1:] * (self.levels - 1 - len(given))
+        factors: list[int] = []
+        for factor in given[: self.levels - 1]:
+            if num_steps <= factor:
+                break
+            factors.append(factor)
+            num_steps = -(-num_steps // factor)
+        return factors
 
 
-class TimeSystem:
-    """T on a time grid, cut into windows.
+def whole_intervals(num_steps: int, factors: Sequence[int], ranks: int) -> Array:
+    """Offsets of the ranks' steps such that each has whole intervals on every level, as even as possible."""
+    size = int(np.prod(factors)) if len(factors) else 1
+    parts = -(-num_steps // size)
+    if parts < ranks:
+        raise InputError("ranks", f"{ranks} for {num_steps} steps in intervals of {size}", f"at most {parts}")
+    shares = np.array([r * (parts // ranks) + min(r, parts % ranks) for r in range(ranks + 1)])
+    return np.minimum(size * shares, num_steps)
 
-    Args:
-        grid: who owns which steps.
-        A, B: the matrices of the steps of this rank, or one for all.
-        window: steps of a window; None for one window of all.
 
-    """
+@dataclass
+class Outcome:
+    """What a solve has done: C-points and ends of intervals of this rank, relative residuals before each correction."""
 
-    def __init__(self, grid: TimeGrid, A: StepMatrix, B: StepMatrix, window: int | None = None) -> None:
-        self.grid, self.A, self.B = grid, A, B
-        self.windows = Windows(grid, min(window or grid.num_steps, grid.num_steps))
-
-    @cached_property
-    def _sweeps(self) -> Substitution | StagedSubstitution:
-        return substitution(self.A, self.B, self.grid.n_local, self.windows.starts)
-
-    def factor(self) -> TimeSystem:
-        """Make the factors now, and return the system. Collective.
-
-        Raises:
-            SolveFailure: a step is singular or not finite; on all ranks.
-        """
-        together(self.grid.mpi, lambda: self._sweeps)
-        return self
-
-    def multiply(self, x: Tensor) -> Tensor:
-        """T x, rows of shape (n_local, n). Collective."""
-        return self.A(x) + self.B(self.grid.shift(x))
-
-    def multiply_adjoint(self, x: Tensor) -> Tensor:
-        """T'x. Collective."""
-        return self.A.transpose(x) + self.grid.shift_adjoint(self.B.transpose(x))[0]
-
-    def sweep(self, r: Tensor) -> Tensor:
-        """The windows solved, each from a zero state. Collective."""
-        windows, waits = self.windows, len(self.windows.starts) == 1
-        before = self.grid.receive_before(r[0]) if windows.enters and waits else None
-        if before is not None:
-            r = r - self._entering(r, before)
-        x = self._sweeps.forward(r)
-        if windows.enters and not waits:
-            x += self._sweeps.forward(-self._entering(r, self.grid.receive_before(r[0])))
-        if windows.leaves:
-            self.grid.send_after(x[-1])
-        return x
-
-    def sweep_adjoint(self, r: Tensor) -> Tensor:
-        """The transpose of `sweep`. Collective."""
-        windows, waits = self.windows, len(self.windows.starts) == 1
-        after = self.grid.receive_after(r[0]) if windows.leaves and waits else None
-        if after is not None:
-            r = r - _only_row(r, -1, after)
-        x = self._sweeps.backward(r)
-        if windows.leaves and not waits:
-            x += self._sweeps.backward(-_only_row(r, -1, self.grid.receive_after(r[0])))
-        if windows.enters:
-            self.grid.send_before(self.B[:1].transpose(x[:1])[0])
-        return x
-
-    def couple(self, values: Tensor) -> Tensor:
-        """What states at the ends of the windows, (len(ends), n), put into the next ones: (n_local, n). Collective."""
-        before = self.grid.shift(self.at_ends(values))
-        out, rows = torch.zeros_like(before), self.windows.coupled
-        out[rows] = self.B[rows](before[rows])
-        return out
-
-    def couple_adjoint(self, x: Tensor) -> Tensor:
-        """The transpose of `couple`. Collective."""
-        out, rows = torch.zeros_like(x), self.windows.coupled
-        out[rows] = self.B[rows].transpose(x[rows])
-        return self.grid.shift_adjoint(out)[0][self.windows.ends]
-
-    def at_ends(self, values: Tensor) -> Tensor:
-        """Rows that are zero but for the ends of the windows."""
-        out = torch.zeros(self.grid.n_local, values.shape[1], dtype=values.dtype)
-        out[self.windows.ends] = values
-        return out
-
-    def coarse_matrices(self) -> tuple[StepMatrix, StepMatrix]:
-        """A_c and B_c of the windows that end on this rank. Collective."""
-        m, N, A, B = self.windows.size, self.grid.num_steps, self.A, self.B
-        if alike(self.grid, A, B) and N % m == 0:
-            return combination([(m, A), (m - 1, B)]), B
-        first = torch.zeros(self.grid.n_local, 1, dtype=torch.float64)
-        first[np.flatnonzero(np.arange(self.grid.begin, self.grid.end) % m == 0)] = 1.0
-        inside = StepMatrix(B.sparsity, (1 - first) * B.values)
-        A_c = combination([(1, StepMatrix(A.sparsity, A.values.expand(len(first), -1))), (1, inside)])
-        sums = (self.windows.sum(A_c.values), self.windows.sum(first * B.values))
-        return StepMatrix(A_c.sparsity, sums[0]), StepMatrix(B.sparsity, sums[1])
-
-    def _entering(self, like: Tensor, before: Tensor | None) -> Tensor:
-        assert before is not None
-        return _only_row(like, 0, self.B[:1](before[None])[0])
+    points: Tensor
+    ends: Tensor
+    residuals: list[float] = field(default_factory=list)
 
 
 class Mgrit:
-    """T^-1 and T^-T by cycles over levels of windows. Rows are of shape (n_local, n); every verb is collective.
+    """The solver of one chain of steps. Every verb is collective.
 
     Args:
-        grid, A, B: the system, see `TimeSystem`.
-        settings: windows, cycles, levels.
+        grid: of the finest level, whole intervals on each rank: see `whole_intervals`.
+        factors: coarsening factors, finest level first; none for one step after the other.
+        settings: relaxation, cycle, start, tolerance; their `cycles`, or `adjoint_cycles`.
+        adjoint: from the last step to the first.
     """
 
-    def __init__(self, grid: TimeGrid, A: StepMatrix, B: StepMatrix, settings: MgritSettings) -> None:
-        self.is_coarsest = settings.levels == 1 or grid.num_steps <= settings.window
-        self.system = TimeSystem(grid, A, B, None if self.is_coarsest else settings.window).factor()
-        self.cycles = settings.cycles
-        self.coarse: Mgrit | None = None
-        if not self.is_coarsest:
-            matrices, coarse = self.system.coarse_matrices(), grid.coarsen(settings.window)
-            if coarse is not None:  # this rank has a step there
-                less = MgritSettings(settings.window, settings.cycles, settings.levels - 1)
-                self.coarse = Mgrit(coarse, *matrices, less)
+    def __init__(self, grid: TimeGrid, factors: Sequence[int], settings: MgritSettings, adjoint: bool = False) -> None:
+        self.settings, self.adjoint, self.factors = settings, adjoint, [*factors, 1]
+        self.cycles = settings.adjoint_cycles if adjoint else settings.cycles
+        self.grids = [grid]
+        for factor in factors:
+            coarse = self.grids[-1].coarsen(factor)
+            if coarse is None or self.grids[-1].begin % factor:
+                raise InputError("steps of a rank", f"{grid.begin + 1} to {grid.end}",
+                                 f"whole intervals of {int(np.prod(self.factors))} steps")  # fmt: skip
+            self.grids.append(coarse)
+        self.last = len(factors)
 
-    def forward(self, r: Tensor) -> Tensor:
-        """T^-1 r, approximately: states e at the ends of windows are corrected, then the windows are solved."""
-        system = self.system
-        x = system.sweep(r)
-        if self.is_coarsest:
-            return x
-        e = self._correction(x[system.windows.ends])
-        for _ in range(self.cycles - 1):
-            x = system.sweep(r - system.couple(e))
-            e = e + self._correction(x[system.windows.ends] - e)
-        return system.sweep(r - system.couple(e))
+    def solve(
+        self,
+        phis: Sequence[Propagator],
+        entry: Tensor,
+        g: Tensor | None = None,
+        *,
+        guess: Tensor | None = None,
+        final: Propagator | None = None,
+    ) -> Outcome:
+        """Solve, and run through the finest steps once more from the C-points that were found.
 
-    def adjoint(self, r: Tensor) -> Tensor:
-        """The exact transpose of `forward`."""
-        system = self.system
-        x = system.sweep_adjoint(r)
-        if self.is_coarsest:
-            return x
-        e = self._correction_adjoint(system.couple_adjoint(x))
-        for _ in range(self.cycles - 1):
-            x = system.sweep_adjoint(r - system.at_ends(e))
-            e = e + self._correction_adjoint(system.couple_adjoint(x) - e)
-        return system.sweep_adjoint(r - system.at_ends(e))
+        Args:
+            phis: the steps of each level, finest first.
+            entry: the state before the first step (adjoint: after the last), on all ranks.
+            g: of the finest steps of this rank, at the node where each arrives; None for zero.
+            guess: C-points of an earlier solve.
+            final: stands for `phis[0]` in the last run, the one whose states count.
+        """
+        final = final or phis[0]
+        if self.last == 0:
+            states = self._march(0, final, entry, g)
+            end = states[:1] if self.adjoint else states[-1:]
+            return Outcome(end, end)
+        points = self._start(phis, entry, g) if guess is None else guess
+        outcome = Outcome(points, points)
+        for _ in range(self.cycles):
+            points, misfit = self._cycle(0, phis, entry, outcome.points, g, self.settings.cycle)
+            if self.settings.rtol > 0:
+                outcome.residuals.append(self._size(misfit) / max(self._size(points), 1e-300))
+                if outcome.residuals[-1] <= self.settings.rtol:
+                    break
+            outcome.points = points
+        outcome.ends = self._travel(0, final, self._departures(0, outcome.points, entry), g)
+        return outcome
 
-    def _correction(self, defect: Tensor) -> Tensor:
-        """T_c^-1 A_c of what the states at the ends miss."""
-        return defect if self.coarse is None else self.coarse.forward(self.coarse.system.A(defect))
+    def departures(self, points: Tensor, entry: Tensor) -> Tensor:
+        """The states at which the finest intervals begin, from the C-points."""
+        return self._departures(0, points, entry)
 
-    def _correction_adjoint(self, defect: Tensor) -> Tensor:
-        if self.coarse is None:
-            return defect
-        return self.coarse.system.A.transpose(self.coarse.adjoint(defect))
+    def _cycle(
+        self, level: int, phis: Sequence[Propagator], entry: Tensor, points: Tensor, g: Tensor | None, kind: str
+    ) -> tuple[Tensor, Tensor]:
+        """New C-points of a level, and by how much the old ones miss the steps before them."""
+        starts = self._departures(level, points, entry)
+        ends = self._travel(level, phis[level], starts, g)
+        misfit = ends - points
+        for _ in range(self.settings.relaxation.count("C")):
+            starts = self._departures(level, ends, entry)
+            points, ends = ends, self._travel(level, phis[level], starts, g)
+        coarse = level + 1
+        source = ends - phis[coarse](starts, ALL)
+        if coarse == self.last:
+            return self._march(coarse, phis[coarse], entry, source), misfit
+        points = points[self._arrivals(coarse)]
+        for again in ("F", "V") if kind == "F" else ("V",):
+            points, _ = self._cycle(coarse, phis, entry, points, source, again)
+        return self._states(coarse, phis[coarse], self._departures(coarse, points, entry), source), misfit
 
+    def _start(self, phis: Sequence[Propagator], entry: Tensor, g: Tensor | None) -> Tensor:
+        """C-points to begin with: those of the coarser problems, from the coarsest on."""
+        if self.settings.start == "constant":
+            return entry.expand(self.grids[1].n_local, *entry.shape).clone()
+        sources = [g]
+        for level in range(self.last):
+            sources.append(self._sums(level, sources[-1]))
+        states = self._march(self.last, phis[self.last], entry, sources[-1])
+        for level in range(self.last - 1, 0, -1):
+            starts = self._departures(level, states, entry)
+            states = self._states(level, phis[level], starts, sources[level])
+        return states
 
-def _only_row(like: Tensor, row: int, value: Tensor | None) -> Tensor:
-    assert value is not None
-    rows = torch.zeros_like(like)
-    rows[row] = value
-    return rows
+    def _travel(self, level: int, phi: Propagator, starts: Tensor, g: Tensor | None) -> Tensor:
+        """The states at the ends of all intervals, from those at their starts: F-relaxation and the C-step."""
+        u, n, m = starts, self.grids[level].n_local, self.factors[level]
+        for j in reversed(range(m)) if self.adjoint else range(m):
+            rows = slice(j, n, m)
+            count = len(range(j, n, m))  # the last interval may be shorter
+            arrived = phi(u[:count], rows)
+            if g is not None:
+                arrived = arrived + g[rows]
+            u = arrived if count == len(u) else torch.cat([arrived, u[count:]])
+        return u
+
+    def _states(self, level: int, phi: Propagator, starts: Tensor, g: Tensor | None) -> Tensor:
+        """The states after all steps of a level."""
+        states = starts.new_empty((self.grids[level].n_local, *starts.shape[1:]))
+
+        def kept(u: Tensor, rows: slice) -> Tensor:
+            states[rows] = phi(u, rows)
+            if g is not None:
+                states[rows] += g[rows]
+            return states[rows]
+
+        self._travel(level, kept, starts, None)
+        return states
+
+    def _march(self, level: int, phi: Propagator, entry: Tensor, g: Tensor | None) -> Tensor:
+        """The states after all steps of a level, one after the other, from rank to rank."""
+        grid = self.grids[level]
+        received = (grid.receive_after if self.adjoint else grid.receive_before)(entry)
+        u = (entry if received is None else received)[None]
+        states: list[Tensor] = []
+        for i in reversed(range(grid.n_local)) if self.adjoint else range(grid.n_local):
+            rows = slice(i, i + 1)
+            u = phi(u, rows)
+            if g is not None:
+                u = u + g[rows]
+            states.append(u)
+        (grid.send_before if self.adjoint else grid.send_after)(u[0])
+        return torch.cat(states[::-1] if self.adjoint else states)
+
+    def _departures(self, level: int, points: Tensor, entry: Tensor) -> Tensor:
+        """The states at which the intervals begin, from those at their ends; one message."""
+        neighbour = self.grids[level].neighbour
+        if self.adjoint:
+            after = neighbour(points[0], towards=-1)
+            return torch.cat([points[1:], (entry if after is None else after)[None]])
+        before = neighbour(points[-1], towards=+1)
+        return torch.cat([(entry if before is None else before)[None], points[:-1]])
+
+    def _arrivals(self, level: int) -> slice | Array:
+        """The steps of a level that end at its C-points."""
+        n, m = self.grids[level].n_local, self.factors[level]
+        return slice(0, n, m) if self.adjoint else np.minimum(np.arange(m, n + m, m), n) - 1
+
+    def _sums(self, level: int, g: Tensor | None) -> Tensor | None:
+        """What enters in an interval, added up."""
+        if g is None:
+            return None
+        n, m = self.grids[level].n_local, self.factors[level]
+        sums = g.new_zeros((-(-n // m), *g.shape[1:]))
+        return sums.index_add(0, torch.arange(n, device=g.device) // m, g)
+
+    def _size(self, rows: Tensor) -> float:
+        return math.sqrt(float(self.grids[0].sum(rows.double().square().sum().cpu())))

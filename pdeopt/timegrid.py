@@ -165,7 +165,7 @@ class TimeGrid:
 
         `rows` has shape (n_local, dim), and so has the result. One message a rank.
         """
-        before = self._neighbour(rows[-1], towards=+1)
+        before = self.neighbour(rows[-1], towards=+1)
         if before is None:
             before = torch.zeros_like(rows[0]) if first is None else first
         return torch.cat([before.reshape(1, -1), rows[:-1]])
@@ -176,7 +176,7 @@ class TimeGrid:
         Returns the rows, shape (n_local, dim), and the cotangent of `first`, shape (dim,), which is
         row 1 on the rank that owns it and zero elsewhere.
         """
-        after = self._neighbour(rows[0], towards=-1)
+        after = self.neighbour(rows[0], towards=-1)
         if after is None:
             after = torch.zeros_like(rows[0])
         first = rows[0] if self.is_first else torch.zeros_like(rows[0])
@@ -225,7 +225,7 @@ class TimeGrid:
         parts = self.mpi.gather(rows.numpy())
         return None if parts is None else torch.from_numpy(np.concatenate(parts))
 
-    def _neighbour(self, row: Tensor, towards: int) -> Tensor | None:
+    def neighbour(self, row: Tensor, towards: int) -> Tensor | None:
         """Send `row` to rank + towards and receive that of rank - towards; None where there is none."""
         if self.mpi.size == 1:
             return None

@@ -46,13 +46,12 @@ class Panel:
     extent: tuple[float, float, float, float]
 
 
-def check_targets(mpi: Any, settings: ScriptSettings) -> None:
-    """Raise `InputError` for a file that cannot be written. Collective."""
+def check_targets(mpi: Any, *settings: Any) -> None:
+    """Raise `InputError` for a file of these settings that cannot be written. Collective."""
 
     def check() -> None:
         for option in ("summary", "plot", "output", "checkpoint"):
-            path = getattr(settings, option)
-            if path:
+            for path in filter(None, (getattr(each, option, "") for each in settings)):
                 _check_ending(option, path)
                 _check_folder(option, path)
 

@@ -21,8 +21,8 @@ from pdeopt.blocks import KKTBlocks
 from pdeopt.errors import InputError, SolveFailure
 from pdeopt.innerproduct import InnerProduct
 from pdeopt.kkt import KKTOperator
+from pdeopt.linear_mgrit import LinearMgrit, LinearMgritSettings
 from pdeopt.metric import RieszMetric
-from pdeopt.mgrit import Mgrit, MgritSettings
 from pdeopt.objective import TerminalLoss, Tracking
 from pdeopt.precond.blockjacobi import TimeBlockJacobi
 from pdeopt.precond.operator import BlockOperator
@@ -122,8 +122,8 @@ def mgrit():
             B = random_steps(random_pattern(n, n, 0.5, 2), batch, seed=5)
             for window in (2, 3, 4, 7, 50):
                 for cycles in (1, 2):
-                    settings = MgritSettings(window, cycles)
-                    whole, part = Mgrit(alone, A, B, settings), Mgrit(grid, A[own], B[own], settings)
+                    settings = LinearMgritSettings(window, cycles)
+                    whole, part = LinearMgrit(alone, A, B, settings), LinearMgrit(grid, A[own], B[own], settings)
                     assert_same(gathered(part.forward(r[own])), whole.forward(r))
                     assert_same(gathered(part.adjoint(r[own])), whole.adjoint(r))
 

@@ -1,141 +1,171 @@
+"""MGRIT for any chain of steps: on linear problems everything is known."""
+
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 
 from pdeopt.errors import InputError
-from pdeopt.mgrit import Mgrit, MgritSettings, TimeSystem
-from pdeopt.options import read
-from pdeopt.sparse import StepMatrix
+from pdeopt.mgrit import Mgrit, MgritSettings, whole_intervals
 from pdeopt.timegrid import TimeGrid
-from tests import examples
-from tests.parallel_time import RANKS, check
-from tests.test_sparse import densify, randn, random_pattern, random_steps
-from tests.test_stepsolve import coupled
+from tests.support import python
 
-n = 3
-CASES = [(8, 2), (8, 4), (7, 2), (7, 3), (5, 9), (1, 2)]
+N, DIM = 12, 3
 
 
-def system(N, constant):
-    """A random system, its grid, and its dense matrix."""
-    batch = 1 if constant else N
-    A = random_steps(random_pattern(n, n, 0.5, 1, diagonal=True), batch, shift=4.0)
-    B = random_steps(random_pattern(n, n, 0.5, 2), batch, seed=5)
-    return TimeGrid.uniform(N, 1.0), A, B, coupled(*(densify(part).expand(N, -1, -1) for part in (A, B)))
+class Linear:
+    """u_i = Phi_i u_{i-1} + g_i on several levels, with coarse steps that are not powers of fine ones."""
+
+    def __init__(self, num_steps, factors, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.counts = [num_steps]
+        for m in factors:
+            self.counts.append(-(-self.counts[-1] // m))
+        self.Phi = [0.6 * torch.randn(n, DIM, DIM, generator=generator, dtype=torch.float64) for n in self.counts]
+        self.g = torch.randn(num_steps, DIM, generator=generator, dtype=torch.float64)
+        self.entry = torch.randn(DIM, generator=generator, dtype=torch.float64)
+
+    def phis(self, adjoint=False):
+        def step(Phi):
+            return lambda u, rows: torch.einsum("kij,kj->ki", Phi.mT[rows] if adjoint else Phi[rows], u)
+
+        return [step(Phi) for Phi in self.Phi]
+
+    def exact(self, adjoint=False):
+        """The states where each step arrives."""
+        u, states = self.entry, [None] * self.counts[0]
+        for i in reversed(range(self.counts[0])) if adjoint else range(self.counts[0]):
+            Phi = self.Phi[0][i].T if adjoint else self.Phi[0][i]
+            u = Phi @ u + self.g[i]
+            states[i] = u
+        return torch.stack(states)
 
 
-def matrix_of(verb, rows):
-    """The dense matrix of a linear function of `rows` rows."""
-    units = torch.eye(rows * n, dtype=torch.float64).reshape(-1, rows, n)
-    return torch.stack([verb(unit).ravel() for unit in units], dim=1)
+def solve(problem, factors, adjoint=False, **words):
+    """The states after each step in the last run, the outcome."""
+    settings = MgritSettings(**{"start": "constant", **words})
+    grid = TimeGrid.uniform(problem.counts[0], 1.0, MPI.COMM_SELF)
+    mgrit = Mgrit(grid, factors, settings, adjoint)
+    states = torch.full_like(problem.g, torch.nan)
+    phi = problem.phis(adjoint)[0]
+
+    def final(u, rows):
+        states[rows] = phi(u, rows) + problem.g[rows]
+        return phi(u, rows)
+
+    outcome = mgrit.solve(problem.phis(adjoint), problem.entry, problem.g, final=final)
+    return states, outcome
 
 
-def cut(T, N, m):
-    """The dense matrix without what couples windows."""
-    step = torch.arange(N * n) // n
-    return torch.where(step[:, None] // m == step // m, T, 0.0)
-
-
-@pytest.mark.parametrize("constant", [True, False])
-@pytest.mark.parametrize("N, m", CASES)
-def test_a_sweep_inverts_the_windows(N, m, constant):
-    grid, A, B, T = system(N, constant)
-    system_ = TimeSystem(grid, A, B, m)
-    inverse = torch.linalg.inv(cut(T, N, m))
-    assert torch.allclose(matrix_of(system_.multiply, N), T, atol=1e-14)
-    assert torch.allclose(matrix_of(system_.multiply_adjoint, N), T.T, atol=1e-14)
-    assert torch.allclose(matrix_of(system_.sweep, N), inverse, atol=1e-14)
-    assert torch.allclose(matrix_of(system_.sweep_adjoint, N), inverse.T, atol=1e-14)
-
-
-@pytest.mark.parametrize("constant", [True, False])
-@pytest.mark.parametrize("N, m", CASES)
-def test_couplings_are_what_a_cut_drops(N, m, constant):
-    grid, A, B, T = system(N, constant)
-    system_, windows = TimeSystem(grid, A, B, m), -(-N // m)
-    ends = matrix_of(system_.at_ends, windows)
-    couple = matrix_of(system_.couple, windows)
-    assert torch.allclose(couple @ ends.T, T - cut(T, N, m), atol=1e-14)
-    assert torch.equal(matrix_of(system_.couple_adjoint, N), couple.T)
-
-
-@pytest.mark.parametrize("cycles, levels", [(1, 2), (2, 20)])
-@pytest.mark.parametrize("constant", [True, False])
-@pytest.mark.parametrize("N, m", CASES)
-def test_the_adjoint_is_the_transpose(N, m, constant, cycles, levels):
-    grid, A, B, _ = system(N, constant)
-    mgrit = Mgrit(grid, A, B, MgritSettings(m, cycles, levels))
-    assert torch.allclose(matrix_of(mgrit.adjoint, N), matrix_of(mgrit.forward, N).T, atol=1e-14)
-
-
-@pytest.mark.parametrize("constant", [True, False])
-@pytest.mark.parametrize("N, m", CASES)
-def test_each_cycle_makes_one_more_window_exact(N, m, constant):
-    """After k cycles the first k + 1 windows are: with one cycle less than windows, all of them."""
-    grid, A, B, T = system(N, constant)
-    r = randn(N, n)
-    exact = torch.linalg.solve(T, r.ravel()).reshape(N, n)
-    for cycles in range(1, max(2, -(-N // m))):
-        found = Mgrit(grid, A, B, MgritSettings(m, cycles, 2)).forward(r)
-        error = (found - exact).abs().amax(1) > 1e-13 * exact.abs().max()
-        assert not error[: (cycles + 1) * m].any()
-    assert not error.any()
-
-
-@pytest.mark.parametrize("constant", [True, False])
-@pytest.mark.parametrize("settings, N", [
-    (MgritSettings(window=2, cycles=4), 8), (MgritSettings(window=2, cycles=4), 7),
-    (MgritSettings(window=2, cycles=1, levels=1), 8), (MgritSettings(window=8, cycles=1), 8),
-    (MgritSettings(window=100, cycles=1), 8),
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("num_steps, factors, cycles, relaxation", [
+    (12, [2], 6, "F"), (12, [2], 3, "FCF"), (12, [3], 4, "F"), (12, [3], 2, "FCF"), (12, [2], 2, "FCFCF"),
+    (11, [3], 4, "F"), (13, [4], 4, "F"), (7, [7], 1, "F"), (5, [8], 1, "F"), (1, [], 0, "F"),
 ])  # fmt: skip
-def test_enough_cycles_or_one_window_are_exact(settings, N, constant):
-    grid, A, B, T = system(N, constant)
-    mgrit, inverse = Mgrit(grid, A, B, settings), torch.linalg.inv(T)
-    assert torch.allclose(matrix_of(mgrit.forward, N), inverse, atol=1e-13)
-    assert torch.allclose(matrix_of(mgrit.adjoint, N), inverse.T, atol=1e-13)
+def test_two_levels_are_exact_after_as_many_cycles_as_information_needs(
+    num_steps, factors, cycles, relaxation, adjoint
+):
+    """F-relaxation carries the exact solution over one interval a cycle, each C more over another one."""
+    problem, m = Linear(num_steps, factors), (factors or [1])[0]
+    exact = problem.exact(adjoint)
+    points = exact[::m] if adjoint else exact[np.minimum(np.arange(m, num_steps + m, m), num_steps) - 1]
+    for fewer in range(min(cycles, 2)):
+        count = cycles - fewer
+        states, outcome = solve(problem, factors, adjoint, cycles=count, adjoint_cycles=count, relaxation=relaxation)
+        if fewer == 0 and factors:
+            assert torch.allclose(states, exact, rtol=0, atol=1e-12)
+            assert torch.allclose(outcome.points, points, rtol=0, atol=1e-12)
+        elif factors:
+            assert not torch.allclose(outcome.points, points, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("m", [2, 4])
-def test_the_coarse_step_of_implicit_euler_is_the_longer_step(m):
-    fine, coarse = examples.Heat(4, 0.01), examples.Heat(4, 0.01 * m)
-    A, B = TimeSystem(TimeGrid.uniform(8, 0.08), fine.A, fine.B, m).coarse_matrices()
-    assert A.is_constant and B.is_constant
-    assert torch.allclose(densify(A), densify(coarse.A), atol=1e-15)
-    assert torch.allclose(densify(B), densify(coarse.B), atol=1e-15)
+@pytest.mark.parametrize("relaxation, powers", [("F", 1), ("FCF", 2), ("FCFCF", 3)])
+def test_errors_at_c_points_go_through_the_dense_two_level_matrix(relaxation, powers):
+    """E = (I - A_c^-1 A_i) (I - A_i)^nu over C-points, A_i the ideal and A_c the coarse bidiagonal system."""
+    m, problem = 3, Linear(N, [3])
+    ideal = [torch.linalg.multi_dot([problem.Phi[0][m * k + j] for j in reversed(range(m))]) for k in range(N // m)]
+
+    def system(blocks):
+        A = torch.eye(len(blocks) * DIM, dtype=torch.float64)
+        for k in range(1, len(blocks)):
+            A[k * DIM : (k + 1) * DIM, (k - 1) * DIM : k * DIM] = -blocks[k]
+        return A
+
+    A_i, A_c = system(ideal), system(list(problem.Phi[1]))
+    identity = torch.eye(len(A_i), dtype=torch.float64)
+    E = (identity - torch.linalg.solve(A_c, A_i)) @ torch.linalg.matrix_power(identity - A_i, powers - 1)
+    ends = problem.exact()[m - 1 :: m].reshape(-1)
+    points = [solve(problem, [m], cycles=k, relaxation=relaxation)[1].points.reshape(-1) for k in (0, 1, 2)]
+    for before, after in pairwise(points):
+        assert torch.allclose(after - ends, E @ (before - ends), atol=1e-12)
 
 
-def test_unequal_windows_have_coarse_steps_of_their_length():
-    dt = np.array([0.1, 0.2, 0.3, 0.05, 0.15])
-    steps = [examples.Heat(4, h) for h in dt]
-    A = StepMatrix(steps[0].A.sparsity, torch.cat([step.A.values for step in steps]))
-    A_c, B_c = TimeSystem(TimeGrid(np.r_[0, np.cumsum(dt)]), A, steps[0].B, 2).coarse_matrices()
-    for k, h in enumerate([0.3, 0.35, 0.15]):
-        assert torch.allclose(densify(A_c)[k], densify(examples.Heat(4, h).A)[0], atol=1e-15)
-        assert torch.allclose(densify(B_c)[k], densify(steps[0].B)[0], atol=1e-15)
+@pytest.mark.parametrize("num_steps", [8, 9, 16, 31])
+@pytest.mark.parametrize("factors", [[2, 2], [4, 2], [2, 3, 2]])
+@pytest.mark.parametrize("words", [
+    dict(cycle="V"), dict(cycle="F"), dict(relaxation="FCF"), dict(start="nested"), dict(cycle="F", start="nested"),
+])  # fmt: skip
+def test_any_number_of_levels_and_steps_converges_to_the_same_states(num_steps, factors, words):
+    problem = Linear(num_steps, factors)
+    for adjoint in (False, True):
+        states, _ = solve(problem, factors, adjoint, cycles=40, adjoint_cycles=40, **words)
+        assert torch.allclose(states, problem.exact(adjoint), atol=1e-11)
 
 
-def test_two_cycles_on_all_levels_of_a_long_heat_equation_are_close():
-    """The coarse step is the longer one, so smooth states pass; the error of parabolic parareal contracts by 0.3."""
-    N, heat = 64, examples.Heat(4, 1.0 / 64)
-    grid, r = TimeGrid.uniform(N, 1.0), torch.ones(N, 4, dtype=torch.float64)
-    exact = TimeSystem(grid, heat.A, heat.B).sweep(r)
-    found = [Mgrit(grid, heat.A, heat.B, MgritSettings(4, cycles)).forward(r) for cycles in (1, 2, 3)]
-    errors = [float((x - exact).abs().max()) for x in found]
-    assert errors[0] <= 0.3 * float(exact.abs().max())
-    assert errors[1] <= 0.3 * errors[0] and errors[2] <= 0.3 * errors[1]
+def test_an_exact_coarse_step_needs_one_cycle_on_every_hierarchy():
+    problem = Linear(N, [3])
+    problem.Phi[1] = torch.stack([
+        torch.linalg.multi_dot([problem.Phi[0][3 * k + j] for j in reversed(range(3))]) for k in range(4)
+    ])  # fmt: skip
+    states, _ = solve(problem, [3], cycles=1)
+    assert torch.allclose(states, problem.exact(), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["window", "cycles", "levels"])
-def test_settings_are_options(options, name):
-    options(**{f"mgrit_{name}": 3})
-    assert getattr(read(MgritSettings, "mgrit_"), name) == 3
-    options(**{f"mgrit_{name}": 0})
-    with pytest.raises(InputError, match=f"mgrit_{name}"):
-        read(MgritSettings, "mgrit_")
+def test_a_nested_start_is_the_solution_of_the_coarse_problem():
+    problem = Linear(N, [3])
+    problem.g.zero_()
+    _, outcome = solve(problem, [3], cycles=0, start="nested")
+    coarse = Linear(4, [])
+    coarse.Phi, coarse.entry, coarse.g = [problem.Phi[1]], problem.entry, torch.zeros(4, DIM, dtype=torch.float64)
+    assert torch.allclose(outcome.points, coarse.exact(), atol=1e-13)
+
+
+def test_a_tolerance_ends_the_cycles_and_residuals_are_kept():
+    problem = Linear(32, [2])
+    problem.Phi = [0.5 * Phi for Phi in problem.Phi]
+    _, outcome = solve(problem, [2], cycles=40, rtol=1e-3)
+    assert 1 < len(outcome.residuals) < 16 and outcome.residuals[-1] <= 1e-3 < outcome.residuals[-2]
+
+
+@pytest.mark.parametrize("text", ["1", "a", "4,", "4,1", ""])
+def test_factors_that_are_none_are_refused(text):
+    with pytest.raises(InputError, match="integers >= 2"):
+        MgritSettings(coarsening=text).factors(64)
+
+
+@pytest.mark.parametrize("text, levels, num_steps, expected", [
+    ("16", 2, 1024, [16]), ("16,4", 4, 1024, [16, 4, 4]), ("8", 20, 100, [8, 8]), ("8", 1, 100, []), ("64", 2, 10, []),
+])  # fmt: skip
+def test_factors_end_where_the_steps_do(text, levels, num_steps, expected):
+    assert MgritSettings(coarsening=text, levels=levels).factors(num_steps) == expected
+
+
+@pytest.mark.parametrize("num_steps, factors, ranks", [(16, [4], 3), (17, [4, 2], 2), (100, [7], 4), (3, [], 3)])
+def test_ranks_have_whole_intervals(num_steps, factors, ranks):
+    offsets = whole_intervals(num_steps, factors, ranks)
+    assert offsets[0] == 0 and offsets[-1] == num_steps and (np.diff(offsets) > 0).all()
+    assert all(offset % int(np.prod(factors)) == 0 for offset in offsets[:-1])
+
+
+def test_more_ranks_than_intervals_are_refused():
+    with pytest.raises(InputError, match="at most 2"):
+        whole_intervals(32, [16], 3)
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("ranks", RANKS)
-def test_cycles_are_the_same_on_several_ranks(ranks):
-    """Forward and adjoint, matrices constant or not, windows over borders, levels on fewer ranks."""
-    check("mgrit", ranks)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_networks_give_the_same_on_several_ranks(ranks):
+    done = python("-m", "tests.parallel_layers", ranks=ranks)
+    assert {"layers: same", "cycles: same", "sequences: same"} <= set(done.stdout.splitlines()), done.stderr[-3000:]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from petsc4py import PETSc
 
-from pdeopt.mgrit import Mgrit, MgritSettings, TimeSystem
+from pdeopt.linear_mgrit import LinearMgrit, LinearMgritSettings, TimeSystem
 from pdeopt.options import read, set_default
 from pdeopt.sparse import combination
 from problems.benchmarks.kkt_work import PREFIX, System, problem_of
@@ -45,7 +45,7 @@ def parts(name: str) -> dict[str, Any]:
     """
     set_default(f"{PREFIX}wathen_ksp_type", "preonly")  # the preconditioner without its Schur complement
     set_default(f"{PREFIX}wathen_pc_type", "none")
-    window, found = read(MgritSettings, "mgrit_").window, {}
+    window, found = read(LinearMgritSettings, "mgrit_").window, {}
     timings = [Timings(name, windows * window) for windows in WINDOWS]
     few, many = (timing.seconds() for timing in timings)
     for part in few:
@@ -66,7 +66,7 @@ class Timings:
         self.blocks = blocks = self.system.ksp.getPC().getPythonContext().blocks
         self.rows = torch.randn(steps, blocks.n, dtype=torch.float64)
         A = combination([(1.0, blocks.A), (1.0, blocks.shift())])
-        self.levels = Mgrit(blocks.grid, A, blocks.B, read(MgritSettings, "mgrit_"))
+        self.levels = LinearMgrit(blocks.grid, A, blocks.B, read(LinearMgritSettings, "mgrit_"))
         self.serial = TimeSystem(blocks.grid, A, blocks.B)
 
     def seconds(self) -> dict[str, float]:

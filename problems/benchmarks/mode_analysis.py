@@ -3,8 +3,8 @@
     python -m problems.benchmarks.mode_analysis
 
 In the eigenfunctions of the Laplacian heat control falls apart into scalar problems in time, u_t + kappa mu u = z.
-For each eigenvalue the preconditioned Schur complement is a small dense matrix, built here by the same `Mgrit` that
-solves the real problem. The extreme eigenvalues over all modes bound the iterations of CG,
+For each eigenvalue the preconditioned Schur complement is a small dense matrix, built here by the same `LinearMgrit`
+that solves the real problem. The extreme eigenvalues over all modes bound the iterations of CG,
 
     2 ((sqrt k - 1) / (sqrt k + 1))^n <= 1e-8,   k = largest / smallest,
 
@@ -24,8 +24,8 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.kktsolver import KKTSolver
+from pdeopt.linear_mgrit import LinearMgrit, LinearMgritSettings
 from pdeopt.metric import RieszMetric
-from pdeopt.mgrit import Mgrit, MgritSettings
 from pdeopt.sparse import StepMatrix
 from pdeopt.timegrid import TimeGrid
 from problems.heat import HeatCase, HeatSettings
@@ -66,8 +66,8 @@ def eigenvalues(steps: int, alpha: float, rate: float, cycles: int) -> np.ndarra
     T -= torch.diag(torch.ones(steps - 1, dtype=torch.float64), -1)
     S = T @ torch.diag(1 / W[:, 0]) @ T.T + tau / alpha * torch.eye(steps, dtype=torch.float64)
     A, B = (StepMatrix.constant(np.array([[value]])) for value in (1 + tau * rate + tau / math.sqrt(alpha), -1.0))
-    settings = MgritSettings(cycles=max(cycles, 1), levels=20 if cycles else 1)
-    inverse = Mgrit(TimeGrid.uniform(steps, 1.0, PETSc.COMM_SELF), A, B, settings)
+    settings = LinearMgritSettings(cycles=max(cycles, 1), levels=20 if cycles else 1)
+    inverse = LinearMgrit(TimeGrid.uniform(steps, 1.0, PETSc.COMM_SELF), A, B, settings)
 
     def column(r: Tensor) -> Tensor:
         return inverse.adjoint(W * inverse.forward(r))

@@ -20,7 +20,7 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from torch import Tensor
 
-import pdeopt.mgrit
+import pdeopt.linear_mgrit
 from pdeopt.options import read
 from pdeopt.precond.operator import SchurOperator, blocks_of
 from pdeopt.precond.wathen import PropagatedSchur, WathenSettings
@@ -87,11 +87,11 @@ class TracedSweeps:
 def tracing() -> Iterator[TracedComm]:
     """The world as a communicator; what time grids on it do inside the block is in its `events`."""
     comm = TracedComm.of(MPI.COMM_WORLD, [])
-    pdeopt.mgrit.substitution = lambda *words: TracedSweeps(substitution(*words), comm.events)
+    pdeopt.linear_mgrit.substitution = lambda *words: TracedSweeps(substitution(*words), comm.events)
     try:
         yield comm
     finally:
-        pdeopt.mgrit.substitution = substitution
+        pdeopt.linear_mgrit.substitution = substitution
 
 
 def play(traces: Sequence[Sequence[Event]], costs: Costs) -> list[float]:

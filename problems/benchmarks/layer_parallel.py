@@ -1,0 +1,168 @@
+"""Layer-parallel networks: time, gradient errors and memory against PyTorch, training, initialisation.
+
+    OMP_NUM_THREADS=1 python -m problems.benchmarks.layer_parallel -json build/layer_parallel.json -data_dir DATA
+
+Every measurement runs in a process of its own; ratios are of one process, or of processes one after the other.
+Weights are smooth from layer to layer with a tenth of noise, as those of trained networks are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from problems.benchmarks.processes import Row, bar, plain, run, show, table, write
+
+WORK = "problems.benchmarks.layer_work"
+
+
+class Benchmark:
+    """The cases; their sizes shrink with `-quick`."""
+
+    def __init__(self, quick: bool = False, repeat: int = 7, data_dir: str = "") -> None:
+        self.quick, self.repeat, self.data_dir = quick, repeat, data_dir
+
+    def converged(self) -> list[Row]:
+        """MGRIT to convergence against autograd, layer after layer."""
+        rows = []
+        for ranks in (1, 2, 4):
+            found = run(WORK, "converged", "-layers", 256, ranks=ranks)
+            rows.append(bar(f"256 layers, {ranks} ranks, states", found["state"], "relative error", 1e-12))
+            rows.append(bar(f"256 layers, {ranks} ranks, gradient", found["gradient"], "relative error", 1e-10))
+        return rows
+
+    def speed(self) -> list[Row]:
+        """Forward and gradient of the Peaks network on one core."""
+        rows = []
+        for layers, limit in ((256, 1.0),) if self.quick else ((1024, 3.0), (4096, 5.0)):
+            for act in ("relu", "tanh"):
+                found = run(WORK, "speed", "-layers", layers, "-activation", act, "-repeat", self.repeat, "-compile",
+                            int(layers <= 1024 and act == "relu"))  # fmt: skip
+                case = f"{layers} layers, {act}"
+                for name, seconds in found["seconds"].items():
+                    rows.append(plain(f"{case}: {name}", 1e3 * seconds, "ms"))
+                rows.append(bar(f"{case}, {found['best']}: gradient error", found["error"], "relative", 1e-2))
+                ratio = found["seconds"]["eager PyTorch"] / found["seconds"][found["best"]]
+                rows.append(bar(f"{case}: eager PyTorch / pdeopt", ratio, "x", limit if act == "relu" else None, False))
+                by_hand = found["seconds"]["serial adjoint by hand"] / found["seconds"][found["best"]]
+                rows.append(plain(f"{case}: serial adjoint by hand / pdeopt", by_hand, "x"))
+        return rows
+
+    def wide(self) -> list[Row]:
+        """Two ranks of one thread against PyTorch with two threads."""
+        rows = []
+        for width in (64,) if self.quick else (64, 256):
+            words = ("-layers", 64 if self.quick else 1024, "-width", width, "-repeat", 3)
+            serial = run(WORK, "eager", *words, "-threads", 2)["seconds"]
+            parallel = run(WORK, "parallel", *words, ranks=2)
+            rows.append(plain(f"width {width}: PyTorch, two threads", serial, "s"))
+            rows.append(plain(f"width {width}: two ranks", parallel["seconds"], "s"))
+            rows.append(bar(f"width {width}: gradient error", parallel["error"], "relative", 1e-2))
+            rows.append(bar(f"width {width}: PyTorch / two ranks", serial / parallel["seconds"], "x", 1.2, False))
+        return rows
+
+    def cycles(self) -> list[Row]:
+        """Cycles to a gradient error of 1e-2 over the number of layers."""
+        rows, counts = [], []
+        for layers in (64, 256) if self.quick else (64, 256, 1024, 4096, 16384):
+            found = run(WORK, "cycles", "-layers", layers)
+            counts.append(found["cycles"])
+            rows.append(plain(f"{layers} layers, cycles to 1e-2 ({found['errors']})", counts[-1], "cycles"))
+        return [*rows, bar("cycles to 1e-2, largest less smallest", max(counts) - min(counts), "cycles", 1)]
+
+    def memory(self) -> list[Row]:
+        """Memory of forward and gradient above what the network needs."""
+        words = ("-layers", 512 if self.quick else 4096)
+        found = {
+            kind: run(WORK, "memory", *words, "-kind", kind)["mb"] for kind in ("eager", "parallel", "checkpointed")
+        }
+        rows = [plain(f"memory, {words[1]} layers, {kind}", mb, "MB") for kind, mb in found.items()]
+        return [*rows, bar("memory, pdeopt / autograd", found["parallel"] / found["eager"], "x", 1.1)]
+
+    def training(self) -> list[Row]:
+        """The same run, layer-parallel and serial: accuracies of the weights, run serially."""
+        runs: dict[str, tuple[list[object], float]] = {
+            "peaks": (["-epochs", 200], 0.97),
+            "mnist": (["-data", "mnist", "-epochs", 3], 0.98),
+            "fashion_mnist": (["-epochs", 4], 0.88),
+            "har_gru": (["-data", "har", "-epochs", 6], 0.90),
+        }
+        rows = []
+        for name, (words, limit) in runs.items():
+            own = [*words, "-data_dir", self.data_dir]
+            if self.quick or (name != "peaks" and not self.data_dir):
+                rows.append(show(Row(f"{name}: left out, no -data_dir", None, "")))
+                continue
+            accuracy = {}
+            for way, more in (("parallel", []), ("serial", ["-mgrit_levels", 1])):
+                found = run(WORK, "train", "-problem", name, *own, *more)
+                accuracy[way] = found["accuracy"]
+                rows.append(plain(f"{name}, {way} ({found['seconds']:.0f} s)", found["accuracy"], "accuracy"))
+            rows.append(bar(f"{name}, parallel", accuracy["parallel"], "accuracy", limit, False))
+            rows.append(
+                bar(f"{name}, serial - parallel", accuracy["serial"] - accuracy["parallel"], "points / 100", 5e-3)
+            )
+            if name == "har_gru":
+                classic = run(WORK, "train", "-problem", name, *own, "-kind", "classic", "-mgrit_levels", 1)
+                gap = classic["accuracy"] - accuracy["parallel"]
+                rows.append(bar("har_gru, classic serial - implicit parallel", gap, "points / 100", 1e-2))
+        return rows
+
+    def nested(self) -> list[Row]:
+        """Nested iteration against training at full depth, at equal work: 48 runs each, Peaks validation accuracy."""
+        rows, lines = [], {}
+        columns = ["mean", "median", "max", "min", "std"]
+        for channels in (5,) if self.quick else (5, 8):
+            found = run(WORK, "nested", "-channels", channels, "-seeds", 1 if self.quick else 12)
+            for kind in ("nested", "not nested"):
+                lines[f"{channels} channels, {kind}"] = [found[kind][column] for column in columns]
+                rows += [Row(f"{channels} channels, {kind}, {c}", found[kind][c], "%") for c in columns]
+            better = found["nested"]["mean"] - found["not nested"]["mean"]
+            narrower = found["not nested"]["std"] - found["nested"]["std"]
+            published = {5: (86.7, 7.7), 8: (92.3, 5.2)}[channels]
+            rows.append(bar(f"{channels} channels, nested - not nested, mean", better, "%", 0.0, False))
+            rows.append(bar(f"{channels} channels, not nested - nested, std", narrower, "%", 0.0, False))
+            rows.append(bar(f"{channels} channels, nested, mean", found["nested"]["mean"], "%", published[0], False))
+            rows.append(bar(f"{channels} channels, nested, std", found["nested"]["std"], "%", published[1]))
+        table("Peaks validation accuracy, %", columns, lines)
+        return rows
+
+    def initialisation(self) -> list[Row]:
+        """Box, and LSGD after it."""
+        rows = [bar("Box, 128 layers, largest entry", run(WORK, "box")["largest"], "", 2.0)]
+        for depth in (1, 4, 16, 64):
+            found = run(WORK, "regression", "-depth", depth)["rms"]
+            rows.append(bar(f"sin 2 pi x, depth {depth}, Box and LSGD", found, "RMS", 1e-2 if depth == 1 else 3e-3))
+        return rows
+
+
+CASES: dict[str, Callable[[Benchmark], list[Row]]] = {
+    name: getattr(Benchmark, name)
+    for name in ("converged", "speed", "wide", "cycles", "memory", "initialisation", "nested", "training")
+}
+
+
+def main(argv: list[str] | None = None) -> list[Row]:
+    """Measure, print the table, write it as JSON where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-json", default="", help="write the rows to this file")
+    parser.add_argument("-only", nargs="+", choices=CASES, default=list(CASES), help="these cases alone")
+    parser.add_argument("-repeat", type=int, default=7, help="repetitions of timings, of which the median counts")
+    parser.add_argument("-data_dir", default="", help="folder of the data sets, for the training runs")
+    parser.add_argument("-quick", action="store_true", help="small sizes: does it run?")
+    options: Any = parser.parse_args(argv)
+    benchmark, rows = Benchmark(options.quick, options.repeat, options.data_dir), []
+    for name in options.only:
+        try:
+            rows += CASES[name](benchmark)
+        except RuntimeError as failure:
+            print(failure, file=sys.stderr)
+            rows.append(show(Row(f"{name}: failed", None, "", met=False)))
+        write(options.json, rows)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Pieces of clothing by the convolutional ODE network of problems/mnist.py.
+
+python -m problems.fashion_mnist -data_dir DATA -epochs 5
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from problems import mnist
+from problems.script import start
+
+
+def main(argv: Sequence[str] | None = None) -> float:
+    """Train; the test accuracy of the weights run serially."""
+    return mnist.main(argv, "fashion_mnist", __doc__ or "", problem={"data": "fashion_mnist"})
+
+
+if __name__ == "__main__":
+    start(main)
