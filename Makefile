@@ -6,6 +6,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 # The main problem: optimal control of the Burgers equation.
 DEMO ?= -nx 128 -nt 256 -solver sqp -sqp_monitor -plot build/burgers.png -summary build/burgers.json
+# Two tests at a time, one of them with MPI: make test WORKERS= runs them one after the other.
+WORKERS ?= -n 2 --dist loadgroup
 # More for pytest: make test PYTEST="-k burgers -x"
 PYTEST ?=
 
@@ -41,14 +43,14 @@ demo: setup  ## solve the main problem, with a plot and a summary in build/
 	$(run) problems.burgers $(DEMO)
 
 test: setup  ## run the tests but the slow ones
-	$(run) pytest -m "not slow" $(PYTEST)
+	$(run) pytest $(WORKERS) -m "not slow" $(PYTEST)
 
 test-all: setup  ## run all tests
-	$(run) pytest $(PYTEST)
+	$(run) pytest $(WORKERS) $(PYTEST)
 
 test-modern:  ## run the tests with the newest PETSc and NumPy, in .venv-modern (compiles PETSc)
 	@.ci/modern.sh
-	$(call python,.venv-modern) -m pytest -m "not slow" $(PYTEST)
+	$(call python,.venv-modern) -m pytest $(WORKERS) -m "not slow" $(PYTEST)
 
 bench: setup  ## time the main problem
 	$(run) problems.benchmarks.burgers

@@ -9,8 +9,9 @@ size and its shape (Cyr, Gulian, Patel, Perego, Trask 2020).
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ class BoxInitSettings:
     depth: int = setting(128, "layers", at_least=1)
     seeds: int = setting(20, "networks of each kind; medians over them are shown", at_least=1)
     points: int = setting(33, "points of the square along each side", at_least=2)
+    summary: str = setting("", "write a summary to this .json file")
     plot: str = setting("", "write a picture of the first images to this .png, .pdf or .svg file")
 
 
@@ -78,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> float:
         if settings.plot:
             picture = {"square": start, **{kind: found[0] for kind, found in images.items()}}
             on_root(MPI.COMM_WORLD, lambda: replace_file(settings.plot, _picture(settings.plot, picture)))
+        if settings.summary:
+            found = {kind: {"largest": entry, "aspect_ratio": aspect} for kind, (entry, aspect) in table.items()}
+            text = json.dumps({"problem": "box_init", "parameters": asdict(settings), **found}, indent=2) + "\n"
+            on_root(MPI.COMM_WORLD, lambda: replace_file(settings.summary, text.encode()))
         return table["box"][0]
 
 

@@ -13,6 +13,13 @@ from petsc4py import PETSc
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (pytest-xdist), one of them has all MPI runs: two at a time would fight for cores."""
+    for item in items:
+        if item.get_closest_marker("mpi"):
+            item.add_marker(pytest.mark.xdist_group("mpi"))
+
+
 @pytest.fixture
 def options():
     """`options(sqp_max_it=3, sqp_monitor="")` sets PETSc options, which end with the test."""

@@ -9,11 +9,16 @@ Weights are smooth from layer to layer with a tenth of noise, as those of traine
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from problems.benchmarks.processes import Row, bar, plain, run, show, table, write
+from problems.benchmarks.processes import ENVIRONMENT, Row, bar, plain, run, show, table, write
 
 WORK = "problems.benchmarks.layer_work"
 
@@ -97,16 +102,16 @@ class Benchmark:
                 continue
             accuracy = {}
             for way, more in (("parallel", []), ("serial", ["-mgrit_levels", 1])):
-                found = run(WORK, "train", "-problem", name, *own, *more)
-                accuracy[way] = found["accuracy"]
-                rows.append(plain(f"{name}, {way} ({found['seconds']:.0f} s)", found["accuracy"], "accuracy"))
+                found = script(name, *own, *more)
+                accuracy[way] = found["test_accuracy"]
+                rows.append(plain(f"{name}, {way} ({found['seconds']:.0f} s)", found["test_accuracy"], "accuracy"))
             rows.append(bar(f"{name}, parallel", accuracy["parallel"], "accuracy", limit, False))
             rows.append(
                 bar(f"{name}, serial - parallel", accuracy["serial"] - accuracy["parallel"], "points / 100", 5e-3)
             )
             if name == "har_gru":
-                classic = run(WORK, "train", "-problem", name, *own, "-kind", "classic", "-mgrit_levels", 1)
-                gap = classic["accuracy"] - accuracy["parallel"]
+                classic = script(name, *own, "-kind", "classic", "-mgrit_levels", 1)
+                gap = classic["test_accuracy"] - accuracy["parallel"]
                 rows.append(bar("har_gru, classic serial - implicit parallel", gap, "points / 100", 1e-2))
         return rows
 
@@ -131,11 +136,24 @@ class Benchmark:
 
     def initialisation(self) -> list[Row]:
         """Box, and LSGD after it."""
-        rows = [bar("Box, 128 layers, largest entry", run(WORK, "box")["largest"], "", 2.0)]
+        box = script("box_init")["box"]
+        rows = [bar("Box, 128 layers, largest entry, median of 20 seeds", box["largest"], "", 2.0),
+                bar("the same, aspect ratio of the image", box["aspect_ratio"], "", 0.5, False)]  # fmt: skip
         for depth in (1, 4, 16, 64):
-            found = run(WORK, "regression", "-depth", depth)["rms"]
+            found = script("function_regression", "-depth", depth, "-init", "box", "-method", "lsgd")["rms_error"]
             rows.append(bar(f"sin 2 pi x, depth {depth}, Box and LSGD", found, "RMS", 1e-2 if depth == 1 else 3e-3))
         return rows
+
+
+def script(name: str, *words: object) -> Any:
+    """The summary of a problem script, run in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "summary.json"
+        command = [sys.executable, "-m", f"problems.{name}", *map(str, words), "-summary", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ENVIRONMENT, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed with {done.returncode}:\n{done.stderr[-2000:]}")
+        return json.loads(file.read_text())
 
 
 CASES: dict[str, Callable[[Benchmark], list[Row]]] = {

@@ -6,11 +6,8 @@ python -m problems.benchmarks.layer_work speed -layers 1024 -activation relu
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
-import time
-from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -31,15 +28,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("task", choices=TASKS)
     for name, value in {"layers": 1024, "width": 8, "batch": 500, "repeat": 7, "compile": 0, "threads": 1,
-                        "channels": 5, "seeds": 12, "depth": 4, "iterations": 600}.items():  # fmt: skip
+                        "channels": 5, "seeds": 12, "iterations": 600}.items():  # fmt: skip
         parser.add_argument(f"-{name}", type=int, default=value)
     parser.add_argument("-Tf", type=float, default=1.0)
     parser.add_argument("-activation", default="relu")
     parser.add_argument("-kind", default="parallel")
-    parser.add_argument("-problem", default="peaks")
-    known, rest = parser.parse_known_args()
-    known.rest = rest
-    return known
+    return parser.parse_args()
 
 
 def smooth_weights(network: LayerParallel, noise: float = 0.1, seed: int = 0) -> LayerParallel:
@@ -227,29 +221,6 @@ def memory(o: argparse.Namespace) -> dict[str, Any]:
     return {"mb": peak_mb() - before}
 
 
-def train(o: argparse.Namespace) -> dict[str, Any]:
-    """A training script's accuracy."""
-    from importlib import import_module
-
-    begin = time.perf_counter()
-    with redirect_stdout(io.StringIO()):
-        accuracy = import_module(f"problems.{o.problem}").main(o.rest)
-    return {"accuracy": accuracy, "seconds": time.perf_counter() - begin}
-
-
-def box(o: argparse.Namespace) -> dict[str, Any]:
-    from problems import box_init
-
-    return {"largest": box_init.main([])}
-
-
-def regression(o: argparse.Namespace) -> dict[str, Any]:
-    from problems import function_regression
-
-    words = ["-depth", str(o.depth), "-init", "box", "-method", "lsgd"]
-    return {"rms": function_regression.main(words)}
-
-
 def nested(o: argparse.Namespace) -> dict[str, Any]:
     """Peaks, all runs at once: Tikhonov 1e-5, 1e-7, first weights 0, 1e-6, and seeds."""
     from problems.benchmarks.nested_runs import compare
@@ -258,7 +229,7 @@ def nested(o: argparse.Namespace) -> dict[str, Any]:
 
 
 TASKS = {"converged": converged, "speed": speed, "eager": eager, "parallel": two_ranks, "cycles": cycles,
-         "memory": memory, "train": train, "box": box, "regression": regression, "nested": nested}  # fmt: skip
+         "memory": memory, "nested": nested}  # fmt: skip
 
 if __name__ == "__main__":
     options = arguments()

@@ -1,0 +1,205 @@
+"""Layer-parallel networks on many ranks, predicted: measured costs of batched layers, counted calls and messages.
+
+    OMP_NUM_THREADS=1 python -m problems.benchmarks.layer_model -json build/layer_model.json -plot build/layer_model.png
+
+A clock for each rank runs through the cycles of `pdeopt.mgrit`: intervals at once, the coarsest level from rank to
+rank. `tests/test_layer_model.py` compares its calls and messages with those of real runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from nn_adapters.blocks import dense
+from nn_adapters.layerparallel import LayerParallel
+from pdeopt.mgrit import MgritSettings, whole_intervals
+from problems.benchmarks.processes import Row, median_seconds, plain, write
+
+WIDTH, BATCH = 8, 500
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """Seconds of a call and of a layer in it, forward and adjoint; of a message without content; bytes a second."""
+
+    forward: tuple[float, float]
+    adjoint: tuple[float, float]
+    latency: float = 2e-6
+    bandwidth: float = 1e10
+
+    @property
+    def message(self) -> float:
+        """Features of one layer, from a rank to the next."""
+        return self.latency + 4 * WIDTH * BATCH / self.bandwidth
+
+
+@dataclass
+class LayerClocks:
+    """The clock of each rank; calls of the propagator, layers in them, and messages, by rank."""
+
+    ranks: int
+    call: tuple[float, float]
+    message: float
+    time: np.ndarray = field(init=False)
+    calls: np.ndarray = field(init=False)
+    layers: np.ndarray = field(init=False)
+    messages: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.time = np.zeros(self.ranks)
+        self.calls, self.layers, self.messages = np.zeros((3, self.ranks), dtype=int)
+
+    def work(self, rows: np.ndarray, calls: int = 1) -> None:
+        """Calls of the propagator with so many layers of each rank altogether."""
+        self.time += calls * self.call[0] + rows * self.call[1]
+        self.calls += calls
+        self.layers += rows
+
+    def shift(self) -> None:
+        """The last C-point of a rank to the next."""
+        sent = self.time[:-1] + self.message
+        self.time[1:] = np.maximum(self.time[1:], sent)
+        self.messages[:-1] += 1
+
+    def march(self, steps: np.ndarray) -> None:
+        """One step after the other, from rank to rank."""
+        own = steps * (self.call[0] + self.call[1])
+        for rank in range(self.ranks):
+            if rank:
+                self.time[rank] = max(self.time[rank], self.time[rank - 1] + self.message)
+                self.messages[rank - 1] += 1
+            self.time[rank] += own[rank]
+        self.calls += steps
+        self.layers += steps
+
+
+def schedule(clocks: LayerClocks, steps: Sequence[np.ndarray], factors: Sequence[int], settings: MgritSettings,
+             cycles: int) -> LayerClocks:  # fmt: skip
+    """`Mgrit.solve` in one direction; `steps[level]` are those of each rank. All factors divide, a nested start."""
+    last = len(factors)
+
+    def travel(level: int) -> None:
+        clocks.work(steps[level], factors[level])
+
+    def cycle(level: int, kind: str) -> None:
+        for _ in range(1 + settings.relaxation.count("C")):
+            clocks.shift()
+            travel(level)
+        clocks.work(steps[level + 1])
+        if level + 1 == last:
+            clocks.march(steps[last])
+            return
+        for again in ("F", "V") if kind == "F" else ("V",):
+            cycle(level + 1, again)
+        clocks.shift()
+        travel(level + 1)
+
+    clocks.march(steps[last])
+    if last == 0:
+        return clocks
+    for level in range(last - 1, 0, -1):
+        clocks.shift()
+        travel(level)
+    for _ in range(cycles):
+        cycle(0, settings.cycle)
+    clocks.shift()
+    travel(0)
+    return clocks
+
+
+def shares(num_steps: int, factors: Sequence[int], ranks: int) -> list[np.ndarray]:
+    """Steps of each rank on each level."""
+    found = [np.diff(whole_intervals(num_steps, factors, ranks))]
+    for factor in factors:
+        found.append(-(-found[-1] // factor))
+    return found
+
+
+def predict(layers: int, ranks: int, settings: MgritSettings, costs: LayerCosts) -> float:
+    """Seconds of forward and gradient."""
+    factors = settings.factors(layers)
+    steps = shares(layers, factors, ranks)
+    ways = ((costs.forward, settings.cycles), (costs.adjoint, settings.adjoint_cycles))
+    return sum(
+        float(schedule(LayerClocks(ranks, call, costs.message), steps, factors, settings, cycles).time.max())
+        for call, cycles in ways
+    )
+
+
+def measure() -> LayerCosts:
+    """Costs of a call and of a layer in it, from calls with few and with many layers on this machine."""
+    torch.set_num_threads(1)
+    found, costs = {rows: _calls(rows) for rows in (1, 64)}, {}
+    for name in ("forward", "adjoint"):
+        slope = (found[64][name] - found[1][name]) / 63
+        costs[name] = (max(found[1][name] - slope, 0.0), slope)
+    return LayerCosts(costs["forward"], costs["adjoint"])
+
+
+@torch.no_grad()
+def _calls(rows: int) -> dict[str, float]:
+    """Seconds of a call with so many layers."""
+    network = LayerParallel(None, lambda: dense(WIDTH, "relu"), rows)
+    level = network.step.linearised(network.step, list(network.stacks), (), lambda rows: 1.0)
+    u, everything = torch.randn(rows, WIDTH, BATCH), slice(None)
+    level.remember(u, everything)
+    return {"forward": median_seconds(lambda: level.advance(u, everything), 300),
+            "adjoint": median_seconds(lambda: level.pullback(u, everything), 300)}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> list[Row]:
+    """Predict strong and weak scaling, print, write and draw it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-json", default="", help="write the rows to this file")
+    parser.add_argument("-plot", default="", help="write a picture to this file")
+    parser.add_argument("-layers", type=int, default=65_536, help="of the strong scaling, a power of two")
+    options = parser.parse_args(argv)
+    costs = measure()
+    rows = [plain(f"a call {way}, of which a layer {1e6 * call[1]:.2f} us", 1e6 * sum(call), "us")
+            for way, call in (("forward", costs.forward), ("adjoint", costs.adjoint))]  # fmt: skip
+    kinds = {"2 levels, factor 16": MgritSettings(2, "16"), "3 levels, factor 16": MgritSettings(3, "16"),
+             "5 levels, factor 4": MgritSettings(5, "4")}  # fmt: skip
+    serial = predict(options.layers, 1, MgritSettings(1), costs)
+    rows.append(plain(f"{options.layers} layers, serial", serial, "s"))
+    strong: dict[str, list[tuple[int, float]]] = {}
+    for name, settings in kinds.items():
+        factors = settings.factors(options.layers)
+        most = options.layers // int(np.prod(factors))
+        strong[name] = [(2**k, predict(options.layers, 2**k, settings, costs)) for k in range(int(np.log2(most)) + 1)]
+        for ranks, seconds in strong[name]:
+            rows.append(plain(f"{options.layers} layers, {name}, {ranks} ranks", serial / seconds, "x serial"))
+        crossover = next((ranks for ranks, seconds in strong[name] if seconds < serial), None)
+        rows.append(plain(f"{options.layers} layers, {name}: faster than serial from", crossover or np.inf, "ranks"))
+    weak = [(int(p), predict(1024 * int(p), int(p), MgritSettings(4, "16,16,4"), costs)) for p in 4 ** np.arange(9)]
+    rows += [plain(f"1024 layers a rank, factors 16, 16, 4, {ranks} ranks", seconds, "s") for ranks, seconds in weak]
+    write(options.json, rows)
+    if options.plot:
+        _plot(options.plot, options.layers, serial, strong, weak)
+    return rows
+
+
+def _plot(file: str, layers: int, serial: float, strong: dict[str, list[tuple[int, float]]],
+          weak: list[tuple[int, float]]) -> None:  # fmt: skip
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.axhline(serial, color="0.3", linestyle="--", label="one layer after the other")
+    for name, points in strong.items():
+        line = left.loglog(*zip(*points), ".-", label=name)[0]
+        crossed = [point for point in points if point[1] < serial][:1]
+        left.plot(*zip(*crossed), "o", fillstyle="none", markersize=11, color=line.get_color())
+    left.set(title=f"{layers:,} layers; ring: faster than serial from here", xlabel="ranks", ylabel="predicted seconds")
+    left.legend(fontsize="small")
+    right.loglog(*zip(*weak), ".-")
+    right.set(title="1024 layers a rank, factors 16, 16, 4", xlabel="ranks")
+    figure.savefig(file, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
