@@ -33,9 +33,14 @@ ENVIRONMENT = {
 def python(*words: object, ranks: int = 1, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
     """`python words...` in the project's root, under mpiexec for more than one rank."""
     return subprocess.run(
-        command(*words, ranks=ranks), cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True,
-        timeout=timeout,
-    )  # fmt: skip
+        command(*words, ranks=ranks), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout
+    )
+
+
+def environment() -> dict[str, str]:
+    """That of a process under MPI, without what an MPI that runs here has left: mpiexec would take it for its own."""
+    left = ("PMIX_", "ORTE_", "OMPI_", "PRTE_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(left)} | ENVIRONMENT
 
 
 def command(*words: object, ranks: int = 1) -> list[str]:

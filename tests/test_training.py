@@ -19,7 +19,7 @@ from nn_adapters.training import Groups, Training, TrainingSettings
 from pdeopt.errors import InputError, SolveFailure
 from problems import har_gru, indian_pines, mnist, video_gru
 from problems import peaks as script
-from tests.support import ENVIRONMENT, ROOT, command, python
+from tests.support import ROOT, command, environment, python
 
 SMALL = ["-layers", "32", "-epochs", "3", "-samples", "600", "-mgrit_coarsening", "4"]
 
@@ -95,7 +95,7 @@ def test_two_ranks_train_as_one_and_go_on_where_one_stopped(tmp_path):
 def test_a_killed_rank_ends_the_others_and_leaves_a_checkpoint(tmp_path):
     file = tmp_path / "run.safetensors"
     words = command("-m", "problems.peaks", "-layers", 64, "-epochs", 1000, "-checkpoint", file, ranks=2)
-    process = subprocess.Popen(words, cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE,
+    process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
     deadline = time.monotonic() + 60
     while not file.exists() and time.monotonic() < deadline:
