@@ -21,7 +21,8 @@ from pdeopt.controlmap import ControlMap
 from pdeopt.errors import InputError, SolveFailure
 from pdeopt.monitor import logged
 from pdeopt.objective import Objective
-from pdeopt.propagate import backward, forward, march
+from pdeopt.propagate import march
+from pdeopt.propagator import Propagator
 from pdeopt.timegrid import TimeGrid
 
 #: An old Jacobian is kept in the state solve while each correction is smaller than the last by this factor.
@@ -62,6 +63,8 @@ class ControlProblem:
         self.state_size = grid.n_local * self.n
         self.control_size = grid.n_local * self.m if control_map is None else control_map.n_local
         self.param_size = self.param_dim if grid.is_first else 0
+        #: solves with the state Jacobian over all steps, serial or parallel in time
+        self.propagator = Propagator(grid)
         self._check_shapes()
 
     def _check_shapes(self) -> None:
@@ -206,7 +209,7 @@ class ControlProblem:
             try:
                 if jacobian is None:
                     jacobian, fresh = self.constraint.linearize(u_old, u, z, steps), True
-                du = forward(grid, jacobian, -r)
+                du = self.propagator.forward(jacobian, -r)
             except SolveFailure:
                 return None
             last, size = size, float(grid.max((du.abs() / (1 + u.abs())).amax()))
@@ -224,7 +227,7 @@ class ControlProblem:
     @logged("pdeoptAdjoint")
     def solve_adjoint(self, lin: Linearization) -> PETSc.Vec:
         """lam with J_u + F_u' lam = 0 at the linearisation, a new vector. Collective."""
-        lam = backward(self.grid, lin.jacobian, -lin.gradient_fields[0])
+        lam = self.propagator.backward(lin.jacobian, -lin.gradient_fields[0])
         out = self.create_multiplier()
         assign(out, lam)
         return out

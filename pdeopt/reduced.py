@@ -11,7 +11,6 @@ from torch import Tensor
 from pdeopt.arrays import assign, copy
 from pdeopt.errors import SolveFailure
 from pdeopt.problem import ControlProblem, Linearization
-from pdeopt.propagate import backward, forward
 
 
 class SmoothObjective(Protocol):
@@ -73,11 +72,11 @@ class ReducedObjective:
         self.hessian_products += 1
         problem, lin = self.problem, self.linearization(z)
         dx = problem.join(problem.create_multiplier(), dz)
-        du = forward(problem.grid, lin.jacobian, -self._rows(lin.jvp(dx, problem.create_multiplier())))
+        du = problem.propagator.forward(lin.jacobian, -self._rows(lin.jvp(dx, problem.create_multiplier())))
         problem.pack(dx, du, *problem.design_fields(dz))
         w = lin.hvp(None if self.gauss_newton else self.multiplier(z), dx, problem.create_primal())
         w_u, w_z, w_p = problem.fields(w)
-        dlam = backward(problem.grid, lin.jacobian, -w_u)
+        dlam = problem.propagator.backward(lin.jacobian, -w_u)
         _, fz, fp = lin.vjp_fields(dlam)
         assign(out, w_z + fz, (w_p + fp)[: problem.param_size])
 

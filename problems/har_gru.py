@@ -8,7 +8,7 @@ mpiexec -n 2 python -m problems.har_gru -kind classic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,17 +44,23 @@ class Classifier(nn.Module):
         return self.closing(self.gru(x))  # type: ignore[no-any-return]
 
 
+def standardised(data: Dataset) -> Dataset:
+    """Signals with mean 0 and deviation 1 over the training samples: accelerations and rates are of unlike size."""
+    mean, deviation = data.x_train.mean((0, 1)), data.x_train.std((0, 1)).clamp(min=1e-6)
+    return replace(data, x_train=(data.x_train - mean) / deviation, x_test=(data.x_test - mean) / deviation)
+
+
 def main(argv: Sequence[str] | None = None) -> float:
     """Train; the test accuracy of the weights run serially."""
 
     def data(own: SequenceSettings, output: training.OutputSettings, seed: int) -> Dataset:
-        return load(own.data, output.data_dir, output.fetch, seed)
+        return standardised(load(own.data, output.data_dir, output.fetch, seed))
 
     def make(settings: SequenceSettings, comm: Any, mgrit: MgritSettings, data: Dataset) -> nn.Module:
         return Classifier(data, settings, comm, mgrit)
 
     mgrit = MgritSettings(coarsening="4", levels=2, cycles=2, adjoint_cycles=1, relaxation="FCF")
-    return training.main("har_gru", __doc__ or "", SequenceSettings, data, make, argv, mgrit, epochs=8)
+    return training.main("har_gru", __doc__ or "", SequenceSettings, data, make, argv, mgrit, epochs=4, lr=3e-3)
 
 
 if __name__ == "__main__":

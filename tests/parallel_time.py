@@ -28,6 +28,7 @@ from pdeopt.precond.blockjacobi import TimeBlockJacobi
 from pdeopt.precond.operator import BlockOperator
 from pdeopt.precond.timemg import TimeMultigridPC
 from pdeopt.precond.wathen import WathenPC
+from pdeopt.propagator import Propagator, PropagatorSettings
 from pdeopt.sparse import Sparsity, StepMatrix
 from pdeopt.timegrid import TimeGrid
 from pdeopt.transfer import constant, injection, linear, linear_adjoint, spread
@@ -126,6 +127,19 @@ def mgrit():
                     whole, part = LinearMgrit(alone, A, B, settings), LinearMgrit(grid, A[own], B[own], settings)
                     assert_same(gathered(part.forward(r[own])), whole.forward(r))
                     assert_same(gathered(part.adjoint(r[own])), whole.adjoint(r))
+
+
+def propagator():
+    """Solves to rounding by MGRIT are those by substitution, from rank to rank."""
+    problem = heat(14, T=0.5)
+    lin, r = problem.at(problem.create_primal()), randn(problem.grid.num_steps, problem.n)
+    own = r[problem.grid.begin : problem.grid.end]
+    for window in (2, 4):
+        with options(mgrit_window=window):
+            serial, parallel = (Propagator(problem.grid, PropagatorSettings(kind)) for kind in ("serial", "mgrit"))
+            for way in ("forward", "backward"):
+                found, expected = (gathered(getattr(p, way)(lin.jacobian, own)) for p in (parallel, serial))
+                assert_same(found, expected, 1e-11)
 
 
 def timegrid():
@@ -323,7 +337,7 @@ def timemg():
             fails_everywhere(BlockOperator(spoil(operator, kind)), WathenPC, kind)
 
 
-PARTS = [timegrid, windows, innerproduct, mgrit, transfer, blocks, wathen, blockjacobi, timemg]
+PARTS = [timegrid, propagator, windows, innerproduct, mgrit, transfer, blocks, wathen, blockjacobi, timemg]
 
 if __name__ == "__main__":
     for part in PARTS:

@@ -10,7 +10,7 @@ from tests.support import ROOT
 LEVELS = [
     ["errors", "arrays", "autodiff", "options", "monitor"],
     ["timegrid", "sparse", "windows", "stepsolve", "innerproduct", "constraint", "objective", "controlmap", "verify"],
-    ["propagate", "mgrit", "linear_mgrit", "transfer"],
+    ["propagate", "mgrit", "linear_mgrit", "propagator", "transfer"],
     ["problem", "reduced", "layout", "metric", "assembly", "kkt", "coupled", "blocks", "checkpoint"],
     ["precond", "precond.*", "kktsolver", "linesearch", "trustregion"],
     ["optimize", "optimize.*"],
