@@ -4,7 +4,7 @@
 
 Forward, the states are found under `no_grad`; the last run through the intervals is remembered. Backward, the
 adjoint goes through the same intervals, and its last run gives the gradients. Coarse steps take the controls of the
-first step of their interval, and a longer dt.
+middle step of their interval, and a longer dt.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class Hierarchy:
         return dt if isinstance(dt, float) else dt[rows]
 
     def coarsen(self, controls: Sequence[Tensor]) -> list[list[Tensor]]:
-        """The controls on each level, by injection."""
+        """The controls on each level, those of the step in the middle of each interval."""
         levels = [list(controls)]
         for factor in self.factors:
-            levels.append([control[::factor] for control in levels[-1]])
+            levels.append([_middles(control, factor) for control in levels[-1]])
         return levels
 
     def last_to_all(self, state: Tensor) -> Tensor:
@@ -78,6 +78,12 @@ class Hierarchy:
         buffer = state.detach().cpu().contiguous().clone()
         self.grid.mpi.Bcast(buffer.numpy(), rank)
         return buffer.to(state.device)
+
+
+def _middles(rows: Tensor, factor: int) -> Tensor:
+    """The row in the middle of each interval, of second order where rows are smooth; the last of a shorter interval."""
+    middles = rows[factor // 2 :: factor]
+    return middles if len(middles) * factor >= len(rows) else torch.cat([middles, rows[-1:]])
 
 
 def _common(dt: Tensor) -> float | Tensor:

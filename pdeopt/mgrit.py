@@ -47,6 +47,9 @@ class MgritSettings:
                          "last solve", choices=("nested", "constant", "warm"))  # fmt: skip
     rtol: float = setting(0.0, "relative residual at C-points that ends the cycles; 0 for a fixed number", at_least=0)
 
+    cache: int = setting(1024, "kilobytes of states that go through their intervals together: as many as the "
+                         "processor's cache holds", at_least=1)  # fmt: skip
+
     def factors(self, num_steps: int) -> list[int]:
         """The coarsening factor of each level but the coarsest, as many as the steps allow."""
         words = self.coarsening.split(",")
@@ -180,10 +183,19 @@ class Mgrit:
 
     def _travel(self, level: int, phi: Propagator, starts: Tensor, g: Tensor | None) -> Tensor:
         """The states at the ends of all intervals, from those at their starts: F-relaxation and the C-step."""
-        u, n, m = starts, self.grids[level].n_local, self.factors[level]
+        size = max(1024 * self.settings.cache // max(starts[0].numel() * starts.element_size(), 1), 1)
+        if size >= len(starts):
+            return self._through(level, phi, starts, g, 0)
+        parts = ((k, starts[k : k + size]) for k in range(0, len(starts), size))
+        return torch.cat([self._through(level, phi, part, g, k) for k, part in parts])
+
+    def _through(self, level: int, phi: Propagator, starts: Tensor, g: Tensor | None, first: int) -> Tensor:
+        """As `_travel`, for the intervals from `first` on."""
+        u, m = starts, self.factors[level]
+        begin, end = first * m, min((first + len(starts)) * m, self.grids[level].n_local)
         for j in reversed(range(m)) if self.adjoint else range(m):
-            rows = slice(j, n, m)
-            count = len(range(j, n, m))  # the last interval may be shorter
+            rows = slice(begin + j, end, m)
+            count = len(range(begin + j, end, m))  # the last interval may be shorter
             arrived = phi(u[:count], rows)
             if g is not None:
                 arrived = arrived + g[rows]

@@ -72,6 +72,16 @@ def test_depths_factors_and_levels_that_divide_or_do_not(layers, coarsening, lev
         assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["dense", "by autograd"])
+def test_intervals_that_go_through_in_parts_change_nothing(name):
+    block, shape = BLOCKS[name]
+    x, found = data((40, *shape[1:])), []
+    for cache in (1, 1024):
+        network, _ = networks(block, 45, coarsening="4,2", levels=3, cache=cache)
+        found.append([network(x), *gradients(network, x)])
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-13) for a, b in zip(*found))
+
+
 def test_one_level_is_one_layer_after_the_other():
     network, serial = networks(lambda: dense(4), levels=1)
     x = data((6, 4))

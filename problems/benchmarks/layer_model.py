@@ -54,7 +54,7 @@ class LayerClocks:
         self.time = np.zeros(self.ranks)
         self.calls, self.layers, self.messages = np.zeros((3, self.ranks), dtype=int)
 
-    def work(self, rows: np.ndarray, calls: int = 1) -> None:
+    def work(self, rows: np.ndarray, calls: int | np.ndarray = 1) -> None:
         """Calls of the propagator with so many layers of each rank altogether."""
         self.time += calls * self.call[0] + rows * self.call[1]
         self.calls += calls
@@ -79,12 +79,14 @@ class LayerClocks:
 
 
 def schedule(clocks: LayerClocks, steps: Sequence[np.ndarray], factors: Sequence[int], settings: MgritSettings,
-             cycles: int) -> LayerClocks:  # fmt: skip
+             cycles: int, at_once: int = 1_000_000) -> LayerClocks:  # fmt: skip
     """`Mgrit.solve` in one direction; `steps[level]` are those of each rank. All factors divide, a nested start."""
     last = len(factors)
 
     def travel(level: int) -> None:
-        clocks.work(steps[level], factors[level])
+        intervals = np.ceil(steps[level] / factors[level])
+        parts = np.ceil(intervals / at_once).astype(int)  # in which they go through
+        clocks.work(steps[level], factors[level] * parts)
 
     def cycle(level: int, kind: str) -> None:
         for _ in range(1 + settings.relaxation.count("C")):
@@ -124,9 +126,10 @@ def predict(layers: int, ranks: int, settings: MgritSettings, costs: LayerCosts)
     """Seconds of forward and gradient."""
     factors = settings.factors(layers)
     steps = shares(layers, factors, ranks)
+    at_once = 1024 * settings.cache // (4 * WIDTH * BATCH)
     ways = ((costs.forward, settings.cycles), (costs.adjoint, settings.adjoint_cycles))
     return sum(
-        float(schedule(LayerClocks(ranks, call, costs.message), steps, factors, settings, cycles).time.max())
+        float(schedule(LayerClocks(ranks, call, costs.message), steps, factors, settings, cycles, at_once).time.max())
         for call, cycles in ways
     )
 

@@ -63,7 +63,7 @@ class Benchmark:
             serial = run(WORK, "eager", *words, "-threads", 2)["seconds"]
             parallel = run(WORK, "parallel", *words, ranks=2)
             rows.append(plain(f"width {width}: PyTorch, two threads", serial, "s"))
-            rows.append(plain(f"width {width}: two ranks", parallel["seconds"], "s"))
+            rows.append(plain(f"width {width}: two ranks, {parallel['setting']}", parallel["seconds"], "s"))
             rows.append(bar(f"width {width}: gradient error", parallel["error"], "relative", 1e-2))
             rows.append(bar(f"width {width}: PyTorch / two ranks", serial / parallel["seconds"], "x", 1.2, False))
         return rows
