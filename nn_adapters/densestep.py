@@ -72,7 +72,7 @@ class DenseLinearised(Linearised):
         u, value = self._piece(rows)
         self.pieces.pop((rows.start, rows.stop, rows.step), None)
         s, dt = self.step.backward(w, value), self.dt(rows)
-        dt = dt if isinstance(dt, float) else _column(dt, 3).to(w.dtype)
+        dt = dt if isinstance(dt, float) else _column(dt, 3).to(w)
         return self._back(w, s, rows), torch.bmm(s, u.mT) * dt, (s.sum(2, keepdim=True) * dt)[..., 0]
 
     def _back(self, w: Tensor, s: Tensor, rows: slice) -> Tensor:
@@ -98,7 +98,7 @@ def add(u: Tensor, v: Tensor, dt: Any) -> Tensor:
     """u + dt v for a number, or one number a row."""
     if isinstance(dt, float):
         return torch.add(u, v, alpha=dt)
-    return torch.addcmul(u, v, _column(dt, u.dim()).to(u.dtype))
+    return torch.addcmul(u, v, _column(dt, u.dim()).to(u))
 
 
 def _column(dt: Tensor, dim: int) -> Tensor:

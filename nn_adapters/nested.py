@@ -30,6 +30,11 @@ def refine(stack: Tensor, factor: int = 2, kind: str = "constant") -> Tensor:
     return (1 - share) * stack[below] + share * stack[above]
 
 
+def schedule(epochs: int, levels: int, factor: int = 2) -> list[int]:
+    """Epochs on each level, shallowest first: each takes the same part of the work of `epochs` at full depth."""
+    return [max(round(epochs * factor**k / levels), 1) for k in reversed(range(levels))]
+
+
 def deepen(shallow: nn.Module, deep: nn.Module, kind: str = "constant") -> None:
     """Give the deep network the weights of a shallow one of the same kind, interpolated in its layer-parallel parts.
 

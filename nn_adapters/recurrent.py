@@ -128,7 +128,7 @@ def _gates(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor]) -> tuple[Tensor,
 
 
 def _scale(keep: Tensor, dt: Any) -> Tensor:
-    return keep * (dt if isinstance(dt, float) else dt.to(keep.dtype).reshape(-1, 1, 1))
+    return keep * (dt if isinstance(dt, float) else dt.to(keep).reshape(-1, 1, 1))
 
 
 def classic(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: Any) -> Tensor:

@@ -46,6 +46,8 @@ class TrainingSettings:
     bias_limit: float = setting(None, "relative error above which a cycle is added, and below a tenth of which one is "
                                 "taken away again (with -bias_every)", above=0, kind=float)  # fmt: skip
     layer_ranks: int = setting(0, "ranks that share the layers; 0 for all, else data parallel, too", at_least=0)
+    nested: int = setting(1, "levels of nested iteration: half the layers on each shallower one, the same work on all, "
+                          "as much as `epochs` at full depth", at_least=1)  # fmt: skip
     checkpoint: str = setting("", "write checkpoints to this file, after each epoch")
     restart: str = setting("", "go on from this checkpoint")
 

@@ -189,7 +189,7 @@ class TimeGrid:
     def send_after(self, row: Tensor) -> None:
         """Send `row` to the rank after this one, if there is one."""
         if not self.is_last:
-            self.mpi.Send(row.contiguous().numpy(), self.mpi.rank + 1)
+            self.mpi.Send(row.cpu().contiguous().numpy(), self.mpi.rank + 1)
 
     def receive_after(self, like: Tensor) -> Tensor | None:
         """Wait for the row that the rank after sends with `send_before`; None on the last rank."""
@@ -198,7 +198,7 @@ class TimeGrid:
     def send_before(self, row: Tensor) -> None:
         """Send `row` to the rank before this one, if there is one."""
         if not self.is_first:
-            self.mpi.Send(row.contiguous().numpy(), self.mpi.rank - 1)
+            self.mpi.Send(row.cpu().contiguous().numpy(), self.mpi.rank - 1)
 
     def sum(self, value: Tensor | float) -> Tensor:
         """The sum over ranks of a scalar or tensor of equal shape. Collective."""
@@ -232,7 +232,7 @@ class TimeGrid:
         source, target = self.mpi.rank - towards, self.mpi.rank + towards
         request = None
         if 0 <= target < self.mpi.size:
-            sent = row.detach().contiguous().numpy()
+            sent = row.detach().cpu().contiguous().numpy()
             request = self.mpi.Isend(sent, target)
         received = self._receive(row, source) if 0 <= source < self.mpi.size else None
         if request is not None:
@@ -240,9 +240,9 @@ class TimeGrid:
         return received
 
     def _receive(self, like: Tensor, source: int) -> Tensor:
-        buffer = torch.empty_like(like, memory_format=torch.contiguous_format)
+        buffer = torch.empty(like.shape, dtype=like.dtype)
         self.mpi.Recv(buffer.numpy(), source)
-        return buffer
+        return buffer.to(like.device)
 
 
 def _even_shares(N: int, ranks: int) -> Array:

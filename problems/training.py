@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch import nn
 
 from nn_adapters.datasets import Dataset
 from nn_adapters.layerparallel import parallel_parts
+from nn_adapters.nested import deepen, schedule
 from nn_adapters.training import Epoch, Groups, Training, TrainingSettings
 from pdeopt.checkpoint import replace_file
-from pdeopt.errors import on_root
+from pdeopt.errors import InputError, on_root
 from pdeopt.mgrit import MgritSettings
 from pdeopt.options import read, require_all_read, setting
 from problems import report
@@ -73,12 +74,29 @@ def main(
         samples = on_root(MPI.COMM_WORLD, lambda: data(own_settings, output, settings.seed))
         torch.manual_seed(settings.seed)
         groups = Groups(MPI.COMM_WORLD, settings.layer_ranks)
-        network = make(own_settings, groups.layers, solver, samples)
-        with Progress(name, settings.epochs) as progress:
-            training = Training(network, samples, settings, groups, progress)
-            last = training.run()
+        epochs = schedule(settings.epochs, settings.nested) if settings.nested > 1 else [settings.epochs]
+        shallow: nn.Module | None = None
+        with Progress(name, sum(epochs)) as progress:
+            for own_level, its in zip(_levels(own_settings, settings), epochs):
+                network = make(own_level, groups.layers, solver, samples)
+                if shallow is not None:
+                    deepen(shallow, network)
+                training = Training(network, samples, replace(settings, epochs=its), groups, progress)
+                last, shallow = training.run(), network
         write(name, output, training, last, {**vars(own_settings), **vars(settings)})
         return last.accuracy
+
+
+def _levels(own: Any, settings: TrainingSettings) -> list[Any]:
+    """The script's settings on each level of nested iteration, shallowest first."""
+    if settings.nested == 1:
+        return [own]
+    divisor = 2 ** (settings.nested - 1)
+    layers = getattr(own, "layers", 0)
+    if layers % divisor or not layers or settings.checkpoint or settings.restart:
+        raise InputError("-nested", f"{settings.nested} with {layers} layers" if layers else "a network without layers",
+                         f"a multiple of {divisor} layers, no -checkpoint and no -restart")  # fmt: skip
+    return [replace(own, layers=layers >> k) for k in reversed(range(settings.nested))]
 
 
 class Progress:

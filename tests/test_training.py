@@ -15,6 +15,7 @@ from mpi4py import MPI
 from nn_adapters.blocks import dense
 from nn_adapters.datasets import peaks
 from nn_adapters.layerparallel import LayerParallel
+from nn_adapters.nested import schedule
 from nn_adapters.training import Groups, Training, TrainingSettings
 from pdeopt.errors import InputError, SolveFailure
 from problems import har_gru, indian_pines, mnist, video_gru
@@ -147,7 +148,16 @@ def test_no_epochs_and_no_samples_left_over():
     assert training(1, batch=7, samples=20).run().epoch == 1
 
 
+def test_nested_iteration_ends_at_full_depth_with_the_work_of_one_run(tmp_path):
+    assert schedule(60, 3) == [80, 40, 20]
+    file = tmp_path / "run.json"
+    script.main([*SMALL, "-epochs", "6", "-nested", "2", "-summary", str(file)])
+    summary = json.loads(file.read_text())
+    assert summary["epochs"] == 3 and summary["parameters"]["layers"] == 32
+
+
 @pytest.mark.parametrize("words, message", [
+    (["-nested", "7"], "multiple of 64 layers"),
     (["-restart", "nothing"], "a checkpoint of this script"), (["-layer_ranks", "3"], "divides the 1 ranks"),
     (["-epochz", "3"], "did you mean -epochs"), (["-mgrit_relaxation", "G"], "FCF"), (["-plot", "x.txt"], ".png"),
 ])  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from problems.benchmarks import layer_model
 from problems.benchmarks.clocks import Costs, Inner, Layout, sequential_solves, solve
 from problems.benchmarks.kkt import WORK
 from problems.benchmarks.processes import Row, plain, run, write
@@ -159,7 +160,8 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-json", default="", help="write the rows to this file")
     parser.add_argument("-plot", default="", help="write pictures to files that begin so, PLOT_heat.png for instance")
-    parser.add_argument("-only", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), help="these problems alone")
+    parser.add_argument("-only", nargs="+", choices=[*PROBLEMS, "layers"], default=list(PROBLEMS),
+                        help="these problems alone; layers alone: those of a network, see `layer_model`")  # fmt: skip
     parser.add_argument("-steps", type=int, default=65_536, help="time steps, a power of two")
     parser.add_argument("-windows", type=int, nargs="+", default=[16, 4, 64], help="steps of a window, powers of two")
     parser.add_argument("-counted_at", type=int, default=4096, help="steps of the systems whose iterations are counted")
@@ -167,6 +169,9 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("-latency", type=float, default=2e-6, help="seconds of a message, and of a level of a sum")
     parser.add_argument("-bandwidth", type=float, default=1e10, help="bytes a second")
     options = parser.parse_args(argv)
+    if options.only == ["layers"]:
+        words = ["-json", options.json, "-plot", options.plot and f"{options.plot}_layers.png"]
+        return layer_model.main([*words, "-layers", str(options.steps)])
     network = Network(options.latency, options.bandwidth) if options.network == "cluster" else None
     rows: list[Row] = []
     for name in options.only:
