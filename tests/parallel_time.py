@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from mpi4py import MPI
 from petsc4py import PETSc
@@ -38,7 +39,7 @@ from tests.krylov import heat, history, operator_at_zero, solver
 from tests.support import python
 from tests.test_sparse import densify, randn, random_pattern, random_steps
 
-RANKS = (2, 3, 5)
+RANKS = (2, pytest.param(3, marks=pytest.mark.slow), 5)
 
 
 @functools.cache

@@ -22,7 +22,7 @@ def run(folder, ranks):
     return dict(np.load(file))
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_everything_is_the_same_on_several_ranks(serial, tmp_path, ranks):
     """Values, derivatives, sweeps, operators, optima and multipliers of five problems."""
     found = run(tmp_path, ranks)
