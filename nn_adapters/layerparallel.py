@@ -69,7 +69,7 @@ class LayerParallel(nn.Module):
 
     @property
     def stacks(self) -> list[nn.Parameter]:
-        """The parameters of this rank's layers, each (n_local, *shape)."""
+        """The parameters of this rank's layers, each of shape (n_local, ...)."""
         return [getattr(self, f"stack{at}") for at in range(len(self.names))]
 
     @torch.no_grad()
@@ -83,7 +83,7 @@ class LayerParallel(nn.Module):
         return self._propagate(u, False)[0]
 
     def trajectory(self, u: Tensor) -> Tensor:
-        """The features after each layer of this rank, (n_local, *u.shape). Collective."""
+        """The features after each layer of this rank, shape (n_local, ...). Collective."""
         return self._propagate(u, True)[1]
 
     def _propagate(self, u: Tensor, states_too: bool) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ class LayerConstraint(TimeDependentConstraint):
         return self.features.reshape(-1)
 
     def parameters(self, z: Tensor) -> list[Tensor]:
-        """The parameters of each step's module, (steps, *shape), from controls (steps, control_dim)."""
+        """The parameters of each step's module, (steps, ...), from controls (steps, control_dim)."""
         return [part.reshape(-1, *shape) for part, shape in zip(z.split(self.sizes, 1), self.shapes)]
 
     def layer(self, u_old: Tensor, z: Tensor, steps: Steps) -> Tensor:

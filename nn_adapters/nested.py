@@ -13,7 +13,7 @@ from pdeopt.errors import InputError
 
 
 def refine(stack: Tensor, factor: int = 2, kind: str = "constant") -> Tensor:
-    """Weights of `factor` times as many layers, (factor * layers, *shape), from those of the layers, axis 0.
+    """Weights of `factor` times as many layers, (factor times layers, ...), from those of the layers, axis 0.
 
     Args:
         kind: "constant", each layer `factor` times; "linear" between the middles of the layers.

@@ -149,6 +149,7 @@ class Propagation(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, hierarchy: Hierarchy, step: Any, states_too: bool, count: int, u0: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Solve for the states; `count` of the tensors are controls, the rest is shared. Collective."""
         shared = tensors[count:]
         make = getattr(step, "linearised", Linearised)
         levels = [
@@ -179,6 +180,7 @@ class Propagation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, w: Tensor, w_states: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        """Solve for the adjoint; the gradients of u_0, controls and shared parameters. Collective."""
         hierarchy, levels = ctx.hierarchy, ctx.levels
         if levels is None:
             raise RuntimeError("backward a second time through layer-parallel steps: their states were freed, as "
