@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nn_adapters.layerparallel import LayerParallel
 from pdeopt.errors import InputError
 
 
@@ -40,8 +41,6 @@ def deepen(shallow: nn.Module, deep: nn.Module, kind: str = "constant") -> None:
 
     Both hold their layers in the same way over the ranks: a deep layer is on the rank of the shallow one.
     """
-    from nn_adapters.layerparallel import LayerParallel
-
     parts = dict(deep.named_modules())
     with torch.no_grad():
         for name, module in shallow.named_modules():

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdeopt.mgrit import ALL, Mgrit, MgritSettings, whole_intervals
+from pdeopt.mgrit import Mgrit, MgritSettings, whole_intervals
 from pdeopt.timegrid import TimeGrid
 
 #: step(u, z, p, dt): rows of states and of controls -> rows of states; dt a number, or one a row.
@@ -227,6 +227,3 @@ def _sum(hierarchy: Hierarchy, total: Tensor) -> Tensor:
     result = torch.empty_like(buffer)
     hierarchy.grid.mpi.Allreduce(buffer.numpy(), result.numpy())
     return result.to(total.device)
-
-
-__all__ = ["ALL", "Hierarchy", "Linearised", "Propagation", "Step"]

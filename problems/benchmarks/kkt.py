@@ -10,11 +10,10 @@ one a rank, one after the other, so that ratios are of one run.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from problems.benchmarks.processes import Row, bar, memory_mb, plain, run, show, table, write
+from problems.benchmarks.processes import Row, bar, measure, memory_mb, plain, run, show, table
 
 WORK = "problems.benchmarks.kkt_work"
 
@@ -264,15 +263,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("-repeat", type=int, default=3, help="repetitions of timings, of which the median counts")
     parser.add_argument("-quick", action="store_true", help="small sizes: does it run?")
     options = parser.parse_args(argv)
-    benchmark, rows = Benchmark(options.quick, options.repeat), []
-    for name in options.only:
-        try:
-            rows += CASES[name](benchmark)
-        except RuntimeError as failure:  # a process of it; the other cases go on
-            print(failure, file=sys.stderr)
-            rows.append(show(Row(f"{name}: failed", None, "", met=False)))
-        write(options.json, rows)
-    return rows
+    return measure(CASES, options.only, Benchmark(options.quick, options.repeat), options.json)
 
 
 if __name__ == "__main__":

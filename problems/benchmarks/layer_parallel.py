@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from problems.benchmarks.processes import ENVIRONMENT, Row, bar, plain, run, show, table, write
+from problems.benchmarks.processes import ENVIRONMENT, Row, bar, measure, plain, run, show, table
 
 WORK = "problems.benchmarks.layer_work"
 
@@ -172,15 +172,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("-data_dir", default="", help="folder of the data sets, for the training runs")
     parser.add_argument("-quick", action="store_true", help="small sizes: does it run?")
     options: Any = parser.parse_args(argv)
-    benchmark, rows = Benchmark(options.quick, options.repeat, options.data_dir), []
-    for name in options.only:
-        try:
-            rows += CASES[name](benchmark)
-        except RuntimeError as failure:
-            print(failure, file=sys.stderr)
-            rows.append(show(Row(f"{name}: failed", None, "", met=False)))
-        write(options.json, rows)
-    return rows
+    return measure(CASES, options.only, Benchmark(options.quick, options.repeat, options.data_dir), options.json)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # Open MPI refuses root and more ranks than cores, pins all runs to the same core, and its waiting ranks take the
 # cores from those that work.
@@ -85,6 +87,19 @@ def write(file: str, rows: list[Row]) -> None:
     """The rows as JSON, if there is a file's name."""
     if file:
         Path(file).write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+
+
+def measure(cases: Mapping[str, Callable[[T], list[Row]]], names: Sequence[str], benchmark: T, file: str) -> list[Row]:
+    """The rows of these cases, written to the file as they come; a process that fails fails its case alone."""
+    rows: list[Row] = []
+    for name in names:
+        try:
+            rows += cases[name](benchmark)
+        except RuntimeError as failure:
+            print(failure, file=sys.stderr)
+            rows.append(show(Row(f"{name}: failed", None, "", met=False)))
+        write(file, rows)
+    return rows
 
 
 def peak_mb() -> float:
