@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from petsc4py import PETSc
 
@@ -16,6 +16,7 @@ class Reason(IntEnum):
 
     CONVERGED_OPTIMALITY = 2
     CONVERGED_TAO = 3
+    CONVERGED_TARGET = 4
     ITERATING = 0
     DIVERGED_MAX_IT = -2
     DIVERGED_STAGNATION = -3
@@ -24,6 +25,7 @@ class Reason(IntEnum):
     DIVERGED_LINE_SEARCH = -6
     DIVERGED_TAO = -7
     DIVERGED_CYCLE = -8
+    DIVERGED_MAX_WORK = -9
 
     @property
     def remedy(self) -> str:
@@ -32,11 +34,12 @@ class Reason(IntEnum):
 
 
 _REMEDIES = {
-    Reason.DIVERGED_MAX_IT: "raise -sqp_max_it (-tao_max_it), or start closer to the solution",
+    Reason.DIVERGED_MAX_IT: "raise -sqp_max_it (-tao_max_it, -opt_max_it), or start closer to the solution",
+    Reason.DIVERGED_MAX_WORK: "raise -opt_max_gradients or -opt_max_work",
     Reason.DIVERGED_STAGNATION: "loosen -sqp_opt_tol, or check the derivatives with pdeopt.verify",
     Reason.DIVERGED_NAN: "the residual or objective is not finite near the last good iterate, which is kept",
     Reason.DIVERGED_LINEAR_SOLVE: "use a direct KKT solver, or raise -sqp_kkt_ksp_max_it",
-    Reason.DIVERGED_LINE_SEARCH: "loosen -sqp_opt_tol, or try -sqp_type composite",
+    Reason.DIVERGED_LINE_SEARCH: "loosen -sqp_opt_tol (-opt_gtol), or try -sqp_type composite",
     Reason.DIVERGED_CYCLE: "active sets come back: try -sqp_start state, a larger control weight, or -solver tao",
     Reason.DIVERGED_TAO: "see -tao_monitor and -tao_view; try another -tao_type",
 }
@@ -64,6 +67,8 @@ class Record:
     krylov: int
     note: str = ""
 
+    header: ClassVar[str] = "  it           objective   feasible    optimal     radius  krylov  step"
+
     def line(self) -> str:
         """The record for a reader."""
         return (
@@ -72,16 +77,52 @@ class Record:
         )
 
 
-HEADER = "  it           objective   feasible    optimal     radius  krylov  step"
+@dataclass(frozen=True)
+class DescentRecord:
+    """One outer iteration of an optimiser of a smooth function; calls and work are totals since the start.
+
+    Attributes:
+        iteration: 0 is the start.
+        objective: f.
+        optimality: |f'|.
+        radius: step size of a line search, or trust radius; of the step that led here.
+        values, gradients, hessian_products: calls.
+        work: all calls in equivalents of full gradients.
+        note: what happened to the step.
+    """
+
+    iteration: int
+    objective: float
+    optimality: float
+    radius: float
+    values: int
+    gradients: int
+    hessian_products: int
+    work: float
+    note: str = ""
+
+    header: ClassVar[str] = (
+        "  it           objective    optimal     radius   values  gradients     hvps        work  step"
+    )
+
+    def line(self) -> str:
+        """The record for a reader."""
+        return (
+            f"{self.iteration:4d}  {self.objective:18.11e}  {self.optimality:9.2e}  {self.radius:9.2e}"
+            f"  {self.values:7d}  {self.gradients:9d}  {self.hessian_products:7d}  {self.work:10.1f}  {self.note}"
+        )
+
+
+AnyRecord = Record | DescentRecord
 
 
 class History:
     """The records of a run as columns, `history["objective"]`, and by row, `history[-1]`."""
 
-    def __init__(self, records: list[Record] | None = None) -> None:
+    def __init__(self, records: list[Any] | None = None) -> None:
         self.records = [] if records is None else records
 
-    def append(self, record: Record) -> None:
+    def append(self, record: AnyRecord) -> None:
         """Add a record."""
         self.records.append(record)
 
@@ -93,7 +134,7 @@ class History:
 
     def columns(self) -> dict[str, list[Any]]:
         """All columns by name."""
-        return {f.name: self[f.name] for f in fields(Record)}
+        return {f.name: self[f.name] for f in fields(self.records[0])} if self.records else {}
 
     def as_rows(self) -> list[dict[str, Any]]:
         """The records as plain dictionaries."""
@@ -105,15 +146,13 @@ class Result:
     """What a solver returns: the last good point, why it stopped, and how it came there.
 
     Attributes:
-        state, design, multiplier: PETSc vectors.
+        design: the unknowns that were optimised: a PETSc vector, or a tensor (n,).
         reason: see `Reason`; `converged` is reason > 0.
         message: the reason in words, with a remedy where it diverged.
-        history: one `Record` an outer iteration.
+        history: one record an outer iteration.
     """
 
-    state: PETSc.Vec
-    design: PETSc.Vec
-    multiplier: PETSc.Vec
+    design: Any
     reason: Reason
     message: str
     history: History = field(default_factory=History)
@@ -134,7 +173,15 @@ class Result:
         return float(self.history[-1].objective)
 
 
-Monitor = Callable[[Record], None]
+@dataclass
+class ControlResult(Result):
+    """The result for a control problem, with its state and multiplier, PETSc vectors as the design."""
+
+    state: PETSc.Vec = None
+    multiplier: PETSc.Vec = None
+
+
+Monitor = Callable[[Any], None]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -156,9 +203,9 @@ def logged(name: str) -> Callable[[Method], Method]:
 def print_monitor(comm: Any, title: str) -> Monitor:
     """A monitor that prints a line a record on rank 0, under a header."""
 
-    def monitor(record: Record) -> None:
+    def monitor(record: AnyRecord) -> None:
         if record.iteration == 0:
-            PETSc.Sys.Print(f"{title}\n{HEADER}", comm=comm)
+            PETSc.Sys.Print(f"{title}\n{record.header}", comm=comm)
         PETSc.Sys.Print(record.line(), comm=comm)
 
     return monitor

@@ -9,10 +9,22 @@ from tests.support import ROOT
 #: A module imports modules of lower levels; within a level only those that stand before it.
 LEVELS = [
     ["errors", "arrays", "autodiff", "options", "monitor"],
-    ["timegrid", "sparse", "windows", "stepsolve", "innerproduct", "constraint", "objective", "controlmap", "verify"],
+    [
+        "timegrid",
+        "sparse",
+        "windows",
+        "stepsolve",
+        "innerproduct",
+        "constraint",
+        "objective",
+        "controlmap",
+        "verify",
+        "smooth",
+        "decomposition",
+    ],
     ["propagate", "mgrit", "linear_mgrit", "propagator", "transfer"],
     ["problem", "reduced", "layout", "metric", "assembly", "kkt", "coupled", "blocks", "checkpoint"],
-    ["precond", "precond.*", "kktsolver", "linesearch", "trustregion"],
+    ["precond", "precond.*", "kktsolver", "linesearch", "trustregion", "inversehessian", "trustsubproblem"],
     ["optimize", "optimize.*"],
 ]
 #: Folders whose modules may import each other.

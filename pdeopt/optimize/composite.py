@@ -18,6 +18,7 @@ from pdeopt.errors import SolveFailure
 from pdeopt.kktsolver import KKTSolver
 from pdeopt.metric import RieszMetric
 from pdeopt.monitor import Reason, Record
+from pdeopt.optimize.iterate import FullSpaceMethod
 from pdeopt.options import setting
 from pdeopt.problem import ControlProblem, Linearization
 from pdeopt.trustregion import TrustRegion
@@ -52,7 +53,7 @@ class _Tangential:
     t: PETSc.Vec
 
 
-class CompositeStep:
+class CompositeStep(FullSpaceMethod):
     """One iteration: quasi-normal step, tangential step, trial multiplier, penalty, acceptance.
 
     Args:

@@ -4,51 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from petsc4py import PETSc
 
 from pdeopt.errors import SolveFailure
-from pdeopt.monitor import History, Monitor, Reason, Record, Result, explain
+from pdeopt.monitor import AnyRecord, ControlResult, History, Monitor, Reason, Record, Result, explain
 from pdeopt.problem import ControlProblem, Linearization
 
 
 class Method(Protocol):
-    """An optimiser as the loop sees it: a point, a record of it, and a step to the next."""
+    """An optimiser as the loop sees it: a record of its point, a step to the next, and what it returns."""
 
-    problem: ControlProblem
-    lin: Linearization
-    x: PETSc.Vec
-    lam: PETSc.Vec
-
-    def record(self, iteration: int) -> Record:
+    def record(self, iteration: int) -> AnyRecord:
         """The present point in numbers; also prepares the next step."""
 
     def step(self) -> Reason:
         """Go on by one iteration: ITERATING, or why there is no next point."""
 
+    def unsolved(self) -> AnyRecord:
+        """The start in numbers where even `record` failed."""
+
+    def result(self, reason: Reason, message: str, history: History) -> Result:
+        """The last good point: a step that failed leaves the point as it was."""
+
 
 #: Called with the method and the history after each record, to save a checkpoint, say.
-Observer = Callable[[Method, History], None]
+Observer = Callable[[Any, History], None]
 
 
 def iterate(
     method: Method,
+    test: Callable[[Any], Reason],
     *,
-    max_it: int,
-    opt_tol: float,
-    feas_tol: float,
     monitors: Sequence[Monitor] = (),
     observers: Sequence[Observer] = (),
     history: History | None = None,
 ) -> Result:
-    """Step until optimality <= opt_tol and feasibility <= feas_tol, or a reason to give up.
+    """Step until `test` of the last record, or the step, gives a reason to stop.
 
     Args:
         history: records of an interrupted run that `method` goes on with.
-
-    Returns:
-        the last good point: a step that failed leaves the point as it was.
     """
     history, reason, detail = history or History(), Reason.ITERATING, ""
     try:
@@ -59,24 +55,44 @@ def iterate(
                 monitor(record)
             for observer in observers:
                 observer(method, history)
-            reason = _test(record, max_it, opt_tol, feas_tol)
+            reason = test(record)
             if reason == Reason.ITERATING:
                 reason = method.step()
     except SolveFailure as failure:
         reason, detail = Reason.DIVERGED_LINEAR_SOLVE, str(failure)
         if not history.records:
-            history.append(Record(0, method.lin.value, math.nan, math.nan, math.nan, 0, "start"))
-    state, design = method.problem.split(method.x)
-    return Result(state, design, method.lam, reason, explain(reason, detail), history)
+            history.append(method.unsolved())
+    return method.result(reason, explain(reason, detail), history)
 
 
 def _next_iteration(history: History) -> int:
     return int(history[-1].iteration) + 1 if len(history) else 0
 
 
-def _test(record: Record, max_it: int, opt_tol: float, feas_tol: float) -> Reason:
-    if not (math.isfinite(record.objective) and math.isfinite(record.feasibility)):
-        return Reason.DIVERGED_NAN
-    if record.optimality <= opt_tol and record.feasibility <= feas_tol:
-        return Reason.CONVERGED_OPTIMALITY
-    return Reason.DIVERGED_MAX_IT if record.iteration >= max_it else Reason.ITERATING
+class FullSpaceMethod:
+    """What methods with state, design and multiplier as unknowns share."""
+
+    problem: ControlProblem
+    lin: Linearization
+    x: PETSc.Vec
+    lam: PETSc.Vec
+
+    def unsolved(self) -> Record:
+        return Record(0, self.lin.value, math.nan, math.nan, math.nan, 0, "start")
+
+    def result(self, reason: Reason, message: str, history: History) -> ControlResult:
+        state, design = self.problem.split(self.x)
+        return ControlResult(design, reason, message, history, state, self.lam)
+
+
+def full_space_test(max_it: int, opt_tol: float, feas_tol: float) -> Callable[[Record], Reason]:
+    """Stop at optimality <= opt_tol and feasibility <= feas_tol, after max_it iterations, or at NaN."""
+
+    def test(record: Record) -> Reason:
+        if not (math.isfinite(record.objective) and math.isfinite(record.feasibility)):
+            return Reason.DIVERGED_NAN
+        if record.optimality <= opt_tol and record.feasibility <= feas_tol:
+            return Reason.CONVERGED_OPTIMALITY
+        return Reason.DIVERGED_MAX_IT if record.iteration >= max_it else Reason.ITERATING
+
+    return test

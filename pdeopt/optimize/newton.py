@@ -17,6 +17,7 @@ from pdeopt.kktsolver import KKTSolver
 from pdeopt.linesearch import Backtracking
 from pdeopt.metric import RieszMetric
 from pdeopt.monitor import Reason, Record
+from pdeopt.optimize.iterate import FullSpaceMethod
 from pdeopt.problem import ControlProblem, Linearization
 
 #: The Hessians in the order in which they are tried, and the step size below which the next one is.
@@ -26,7 +27,7 @@ SHORTEST_STEP: dict[Hessian, float] = {"full": 0.1, "gauss-newton": 1e-10}
 LOOSEST = 1e-2
 
 
-class NewtonKKT:
+class NewtonKKT(FullSpaceMethod):
     """A step solves [W F'^T; F' 0] (dx, dlam) = -(L_x, F) with the full Hessian W of the Lagrangian.
 
     Where W gives no descent direction of the merit function, or one along which it soon grows, the step is

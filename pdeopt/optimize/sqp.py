@@ -11,7 +11,7 @@ from pdeopt.errors import InputError, SolveFailure
 from pdeopt.monitor import History, Monitor, Result, print_monitor
 from pdeopt.optimize.activeset import ActiveSetKKT, Bound, Box
 from pdeopt.optimize.composite import CompositeSettings, CompositeStep
-from pdeopt.optimize.iterate import Observer, iterate
+from pdeopt.optimize.iterate import Observer, full_space_test, iterate
 from pdeopt.optimize.newton import NewtonKKT
 from pdeopt.options import read, setting
 from pdeopt.problem import ControlProblem
@@ -96,9 +96,9 @@ class SQPSolver:
             method.recall(memory)
         if self.settings.monitor:
             monitors = [print_monitor(self.problem.grid.comm, f"SQP ({self.settings.type})"), *monitors]
-        limits = {name: getattr(self.settings, name) for name in ("max_it", "opt_tol", "feas_tol")}
+        test = full_space_test(self.settings.max_it, self.settings.opt_tol, self.settings.feas_tol)
         try:
-            result = iterate(method, **limits, monitors=monitors, observers=observers, history=history)
+            result = iterate(method, test, monitors=monitors, observers=observers, history=history)
         finally:
             method.destroy()
         if self.settings.view:

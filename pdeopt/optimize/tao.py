@@ -17,7 +17,7 @@ from petsc4py import PETSc
 from pdeopt.arrays import readonly
 from pdeopt.errors import InputError, SolveFailure
 from pdeopt.metric import RieszMetric
-from pdeopt.monitor import History, Monitor, Reason, Record, Result, explain, print_monitor
+from pdeopt.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor
 from pdeopt.options import read, set_default, setting
 from pdeopt.reduced import ReducedObjective
 
@@ -73,7 +73,7 @@ class TaoSolver:
 
     def solve(
         self, z: PETSc.Vec | None = None, *, monitors: Sequence[Monitor] = (), history: History | None = None
-    ) -> Result:
+    ) -> ControlResult:
         """Solve from the design z (default zero), which is copied. Collective."""
         self.design = self.problem.create_design() if z is None else z.copy()  #: of the last iteration
         self.history, self._failure = history or History(), ""
@@ -163,7 +163,7 @@ class TaoSolver:
             raise InputError("bounds", "a lower bound above the upper one", "lower <= upper")
         return vectors[0], vectors[1]
 
-    def _result(self, code: int) -> Result:
+    def _result(self, code: int) -> ControlResult:
         """The last good point, and why there is none after it."""
         reason, detail = Reason.DIVERGED_TAO, f"TAO reason {code}, type {self.type}"
         if self._failure:
@@ -174,7 +174,8 @@ class TaoSolver:
             reason = Reason.CONVERGED_TAO
         elif code == TAO_DIVERGED_MAXITS:
             reason = Reason.DIVERGED_MAX_IT
-        return Result(self._state, self.design, self._multiplier, reason, explain(reason, detail), self.history)
+        message = explain(reason, detail)
+        return ControlResult(self.design, reason, message, self.history, self._state, self._multiplier)
 
     def _test(self, tao: PETSc.TAO) -> int:
         """Record the iteration, and stop by the dual norm of the (projected) gradient."""

@@ -1,0 +1,117 @@
+"""Decompositions of a vector of unknowns into overlapping parts: index sets, a partition of unity, colours, owners."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from pdeopt.errors import InputError
+
+
+class Decomposition:
+    """Parts of the unknowns of this rank, which cover them all.
+
+    Args:
+        size: unknowns on this rank.
+        parts: indices of each part on this rank, int64, sorted; every rank states all parts, those without unknowns
+            here as empty ones.
+        comm: communicator over which the unknowns are distributed.
+        team: ranks that share the parts among them, where the unknowns are on every rank: a rank works on its own parts
+            alone and corrections are summed. None: all ranks work on every part together.
+
+    Attributes:
+        weights: partition of unity, a tensor a part; an index in k parts has 1/k in each.
+
+    Raises:
+        InputError: a part without unknowns on any rank, an index out of range or twice in a part, unknowns in no part.
+    """
+
+    def __init__(self, size: int, parts: Sequence[Tensor], comm: Any = MPI.COMM_SELF, team: Any = None) -> None:
+        self.size, self.parts, self.comm, self.team = size, tuple(parts), comm, team
+        count = torch.zeros(size)
+        for number, part in enumerate(self.parts):
+            if len(part) and (part.min() < 0 or part.max() >= size or bool((part.diff() <= 0).any())):
+                raise InputError(f"part {number} of a decomposition", f"indices {part.min()} to {part.max()}",
+                                 f"increasing indices from 0 to {size - 1}")  # fmt: skip
+            count[part] += 1
+        self._check(comm, count)
+        self.weights = tuple(1.0 / count[part].double() for part in self.parts)
+
+    def _check(self, comm: Any, count: Tensor) -> None:
+        sizes = comm.allreduce(torch.tensor([len(part) for part in self.parts]).numpy())
+        uncovered = comm.allreduce(int((count == 0).sum()))
+        if not self.parts or 0 in sizes:
+            empty = [number for number, total in enumerate(sizes) if total == 0]
+            raise InputError("parts of a decomposition", f"no unknowns in {empty or 'any'}", "parts with unknowns")
+        if uncovered:
+            raise InputError(
+                "parts of a decomposition", f"{uncovered} unknowns in none", "parts that cover all unknowns"
+            )
+
+    @classmethod
+    def blocks(cls, sizes: Sequence[int], parts: int, overlap: int = 0, team: Any = None) -> Decomposition:
+        """Neighbouring blocks, layers or time steps, in `parts` nearly equal groups.
+
+        Args:
+            sizes: unknowns of each block, in order.
+            overlap: blocks that a part takes from each neighbour.
+
+        Raises:
+            InputError: more parts than blocks.
+        """
+        number = len(sizes)
+        if not 1 <= parts <= number:
+            raise InputError("parts of a decomposition", parts, f"1 to {number}, the number of blocks")
+        starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        cuts = [round(number * s / parts) for s in range(parts + 1)]
+        ranges = [(starts[max(a - overlap, 0)], starts[min(b + overlap, number)]) for a, b in zip(cuts, cuts[1:])]
+        return cls(starts[-1], [torch.arange(a, b) for a, b in ranges], team=team)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def owner(self, part: int) -> int:
+        """The rank of the team that works on a part."""
+        return 0 if self.team is None else part * self.team.size // len(self)
+
+    def mine(self) -> list[int]:
+        """The parts that this rank works on."""
+        rank = 0 if self.team is None else self.team.rank
+        return [s for s in range(len(self)) if self.owner(s) == rank]
+
+    def prolong(self, part: int, d: Tensor) -> Tensor:
+        """R' d: the unknowns of a part among all, zero elsewhere."""
+        return torch.zeros(self.size, dtype=d.dtype).index_copy(0, self.parts[part], d)
+
+    def combine(self, corrections: dict[int, Tensor]) -> Tensor:
+        """sum_s R_s' W_s d_s over the corrections of all ranks, W the partition of unity: (size,)."""
+        total = torch.zeros(self.size, dtype=torch.float64)
+        for part, d in sorted(corrections.items()):
+            total.index_add_(0, self.parts[part], self.weights[part] * d)
+        return total if self.team is None else torch.as_tensor(self.team.allreduce(total.numpy()))
+
+    def colours(self, coupling: Tensor | None = None) -> list[list[int]]:
+        """Parts in groups whose members may be worked on at the same time in a multiplicative sweep; greedy.
+
+        Args:
+            coupling: (parts, parts) whether two parts depend on each other beside sharing unknowns; None: only those
+                that share unknowns do.
+        """
+        masks = torch.zeros(len(self), self.size, dtype=torch.bool)
+        for number, part in enumerate(self.parts):
+            masks[number, part] = True
+        shared = (masks.double() @ masks.double().T) > 0
+        depends = shared if coupling is None else shared | coupling
+        groups: list[list[int]] = []
+        for part in range(len(self)):
+            for group in groups:
+                if not bool(depends[part, group].any()):
+                    group.append(part)
+                    break
+            else:
+                groups.append([part])
+        return groups
