@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class Decomposition:
             raise InputError("parts of a decomposition", parts, f"1 to {number}, the number of blocks")
         starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
         cuts = [round(number * s / parts) for s in range(parts + 1)]
-        ranges = [(starts[max(a - overlap, 0)], starts[min(b + overlap, number)]) for a, b in zip(cuts, cuts[1:])]
+        ranges = [(starts[max(a - overlap, 0)], starts[min(b + overlap, number)]) for a, b in pairwise(cuts)]
         return cls(starts[-1], [torch.arange(a, b) for a, b in ranges], team=team)
 
     def __len__(self) -> int:
@@ -102,8 +103,8 @@ class Decomposition:
                 that share unknowns do.
         """
         masks = torch.zeros(len(self), self.size, dtype=torch.bool)
-        for number, part in enumerate(self.parts):
-            masks[number, part] = True
+        for number, indices in enumerate(self.parts):
+            masks[number, indices] = True
         shared = (masks.double() @ masks.double().T) > 0
         depends = shared if coupling is None else shared | coupling
         groups: list[list[int]] = []

@@ -25,7 +25,7 @@ class InverseHessian(Protocol):
         """H g."""
 
     def update(self, s: Tensor, y: Tensor, curvature: float | None = None) -> bool:
-        """Take in a pair; `curvature` is s.H^-1 s where it is known. False, and nothing, for a pair without curvature."""
+        """Take in a pair; `curvature` is s.H^-1 s where it is known. A pair without curvature is not taken: False."""
 
     def reset(self) -> None:
         """Forget all pairs."""
@@ -69,7 +69,8 @@ class LimitedMemory:
         w = torch.linalg.solve_triangular(R, both[:m, None], upper=True)[:, 0]  # R^-1 S'g
         inner = self.SY.diagonal() * w + c * (self.YY @ w - both[m:])
         top = torch.linalg.solve_triangular(R.T, inner[:, None], upper=False)[:, 0]
-        return g * c + self.S.T @ top - self.Y.T @ (c * w)
+        found: Tensor = g * c + self.S.T @ top - self.Y.T @ (c * w)
+        return found
 
     def update(self, s: Tensor, y: Tensor, curvature: float | None = None) -> bool:
         """Take in a pair, and let the oldest go."""

@@ -6,6 +6,7 @@ are on every rank, and `comm` is then COMM_SELF.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -125,7 +126,7 @@ class SmoothFunction(ABC):
 
     def norm(self, a: Tensor) -> float:
         """|a| over all ranks."""
-        return self.dot(a, a) ** 0.5
+        return math.sqrt(self.dot(a, a))
 
     def sum(self, own: Tensor) -> Tensor:
         """The sum of the ranks' tensors."""

@@ -60,6 +60,7 @@ class Minimiser(TaoType):
     x: Tensor
     f: float
     g: Tensor
+    stop: Any
 
     def __init__(
         self,
@@ -74,11 +75,10 @@ class Minimiser(TaoType):
             raise InputError(
                 f"{type(self).__name__}: setting", ", ".join(sorted(unknown)), ", ".join(sorted(own | shared))
             )
-        self._read = lambda cls, name, known: read(
-            cls, f"{prefix}{name}_", **{key: value for key, value in defaults.items() if key in known}
-        )
-        self.settings = self._read(self.Settings, self.name, own) if settings is None else settings
-        self.stop = self._read(StopSettings, "opt", shared) if stop is None else stop
+        mine = {key: value for key, value in defaults.items() if key in own}
+        rest = {key: value for key, value in defaults.items() if key in shared}
+        self.settings = read(self.Settings, f"{prefix}{self.name}_", **mine) if settings is None else settings
+        self.stop = read(StopSettings, f"{prefix}opt_", **rest) if stop is None else stop
         check(self.settings)
         if function is not None:
             self.attach(function)

@@ -13,7 +13,6 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.arrays import assign, copy
-from pdeopt.errors import InputError
 from pdeopt.smooth import Costs, SmoothFunction
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class TaoType:
 
     def setFromOptions(self, tao: PETSc.TAO) -> None:
         """Read the settings again, with TAO's prefix."""
-        type(self).__init__(self, prefix=tao.getOptionsPrefix() or "")  # type: ignore[misc]
+        type(self).__init__(self, prefix=tao.getOptionsPrefix() or "")  # type: ignore[call-arg]
 
     def solve(self, tao: PETSc.TAO) -> None:
         """Minimise TAO's objective from TAO's solution, which is overwritten."""
@@ -63,7 +62,7 @@ class TaoType:
         make = getattr(context, "smooth_function", TaoFunction)
         minimiser: Minimiser = self  # type: ignore[assignment]
         minimiser.attach(make(tao))
-        minimiser.stop = _Limits(tao)  # type: ignore[assignment]
+        minimiser.stop = _Limits()
         run = _Run(minimiser, tao)
         result = minimiser.minimise(copy(tao.getSolution()), until=run)
         assign(tao.getSolution(), result.design)
@@ -76,9 +75,6 @@ class _Limits:
     """Stops at nothing: the tests are TAO's."""
 
     max_it, max_gradients, max_work, gtol, target, monitor = 2**62, 0, 0.0, -1.0, None, False
-
-    def __init__(self, tao: PETSc.TAO) -> None:
-        del tao
 
 
 class _Run:
@@ -112,6 +108,3 @@ class _Run:
         if norm <= gttol * self.first:
             return CONVERGED_GTTOL
         return DIVERGED_MAXITS if self.iteration >= self.tao.getMaximumIterations() else CONTINUE
-
-
-__all__ = ["InputError", "TaoFunction", "TaoType"]
