@@ -19,13 +19,14 @@ import torch
 from petsc4py import PETSc
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from torch import Tensor
 
 from pdeopt.arrays import Array, assign, copy
 from pdeopt.errors import InputError, on_root
-from pdeopt.monitor import History, Record
+from pdeopt.monitor import DescentRecord, History, Record
 from pdeopt.problem import ControlProblem
 
-FORMAT = "pdeopt checkpoint 1"
+FORMAT = "pdeopt checkpoint 2"
 FIELDS = ("state", "control", "parameters", "multiplier")
 
 
@@ -49,12 +50,7 @@ def write_checkpoint(path: str, problem: ControlProblem, fingerprint: dict[str, 
     text = {"format": FORMAT, "fingerprint": fingerprint, "memory": checkpoint.memory,
             "history": checkpoint.history.as_rows()}  # fmt: skip
 
-    def write() -> None:
-        header = json.dumps(text)
-        content = save(arrays, metadata={"header": header, "sha256": _checksum(arrays, header)})
-        replace_file(path, content)
-
-    on_root(problem.grid.mpi, write)
+    on_root(problem.grid.mpi, lambda: _store(path, arrays, text))
 
 
 def read_checkpoint(path: str, problem: ControlProblem, fingerprint: dict[str, Any]) -> Checkpoint:
@@ -69,6 +65,34 @@ def read_checkpoint(path: str, problem: ControlProblem, fingerprint: dict[str, A
     assign(x, *parts[:3])
     assign(lam, parts[3])
     return Checkpoint(x, lam, text["memory"], History([Record(**row) for row in text["history"]]))
+
+
+def write_memory(path: str, fingerprint: dict[str, Any], memory: dict[str, Any], history: History) -> None:
+    """Write what a `Minimiser` needs to go on, atomically. For unknowns that every rank has; one rank writes.
+
+    Args:
+        memory: `Minimiser.memory()`, tensors and numbers; more of both may be added.
+    """
+    arrays = {name: value.detach().contiguous().numpy() for name, value in memory.items() if isinstance(value, Tensor)}
+    numbers = {name: value for name, value in memory.items() if name not in arrays}
+    text = {"format": FORMAT, "fingerprint": fingerprint, "memory": numbers, "history": history.as_rows()}
+    _store(path, arrays, text)
+
+
+def read_memory(path: str, fingerprint: dict[str, Any]) -> tuple[dict[str, Any], History]:
+    """What `write_memory` wrote, for `minimise(x, memory=..., history=...)`.
+
+    Raises:
+        InputError: no such file, a damaged file, or one of another problem.
+    """
+    arrays, text = _load(path, fingerprint)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return tensors | text["memory"], History([DescentRecord(**row) for row in text["history"]])
+
+
+def _store(path: str, arrays: dict[str, Array], text: dict[str, Any]) -> None:
+    header = json.dumps(text)
+    replace_file(path, save(arrays, metadata={"header": header, "sha256": _checksum(arrays, header)}))
 
 
 def replace_file(path: str, content: bytes) -> None:
@@ -105,7 +129,7 @@ def _gather(problem: ControlProblem, checkpoint: Checkpoint) -> list[Array]:
     return [np.empty(0) if parts is None else np.concatenate(parts) for parts in gathered]
 
 
-def _own_part(problem: ControlProblem, whole: Array, size: int) -> torch.Tensor:
+def _own_part(problem: ControlProblem, whole: Array, size: int) -> Tensor:
     start = int(problem.grid.mpi.exscan(size) or 0)
     total = int(problem.grid.mpi.allreduce(size))
     if whole.size != total:
@@ -115,8 +139,8 @@ def _own_part(problem: ControlProblem, whole: Array, size: int) -> torch.Tensor:
 
 def _checksum(arrays: dict[str, Array], header: str) -> str:
     digest = hashlib.sha256(header.encode())
-    for name in FIELDS:
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    for name in sorted(arrays):
+        digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()
 
 
@@ -126,7 +150,7 @@ def _load(path: str, fingerprint: dict[str, Any]) -> tuple[dict[str, Array], dic
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in FIELDS}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = metadata["header"]
         if metadata["sha256"] != _checksum(arrays, header):
             raise ValueError("checksum")

@@ -23,6 +23,7 @@ class Decomposition:
         comm: communicator over which the unknowns are distributed.
         team: ranks that share the parts among them, where the unknowns are on every rank: a rank works on its own parts
             alone and corrections are summed. None: all ranks work on every part together.
+        owners: the rank of the team that works on each part; default an even share of them.
 
     Attributes:
         weights: partition of unity, a tensor a part; an index in k parts has 1/k in each.
@@ -31,8 +32,9 @@ class Decomposition:
         InputError: a part without unknowns on any rank, an index out of range or twice in a part, unknowns in no part.
     """
 
-    def __init__(self, size: int, parts: Sequence[Tensor], comm: Any = MPI.COMM_SELF, team: Any = None) -> None:
-        self.size, self.parts, self.comm, self.team = size, tuple(parts), comm, team
+    def __init__(self, size: int, parts: Sequence[Tensor], comm: Any = MPI.COMM_SELF, team: Any = None,
+                 owners: Sequence[int] | None = None) -> None:  # fmt: skip
+        self.size, self.parts, self.comm, self.team, self._owners = size, tuple(parts), comm, team, owners
         count = torch.zeros(size)
         for number, part in enumerate(self.parts):
             if len(part) and (part.min() < 0 or part.max() >= size or bool((part.diff() <= 0).any())):
@@ -72,11 +74,30 @@ class Decomposition:
         ranges = [(starts[max(a - overlap, 0)], starts[min(b + overlap, number)]) for a, b in pairwise(cuts)]
         return cls(starts[-1], [torch.arange(a, b) for a, b in ranges], team=team)
 
+    @classmethod
+    def even(
+        cls, size: int, parts: int, overlap: int = 0, comm: Any = MPI.COMM_SELF, team: Any = None
+    ) -> Decomposition:
+        """Neighbouring unknowns in nearly equal parts, over all ranks of `comm`.
+
+        Raises:
+            InputError: more parts than unknowns.
+        """
+        sizes = comm.allgather(size)
+        total, begin = sum(sizes), sum(sizes[: comm.rank])
+        if not 1 <= parts <= total:
+            raise InputError("parts of a decomposition", parts, f"1 to {total}, the number of unknowns")
+        cuts = [round(total * s / parts) for s in range(parts + 1)]
+        own = [(max(a - overlap - begin, 0), min(b + overlap - begin, size)) for a, b in pairwise(cuts)]
+        return cls(size, [torch.arange(a, max(a, b)) for a, b in own], comm, team)
+
     def __len__(self) -> int:
         return len(self.parts)
 
     def owner(self, part: int) -> int:
         """The rank of the team that works on a part."""
+        if self._owners is not None:
+            return self._owners[part]
         return 0 if self.team is None else part * self.team.size // len(self)
 
     def mine(self) -> list[int]:
@@ -90,10 +111,20 @@ class Decomposition:
 
     def combine(self, corrections: dict[int, Tensor]) -> Tensor:
         """sum_s R_s' W_s d_s over the corrections of all ranks, W the partition of unity: (size,)."""
+        total = self.assemble(corrections)
+        return total if self.team is None else torch.as_tensor(self.team.allreduce(total.numpy()))
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether every rank has all unknowns."""
+        return bool(self.comm.size == 1)
+
+    def assemble(self, corrections: dict[int, Tensor], weighted: bool = True) -> Tensor:
+        """sum_s R_s' W_s d_s over these corrections, (size,), or sum_s R_s' d_s without the weights."""
         total = torch.zeros(self.size, dtype=torch.float64)
         for part, d in sorted(corrections.items()):
-            total.index_add_(0, self.parts[part], self.weights[part] * d)
-        return total if self.team is None else torch.as_tensor(self.team.allreduce(total.numpy()))
+            total.index_add_(0, self.parts[part], self.weights[part] * d if weighted else d)
+        return total
 
     def colours(self, coupling: Tensor | None = None) -> list[list[int]]:
         """Parts in groups whose members may be worked on at the same time in a multiplicative sweep; greedy.

@@ -12,19 +12,25 @@ import torch
 from torch import Tensor
 
 from pdeopt.errors import InputError
-from pdeopt.smooth import SmoothFunction
+from pdeopt.smooth import Operator, SmoothFunction
 
 #: y.s must exceed this fraction of |y||s|.
 CURVATURE = 1e-10
 
 
 class InverseHessian(Protocol):
-    """H, an approximation of f''^-1."""
+    """H, an approximation of f''^-1.
+
+    Attributes:
+        unit_steps: whether -H g is mostly as long as the step should be.
+    """
+
+    unit_steps: bool
 
     def times(self, g: Tensor) -> Tensor:
         """H g."""
 
-    def update(self, s: Tensor, y: Tensor, curvature: float | None = None) -> bool:
+    def update(self, s: Tensor, y: Tensor, curvature: float | None = None, g: Tensor | None = None) -> bool:
         """Take in a pair; `curvature` is s.H^-1 s where it is known. A pair without curvature is not taken: False."""
 
     def reset(self) -> None:
@@ -40,59 +46,62 @@ class InverseHessian(Protocol):
 class LimitedMemory:
     """H of L-BFGS in compact form (R. H. Byrd, J. Nocedal, R. B. Schnabel, Math. Program. 63, 1994, theorem 2.2).
 
-    H = c I + [S cY] [[R^-T (D + c Y'Y) R^-1, -R^-T], [-R^-1, 0]] [S cY]', c = y.s / y.y of the last pair, R the upper
-    triangle of S'Y, D its diagonal: two products with all pairs, whatever their number.
+    H = H_0 + [S Z] [[R^-T (D + Y'Z) R^-1, -R^-T], [-R^-1, 0]] [S Z]',   Z = H_0 Y, R the upper triangle of S'Y, D its
+    diagonal: two products with all pairs, whatever their number. H_0 is y.s / y.y of the last pair, times the identity,
+    where nothing better is known.
 
     Args:
         function: whose unknowns they are; gives inner products.
-        pairs: kept at most; 0 for steepest descent.
+        pairs: kept at most; 0 for none, H = H_0.
+        initial: H_0.
     """
 
-    def __init__(self, function: SmoothFunction, pairs: int) -> None:
+    def __init__(self, function: SmoothFunction, pairs: int, initial: Operator | None = None) -> None:
         if pairs < 0:
             raise InputError("memory of L-BFGS", pairs, "an integer >= 0")
-        self.function, self.pairs = function, pairs
+        self.function, self.pairs, self.initial = function, pairs, initial
+        self.unit_steps = True
         self.reset()
 
     def reset(self) -> None:
-        self.S = self.Y = torch.empty(0, self.function.size, dtype=torch.float64)
-        self.SY = self.YY = torch.empty(0, 0, dtype=torch.float64)
+        self.S = self.Y = self.Z = torch.empty(0, self.function.size, dtype=torch.float64)
+        self.SY = self.YZ = torch.empty(0, 0, dtype=torch.float64)
 
     def times(self, g: Tensor) -> Tensor:
         """H g."""
-        m = len(self.S)
+        m, start = len(self.S), g if self.initial is None else self.initial(g)
         if m == 0:
-            return g.clone()
-        c = float(self.SY[-1, -1] / self.YY[-1, -1])
-        both = self.function.sum(torch.cat([self.S @ g, self.Y @ g]))
+            return start.clone()
+        c = float(self.SY[-1, -1] / self.YZ[-1, -1]) if self.initial is None else 1.0
+        Sg, Zg = self.function.sum(torch.cat([self.S @ g, self.Z @ g])).split(m)
         R = self.SY.triu()
-        w = torch.linalg.solve_triangular(R, both[:m, None], upper=True)[:, 0]  # R^-1 S'g
-        inner = self.SY.diagonal() * w + c * (self.YY @ w - both[m:])
+        w = torch.linalg.solve_triangular(R, Sg[:, None], upper=True)[:, 0]  # R^-1 S'g
+        inner = self.SY.diagonal() * w + c * (self.YZ @ w - Zg)
         top = torch.linalg.solve_triangular(R.T, inner[:, None], upper=False)[:, 0]
-        found: Tensor = g * c + self.S.T @ top - self.Y.T @ (c * w)
+        found: Tensor = start * c + self.S.T @ top - self.Z.T @ (c * w)
         return found
 
-    def update(self, s: Tensor, y: Tensor, curvature: float | None = None) -> bool:
+    def update(self, s: Tensor, y: Tensor, curvature: float | None = None, g: Tensor | None = None) -> bool:
         """Take in a pair, and let the oldest go."""
         if self.pairs == 0:
             return True
-        first = len(self.S) + 1 - self.pairs if len(self.S) == self.pairs else 0
-        S, Y = torch.cat([self.S[first:], s[None]]), torch.cat([self.Y[first:], y[None]])
+        first, z = max(len(self.S) + 1 - self.pairs, 0), y if self.initial is None else self.initial(y)
+        S, Y, Z = (torch.cat([old[first:], new[None]]) for old, new in ((self.S, s), (self.Y, y), (self.Z, z)))
         m = len(S)
-        sums = self.function.sum(torch.cat([S @ y, Y @ s, Y @ y, (s @ s)[None]]))
-        Sy, Ys, Yy, ss = sums[:m], sums[m : 2 * m], sums[2 * m : 3 * m], float(sums[-1])
-        if not float(Sy[-1]) > CURVATURE * math.sqrt(ss * float(Yy[-1])):
+        sums = self.function.sum(torch.cat([S @ y, Y @ s, Z @ y, torch.stack([s @ s, y @ y])]))
+        Sy, Ys, Zy, (ss, yy) = sums[:m], sums[m : 2 * m], sums[2 * m : 3 * m], sums[3 * m :].tolist()
+        if not float(Sy[-1]) > CURVATURE * math.sqrt(ss * yy):
             return False
-        self.S, self.Y = S, Y
+        self.S, self.Y, self.Z = S, Y, Y if self.initial is None else Z
         self.SY = _bordered(self.SY[first:, first:], Ys[:-1], Sy)
-        self.YY = _bordered(self.YY[first:, first:], Yy[:-1], Yy)
+        self.YZ = _bordered(self.YZ[first:, first:], Zy[:-1], Zy)
         return True
 
     def memory(self) -> dict[str, Any]:
-        return {name: getattr(self, name).clone() for name in ("S", "Y", "SY", "YY")}
+        return {name: getattr(self, name).clone() for name in ("S", "Y", "Z", "SY", "YZ")}
 
     def recall(self, memory: dict[str, Any]) -> None:
-        self.S, self.Y, self.SY, self.YY = (memory[name].clone() for name in ("S", "Y", "SY", "YY"))
+        self.S, self.Y, self.Z, self.SY, self.YZ = (memory[name].clone() for name in ("S", "Y", "Z", "SY", "YZ"))
 
 
 def _bordered(inner: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -113,10 +122,19 @@ class DenseInverse:
         function: whose unknowns they are; n is the sum of its sizes over the ranks of its communicator.
         kind: "ssbroyden", "ssbfgs" (phi = 1), or "bfgs" (phi = tau = 1).
         team: communicator whose ranks share the rows, where the unknowns are on every rank; each takes a part.
+        initial: H before the first pair, applied and not stored; default a multiple of the identity.
     """
 
-    def __init__(self, function: SmoothFunction, kind: str = "ssbroyden", team: Any = None, wait: int = 16) -> None:
-        self.function, self.kind, self.team, self.wait = function, kind, team, wait
+    def __init__(
+        self,
+        function: SmoothFunction,
+        kind: str = "ssbroyden",
+        team: Any = None,
+        initial: Operator | None = None,
+        wait: int = 16,
+    ) -> None:
+        self.function, self.kind, self.team, self.initial, self.wait = function, kind, team, initial, wait
+        self.unit_steps = kind == "bfgs"  # self-scaling only enlarges H
         sizes = function.comm.allgather(function.size)
         self.n, begin = sum(sizes), sum(sizes[: function.comm.rank])
         self.rows = slice(begin, begin + function.size)
@@ -128,32 +146,41 @@ class DenseInverse:
     def reset(self) -> None:
         own = self.rows.stop - self.rows.start
         self.H = torch.zeros(own, self.n, dtype=torch.float64)
-        self.H[torch.arange(own), torch.arange(self.rows.start, self.rows.stop)] = 1.0
-        self.factor = 1.0  # the matrix is factor (H + left waiting')
+        if self.initial is None:
+            self.H[torch.arange(own), torch.arange(self.rows.start, self.rows.stop)] = 1.0
+        self.factor = self.initial_factor = 1.0  # factor (H + left' right) + initial_factor H_0
         self.left = torch.empty(2 * self.wait, own, dtype=torch.float64)
         self.right = torch.empty(2 * self.wait, self.n, dtype=torch.float64)
-        self.waiting, self.first = 0, True
+        self.waiting, self.first = 0, self.initial is None
+        self._last: tuple[Tensor, Tensor] | None = None  # g and H g
 
     def times(self, g: Tensor) -> Tensor:
         """H g."""
+        if self._last is None or not torch.equal(self._last[0], g):
+            self._last = (g, self._product(g))
+        return self._last[1]
+
+    def _product(self, g: Tensor) -> Tensor:
         whole = self._whole(g)
         left, right = self.left[: self.waiting], self.right[: self.waiting]
         own = (torch.mv(self.H, whole) + left.T @ (right @ whole)) * self.factor
-        if self.team is None or self.team.size == 1:
-            return own
-        return torch.cat([torch.as_tensor(part) for part in self.team.allgather(own.numpy())])
+        if self.team is not None and self.team.size > 1:
+            own = torch.cat([torch.as_tensor(part) for part in self.team.allgather(own.numpy())])
+        return own if self.initial is None else own + self.initial_factor * self.initial(g)
 
-    def update(self, s: Tensor, y: Tensor, curvature: float | None = None, Hy: Tensor | None = None) -> bool:
+    def update(self, s: Tensor, y: Tensor, curvature: float | None = None, g: Tensor | None = None) -> bool:
         """Take in a pair; without `curvature` the update is that of SSBFGS with b = 1.
 
         Args:
-            Hy: where it is known, by linearity from products that are.
+            g: the gradient at the end of the step, if `times` was last asked for the one at its beginning: one product
+                then gives both H y and, corrected by the update, the H g of the next step.
         """
         function = self.function
         ys, yy, ss = function.sum(torch.stack([y @ s, y @ y, s @ s])).tolist()
         if not ys > CURVATURE * math.sqrt(yy * ss):
             return False
-        Hy = self.times(y) if Hy is None else Hy
+        Hg, before, self._last = None if g is None else self._product(g), self._last, None
+        Hy = self._product(y) if Hg is None or before is None else Hg - before[1]
         yHy = function.dot(y, Hy)
         if not yHy > 0:
             self.reset()
@@ -166,7 +193,11 @@ class DenseInverse:
         cross = -phi / (tau * ys)
         s_part = (phi * h / tau + 1.0) / ys * s + cross * Hy
         Hy_part = cross * s + (phi - 1.0) / (tau * yHy) * Hy
+        if g is not None and Hg is not None:
+            along = function.products([s_part, Hy_part], g)
+            self._last = (g, Hg / tau + along[0] * s + along[1] * Hy)
         self.factor /= tau
+        self.initial_factor /= tau
         for left, right in ((s, s_part), (Hy, Hy_part)):
             self.left[self.waiting] = self._whole(left)[self.rows]
             self.right[self.waiting] = self._whole(right) / self.factor
@@ -186,13 +217,17 @@ class DenseInverse:
         return own if comm.size == 1 else torch.cat([torch.as_tensor(part) for part in comm.allgather(own.numpy())])
 
     def memory(self) -> dict[str, Any]:
-        return {"H": self.H.clone(), "left": self.left.clone(), "right": self.right.clone(), "factor": self.factor,
+        last = {} if self._last is None else {"last_g": self._last[0].clone(), "last_Hg": self._last[1].clone()}
+        return last | {"H": self.H.clone(), "left": self.left.clone(), "right": self.right.clone(), "factor": self.factor,
+                "initial_factor": self.initial_factor,
                 "waiting": self.waiting, "first": float(self.first)}  # fmt: skip
 
     def recall(self, memory: dict[str, Any]) -> None:
         self.H, self.left, self.right = (memory[name].clone() for name in ("H", "left", "right"))
-        self.factor, self.waiting = float(memory["factor"]), int(memory["waiting"])
+        self.factor, self.initial_factor = float(memory["factor"]), float(memory["initial_factor"])
+        self.waiting = int(memory["waiting"])
         self.first = bool(memory["first"])
+        self._last = (memory["last_g"].clone(), memory["last_Hg"].clone()) if "last_g" in memory else None
 
 
 def broyden(b: float, h: float, n: int, kind: str, first: bool = False) -> tuple[float, float]:

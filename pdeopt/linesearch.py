@@ -83,7 +83,8 @@ class Backtracking:
 
     def along(self, ray: Ray, size: float = 1.0) -> float | None:
         """A step size with sufficient decrease along the ray; None if there is none."""
-        return self.search(ray, ray.start, ray.slope_at_start, size)
+        slope = ray.slope_at_start
+        return self.search(ray, ray.start, slope, size) if slope < 0 else None
 
     def search(self, phi: Callable[[float], float], start: float, slope: float, size: float = 1.0) -> float | None:
         """A step size with sufficient decrease of `phi` from phi(0) = start; None if there is none.
@@ -121,6 +122,8 @@ class StrongWolfe:
     def along(self, ray: Ray, size: float = 1.0) -> float | None:
         """A step size that fulfils both; a decrease alone if none is found; None without one."""
         start, slope = ray.start, ray.slope_at_start
+        if not slope < 0:
+            return None
         low, high = (0.0, start, slope), None  # brackets: sizes with value and slope
         best: float | None = None
         for _ in range(self.trials):

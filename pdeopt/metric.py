@@ -101,6 +101,12 @@ class RieszMetric:
         assign(out, self.design.multiply(z + 1.0), (p + 1.0)[: self.problem.param_size])
         return out
 
+    def root(self) -> PETSc.Vec:
+        """D with D^2 = `design_lumped`: in y = D z, gradients are functions, not integrals."""
+        out = self.design_lumped()
+        out.sqrtabs()
+        return out
+
     def residual_inverse(self, c: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out_i = (dt_i M)^-1 c_i: the function that a residual represents."""
         rows = copy(c).reshape(-1, self.problem.n)

@@ -67,9 +67,13 @@ class ControlProblem:
         self.propagator = Propagator(grid)
         self._check_shapes()
 
+    def initial_state(self, p: Tensor) -> Tensor:
+        """u_0 = G(p), shape (n,)."""
+        return self.constraint.initial_state(p)
+
     def _check_shapes(self) -> None:
         p = torch.zeros(self.param_dim, dtype=torch.float64)
-        u0 = self.constraint.initial_state(p)
+        u0 = self.initial_state(p)
         _require_tensor("initial_state(p)", u0, (self.n,))
         if not u0.isfinite().all():
             raise InputError("initial_state(p)", "NaN or infinite entries", "finite numbers")
@@ -179,7 +183,7 @@ class ControlProblem:
         """
         z, p = self.design_fields(design)
         z, steps = self.controls(z), self.grid.steps.with_parameters(p)
-        u0 = self.constraint.initial_state(p)
+        u0 = self.initial_state(p)
         start = u0.expand(len(steps), -1) if guess is None else copy(guess).reshape(-1, self.n)
         u = self._newton_over_time(u0, start, z, p, jacobian)
         if u is None:
@@ -192,7 +196,7 @@ class ControlProblem:
         """u_i = u_0 for all i as a new vector: a start where nothing better is known. Collective."""
         _, p = self.design_fields(design)
         out = self.create_multiplier()
-        assign(out, self.constraint.initial_state(p).expand(self.grid.n_local, -1))
+        assign(out, self.initial_state(p).expand(self.grid.n_local, -1))
         return out
 
     def _newton_over_time(
@@ -249,7 +253,7 @@ class Linearization:
             grid.node_zero.with_parameters(self.p),
         )
         self.z_step = problem.controls(self.z)
-        self.u0 = problem.constraint.initial_state(self.p)
+        self.u0 = problem.initial_state(self.p)
         self.u_old = grid.shift(self.u, self.u0)
         self._no_control = self.z_step.new_zeros(1, problem.m)
 

@@ -82,7 +82,7 @@ class ReducedObjective:
 
     def linearization(self, z: PETSc.Vec) -> Linearization:
         """The problem at (u(z), z); kept until another z is asked for. Raises `SolveFailure`."""
-        if self._lin is None or not z.equal(self._design):
+        if not self.is_at(z):
             jacobian = None if self._lin is None else self._lin.jacobian
             self._lin = self._multiplier = None
             state = self.problem.solve_state(z, self._state, jacobian)
@@ -90,6 +90,15 @@ class ReducedObjective:
             self._state = state
             self._lin = self.problem.at(self.problem.join(state, z))
         return self._lin
+
+    def is_at(self, z: PETSc.Vec) -> bool:
+        """Whether z is the design whose linearisation is kept."""
+        return self._lin is not None and bool(z.equal(self._design))
+
+    def start_from(self, u: Tensor) -> None:
+        """Begin the next state solve with these states, (n_local, n)."""
+        self._state = self.problem.create_multiplier()
+        assign(self._state, u)
 
     def state(self, z: PETSc.Vec) -> PETSc.Vec:
         """The state at z, a new vector. Raises `SolveFailure`."""

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from pdeopt.decomposition import Decomposition
 from pdeopt.errors import InputError
 
-if TYPE_CHECKING:
-    from pdeopt.decomposition import Decomposition
+#: A linear map of vectors of unknowns.
+Operator = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,22 @@ class SmoothFunction(ABC):
     def local(self, decomposition: Decomposition, part: int, x: Tensor) -> SmoothFunction:
         """d -> f(x + R' d), R the restriction to a part of the unknowns; counted with the costs it has.
 
-        Functions that know more evaluate only what depends on the part, and say so in the costs.
+        It may be a model of it, with the same value and gradient at d = 0. Functions that know more evaluate only
+        what depends on the part, and say so in the costs.
         """
         return Restriction(self, decomposition.parts[part], x)
+
+    def decompose(self, parts: int, overlap: int = 0, team: Any = None) -> Decomposition:
+        """The unknowns in parts of neighbours; functions that know better take whole layers, windows of time, ...
+
+        Args:
+            overlap: unknowns (layers, steps) that a part takes from each neighbour.
+        """
+        return Decomposition.even(self.size, parts, overlap, self.comm, team)
+
+    def preconditioner(self) -> Operator | None:
+        """g -> H_0 g, an inverse of the Hessian as far as it is known beforehand; None where nothing is."""
+        return None
 
     def products(self, rows: Tensor | Sequence[Tensor], x: Tensor) -> Tensor:
         """Inner products of several vectors, (m, size), with x, in one message: (m,)."""
@@ -205,3 +219,6 @@ class FirstOrderConsistent(SmoothFunction):
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
         return self.model._hvp(x, d)
+
+    def preconditioner(self) -> Operator | None:
+        return self.model.preconditioner()

@@ -127,6 +127,12 @@ class TimeGrid:
             self._coarser[factor] = TimeGrid(self.times[np.r_[0, ends]], comm, offsets) if mine else None
         return self._coarser[factor]
 
+    def window(self, begin: int, end: int) -> TimeGrid:
+        """The steps begin + 1 to end, on this rank alone; they keep their numbers and weights."""
+        grid = TimeGrid(self.times[begin : end + 1], MPI.COMM_SELF)
+        grid.steps, grid.node_zero = self._steps(np.arange(begin + 1, end + 1)), self._steps(np.array([begin]))
+        return grid
+
     def window_ends(self, size: int) -> Array:
         """The last steps of windows of `size` steps, counted from step 1; the last window may be shorter."""
         return np.minimum(np.arange(size, self.num_steps + size, size), self.num_steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 
 
@@ -31,3 +33,44 @@ class TrustRegion:
         if ratio >= self.good:
             return max(2.0 * step, self.radius)
         return self.radius if self.accepts(ratio) else 0.5 * longest_part
+
+
+@dataclass(frozen=True)
+class RatioRule:
+    """The common radius rule: shrink after a poor ratio, grow after a good one of a step that the radius limits.
+
+    (A. R. Conn, N. I. M. Gould, P. L. Toint, Trust-Region Methods, 2000, algorithm 6.1.1.)
+
+    Attributes:
+        accept: ratio of actual to predicted reduction from which a step is taken.
+        poor, good: ratios below and above which the radius changes.
+        shrink, grow: factors of the radius.
+        smallest, largest: bounds of the radius.
+    """
+
+    accept: float = 1e-4
+    poor: float = 0.25
+    good: float = 0.75
+    shrink: float = 0.5
+    grow: float = 2.0
+    smallest: float = 0.0
+    largest: float = math.inf
+
+    def after(self, ratio: float, radius: float, step: float) -> float:
+        """The next radius, from the last and the length of the step; NaN counts as poor."""
+        if not ratio >= self.poor:
+            radius = self.shrink * min(radius, step)
+        elif ratio > self.good and step >= 0.8 * radius:
+            radius = self.grow * radius
+        return min(max(radius, self.smallest), self.largest)
+
+
+def reduction_ratio(before: float, after: float, predicted: float) -> float:
+    """Actual over predicted reduction; -infinity for values that are not finite, 1 where both are rounding alone."""
+    if not math.isfinite(after) or not predicted >= 0:
+        return -math.inf
+    rounding = 4.0 * sys.float_info.epsilon * abs(before)
+    actual = before - after
+    if predicted <= rounding and abs(actual) <= rounding:
+        return 1.0
+    return actual / predicted if predicted > 0 else -math.inf

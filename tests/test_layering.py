@@ -24,7 +24,7 @@ LEVELS = [
     ],
     ["propagate", "mgrit", "linear_mgrit", "propagator", "transfer"],
     ["problem", "reduced", "layout", "metric", "assembly", "kkt", "coupled", "blocks", "checkpoint"],
-    ["precond", "precond.*", "kktsolver", "linesearch", "trustregion", "inversehessian", "trustsubproblem"],
+    ["hierarchy", "reducedfunction", "precond", "precond.*", "kktsolver", "linesearch", "trustregion", "inversehessian", "trustsubproblem"],
     ["optimize", "optimize.*"],
 ]
 #: Folders whose modules may import each other.

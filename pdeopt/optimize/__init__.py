@@ -12,6 +12,7 @@ from typing import Any
 _MODULE = {
     "LBFGS": "quasinewton",
     "SSBroyden": "quasinewton",
+    "SPQN": "schwarz",
 }
 
 __all__ = sorted(_MODULE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -86,6 +86,7 @@ class Minimiser(TaoType):
     def attach(self, function: SmoothFunction) -> None:
         """Make `function` the one that is minimised."""
         self.function = function
+        self._before = function.tally.copy()  # for steps without `minimise`, as a part of another method
 
     def minimise(
         self,
@@ -96,6 +97,7 @@ class Minimiser(TaoType):
         until: Callable[[Any], bool] | None = None,
         memory: dict[str, Any] | None = None,
         history: History | None = None,
+        **given: Any,
     ) -> Result:
         """Go down from x, (size,) double precision, which is copied. Collective.
 
@@ -104,6 +106,7 @@ class Minimiser(TaoType):
             observers: called with this object and the history after each record.
             until: of this object: whether to stop as converged.
             memory, history: what `memory()` and the history were: go on with the same iterates; x is then ignored.
+            **given: what `start` takes beside x: `known`, the pair f(x) and f'(x), where somebody knows it.
 
         Returns:
             the last point, a tensor, with the history of `DescentRecord`; it is never worse than the start.
@@ -115,7 +118,7 @@ class Minimiser(TaoType):
         self.radius, self.note = math.nan, "start"
         if memory is None:
             self._before = self.function.tally.copy()
-            self.start(x.detach().to(torch.float64).clone())
+            self.start(x.detach().to(torch.float64).clone(), **given)
         else:
             self._before = self.function.tally - Tally(*memory["tally"].tolist())
             self.recall(memory)
@@ -128,10 +131,10 @@ class Minimiser(TaoType):
 
         return iterate(self, test, monitors=monitors, observers=observers, history=_without_last(history))
 
-    def start(self, x: Tensor) -> None:
+    def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         """Begin at x, which is this object's to keep."""
         self.x = x
-        self.f, self.g = self.function.value_and_gradient(x)
+        self.f, self.g = self.function.value_and_gradient(x) if known is None else known
 
     @abstractmethod
     def step(self) -> Reason:
@@ -142,7 +145,7 @@ class Minimiser(TaoType):
         tally = self.spent()
         return {
             "x": self.x.clone(), "f": self.f, "g": self.g.clone(), "radius": self.radius,
-            "tally": torch.tensor([tally.values, tally.gradients, tally.hessian_products, tally.work]).double(),
+            "tally": torch.tensor(astuple(tally), dtype=torch.float64),
         }  # fmt: skip
 
     def recall(self, memory: dict[str, Any]) -> None:

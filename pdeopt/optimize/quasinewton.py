@@ -14,54 +14,84 @@ from pdeopt.linesearch import SEARCHES, Ray
 from pdeopt.monitor import Reason
 from pdeopt.optimize.minimiser import Minimiser
 from pdeopt.options import setting
-from pdeopt.smooth import SmoothFunction
+from pdeopt.smooth import Operator, SmoothFunction
 
 
 class QuasiNewton(Minimiser):
     """x <- x - size H f'(x), H updated by the pair of the step."""
 
     inverse: InverseHessian
+    preconditioner: Operator | None
 
     @abstractmethod
     def new_inverse(self) -> InverseHessian:
         """H before the first pair."""
 
-    def start(self, x: Tensor) -> None:
-        super().start(x)
-        self.inverse, self._pairs = self.new_inverse(), 0
+    def start(
+        self, x: Tensor, known: tuple[float, Tensor] | None = None, inverse: InverseHessian | None = None
+    ) -> None:
+        super().start(x, known)
+        self.preconditioner = self.function.preconditioner()
+        self.inverse, self._pairs = inverse or self.new_inverse(), 0 if inverse is None else 1
+        self._usual_size = 1.0
+
+    def direction(self) -> tuple[Tensor, bool]:
+        """Where to go, and whether it is -H f'."""
+        return -self.inverse.times(self.g), True
 
     def step(self) -> Reason:
-        ray, size = self._search(-self.inverse.times(self.g))
+        direction, is_newton = self.direction()
+        ray, size = self._search(direction)
         self.note = ""
         if size is None and self._pairs:  # H may be what is wrong
-            self.inverse, self._pairs, self.note = self.new_inverse(), 0, "steepest descent"
-            ray, size = self._search(-self.g)
+            self.inverse, self._pairs, self.note, is_newton = self.new_inverse(), 0, "anew", True
+            self._usual_size = 1.0
+            ray, size = self._search(-self.inverse.times(self.g))
         if size is None:
             return Reason.DIVERGED_LINE_SEARCH if math.isfinite(ray(1e-8)) else Reason.DIVERGED_NAN
         x, f, g = ray.point(size), ray(size), ray.gradient(size)
-        # The step is -size H g: so s.H^-1 s = -size g.s
-        if self.inverse.update(x - self.x, g - self.g, curvature=-(size**2) * ray.slope_at_start):
+        curvature = -(size**2) * ray.slope_at_start if is_newton else None  # of s = -size H g: s.H^-1 s = -size g.s
+        if self.inverse.update(x - self.x, g - self.g, curvature, g):
             self._pairs += 1
         else:
             self.note = "no curvature"
+        self._usual_size = self._usual_size**0.8 * size**0.2
         self.x, self.f, self.g, self.radius = x, f, g, size
         return Reason.ITERATING
+
+    def _first_trial(self) -> float:
+        """1, or where H is too large on the average, a little more than the geometric mean of the last sizes."""
+        if self._pairs or self.preconditioner is not None or self.settings.first_step == "unit":
+            return 1.0 if self.inverse.unit_steps else min(1.0, 1.2 * self._usual_size)
+        return min(1.0, 1.0 / self.function.norm(self.g))
 
     def _search(self, direction: Tensor) -> tuple[Ray, float | None]:
         ray = Ray(self.function, self.x, self.f, self.g, direction)
         if not ray.slope_at_start < 0:
             return ray, None
-        first = 1.0 if self._pairs else min(1.0, 1.0 / self.function.norm(self.g))
-        return ray, SEARCHES[self.settings.line_search].along(ray, first)
+        return ray, SEARCHES[self.settings.line_search].along(ray, self._first_trial())
 
     def memory(self) -> dict[str, Any]:
         inverse = {f"inverse.{name}": value for name, value in self.inverse.memory().items()}
-        return super().memory() | {"pairs": self._pairs} | inverse
+        return super().memory() | {"pairs": self._pairs, "usual_size": self._usual_size} | inverse
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
+        self.preconditioner = self.function.preconditioner()
         self._pairs, self.inverse = int(memory["pairs"]), self.new_inverse()
+        self._usual_size = float(memory["usual_size"])
         self.inverse.recall({k.removeprefix("inverse."): v for k, v in memory.items() if k.startswith("inverse.")})
+
+
+def search_setting() -> Any:
+    """The line search of a method."""
+    return setting("wolfe", "strong Wolfe, or Armijo with quadratic or cubic backtracking", choices=tuple(SEARCHES))
+
+
+def first_step_setting() -> Any:
+    """The first trial of a run, before there is a pair."""
+    return setting("normalised", "length of the first trial step: at most 1, or that of the gradient",
+                   choices=("normalised", "unit"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,8 +99,8 @@ class LBFGSSettings:
     """Options `-lbfgs_*`."""
 
     memory: int = setting(10, "pairs that are kept; 0 for steepest descent", at_least=0)
-    line_search: str = setting("wolfe", "strong Wolfe, or Armijo with quadratic or cubic backtracking",
-                               choices=tuple(SEARCHES))  # fmt: skip
+    line_search: str = search_setting()
+    first_step: str = first_step_setting()
 
 
 class LBFGS(QuasiNewton):
@@ -79,7 +109,7 @@ class LBFGS(QuasiNewton):
     name, Settings = "lbfgs", LBFGSSettings
 
     def new_inverse(self) -> LimitedMemory:
-        return LimitedMemory(self.function, self.settings.memory)
+        return LimitedMemory(self.function, self.settings.memory, self.preconditioner)
 
 
 @dataclass(frozen=True)
@@ -88,8 +118,8 @@ class SSBroydenSettings:
 
     update: str = setting("ssbroyden", "self-scaled Broyden, self-scaled BFGS, or BFGS",
                           choices=("ssbroyden", "ssbfgs", "bfgs"))  # fmt: skip
-    line_search: str = setting("wolfe", "strong Wolfe, or Armijo with quadratic or cubic backtracking",
-                               choices=tuple(SEARCHES))  # fmt: skip
+    line_search: str = search_setting()
+    first_step: str = first_step_setting()
 
 
 class SSBroyden(QuasiNewton):
@@ -107,4 +137,4 @@ class SSBroyden(QuasiNewton):
         super().__init__(function, *args, **defaults)
 
     def new_inverse(self) -> DenseInverse:
-        return DenseInverse(self.function, self.settings.update, self.team)
+        return DenseInverse(self.function, self.settings.update, self.team, self.preconditioner)

@@ -20,6 +20,8 @@ from pdeopt.metric import RieszMetric
 from pdeopt.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor
 from pdeopt.options import read, set_default, setting
 from pdeopt.reduced import ReducedObjective
+from pdeopt.reducedfunction import with_coarse_space
+from pdeopt.smooth import SmoothFunction
 
 # TaoConvergedReason; petsc4py names the class `Reason` or `ConvergedReason`, by its version.
 TAO_CONTINUE_ITERATING, TAO_DIVERGED_MAXITS, TAO_DIVERGED_USER, TAO_CONVERGED_USER = 0, -2, -8, 8
@@ -68,8 +70,7 @@ class TaoSolver:
         self.type: str = PETSc.Options(prefix).getString("tao_type", default)
         if self.bounds is not None and self.type not in BOUNDED:
             raise InputError("-tao_type with bounds", self.type, " | ".join(BOUNDED))
-        self._scale = self.metric.design_lumped()
-        self._scale.sqrtabs()
+        self._scale = self.metric.root()
 
     def solve(
         self, z: PETSc.Vec | None = None, *, monitors: Sequence[Monitor] = (), history: History | None = None
@@ -105,6 +106,10 @@ class TaoSolver:
         tao.setGradient(_callback(self._gradient), self._scale.duplicate())
         tao.setHessian(_callback(lambda y, H, P: hessian.set_point(self._unscaled(y))), matrix)
         tao.setMaximumIterations(1000)
+        tao.setAppCtx(_Context(self.reduced, self._scale))
+        if self.type == "python":  # controls are coupled over the whole time: windows alone cost more than they gain
+            for name, value in {"local_it": "0", "memory": "50", "coarse_rtol": "1e-3"}.items():
+                set_default(f"{self.prefix}spqn_{name}", value)
         if self.bounds is not None:
             tao.setVariableBounds(tuple(_product(bound, self._scale) for bound in self.bounds))
         if self.type in QUASI_NEWTON:  # the default, a diagonal, takes ten times the iterations here
@@ -216,6 +221,17 @@ class TaoSolver:
         step.pointwiseMin(step, self.bounds[1])
         step.axpy(-1.0, z)
         return float(_product(step, self._scale).norm())
+
+
+class _Context:
+    """What optimisers of TAO's type python get instead of TAO's callbacks: windows of time, and coarser steps."""
+
+    def __init__(self, reduced: ReducedObjective, scale: PETSc.Vec) -> None:
+        self.reduced, self.scale = reduced, scale
+
+    def smooth_function(self, tao: PETSc.TAO) -> SmoothFunction:
+        del tao  # see `_callback`
+        return with_coarse_space(self.reduced, self.scale)
 
 
 class _ScaledHessian:

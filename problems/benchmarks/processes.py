@@ -45,6 +45,11 @@ class Row:
 
 def run(module: str, *words: object, ranks: int = 1) -> Any:
     """What `python -m module words...` prints in its last line, as JSON; under mpiexec for more than one rank."""
+    return json.loads(execute(module, *words, ranks=ranks).splitlines()[-1])
+
+
+def execute(module: str, *words: object, ranks: int = 1) -> str:
+    """What `python -m module words...` prints; under mpiexec for more than one rank."""
     command = [sys.executable, "-m", module, *map(str, words)]
     if ranks > 1:
         folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -52,7 +57,7 @@ def run(module: str, *words: object, ranks: int = 1) -> Any:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ENVIRONMENT, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed with {done.returncode}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
 
 
 def bar(case: str, measured: float, unit: str, limit: float | None, at_most: bool = True) -> Row:

@@ -1,0 +1,246 @@
+"""Training of physics-informed networks: dense and Schwarz-preconditioned quasi-Newton methods against L-BFGS.
+
+    OMP_NUM_THREADS=1 python -m problems.benchmarks.pinns -json build/pinns.json -plot build/pinns
+
+Work is in gradients of the whole loss at 10,000 points, every call counted, those of local solves by their part of the
+layers. Every run is a process of its own on one core; times are of the processor.
+
+* `dense`: self-scaled Broyden on 4 layers of 20, five seeds, to a relative error of 1e-5.
+* `burgers`, `klein_gordon`: the best variant of SPQN to the error published for L-BFGS, 4.6e-4 and 6.1e-4; L-BFGS with
+  3 pairs may take five times as much work, with 10 and 100 pairs as much; the published settings of SPQN as well.
+* `equal`: SPQN with dense matrices against the dense method alone, at equal work, on four equations.
+* `divergence`: four equations, ten seeds, both types of SPQN with the published settings.
+* `overhead`: the optimizers' own time in that of the gradients, 8 layers of 20.
+* `long`: towards 1e-7, points drawn anew where the residual is large.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pdeopt.optimize.minimiser import Minimiser
+from pdeopt.optimize.quasinewton import LBFGS, SSBroyden
+from pdeopt.optimize.schwarz import SPQN
+from problems.benchmarks.processes import Row, bar, execute, measure, plain, table
+from problems.pinn import CASES
+
+#: One multiplicative sweep of short local solves at the start, then dense steps: what was found to be the best.
+BEST = ["-optimizer", "spqn", "-spqn_method", "ssbroyden", "-spqn_type", "multiplicative"]
+BEST += ["-spqn_local_it", "10", "-spqn_every", "1000000"]
+#: The paper's settings, but for the line search of the synchronisation, without which it diverges.
+PUBLISHED = ["-optimizer", "spqn", "-spqn_memory", "3", "-spqn_sync", "line"]
+PUBLISHED += ["-spqn_local_it", "50", "-spqn_local_memory", "3"]
+ADDITIVE, MULTIPLICATIVE = [*PUBLISHED, "-spqn_type", "additive"], [*PUBLISHED, "-spqn_type", "multiplicative"]
+DENSE = ["-optimizer", "ssbroyden"]
+
+
+class Benchmark:
+    """The cases; small ones with `-quick`.
+
+    Args:
+        plot: files of pictures begin so; none if empty.
+        seeds: of the comparisons.
+    """
+
+    def __init__(self, quick: bool = False, plot: str = "", seeds: int = 3) -> None:
+        self.quick, self.plot, self.seeds = quick, plot, 1 if quick else seeds
+        self.points = 500 if quick else 10_000
+
+    def train(self, problem: str, *words: object) -> dict[str, Any]:
+        """The summary of a run of `problems.pinn_...`."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "summary.json"
+            execute(f"problems.pinn_{problem}", "-points", self.points, "-summary", file, *words)
+            summary: dict[str, Any] = json.loads(file.read_text())
+        print(f"  {problem} {' '.join(map(str, words))}: error {summary['relative_l2']:.3e}, "
+              f"loss {summary['loss']:.3e}, work {summary['work']:.0f}, {summary['cpu_seconds']:.0f} CPU s", flush=True)  # fmt: skip
+        return summary
+
+    def dense(self) -> list[Row]:
+        """Self-scaled Broyden to 1e-5."""
+        rows, net = [], ["-layers", 4, "-width", 20, "-body", "mlp", "-adaptive", 0]
+        for seed in range(1 if self.quick else 5):
+            limits = ["-max_gradients", 100 if self.quick else 5000, "-target_error", 1e-5, "-error_every", 50]
+            found = self.train("burgers", *DENSE, *net, *limits, "-seed", seed)
+            name = f"Burgers 4x20, dense, seed {seed}"
+            rows.append(bar(f"{name}, {found['gradients']} gradients", found["relative_l2"], "relative L2", 1e-5))
+            rows.append(bar(name, found["cpu_seconds"], "CPU s", 600))
+        return rows
+
+    def burgers(self) -> list[Row]:
+        """Burgers, residual network 8x20, 8 parts."""
+        return self._compare("burgers", 4.6e-4, self.seeds)
+
+    def klein_gordon(self) -> list[Row]:
+        """Klein-Gordon, residual network 6x50, 6 parts."""
+        return self._compare("klein_gordon", 6.1e-4, self.seeds)
+
+    def _compare(self, problem: str, target: float, seeds: int) -> list[Row]:
+        """SPQN to the target; how far the others come with so much work, or five times as much."""
+        rows, curves = [], {}
+        for seed in range(seeds):
+            common = ["-max_gradients", 0, "-seed", seed, "-target_error", target, "-error_every", 10]
+            cap = 60 if self.quick else 4000
+            best = self.train(problem, *BEST, *common, "-opt_max_work", cap)
+            work = best["work"]
+            rows.append(bar(f"{problem}, seed {seed}, best SPQN: error after work {work:.0f}", best["relative_l2"],
+                            "relative L2", target))  # fmt: skip
+            runs = {"SPQN, best": best}
+            for pairs, times in ((3, 5.0), (10, 1.0), (100, 1.0)):
+                words = ["-optimizer", "lbfgs", "-lbfgs_memory", pairs, "-opt_max_work", times * work]
+                found = runs[f"L-BFGS, {pairs} pairs"] = self.train(problem, *words, *common)
+                reached = found["relative_l2"] <= target
+                rows.append(bar(
+                    f"{problem}, seed {seed}: work of SPQN / {'that' if reached else 'more than that'} of L-BFGS, "
+                    f"{pairs} pairs, which is at {found['relative_l2']:.1e}",
+                    work / found["work"], "x", 1.0 / times if reached else 1.0 / times + 1e-2))  # fmt: skip
+            for name, words in {"ASPQN": ADDITIVE, "MSPQN": MULTIPLICATIVE, "dense": DENSE}.items():
+                found = runs[f"{name}, as published" if name != "dense" else "dense alone"] = self.train(
+                    problem, *words, *common, "-opt_max_work", work
+                )
+                rows.append(plain(f"{problem}, seed {seed}, {name}: error after work {found['work']:.0f}",
+                                  found["relative_l2"], "relative L2"))  # fmt: skip
+            curves = curves or runs
+            lines = {name: [r["work"], r["gradients"], r["cpu_seconds"], r["relative_l2"]] for name, r in runs.items()}
+            table(f"{problem}, seed {seed}", ["work", "calls of gradients", "CPU s", "relative L2"], lines)
+        if self.plot:
+            _picture(f"{self.plot}_{problem}.png", problem, curves)
+        return rows
+
+    def equal(self) -> list[Row]:
+        """Dense matrices with and without local solves, at equal work."""
+        rows, work = [], 40 if self.quick else 500
+        for problem in CASES:
+            errors: dict[str, list[float]] = {"spqn": [], "dense": []}
+            for seed in range(self.seeds if problem == "burgers" else 1):
+                for name, words in {"spqn": BEST, "dense": DENSE}.items():
+                    limits = ["-max_gradients", 0, "-opt_max_work", work, "-seed", seed]
+                    errors[name].append(self.train(problem, *words, *limits)["relative_l2"])
+            spqn, dense = (statistics.geometric_mean(errors[name]) for name in ("spqn", "dense"))
+            rows.append(plain(f"{problem}: error after work {work}, SPQN / dense alone ({spqn:.2e} / {dense:.2e})",
+                              spqn / dense, "x"))  # fmt: skip
+        ratios = [row.measured for row in rows if row.measured is not None]
+        return [*rows, bar("the best of the four", min(ratios), "x", 1.0)]
+
+    def divergence(self) -> list[Row]:
+        """Runs that end in NaN, or above their start."""
+        bad, runs = 0, 0
+        points = self.points
+        self.points = min(points, 1000)
+        for problem in CASES:
+            for seed in range(2 if self.quick else 10):
+                words = MULTIPLICATIVE if seed % 2 else ADDITIVE
+                found = self.train(problem, *words, "-max_gradients", 100 if self.quick else 1500, "-seed", seed)
+                good = found["loss"] is not None and found["loss"] <= found["start_loss"]
+                bad, runs = bad + (not good), runs + 1
+        self.points = points
+        return [bar(f"of {runs} runs, those that end in NaN or above their start", bad, "runs", 0)]
+
+    def overhead(self) -> list[Row]:
+        """Time outside the function, in that inside."""
+        function = CASES["burgers"].function(points=self.points, layers=8, width=20, body="resnet", adaptive=True)
+        limit = 5 if self.quick else 60
+        methods: dict[str, Minimiser] = {
+            "L-BFGS, 10 pairs": LBFGS(function, max_gradients=limit),
+            "L-BFGS, 100 pairs": LBFGS(function, memory=100, max_gradients=2 * limit),
+            "dense": SSBroyden(function, max_gradients=limit),
+            "SPQN, additive": SPQN(function, parts=8, local_it=5, max_gradients=limit),
+            "SPQN, dense": SPQN(function, parts=8, method="ssbroyden", local_it=0, max_gradients=limit),
+        }
+        return [bar(f"overhead of {name}, 8x20", _overhead(m, function), "x", 0.1) for name, m in methods.items()]
+
+    def long(self) -> list[Row]:
+        """As far as it goes."""
+        words = [
+            "-layers",
+            4,
+            "-width",
+            20,
+            "-body",
+            "mlp",
+            "-adaptive",
+            0,
+            "-resample_every",
+            500,
+            "-target_error",
+            1e-7,
+        ]
+        found = self.train("burgers", *DENSE, *words, "-max_gradients", 300 if self.quick else 20_000)
+        return [plain(f"Burgers 4x20, dense, {found['gradients']} gradients", found["relative_l2"], "relative L2"),
+                plain("Burgers 4x20, dense, long run", found["cpu_seconds"], "CPU s")]  # fmt: skip
+
+
+def _overhead(minimiser: Minimiser, function: Any) -> float:
+    """Processor time of a run outside the calls of the function, divided by that inside."""
+    inside = [0.0]
+
+    def timed(method: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            begin = time.process_time()
+            found = method(*arguments)
+            inside[0] += time.process_time() - begin
+            return found
+
+        return call
+
+    class Timed(type(function)):  # type: ignore[misc]
+        """Its local functions are timed with it."""
+
+        def local(self, *arguments: Any) -> Any:
+            found = timed(super().local)(*arguments)
+            found._value_and_gradient = timed(found._value_and_gradient)
+            return found
+
+    function.__class__ = Timed
+    evaluate = function._value_and_gradient
+    function._value_and_gradient = timed(evaluate)
+    start, begin = function.initial(0), time.process_time()
+    minimiser.minimise(start)
+    total = time.process_time() - begin
+    del function._value_and_gradient
+    function.__class__ = Timed.__bases__[0]
+    return (total - inside[0]) / inside[0]
+
+
+def _picture(file: str, problem: str, runs: dict[str, dict[str, Any]]) -> None:
+    """Error over work and over time."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for name, run in runs.items():
+        history = run["history"]
+        points = [(w, e) for w, e in zip(history["work"], history["relative_l2"]) if e is not None]
+        for axis, unit in zip(axes, (1.0, run["cpu_seconds"] / run["work"])):
+            axis.loglog([unit * w for w, _ in points], [e for _, e in points], label=name)
+    axes[0].set(title=problem, xlabel="work in full gradients", ylabel="relative L2 error")
+    axes[1].set(xlabel="processor time in s")
+    axes[1].legend()
+    figure.savefig(file, dpi=120)
+
+
+CASES_BY_NAME = {name: getattr(Benchmark, name) for name in
+                 ("overhead", "dense", "burgers", "klein_gordon", "equal", "divergence", "long")}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> list[Row]:
+    """Measure and print the rows of the cases that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-quick", action="store_true", help="small cases, to see that all runs")
+    parser.add_argument("-only", nargs="+", choices=CASES_BY_NAME, default=list(CASES_BY_NAME), help="cases")
+    parser.add_argument("-seeds", type=int, default=3, help="of the comparisons")
+    parser.add_argument("-plot", default="", help="pictures, in files whose names begin so")
+    parser.add_argument("-json", default="", help="write the rows to this file")
+    options = parser.parse_args(argv)
+    return measure(CASES_BY_NAME, options.only, Benchmark(options.quick, options.plot, options.seeds), options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""A network for u_t + u u_x = nu u_xx on (-1, 1) x (0, 1], nu = 0.01 / pi, u(x, 0) = -sin(pi x), u(+-1, t) = 0.
+
+python -m problems.pinn_burgers -summary burgers.json
+python -m problems.pinn_burgers -layers 4 -body mlp -adaptive false
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from problems import pinn_run
+from problems.script import start
+
+
+def main(argv: Sequence[str] | None = None) -> float:
+    """Train; the relative error of the result."""
+    return pinn_run.main("burgers", __doc__, argv)
+
+
+if __name__ == "__main__":
+    start(main)

@@ -1,0 +1,183 @@
+"""A residual network on a subset of Fashion-MNIST, or other images, by optimisers of several levels and of one.
+
+The images are averaged over squares of 4 x 4 pixels and standardised. The weights are random on the coarsest level and
+prolonged: layers that stand for one coarse layer begin equal, for all optimisers. The coarser levels have half the
+layers each, and a part of the samples.
+
+    python -m problems.resnet_multilevel -data_dir DATA -optimizer rmtr -opt_monitor
+    python -m problems.resnet_multilevel -data_dir DATA -optimizer tr -tr_memory 5 -summary run.json
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from mpi4py import MPI
+from petsc4py import PETSc
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nn_adapters.blocks import ACTIVATIONS, dense
+from nn_adapters.datasets import NAMES, load
+from nn_adapters.depth import ResNet, depth_hierarchy
+from nn_adapters.networks import NetworkLoss
+from pdeopt.checkpoint import replace_file
+from pdeopt.errors import InputError
+from pdeopt.hierarchy import Hierarchy
+from pdeopt.monitor import History, Result
+from pdeopt.optimize.minimiser import Minimiser, StopSettings
+from pdeopt.optimize.multilevel import MGOPT, MGOPTSettings
+from pdeopt.optimize.quasinewton import LBFGS, LBFGSSettings
+from pdeopt.optimize.rmtr import RMTR, RMTRSettings
+from pdeopt.optimize.trust import TrustRegionMinimiser, TrustSettings
+from pdeopt.options import read, require_all_read, setting
+from problems.script import command_line, start
+
+#: Optimisers by name, and what replaces their defaults.
+OPTIMISERS: dict[str, tuple[type[Minimiser], dict[str, Any]]] = {
+    "rmtr": (RMTR, {"cycle": "F", "start": "nested", "nested": 40, "pre": 0}),
+    "mgopt": (MGOPT, {"start": "nested"}),
+    "tr": (TrustRegionMinimiser, {}),
+    "lbfgs": (LBFGS, {}),
+}
+MULTILEVEL = ("rmtr", "mgopt")
+
+
+@dataclass(frozen=True)
+class ResNetSettings:
+    """Network, data and optimiser."""
+
+    data: str = setting("fashion_mnist", "data set of images", choices=NAMES)
+    samples: int = setting(2000, "training samples, of a random subset", at_least=1)
+    pool: int = setting(4, "pixels on a side of the squares that are averaged; 1 for small images", at_least=1)
+    layers: int = setting(32, "residual layers", at_least=1)
+    width: int = setting(32, "features", at_least=1)
+    Tf: float = setting(3.0, "time of the layers", above=0)
+    activation: str = setting("tanh", "activation", choices=tuple(ACTIVATIONS))
+    tikhonov: float = setting(1e-4, "factor of 1/2 |parameters|^2", at_least=0)
+    levels: int = setting(3, "levels, each of half the layers; also for the start of one level", at_least=1)
+    coarse_samples: float = setting(0.5, "part of the samples that the next coarser level has", above=0, at_most=1)
+    optimizer: str = setting("rmtr", "recursive trust region, MG/OPT, or one level: trust region, L-BFGS",
+                             choices=tuple(OPTIMISERS))  # fmt: skip
+    seed: int = setting(0, "of the subsets and the weights")
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """What is written, and where data come from."""
+
+    data_dir: str = setting("", "folder of data sets")
+    fetch: bool = setting(False, "download the data set where it is missing")
+    summary: str = setting("", "write a summary to this .json file")
+
+
+class Classification:
+    """The hierarchy of networks for a data set.
+
+    Args:
+        settings: of the problem.
+        files: where the data come from.
+
+    Attributes:
+        hierarchy: of the losses, one level for optimisers of one level.
+        start: parameters, (size,).
+
+    Raises:
+        InputError: layers that cannot be halved as often, more samples than there are, data that are missing.
+    """
+
+    def __init__(self, settings: ResNetSettings, files: FileSettings) -> None:
+        factor = 2 ** (settings.levels - 1)
+        if settings.layers % factor:
+            raise InputError("-layers", f"{settings.layers} on {settings.levels} levels", f"a multiple of {factor}")
+        data = load(settings.data, files.data_dir, files.fetch, settings.seed)
+        if settings.samples > len(data.x_train):
+            raise InputError("-samples", settings.samples, f"1 to {len(data.x_train)}")
+        generator = torch.Generator().manual_seed(settings.seed)
+        order = torch.randperm(len(data.x_train), generator=generator)[: settings.samples]
+        x, self.x_test = _features(settings.pool, data.x_train[order], data.x_test)
+        self.settings, self.y_test = settings, data.y_test
+        torch.manual_seed(settings.seed)
+        losses = []
+        for level in range(settings.levels):
+            count = math.ceil(settings.samples * settings.coarse_samples**level)  # the order is random: so are subsets
+            network = self._network(x.shape[1], data.classes, settings.layers >> level)
+            losses.append(NetworkLoss(network, F.cross_entropy, x[:count], data.y_train[order][:count]))
+        whole = depth_hierarchy(losses, settings.tikhonov)
+        self.loss, y = losses[0], losses[-1].parameters() * whole.functions[-1].scale
+        for transfer in reversed(whole.transfers):
+            y = transfer.prolong(y)
+        self.start = y
+        self.hierarchy = whole if settings.optimizer in MULTILEVEL else Hierarchy(whole.functions[:1])
+
+    def _network(self, features: int, classes: int, layers: int) -> ResNet:
+        settings = self.settings
+        opening = nn.Sequential(nn.Linear(features, settings.width), ACTIVATIONS[settings.activation]())
+        head = nn.Linear(settings.width, classes)
+        return ResNet(opening, lambda: dense(settings.width, settings.activation), layers, head, settings.Tf)
+
+    def accuracy(self, theta: Tensor) -> float:
+        """On the test samples."""
+        return float((self.loss.predict(theta, self.x_test).argmax(1) == self.y_test).double().mean())
+
+
+def _features(pool: int, *images: Tensor) -> list[Tensor]:
+    """Means over squares, standardised by those of the first images: (samples, features), double precision."""
+    pooled = [F.avg_pool2d(part.double(), pool).flatten(1) for part in images]
+    mean, deviation = pooled[0].mean(0), pooled[0].std(0)
+    return [(part - mean) / (deviation + 1e-3) for part in pooled]
+
+
+def main(argv: Sequence[str] | None = None) -> float:
+    """Train as the options say; the test accuracy."""
+    sections = [(ResNetSettings, "Network"), (FileSettings, "Files"), (RMTRSettings, "-rmtr_*"),
+                (MGOPTSettings, "-mgopt_*"), (TrustSettings, "-tr_*"), (LBFGSSettings, "-lbfgs_*"),
+                (StopSettings, "-opt_*")]  # fmt: skip
+    with command_line(argv, __doc__, *sections):
+        settings, files = read(ResNetSettings), read(FileSettings)
+        problem = Classification(settings, files)
+        kind, defaults = OPTIMISERS[settings.optimizer]
+        optimiser, accuracies = kind(problem.hierarchy, max_it=50, **defaults), []
+
+        def observe(minimiser: Any, history: History) -> None:
+            if len(history) == 1:
+                require_all_read()
+            accuracies.append(problem.accuracy(minimiser.x))
+
+        result = optimiser.minimise(problem.start, observers=[observe])
+        write(settings, files, problem, result, accuracies)
+        return accuracies[-1]
+
+
+def write(settings: ResNetSettings, files: FileSettings, problem: Classification, result: Result,
+          accuracies: list[float]) -> None:  # fmt: skip
+    """Say how it ended, and write the summary."""
+    last = result.history[-1]
+    PETSc.Sys.Print(f"resnet_multilevel, {settings.optimizer}: loss {last.objective:.5f}, test accuracy "
+                    f"{accuracies[-1]:.4f}, work {last.work:.1f} ({result.message})", comm=MPI.COMM_WORLD)  # fmt: skip
+    if files.summary:
+        summary = {
+            "problem": "resnet_multilevel",
+            "loss": last.objective,
+            "test_accuracy": accuracies[-1],
+            "levels": len(problem.hierarchy),
+            "costs": [f.costs.gradient for f in problem.hierarchy.functions],
+            "iterations": last.iteration,
+            "gradients": last.gradients,
+            "values": last.values,
+            "hessian_products": last.hessian_products,
+            "work": last.work,
+            "reason": result.reason.name,
+            "history": {**result.history.columns(), "test_accuracy": accuracies},
+            "parameters": asdict(settings),
+        }
+        replace_file(files.summary, (json.dumps(summary, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    start(main)

@@ -1,0 +1,38 @@
+"""Objective values of a few iterations of SPQN on any number of ranks; run by test_schwarz."""
+
+import torch
+from mpi4py import MPI
+
+from pdeopt.decomposition import Decomposition
+from pdeopt.optimize.quasinewton import SSBroyden
+from pdeopt.optimize.schwarz import SPQN
+from pdeopt.reduced import ReducedObjective
+from pdeopt.reducedfunction import with_coarse_space
+from tests import examples
+from tests.functions import Rosenbrock, start
+
+
+def main():
+    found, comm = [], MPI.COMM_WORLD
+    for words in (
+        dict(),
+        dict(type="multiplicative", colours=2),
+        dict(sync="line", method="ssbroyden", local="ssbroyden"),
+    ):
+        f = Rosenbrock(16)
+        d = Decomposition.blocks([1] * 16, 4, overlap=1, team=comm)
+        result = SPQN(f, decomposition=d, local_it=3, max_it=6, **words).minimise(start(16))
+        found += result.history["objective"] + [result.history[-1].work]
+    result = SSBroyden(Rosenbrock(16), team=comm, max_it=30).minimise(start(16))
+    found += result.history["objective"]
+    for words in (dict(), dict(type="multiplicative"), dict(local_it=0)):
+        problem = examples.burgers(nx=8, nt=16)
+        function = with_coarse_space(ReducedObjective(problem))
+        words = dict(local_it=2, parts=4, max_it=4) | words
+        result = SPQN(function, **words).minimise(torch.zeros(function.size, dtype=torch.float64))
+        found += result.history["objective"] + [result.history[-1].work]
+    if comm.rank == 0:
+        print([float(value) for value in found], flush=True)
+
+
+main()
