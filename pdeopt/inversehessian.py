@@ -217,10 +217,10 @@ class DenseInverse:
         return own if comm.size == 1 else torch.cat([torch.as_tensor(part) for part in comm.allgather(own.numpy())])
 
     def memory(self) -> dict[str, Any]:
-        last = {} if self._last is None else {"last_g": self._last[0].clone(), "last_Hg": self._last[1].clone()}
-        return last | {"H": self.H.clone(), "left": self.left.clone(), "right": self.right.clone(), "factor": self.factor,
-                "initial_factor": self.initial_factor,
-                "waiting": self.waiting, "first": float(self.first)}  # fmt: skip
+        own = {"H": self.H.clone(), "left": self.left.clone(), "right": self.right.clone()}
+        numbers = {"factor": self.factor, "initial_factor": self.initial_factor, "waiting": self.waiting,
+                   "first": float(self.first)}  # fmt: skip
+        return own | numbers | ({} if self._last is None else {"last_g": self._last[0], "last_Hg": self._last[1]})
 
     def recall(self, memory: dict[str, Any]) -> None:
         self.H, self.left, self.right = (memory[name].clone() for name in ("H", "left", "right"))

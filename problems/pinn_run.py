@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 from petsc4py import PETSc
+from torch import Tensor
 
 from nn_adapters.jetnetwork import BODIES
 from nn_adapters.jets import ACTIVATIONS

@@ -26,11 +26,14 @@ from pdeopt.metric import RieszMetric
 from pdeopt.monitor import History, Reason, Result
 from pdeopt.optimize.composite import CompositeSettings
 from pdeopt.optimize.iterate import Method
+from pdeopt.optimize.quasinewton import LBFGSSettings, SSBroydenSettings
+from pdeopt.optimize.schwarz import SPQNSettings
 from pdeopt.optimize.sqp import SQPSettings, SQPSolver
 from pdeopt.optimize.tao import TaoSettings, TaoSolver
 from pdeopt.options import describe, read, require_all_read, setting
 from pdeopt.problem import ControlProblem
 from pdeopt.reduced import ReducedObjective
+from pdeopt.reducedfunction import WindowSettings
 from problems import report
 
 #: Seconds that a failing rank waits for the others to fail as well before it ends them all.
@@ -117,8 +120,11 @@ def _is_name(word: str) -> bool:
 
 def _help(doc: str, *own: tuple[type, str]) -> None:
     sections = [*own, (ScriptSettings, "All problem scripts"), (SQPSettings, "Full-space solvers"),
-                (CompositeSettings, "Composite step"), (TaoSettings, "TAO")]  # fmt: skip
-    prefixes = {SQPSettings: "sqp_", CompositeSettings: "sqp_", TaoSettings: "sqp_"}
+                (CompositeSettings, "Composite step"), (TaoSettings, "TAO"),
+                (LBFGSSettings, "TAO python, LBFGS"), (SSBroydenSettings, "SSBroyden"), (SPQNSettings, "SPQN"),
+                (WindowSettings, "SPQN, windows of time")]  # fmt: skip
+    prefixes = {SQPSettings: "sqp_", CompositeSettings: "sqp_", TaoSettings: "sqp_", LBFGSSettings: "lbfgs_",
+                SSBroydenSettings: "ssbroyden_", SPQNSettings: "spqn_", WindowSettings: "window_"}  # fmt: skip
     text = [doc.strip(), *(describe(cls, prefixes.get(cls, ""), f"\n{title}:") for cls, title in sections)]
     PETSc.Sys.Print("\n".join(text) + "\n\nPETSc:")
     sys.stdout.flush()

@@ -9,22 +9,12 @@ from tests.support import ROOT
 #: A module imports modules of lower levels; within a level only those that stand before it.
 LEVELS = [
     ["errors", "arrays", "autodiff", "options", "monitor"],
-    [
-        "timegrid",
-        "sparse",
-        "windows",
-        "stepsolve",
-        "innerproduct",
-        "constraint",
-        "objective",
-        "controlmap",
-        "verify",
-        "smooth",
-        "decomposition",
-    ],
+    ["timegrid", "sparse", "windows", "stepsolve", "innerproduct", "constraint", "objective", "controlmap", "verify",
+     "decomposition", "smooth", "team", "subsampling"],
     ["propagate", "mgrit", "linear_mgrit", "propagator", "transfer"],
     ["problem", "reduced", "layout", "metric", "assembly", "kkt", "coupled", "blocks", "checkpoint"],
-    ["hierarchy", "reducedfunction", "precond", "precond.*", "kktsolver", "linesearch", "trustregion", "inversehessian", "trustsubproblem"],
+    ["linesearch", "trustregion", "inversehessian", "trustsubproblem", "lsr1", "trustmodel", "minibatch",
+     "hierarchy", "reducedfunction", "precond", "precond.*", "kktsolver"],
     ["optimize", "optimize.*"],
 ]
 #: Folders whose modules may import each other.

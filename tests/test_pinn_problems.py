@@ -71,7 +71,7 @@ def test_a_run_stops_at_the_error_that_is_asked_for(tmp_path):
 
 @pytest.mark.parametrize("words, message", [
     (["-optimizer", "sgd"], "lbfgs"), (["-layerz", "3"], "did you mean -layers"), (["-points", "0"], ">= 1"),
-    (["-optimizer", "spqn", "-spqn_parts", "3"], "1 to 2"), (["-restart", "nothing"], "a checkpoint of this script"),
+    (["-optimizer", "spqn", "-spqn_parts", "3"], "1 to 2"), (["-restart", "nothing"], "a file written by -checkpoint"),
     (["-plot", "x.txt"], ".png"), (["-sampler", "grid"], "hammersley"),
 ])  # fmt: skip
 def test_bad_options_are_named(words, message):

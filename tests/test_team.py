@@ -31,7 +31,11 @@ def gloo(ranks, *words):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("backend, ranks", [("mpi", 2), ("mpi", 4), ("gloo", 1), ("gloo", 2)])
+@pytest.mark.parametrize(
+    "backend, ranks",
+    [("mpi", 2), pytest.param("mpi", 4, marks=pytest.mark.slow), pytest.param("gloo", 1, marks=pytest.mark.slow),
+     ("gloo", 2)],
+)  # fmt: skip
 def test_any_number_of_ranks_makes_the_same_iterates(tmp_path, backend, ranks):
     file = tmp_path / "found.json"
     if backend == "mpi":

@@ -13,6 +13,12 @@ _MODULE = {
     "LBFGS": "quasinewton",
     "SSBroyden": "quasinewton",
     "SPQN": "schwarz",
+    "TrustRegionMinimiser": "trust",
+    "APTS": "apts",
+    "MGOPT": "multilevel",
+    "RMTR": "rmtr",
+    "MLVR": "mlvr",
+    "Astrom": "astrom",
 }
 
 __all__ = sorted(_MODULE)

@@ -4,7 +4,8 @@
 
 `resnet`: RMTR of three levels (32, 16 and 8 layers, all, a half and a quarter of 2000 samples) against the trust region
 of one level, both with L-SR1 of 10 pairs and from the same start: to training losses of 0.4 and 0.3, between which the
-test accuracy is at its best, and to a test accuracy of 0.79. Beside it the trust region with fewer pairs, and L-BFGS.
+test accuracy is at its best, and to a test accuracy of 0.79; also against the trust region with fewer pairs, which is
+better. RMTR's settings were chosen on seeds 0 to 2, which are not measured. Beside them MG/OPT and L-BFGS.
 `control`: MG/OPT on Burgers' equation, time steps halved twice, against L-BFGS, to a gradient of 1e-6 of the first.
 """
 
@@ -40,8 +41,8 @@ GOALS: dict[str, Callable[[float, float], bool]] = {
 class Benchmark:
     """The cases; their sizes shrink with `-quick`."""
 
-    def __init__(self, quick: bool = False, data_dir: str = "", seeds: int = 3) -> None:
-        self.quick, self.data_dir, self.seeds = quick, data_dir, seeds
+    def __init__(self, quick: bool = False, data_dir: str = "", seeds: int = 3, first_seed: int = 10) -> None:
+        self.quick, self.data_dir, self.seeds, self.first_seed = quick, data_dir, seeds, first_seed
 
     def resnet(self) -> list[Row]:
         """Work to a training loss, and the test accuracy there."""
@@ -50,7 +51,7 @@ class Benchmark:
         rows: list[Row] = []
         lines: dict[str, list[float]] = {}
         work: dict[str, list[list[float]]] = {}
-        for seed in range(1 if self.quick else self.seeds):
+        for seed in range(self.first_seed, self.first_seed + (1 if self.quick else self.seeds)):
             for name, run in self._runs().items():
                 found = run(seed)
                 work.setdefault(name, []).append([spent for spent, _ in found.values()])
@@ -62,7 +63,7 @@ class Benchmark:
         for name in list(work)[1:]:
             for k, goal in enumerate(GOALS):
                 ours, theirs = (sum(run[k] for run in work[each]) for each in ("rmtr, 10 pairs", name))
-                judged = 1 / 3 if name in ("tr, 10 pairs", "tr, 5 pairs") else None
+                judged = 1 / 3 if name.startswith("tr") else None
                 rows.append(bar(f"resnet, {goal}, all seeds: rmtr / {name}", ours / theirs, "work", judged))
         return rows
 
@@ -142,9 +143,12 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("-only", nargs="+", choices=CASES, default=list(CASES), help="these cases alone")
     parser.add_argument("-data_dir", default="", help="folder of the data sets")
     parser.add_argument("-seeds", type=int, default=3, help="random starts and subsets")
+    parser.add_argument("-first_seed", type=int, default=10, help="settings were chosen on seeds 0 to 2")
     parser.add_argument("-quick", action="store_true", help="small sizes: does it run?")
     options: Any = parser.parse_args(argv)
-    return measure(CASES, options.only, Benchmark(options.quick, options.data_dir, options.seeds), options.json)
+    return measure(
+        CASES, options.only, Benchmark(options.quick, options.data_dir, options.seeds, options.first_seed), options.json
+    )
 
 
 if __name__ == "__main__":
