@@ -89,6 +89,7 @@ class ReducedObjective:
             z.copy(self._design)
             self._state = state
             self._lin = self.problem.at(self.problem.join(state, z))
+        assert self._lin is not None
         return self._lin
 
     def is_at(self, z: PETSc.Vec) -> bool:

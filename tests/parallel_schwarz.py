@@ -21,14 +21,14 @@ def main():
     ):
         f = Rosenbrock(16)
         d = Decomposition.blocks([1] * 16, 4, overlap=1, team=comm)
-        result = SPQN(f, decomposition=d, local_it=3, max_it=6, **words).minimise(start(16))
+        result = SPQN(f, decomposition=d, local_it=3, max_it=4, **words).minimise(start(16))
         found += result.history["objective"] + [result.history[-1].work]
-    result = SSBroyden(Rosenbrock(16), team=comm, max_it=30).minimise(start(16))
+    result = SSBroyden(Rosenbrock(16), team=comm, max_it=12).minimise(start(16))
     found += result.history["objective"]
     for words in (dict(), dict(type="multiplicative"), dict(local_it=0)):
-        problem = examples.burgers(nx=8, nt=16)
+        problem = examples.burgers(nx=6, nt=16)
         function = with_coarse_space(ReducedObjective(problem))
-        words = dict(local_it=2, parts=4, max_it=4) | words
+        words = dict(local_it=1, parts=4, max_it=2) | words
         result = SPQN(function, **words).minimise(torch.zeros(function.size, dtype=torch.float64))
         found += result.history["objective"] + [result.history[-1].work]
     if comm.rank == 0:

@@ -59,8 +59,9 @@ class Benchmark:
             file = Path(folder) / "summary.json"
             execute(f"problems.pinn_{problem}", "-points", self.points, "-summary", file, *words)
             summary: dict[str, Any] = json.loads(file.read_text())
-        print(f"  {problem} {' '.join(map(str, words))}: error {summary['relative_l2']:.3e}", f"loss {summary['loss']:.3e}",
-              f"work {summary['work']:.0f}", f"{summary['cpu_seconds']:.0f} CPU s", sep=", ", flush=True)  # fmt: skip
+        numbers = (f"error {summary['relative_l2']:.3e}", f"loss {summary['loss']:.3e}", f"work {summary['work']:.0f}",
+                   f"{summary['cpu_seconds']:.0f} CPU s")  # fmt: skip
+        print(f"  {problem} {' '.join(map(str, words))}:", *numbers, flush=True)
         return summary
 
     def dense(self) -> list[Row]:
