@@ -172,15 +172,16 @@ class DenseInverse:
         """Take in a pair; without `curvature` the update is that of SSBFGS with b = 1.
 
         Args:
-            g: the gradient at the end of the step, if `times` was last asked for the one at its beginning: one product
-                then gives both H y and, corrected by the update, the H g of the next step.
+            g: the gradient at the end of the step, if `times` was last asked for the one at its beginning: the next H g
+                is then the last one plus H y, corrected by the update. (H y as the difference of two products would
+                save as much; its cancellation stops convergence at small residuals.)
         """
         function = self.function
         ys, yy, ss = function.sum(torch.stack([y @ s, y @ y, s @ s])).tolist()
         if not ys > CURVATURE * math.sqrt(yy * ss):
             return False
-        Hg, before, self._last = None if g is None else self._product(g), self._last, None
-        Hy = self._product(y) if Hg is None or before is None else Hg - before[1]
+        Hy, before, self._last = self._product(y), self._last, None
+        Hg = None if before is None else before[1] + Hy
         yHy = function.dot(y, Hy)
         if not yHy > 0:
             self.reset()
@@ -210,6 +211,7 @@ class DenseInverse:
         left, right = self.left[: self.waiting], self.right[: self.waiting]
         self.H.addmm_(left.T, right, beta=self.factor, alpha=self.factor)
         self.factor, self.waiting = 1.0, 0
+        self._last = None  # sums of rounding errors start anew
 
     def _whole(self, own: Tensor) -> Tensor:
         """All entries of a vector."""

@@ -80,6 +80,19 @@ def test_dense_ssbroyden_is_the_published_recursion():
         assert relative(H.times(y), s) < 1e-10  # the secant equation
 
 
+def test_products_along_a_run_are_those_of_the_matrix():
+    """H g from the last one, H y and the update, against a product of its own."""
+    minimiser, seen = SSBroyden(Rosenbrock(9), max_it=60, gtol=0.0), []
+
+    def compare(m, history):
+        fresh = DenseInverse(m.function)
+        fresh.recall({k: v for k, v in m.inverse.memory().items() if not k.startswith("last")})
+        seen.append(relative(m.inverse.times(m.g), fresh.times(m.g)))
+
+    minimiser.minimise(start(9), observers=[compare])
+    assert len(seen) > 40 and max(seen) < 1e-9
+
+
 def test_ssbfgs_is_ssbroyden_without_theta():
     for b, h in [(0.3, 5.0), (1.0, 1.5), (4.0, 2.0)]:
         assert broyden(b, h, 10, "ssbfgs") == (1.0, min(1.0, 1.0 / b))

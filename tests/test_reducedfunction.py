@@ -104,6 +104,13 @@ def test_the_coarse_space_pays():
     assert result.history[-1].work < 0.7 * tao.iterations
 
 
+@pytest.mark.parametrize("name", ["", "pdeopt.optimize.LBGFS"])
+def test_unknown_types_are_named(options, name):
+    options(tao_type="python", **({"tao_python_type": name} if name else {}))
+    with pytest.raises(InputError, match=r"pdeopt\.optimize\.LBFGS"):
+        TaoSolver(ReducedObjective(examples.burgers(nx=8, nt=12)))
+
+
 def test_what_has_no_coarser_steps_says_so():
     assert len(with_coarse_space(ReducedObjective(examples.EXAMPLES["burgers nodal"]()))) == 1
     with pytest.raises(InputError, match="control map"):

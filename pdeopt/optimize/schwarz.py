@@ -213,9 +213,7 @@ class SPQN(QuasiNewton):
         for rank, (calls, others) in enumerate(gathered):
             if rank != self._parts.team.rank:
                 tally.add(calls)
-                found |= {
-                    s: c if self._parts.is_replicated else Correction(c.d[:0], c.decrease) for s, c in others.items()
-                }
+                found |= others if self._parts.is_replicated else {s: c.without_step() for s, c in others.items()}
         return found
 
     def _solve(self, s: int, local: SmoothFunction, known: bool) -> Correction:

@@ -18,6 +18,7 @@ from pdeopt.arrays import readonly
 from pdeopt.errors import InputError, SolveFailure
 from pdeopt.metric import RieszMetric
 from pdeopt.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor
+from pdeopt.optimize import __all__ as TYPES
 from pdeopt.options import read, set_default, setting
 from pdeopt.reduced import ReducedObjective
 from pdeopt.reducedfunction import with_coarse_space
@@ -70,6 +71,8 @@ class TaoSolver:
         self.type: str = PETSc.Options(prefix).getString("tao_type", default)
         if self.bounds is not None and self.type not in BOUNDED:
             raise InputError("-tao_type with bounds", self.type, " | ".join(BOUNDED))
+        if self.type == "python":
+            _check_python_type(PETSc.Options(prefix).getString("tao_python_type", ""))
         self._scale = self.metric.root()
 
     def solve(
@@ -267,6 +270,13 @@ def _callback(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*arguments)
 
     return call
+
+
+def _check_python_type(name: str) -> None:
+    """TAO would end in a traceback."""
+    own = [f"pdeopt.optimize.{each}" for each in TYPES]
+    if not name or (name.startswith("pdeopt.optimize.") and name not in own):
+        raise InputError("-tao_python_type", name or "nothing", " | ".join([*own, "a class of yours, MODULE.NAME"]))
 
 
 def _product(a: PETSc.Vec, b: PETSc.Vec) -> PETSc.Vec:

@@ -138,7 +138,7 @@ class Benchmark:
         for problem in CASES:
             for seed in range(2 if self.quick else 10):
                 words = MULTIPLICATIVE if seed % 2 else ADDITIVE
-                found = self.train(problem, *words, "-max_gradients", 100 if self.quick else 1500, "-seed", seed)
+                found = self.train(problem, *words, "-max_gradients", 100 if self.quick else 600, "-seed", seed)
                 good = found["loss"] is not None and found["loss"] <= found["start_loss"]
                 bad, runs = bad + (not good), runs + 1
         self.points = points
