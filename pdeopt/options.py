@@ -10,7 +10,8 @@ import ctypes
 import dataclasses
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from petsc4py import PETSc
@@ -68,6 +69,19 @@ def set_default(name: str, value: str) -> None:
     if not PETSc.Options().hasName(name):
         PETSc.Options().setValue(name, value)
         _defaults.add(name)
+
+
+@contextmanager
+def defaults(values: dict[str, str]) -> Iterator[None]:
+    """Options that hold inside the block unless the user gave them."""
+    added = [name for name in values if not PETSc.Options().hasName(name)]
+    for name in added:
+        PETSc.Options().setValue(name, values[name])
+    try:
+        yield
+    finally:
+        for name in added:
+            PETSc.Options().delValue(name)
 
 
 def read(cls: type[T], prefix: str = "", **defaults: Any) -> T:

@@ -104,6 +104,12 @@ def test_the_coarse_space_pays():
     assert result.history[-1].work < 0.7 * tao.iterations
 
 
+def test_defaults_for_controls_do_not_stay(options):
+    options(tao_type="python", tao_python_type="pdeopt.optimize.SPQN")
+    assert TaoSolver(ReducedObjective(examples.burgers(nx=6, nt=8))).solve().converged
+    assert SPQN(parts=2).settings.local_it == 10 and SPQN(local_it=3).settings.local_it == 3
+
+
 @pytest.mark.parametrize("name", ["", "pdeopt.optimize.LBGFS"])
 def test_unknown_types_are_named(options, name):
     options(tao_type="python", **({"tao_python_type": name} if name else {}))

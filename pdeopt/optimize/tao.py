@@ -19,7 +19,7 @@ from pdeopt.errors import InputError, SolveFailure
 from pdeopt.metric import RieszMetric
 from pdeopt.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor
 from pdeopt.optimize import __all__ as TYPES
-from pdeopt.options import read, set_default, setting
+from pdeopt.options import defaults, read, set_default, setting
 from pdeopt.reduced import ReducedObjective
 from pdeopt.reducedfunction import with_coarse_space
 from pdeopt.smooth import SmoothFunction
@@ -32,6 +32,10 @@ BOUNDED = ("blmvm", "bncg", "bnls", "bntr", "bntl", "bqnls", "bqnkls", "bqnktr",
 
 #: TAO types that approximate the Hessian from gradients.
 QUASI_NEWTON = ("lmvm", "blmvm", "bqnls", "bqnkls", "bqnktr", "bqnktl")
+
+
+#: Of SPQN: controls are coupled over the whole time, and windows alone cost more than they gain.
+CONTROL_DEFAULTS = {"local_it": "0", "memory": "50", "coarse_rtol": "1e-3"}
 
 
 @dataclass(frozen=True)
@@ -110,15 +114,13 @@ class TaoSolver:
         tao.setHessian(_callback(lambda y, H, P: hessian.set_point(self._unscaled(y))), matrix)
         tao.setMaximumIterations(1000)
         tao.setAppCtx(_Context(self.reduced, self._scale))
-        if self.type == "python":  # controls are coupled over the whole time: windows alone cost more than they gain
-            for name, value in {"local_it": "0", "memory": "50", "coarse_rtol": "1e-3"}.items():
-                set_default(f"{self.prefix}spqn_{name}", value)
         if self.bounds is not None:
             tao.setVariableBounds(tuple(_product(bound, self._scale) for bound in self.bounds))
         if self.type in QUASI_NEWTON:  # the default, a diagonal, takes ten times the iterations here
             set_default(f"{self.prefix}tao_{self.type}_mat_lmvm_scale_type", "scalar")
             set_default(f"{self.prefix}tao_{self.type}_mat_lmvm_hist_size", "10")
-        tao.setFromOptions()
+        with defaults({f"{self.prefix}spqn_{name}": value for name, value in CONTROL_DEFAULTS.items()}):
+            tao.setFromOptions()
         _default_to_no_preconditioner(tao.getKSP())
         tao.setConvergenceTest(_callback(lambda: self._test(tao)))
         return tao
