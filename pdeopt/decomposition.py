@@ -109,11 +109,6 @@ class Decomposition:
         """R' d: the unknowns of a part among all, zero elsewhere."""
         return torch.zeros(self.size, dtype=d.dtype).index_copy(0, self.parts[part], d)
 
-    def combine(self, corrections: dict[int, Tensor]) -> Tensor:
-        """sum_s R_s' W_s d_s over the corrections of all ranks, W the partition of unity: (size,)."""
-        total = self.assemble(corrections)
-        return total if self.team is None else torch.as_tensor(self.team.allreduce(total.numpy()))
-
     @property
     def is_replicated(self) -> bool:
         """Whether every rank has all unknowns."""
@@ -126,24 +121,28 @@ class Decomposition:
             total.index_add_(0, self.parts[part], self.weights[part] * d if weighted else d)
         return total
 
-    def colours(self, coupling: Tensor | None = None) -> list[list[int]]:
-        """Parts in groups whose members may be worked on at the same time in a multiplicative sweep; greedy.
+    def colours(self, number: int) -> list[list[int]]:
+        """Groups of parts without common unknowns, to be worked on at the same time in a multiplicative sweep.
 
         Args:
-            coupling: (parts, parts) whether two parts depend on each other beside sharing unknowns; None: only those
-                that share unknowns do.
+            number: of groups, parts s mod number in one; more where those share unknowns. 0: a group a part.
         """
-        masks = torch.zeros(len(self), self.size, dtype=torch.bool)
-        for number, indices in enumerate(self.parts):
-            masks[number, indices] = True
-        shared = (masks.double() @ masks.double().T) > 0
-        depends = shared if coupling is None else shared | coupling
         groups: list[list[int]] = []
-        for part in range(len(self)):
-            for group in groups:
-                if not bool(depends[part, group].any()):
-                    group.append(part)
-                    break
-            else:
-                groups.append([part])
+        shared = self._shared()
+        for first in range(min(number or len(self), len(self))):
+            own: list[list[int]] = []
+            for part in range(first, len(self), number or len(self)):
+                free = next((group for group in own if not bool(shared[part, group].any())), None)
+                if free is None:
+                    own.append([part])
+                else:
+                    free.append(part)
+            groups += own
         return groups
+
+    def _shared(self) -> Tensor:
+        """(parts, parts) whether two parts share unknowns, on any rank."""
+        masks = torch.zeros(len(self), self.size, dtype=torch.float64)
+        for number, indices in enumerate(self.parts):
+            masks[number, indices] = 1.0
+        return torch.as_tensor(self.comm.allreduce((masks @ masks.T).numpy())) > 0

@@ -13,7 +13,7 @@ def test_any_number_of_blocks_goes_into_any_number_of_parts(blocks, parts, overl
     d = Decomposition.blocks(sizes, parts, overlap)
     x = start(sum(sizes))
     assert len(d) == parts and torch.cat(d.parts).unique().tolist() == list(range(sum(sizes)))
-    together = d.combine({s: x[indices] for s, indices in enumerate(d.parts)})
+    together = d.assemble({s: x[indices] for s, indices in enumerate(d.parts)})
     assert torch.allclose(together, x, atol=1e-15)  # the weights are a partition of unity
     blocks_of = [len(part) for part in Decomposition.blocks([1] * blocks, parts).parts]
     assert max(blocks_of) - min(blocks_of) <= 1
@@ -41,8 +41,9 @@ def test_bad_parts_are_named():
 
 def test_parts_of_one_colour_share_nothing():
     d = Decomposition.blocks([1] * 12, 6, overlap=1)
-    colours = d.colours()
-    assert sorted(s for group in colours for s in group) == list(range(6))
+    assert d.colours(0) == [[s] for s in range(6)] and d.colours(2) == [[0, 2, 4], [1, 3, 5]]
+    colours = d.colours(1)  # neighbours overlap: one group is not enough
+    assert len(colours) == 2 and sorted(s for group in colours for s in group) == list(range(6))
     for group in colours:
         indices = torch.cat([d.parts[s] for s in group])
         assert len(indices.unique()) == len(indices)

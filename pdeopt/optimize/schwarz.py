@@ -234,10 +234,9 @@ class SPQN(QuasiNewton):
 
     def _sweep(self) -> Tensor:
         """The sum of all corrections, one colour after the other, each from where the last ones led."""
-        x, number = self.x, len(self._parts)
-        colours = self.settings.colours or number
-        for colour in range(min(colours, number)):
-            found = self._corrections(range(colour, number, colours), x, known=x is self.x)
+        x = self.x
+        for colour in self._parts.colours(self.settings.colours):
+            found = self._corrections(colour, x, known=x is self.x)
             x = x + self._parts.assemble({s: c.d for s, c in found.items()}, weighted=False)
         return x - self.x
 
