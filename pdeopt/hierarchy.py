@@ -33,6 +33,7 @@ class Transfer:
 
     Attributes:
         norm: sqrt |P'P|_inf >= |P|_2, and equal where the columns are orthogonal.
+        is_identity: whether both levels have the same unknowns.
 
     Raises:
         InputError: a projection that does not undo P, or none for a P without orthogonal columns.
@@ -42,6 +43,7 @@ class Transfer:
         self.P = sp.csr_matrix(P, dtype=float)
         self.R = sp.csr_matrix(self.P.T)
         self.fine, self.coarse = self.P.shape
+        self.is_identity = self.fine == self.coarse and abs(self.P - sp.identity(self.fine)).nnz == 0
         gram = sp.csr_matrix(self.R @ self.P)
         self.norm = math.sqrt(abs(gram).sum(axis=1).max()) if self.coarse else 0.0
         if projection is None:
@@ -117,6 +119,11 @@ class Hierarchy(SmoothFunction):
 
     def __len__(self) -> int:
         return len(self.functions)
+
+    @property
+    def shares_unknowns(self) -> bool:
+        """Whether all levels have the same unknowns."""
+        return all(transfer.is_identity for transfer in self.transfers)
 
     def _value(self, x: Tensor) -> float:
         return self.functions[0]._value(x)

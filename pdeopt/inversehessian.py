@@ -22,9 +22,11 @@ class InverseHessian(Protocol):
     """H, an approximation of f''^-1.
 
     Attributes:
+        function: whose unknowns they are; gives inner products.
         unit_steps: whether -H g is mostly as long as the step should be.
     """
 
+    function: SmoothFunction
     unit_steps: bool
 
     def times(self, g: Tensor) -> Tensor:

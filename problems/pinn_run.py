@@ -21,9 +21,11 @@ from nn_adapters.jetnetwork import BODIES
 from nn_adapters.jets import ACTIVATIONS
 from nn_adapters.sampling import SAMPLERS, adaptive
 from pdeopt.checkpoint import read_memory, replace_file, write_memory
+from pdeopt.hierarchy import Hierarchy, Transfer
 from pdeopt.monitor import History, Result
 from pdeopt.optimize.minimiser import Minimiser, StopSettings
 from pdeopt.options import read, require_all_read, setting
+from pdeopt.smooth import SmoothFunction
 from problems import report
 from problems.pinn import CASES, Case
 from problems.script import command_line
@@ -36,6 +38,10 @@ OPTIMIZERS = {
     "tr": ("pdeopt.optimize.trust", "TrustRegionMinimiser"),
     "adam": ("nn_adapters.adam", "Adam"),
 }
+
+
+#: Of SPQN: dense matrices, and one sweep of local solves, at the start; see docs/benchmarks.md for what they are worth.
+SPQN_DEFAULTS = {"method": "ssbroyden", "type": "multiplicative", "local": "ssbroyden", "local_it": 10, "every": 10**9}
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class PinnSettings:
     activation: str = setting("tanh", "activation", choices=tuple(ACTIVATIONS))
     adaptive: bool = setting(True, "a slope of the activation, to be learnt, in each layer")
     slope_scale: float = setting(1.0, "n of the activation act(n slope z)", above=0)
+    point_levels: int = setting(0, "levels of points, each half of the next, for quasi-Newton methods to begin on; 1: "
+                                "all points alone; 0: 3 for spqn, 1 for the others", at_least=0)  # fmt: skip
     seed: int = setting(0, "of all random numbers", at_least=0)
     error_every: float = setting(100.0, "work from one measurement of the error to the next", above=0)
 
@@ -111,9 +119,20 @@ class Training:
         module, name = OPTIMIZERS[self.settings.optimizer]
         words: dict[str, Any] = {"max_it": 10**9, "max_gradients": self.settings.max_gradients, "gtol": 1e-14}
         if self.settings.optimizer == "spqn":
-            words["parts"] = min(self.case.parts, self.function.network.depth)
-        made: Minimiser = getattr(import_module(module), name)(self.function, **words)
+            words |= SPQN_DEFAULTS | {"parts": min(self.case.parts, self.function.network.depth)}
+        made: Minimiser = getattr(import_module(module), name)(self._levels(), **words)
         return made
+
+    def _levels(self) -> SmoothFunction:
+        """The function at all of its points and, on coarser levels, at fewer."""
+        settings, number = self.settings, self.settings.point_levels or (3 if self.settings.optimizer == "spqn" else 1)
+        if number == 1:
+            return self.function
+        draw = SAMPLERS[settings.sampler]
+        sizes = [max(settings.points >> level, 1) for level in range(1, number)]
+        coarser = [self.function.with_points(draw(n, self.case.box, settings.seed)) for n in sizes]
+        same = [Transfer.aggregates(np.arange(self.function.size))] * len(coarser)
+        return Hierarchy([self.function, *coarser], same)
 
     def run(self) -> Result:
         """Train to the end, with new points as often as the settings say."""
@@ -162,7 +181,7 @@ class Training:
         f, g = self.function.value_and_gradient(minimiser.x)
         memory = minimiser.memory() | {"f": f, "g": g}
         self._drawn = minimiser.spent().work
-        minimiser.attach(self.function)
+        minimiser.attach(self._levels())
         return memory
 
     @property
@@ -190,7 +209,7 @@ class Training:
     def _restore(self) -> tuple[dict[str, Any], History]:
         memory, history = read_memory(self.files.restart, self._fingerprint())
         self.function = self.function.with_points(memory.pop("run.points"))
-        self.minimiser.attach(self.function)
+        self.minimiser.attach(self._levels())
         self.errors = [tuple(pair) for pair in memory.pop("run.errors")]
         self._seconds = tuple(memory.pop("run.seconds"))
         self.drawings, self._measured, self._drawn = memory.pop("run.state")
@@ -206,9 +225,13 @@ class Training:
         if files.summary:
             text = json.dumps(report._json(self.summary(result)), indent=2) + "\n"
             replace_file(files.summary, text.encode())
-        PETSc.Sys.Print(f"{self.case.name}: relative error {error:.3e}, loss {last.objective:.3e} after "
+        PETSc.Sys.Print(f"{self.case.name}: relative error {error:.3e}, loss {self.loss(result):.3e} after "
                         f"{last.gradients} gradients, work {last.work:.0f} ({self.spent[0]:.1f} s); "
                         f"{result.message}")  # fmt: skip
+
+    def loss(self, result: Result) -> float:
+        """At all points, where the run may not have come to; not counted."""
+        return self.function._value(result.design)
 
     def summary(self, result: Result) -> dict[str, Any]:
         """The run as JSON values."""
@@ -217,7 +240,7 @@ class Training:
             "problem": self.case.name,
             "optimizer": self.settings.optimizer,
             "relative_l2": self.error(result.design),
-            "loss": last.objective,
+            "loss": self.loss(result),
             "start_loss": result.history[0].objective,
             "gradients": last.gradients,
             "values": last.values,

@@ -39,7 +39,7 @@ from tests.krylov import heat, history, operator_at_zero, solver
 from tests.support import python
 from tests.test_sparse import densify, randn, random_pattern, random_steps
 
-RANKS = (2, pytest.param(3, marks=pytest.mark.slow), 5)
+RANKS = (*(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (2, 3)), 5)
 
 
 @functools.cache

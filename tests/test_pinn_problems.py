@@ -41,7 +41,7 @@ def test_every_optimizer_trains(optimizer, tmp_path):
     assert found["parameters"]["optimizer"] == optimizer
 
 
-@pytest.mark.parametrize("optimizer", ["ssbroyden", "lbfgs", "adam"])
+@pytest.mark.parametrize("optimizer", pinn_run.OPTIMIZERS)
 def test_a_restart_goes_on_with_the_same_iterates(optimizer, tmp_path):
     file = tmp_path / "run.safetensors"
     words = ["-optimizer", optimizer, "-resample_every", 15, "-opt_max_it"]

@@ -44,14 +44,14 @@ class MlvrSettings:
     """Options `-mlvr_*`."""
 
     levels: int = setting(3, "nested samples, all of them included", at_least=2)
-    coarsening: float = setting(0.2, "samples of a level as part of the next finer one's", above=0, at_most=1)
+    coarsening: float = setting(0.17, "samples of a level as part of the next finer one's", above=0, at_most=1)
     batch: int = setting(0, "samples of the coarsest level; 0: by coarsening", at_least=0)
     sampling: str = setting("curvature", "samples where the curvature is, or uniform", choices=SAMPLINGS)
     redraw: str = setting("never", "new samples: never, in each cycle, in each step of the coarsest level",
                           choices=("never", "cycle", "step"))  # fmt: skip
     coarse: str = setting("newton", "steps on the coarsest level", choices=("gradient", "newton", "lbfgs"))
     steps: int = setting(1, "of the coarsest level, a cycle", at_least=1)
-    cycles: int = setting(2, "of each level between, a cycle of the next finer one", at_least=1)
+    cycles: int = setting(3, "of each level between, a cycle of the next finer one", at_least=1)
     reference: str = setting("snapshot", "where coarse gradients are consistent: where their steps begin, or the step "
                              "before", choices=("snapshot", "previous"))  # fmt: skip
     step_size: float = setting(0.0, "of gradient steps; 0: 1/L, L the largest curvature met", at_least=0)

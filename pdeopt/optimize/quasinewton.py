@@ -1,27 +1,48 @@
-"""Quasi-Newton methods with a line search: L-BFGS, and dense self-scaled BFGS and Broyden."""
+"""Quasi-Newton methods with a line search: L-BFGS, and dense self-scaled BFGS and Broyden.
+
+Of a `Hierarchy` whose levels have the same unknowns, such as `sample_hierarchy` makes, they take the coarsest function
+first, and the next finer one where that is no longer like it. x and H go on: most of what they have to learn, the
+samples share.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from pdeopt.hierarchy import as_hierarchy
 from pdeopt.inversehessian import DenseInverse, InverseHessian, LimitedMemory
 from pdeopt.linesearch import SEARCHES, Ray
-from pdeopt.monitor import Reason
+from pdeopt.monitor import DescentRecord, History, Reason, Result
 from pdeopt.optimize.minimiser import Minimiser
 from pdeopt.options import setting
 from pdeopt.smooth import Operator, SmoothFunction
 
+#: Steps on a coarser level from one look at the next finer one to the next.
+LOOK = 10
+
 
 class QuasiNewton(Minimiser):
-    """x <- x - size H f'(x), H updated by the pair of the step."""
+    """x <- x - size H f'(x), H updated by the pair of the step.
+
+    Attributes:
+        levels: the functions, finest first; the other levels of a hierarchy that has other unknowns there are left out.
+        level: the number of the one that is minimised now; f and g are its.
+    """
 
     inverse: InverseHessian
     preconditioner: Operator | None
+    levels: Sequence[SmoothFunction]
+
+    def attach(self, function: SmoothFunction) -> None:
+        hierarchy = as_hierarchy(function)
+        self.levels = hierarchy.functions if hierarchy.shares_unknowns else hierarchy.functions[:1]
+        super().attach(self.levels[0])
 
     @abstractmethod
     def new_inverse(self) -> InverseHessian:
@@ -30,16 +51,55 @@ class QuasiNewton(Minimiser):
     def start(
         self, x: Tensor, known: tuple[float, Tensor] | None = None, inverse: InverseHessian | None = None
     ) -> None:
+        self.level = len(self.levels) - 1
+        self.function, self._taken = self.levels[self.level], 0
+        self._first = (x, self.levels[0].value(x) if self.level else math.inf)
         super().start(x, known)
         self.preconditioner = self.function.preconditioner()
         self.inverse, self._pairs = inverse or self.new_inverse(), 0 if inverse is None else 1
         self._usual_size = 1.0
 
+    def step(self) -> Reason:
+        if self.level and self._has_left():
+            self._refine()
+        reason = self.iteration()
+        self._taken += 1
+        if reason < 0 and self.level:  # nothing more to gain here
+            self._refine()
+            return Reason.ITERATING
+        return reason
+
+    def _has_left(self) -> bool:
+        """Whether this level has nothing more to say of the next finer one: its own error is most of what is left."""
+        if self.optimality() <= self.stop.gtol:
+            return True
+        if not self.settings.gap or self._taken % LOOK != LOOK - 1:
+            return False
+        return not self.levels[self.level - 1].value(self.x) - self.f <= self.settings.gap * abs(self.f)
+
+    def _refine(self) -> None:
+        self.level -= 1
+        self.function = self.inverse.function = self.levels[self.level]
+        self.f, self.g = self.function.value_and_gradient(self.x)
+
+    def _test(self, record: DescentRecord) -> Reason:
+        reason = super()._test(record)
+        only_here = reason in (Reason.CONVERGED_OPTIMALITY, Reason.CONVERGED_TARGET) and self.level > 0
+        return Reason.ITERATING if only_here else reason
+
+    def result(self, reason: Reason, message: str, history: History) -> Result:
+        """The last point, or the start where that is better on the finest level."""
+        found, (x, value) = super().result(reason, message, history), self._first
+        if len(self.levels) > 1 and not (self.levels[0].value(self.x) if self.level else self.f) <= value:
+            found.design = x
+        return found
+
     def direction(self) -> tuple[Tensor, bool]:
         """Where to go, and whether it is -H f'."""
         return -self.inverse.times(self.g), True
 
-    def step(self) -> Reason:
+    def iteration(self) -> Reason:
+        """Move x, f and g on this level."""
         direction, is_newton = self.direction()
         ray, size = self._search(direction)
         self.note = ""
@@ -73,10 +133,14 @@ class QuasiNewton(Minimiser):
 
     def memory(self) -> dict[str, Any]:
         inverse = {f"inverse.{name}": value for name, value in self.inverse.memory().items()}
-        return super().memory() | {"pairs": self._pairs, "usual_size": self._usual_size} | inverse
+        own = {"pairs": self._pairs, "usual_size": self._usual_size, "level": self.level, "taken": self._taken}
+        return super().memory() | own | {"first.x": self._first[0].clone(), "first.f": self._first[1]} | inverse
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
+        self.level, self._taken = int(memory["level"]), int(memory["taken"])
+        self.function = self.levels[self.level]
+        self._first = (memory["first.x"].clone(), float(memory["first.f"]))
         self.preconditioner = self.function.preconditioner()
         self._pairs, self.inverse = int(memory["pairs"]), self.new_inverse()
         self._usual_size = float(memory["usual_size"])
@@ -86,6 +150,12 @@ class QuasiNewton(Minimiser):
 def search_setting() -> Any:
     """The line search of a method."""
     return setting("wolfe", "strong Wolfe, or Armijo with quadratic or cubic backtracking", choices=tuple(SEARCHES))
+
+
+def gap_setting() -> Any:
+    """When to leave a level."""
+    return setting(2.0, "go on to the next finer level of a hierarchy where its value is larger by this factor of the "
+                   "value; 0: at a minimum alone", at_least=0)  # fmt: skip
 
 
 def first_step_setting() -> Any:
@@ -101,6 +171,7 @@ class LBFGSSettings:
     memory: int = setting(10, "pairs that are kept; 0 for steepest descent", at_least=0)
     line_search: str = search_setting()
     first_step: str = first_step_setting()
+    gap: float = gap_setting()
 
 
 class LBFGS(QuasiNewton):
@@ -120,6 +191,7 @@ class SSBroydenSettings:
                           choices=("ssbroyden", "ssbfgs", "bfgs"))  # fmt: skip
     line_search: str = search_setting()
     first_step: str = first_step_setting()
+    gap: float = gap_setting()
 
 
 class SSBroyden(QuasiNewton):

@@ -35,6 +35,7 @@ from pdeopt.optimize.quasinewton import (
     SSBroyden,
     SSBroydenSettings,
     first_step_setting,
+    gap_setting,
     search_setting,
 )
 from pdeopt.options import setting
@@ -73,6 +74,7 @@ class SPQNSettings:
     update: str = setting("ssbroyden", "of dense H", choices=("ssbroyden", "ssbfgs", "bfgs"))
     line_search: str = search_setting()
     first_step: str = first_step_setting()
+    gap: float = gap_setting()
 
 
 class SPQN(QuasiNewton):
@@ -96,9 +98,8 @@ class SPQN(QuasiNewton):
         super().__init__(function, *args, **defaults)
 
     def attach(self, function: SmoothFunction) -> None:
-        self.hierarchy = as_hierarchy(function)
-        function = self.hierarchy.functions[0]
         super().attach(function)
+        function, self.hierarchy = self.function, as_hierarchy(function)
         if self.decomposition is None:
             self.decomposition = function.decompose(self.settings.parts, self.settings.overlap)
         if self.decomposition.size != function.size:
@@ -117,7 +118,7 @@ class SPQN(QuasiNewton):
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None, inverse: Any = None) -> None:
         super().start(x, known, inverse)
         self._coarse: InverseHessian | None = None
-        if len(self.hierarchy) > 1 and self.settings.coarse_it:
+        if not self.hierarchy.shares_unknowns and self.settings.coarse_it:
             self._begin_coarse()
         self._locals: dict[int, InverseHessian] = {}
         self._velocity, self._last_step, self._count = torch.zeros_like(x), torch.zeros_like(x), 0
@@ -153,13 +154,13 @@ class SPQN(QuasiNewton):
         self.preconditioner = two_levels
         self.inverse = self.new_inverse()
 
-    def step(self) -> Reason:
+    def iteration(self) -> Reason:
         begin, local = self.x, ""
         if self.settings.local_it and self._count % self.settings.every == 0:
             local = self._precondition()
         self._count += 1
         if self.optimality() > self.stop.gtol:
-            reason = super().step()
+            reason = super().iteration()
             if reason < 0 and self.x is begin:
                 return reason
         self._last_step = self.x - begin

@@ -8,8 +8,9 @@ layers. Every run is a process of its own on one core; times are of the processo
 * `dense`: self-scaled Broyden on 4 layers of 20, five seeds, to a relative error of 1e-5.
 * `burgers`, `klein_gordon`: the best variant of SPQN to the error published for L-BFGS, 4.6e-4 and 6.1e-4; L-BFGS with
   3 pairs may take five times as much work, with 10 and 100 pairs as much; the published settings of SPQN as well.
-* `equal`: SPQN with dense matrices against the dense method alone, at equal work, on four equations.
-* `divergence`: four equations, ten seeds, both types of SPQN with the published settings.
+* `equal`: SPQN with dense matrices, local and global, against the dense method alone, both with levels of points and
+  without, at equal work, on four equations, residual networks 6x20.
+* `divergence`: four equations, ten seeds, the methods in turn.
 * `overhead`: the optimizers' own time in that of the gradients, 8 layers of 20.
 * `long`: towards 1e-7, points drawn anew where the residual is large.
 """
@@ -31,14 +32,21 @@ from pdeopt.optimize.schwarz import SPQN
 from problems.benchmarks.processes import Row, bar, execute, measure, plain, table
 from problems.pinn import CASES
 
-#: One multiplicative sweep of short local solves at the start, then dense steps: what was found to be the best.
-BEST = ["-optimizer", "spqn", "-spqn_method", "ssbroyden", "-spqn_type", "multiplicative"]
-BEST += ["-spqn_local_it", "10", "-spqn_every", "1000000"]
+#: The defaults of the scripts: three levels of points, one sweep of local solves at the start, dense matrices in both.
+BEST = ["-optimizer", "spqn"]
 #: The paper's settings, but for the line search of the synchronisation, without which it diverges.
-PUBLISHED = ["-optimizer", "spqn", "-spqn_memory", "3", "-spqn_sync", "line"]
-PUBLISHED += ["-spqn_local_it", "50", "-spqn_local_memory", "3"]
+PUBLISHED = ["-optimizer", "spqn", "-point_levels", "1", "-spqn_method", "lbfgs", "-spqn_memory", "3"]
+PUBLISHED += ["-spqn_sync", "line", "-spqn_every", "1", "-spqn_local", "lbfgs", "-spqn_local_it", "50"]
+PUBLISHED += ["-spqn_local_memory", "3"]
 ADDITIVE, MULTIPLICATIVE = [*PUBLISHED, "-spqn_type", "additive"], [*PUBLISHED, "-spqn_type", "multiplicative"]
 DENSE = ["-optimizer", "ssbroyden"]
+#: What the parts of the best variant are worth.
+PARTS = {
+    "SPQN": BEST,
+    "SPQN, all points": [*BEST, "-point_levels", "1"],
+    "dense, levels of points": [*DENSE, "-point_levels", "3"],
+    "dense": DENSE,
+}
 
 
 class Benchmark:
@@ -116,29 +124,29 @@ class Benchmark:
         return rows
 
     def equal(self) -> list[Row]:
-        """Dense matrices with and without local solves, at equal work."""
-        rows, work = [], 40 if self.quick else 500
+        """Dense matrices with and without local solves, with and without levels, at equal work."""
+        rows, work, net = [], 40 if self.quick else 250, ["-layers", 6, "-width", 20]
         for problem in CASES:
-            errors: dict[str, list[float]] = {"spqn": [], "dense": []}
-            for seed in range(self.seeds if problem == "burgers" else 1):
-                for name, words in {"spqn": BEST, "dense": DENSE}.items():
-                    limits = ["-max_gradients", 0, "-opt_max_work", work, "-seed", seed]
-                    errors[name].append(self.train(problem, *words, *limits)["relative_l2"])
-            spqn, dense = (statistics.geometric_mean(errors[name]) for name in ("spqn", "dense"))
-            rows.append(plain(f"{problem}: error after work {work}, SPQN / dense alone ({spqn:.2e} / {dense:.2e})",
-                              spqn / dense, "x"))  # fmt: skip
-        ratios = [row.measured for row in rows if row.measured is not None]
+            errors: dict[str, float] = {}
+            for name, words in PARTS.items():
+                limits = ["-max_gradients", 0, "-opt_max_work", work, "-seed"]
+                found = [self.train(problem, *words, *net, *limits, seed)["relative_l2"] for seed in range(self.seeds)]
+                errors[name] = statistics.geometric_mean(found)
+                rows.append(plain(f"{problem}: error after work {work}, {name}", errors[name], "relative L2"))
+            ratio = errors["SPQN"] / errors["dense"]
+            rows.append(plain(f"{problem}: error of SPQN / dense alone", ratio, "x"))
+        ratios = [row.measured for row in rows if row.unit == "x" and row.measured is not None]
         return [*rows, bar("the best of the four", min(ratios), "x", 1.0)]
 
     def divergence(self) -> list[Row]:
         """Runs that end in NaN, or above their start."""
         bad, runs = 0, 0
-        points = self.points
+        points, kinds = self.points, (ADDITIVE, MULTIPLICATIVE, BEST, DENSE)
         self.points = min(points, 1000)
         for problem in CASES:
             for seed in range(2 if self.quick else 10):
-                words = MULTIPLICATIVE if seed % 2 else ADDITIVE
-                found = self.train(problem, *words, "-max_gradients", 100 if self.quick else 600, "-seed", seed)
+                words = [*kinds[seed % len(kinds)], "-max_gradients", 100 if self.quick else 600, "-seed", seed]
+                found = self.train(problem, *words, *(["-layers", 6] if problem == "diffusion_transport" else []))
                 good = found["loss"] is not None and found["loss"] <= found["start_loss"]
                 bad, runs = bad + (not good), runs + 1
         self.points = points
@@ -159,20 +167,8 @@ class Benchmark:
 
     def long(self) -> list[Row]:
         """As far as it goes."""
-        words = [
-            "-layers",
-            4,
-            "-width",
-            20,
-            "-body",
-            "mlp",
-            "-adaptive",
-            0,
-            "-resample_every",
-            500,
-            "-target_error",
-            1e-7,
-        ]
+        words = ["-layers", 4, "-width", 20, "-body", "mlp", "-adaptive", 0, "-resample_every", 500]
+        words += ["-target_error", 1e-7]
         found = self.train("burgers", *DENSE, *words, "-max_gradients", 300 if self.quick else 20_000)
         return [plain(f"Burgers 4x20, dense, {found['gradients']} gradients", found["relative_l2"], "relative L2"),
                 plain("Burgers 4x20, dense, long run", found["cpu_seconds"], "CPU s")]  # fmt: skip
