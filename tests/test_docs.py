@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import ROOT
 
-PAGES = ["README.md", "docs/guide.md", "docs/networks.md"]
+PAGES = ["README.md", "docs/guide.md", "docs/networks.md", "docs/optimizers.md", "docs/pinns.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -53,7 +53,8 @@ class QuasiNewton(Minimiser):
     ) -> None:
         self.level = len(self.levels) - 1
         self.function, self._taken = self.levels[self.level], 0
-        self._first = (x, self.levels[0].value(x) if self.level else math.inf)
+        value = self.levels[0].value(x) if self.level else math.inf
+        self._first = (x, value if math.isfinite(value) else math.inf)
         super().start(x, known)
         self.preconditioner = self.function.preconditioner()
         self.inverse, self._pairs = inverse or self.new_inverse(), 0 if inverse is None else 1
@@ -62,6 +63,8 @@ class QuasiNewton(Minimiser):
     def step(self) -> Reason:
         if self.level and self._has_left():
             self._refine()
+            if self.optimality() <= self.stop.gtol:
+                return Reason.ITERATING
         reason = self.iteration()
         self._taken += 1
         if reason < 0 and self.level:  # nothing more to gain here

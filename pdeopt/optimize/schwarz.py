@@ -39,7 +39,7 @@ from pdeopt.optimize.quasinewton import (
     search_setting,
 )
 from pdeopt.options import setting
-from pdeopt.smooth import FirstOrderConsistent, Operator, SmoothFunction
+from pdeopt.smooth import Operator, SmoothFunction
 
 METHODS = ("lbfgs", "ssbroyden")
 
@@ -124,22 +124,18 @@ class SPQN(QuasiNewton):
         self._velocity, self._last_step, self._count = torch.zeros_like(x), torch.zeros_like(x), 0
 
     def _begin_coarse(self) -> None:
-        """Go down on the coarse function; its correction moves x, and its H is the first one, where a part is known.
+        """Go down on the coarse function; what its steps found moves x, and its H is the first one, where it serves.
 
         H_0 = h + P (H_c - h_c) R, h and h_c what the functions know of their inverse Hessians: quasi-Newton methods
         learn what the levels share on the coarse one, at its price.
         """
         coarse, transfer = self.hierarchy.functions[1], self.hierarchy.transfers[0]
-        model = FirstOrderConsistent(coarse, transfer.project(self.x), transfer.restrict(self.g))
         stop = StopSettings(max_it=self.settings.coarse_it, gtol=self.settings.coarse_rtol * self.optimality())
-        method = self._method(model, self.settings.method, self.settings.memory, stop)
-        result = method.minimise(model.d0)
-        x, f, g = self.x, self.f, self.g
-        self.note = self._search_half(transfer.prolong(result.design - model.d0))
+        method, start = self._method(coarse, self.settings.method, self.settings.memory, stop), transfer.project(self.x)
+        found = method.minimise(start).design
+        self.note = self._search_half(transfer.prolong(found - start))
         self._coarse = method.inverse
         self._take_over()
-        if self.f < f and self.inverse.update(self.x - x, self.g - g):
-            self._pairs += 1
 
     def _take_over(self) -> None:
         coarse, transfer, H = self.hierarchy.functions[1], self.hierarchy.transfers[0], self._coarse
