@@ -61,19 +61,22 @@ class QuasiNewton(Minimiser):
         self._usual_size = 1.0
 
     def step(self) -> Reason:
+        before = self.level
         if self.level and self._has_left():
             self._refine()
             if self.optimality() <= self.stop.gtol:
                 return Reason.ITERATING
         reason = self.iteration()
         self._taken += 1
+        if self.level < before:
+            self.note = f"level {self.level} {self.note}".strip()
         if reason < 0 and self.level:  # nothing more to gain here
             self._refine()
             return Reason.ITERATING
         return reason
 
     def _has_left(self) -> bool:
-        """Whether this level has nothing more to say of the next finer one: its own error is most of what is left."""
+        """Whether this level has no more to say of the next finer one: its own error is most of what is left."""
         if self.optimality() <= self.stop.gtol:
             return True
         if not self.settings.gap or self._taken % LOOK != LOOK - 1:
