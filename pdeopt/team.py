@@ -6,7 +6,8 @@ mpi4py names them. So any mpi4py communicator is a team; `TorchTeam` makes one o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -124,7 +125,13 @@ def share(team: Team | None, number: int, work: Callable[[int], T], tally: Tally
         failure = found.bare()
     agree(team, failure)
     gathered = team.allgather((own, tally - before))
-    for rank, (_, calls) in enumerate(gathered):
-        if rank != team.rank:
-            tally.add(calls)
+    settle(tally, before, [calls for _, calls in gathered])
     return [result for results, _ in gathered for result in results]
+
+
+def settle(tally: Tally, before: Tally, calls: Sequence[Tally]) -> None:
+    """Count what all ranks did since `before`, in the order of the ranks: the same bits, and so limits, on all."""
+    for name, amount in asdict(before).items():
+        setattr(tally, name, amount)
+    for each in calls:
+        tally.add(each)

@@ -1,4 +1,7 @@
-"""What the scripts `problems.pinn_*` share: options, training, resampling, checkpoints, and what is written."""
+"""What the scripts `problems.pinn_*` share: options, training, resampling, checkpoints, and what is written.
+
+Every rank has the network and its points; the ranks share the local solves of additive SPQN.
+"""
 
 from __future__ import annotations
 
@@ -120,6 +123,7 @@ class Training:
         words: dict[str, Any] = {"max_it": 10**9, "max_gradients": self.settings.max_gradients, "gtol": 1e-14}
         if self.settings.optimizer == "spqn":
             words |= SPQN_DEFAULTS | {"parts": min(self.case.parts, self.function.network.depth)}
+            words["team"] = MPI.COMM_WORLD
         made: Minimiser = getattr(import_module(module), name)(self._levels(), **words)
         return made
 
@@ -204,7 +208,9 @@ class Training:
     def _save(self, minimiser: Minimiser, history: History) -> None:
         own = {"run.points": self.function.terms[0].points, "run.errors": self.errors, "run.seconds": self.seconds,
                "run.state": [self.drawings, self._measured, self._drawn]}  # fmt: skip
-        write_memory(self.files.checkpoint, self._fingerprint(), minimiser.memory() | own, history)
+        memory = minimiser.memory() | own  # collective
+        if MPI.COMM_WORLD.rank == 0:
+            write_memory(self.files.checkpoint, self._fingerprint(), memory, history)
 
     def _restore(self) -> tuple[dict[str, Any], History]:
         memory, history = read_memory(self.files.restart, self._fingerprint())
@@ -220,9 +226,10 @@ class Training:
     def write(self, result: Result) -> None:
         """A line, and what the options ask for."""
         error, last, files = self.error(result.design), result.history[-1], self.files
-        if files.plot:
+        is_first = MPI.COMM_WORLD.rank == 0
+        if files.plot and is_first:
             replace_file(files.plot, _picture(Path(files.plot).suffix, self, result))
-        if files.summary:
+        if files.summary and is_first:
             text = json.dumps(report._json(self.summary(result)), indent=2) + "\n"
             replace_file(files.summary, text.encode())
         PETSc.Sys.Print(f"{self.case.name}: relative error {error:.3e}, loss {self.loss(result):.3e} after "

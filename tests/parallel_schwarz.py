@@ -3,7 +3,6 @@
 import torch
 from mpi4py import MPI
 
-from pdeopt.decomposition import Decomposition
 from pdeopt.optimize.quasinewton import SSBroyden
 from pdeopt.optimize.schwarz import SPQN
 from pdeopt.reduced import ReducedObjective
@@ -20,8 +19,7 @@ def main():
         dict(sync="line", method="ssbroyden", local="ssbroyden"),
     ):
         f = Rosenbrock(16)
-        d = Decomposition.blocks([1] * 16, 4, overlap=1, team=comm)
-        result = SPQN(f, decomposition=d, local_it=3, max_it=4, **words).minimise(start(16))
+        result = SPQN(f, team=comm, parts=4, overlap=1, local_it=3, max_it=4, **words).minimise(start(16))
         found += result.history["objective"] + [result.history[-1].work]
     result = SSBroyden(Rosenbrock(16), team=comm, max_it=12).minimise(start(16))
     found += result.history["objective"]

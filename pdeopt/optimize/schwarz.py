@@ -40,6 +40,7 @@ from pdeopt.optimize.quasinewton import (
 )
 from pdeopt.options import setting
 from pdeopt.smooth import Operator, SmoothFunction
+from pdeopt.team import Team, settle
 
 METHODS = ("lbfgs", "ssbroyden")
 
@@ -83,6 +84,7 @@ class SPQN(QuasiNewton):
     Args:
         function: f; its `local` gives the functions of the parts.
         decomposition: default -spqn_parts blocks of neighbouring unknowns, or what `function.decompose` makes of them.
+        team: ranks that share the parts of that default, where the unknowns are on every rank.
     """
 
     name, Settings = "spqn", SPQNSettings
@@ -92,16 +94,17 @@ class SPQN(QuasiNewton):
         function: SmoothFunction | None = None,
         *args: Any,
         decomposition: Decomposition | None = None,
+        team: Team | None = None,
         **defaults: Any,
     ) -> None:
-        self.decomposition = decomposition
+        self.decomposition, self.team = decomposition, team
         super().__init__(function, *args, **defaults)
 
     def attach(self, function: SmoothFunction) -> None:
         super().attach(function)
         function, self.hierarchy = self.function, as_hierarchy(function)
         if self.decomposition is None:
-            self.decomposition = function.decompose(self.settings.parts, self.settings.overlap)
+            self.decomposition = function.decompose(self.settings.parts, self.settings.overlap, self.team)
         if self.decomposition.size != function.size:
             raise InputError("unknowns of the decomposition", self.decomposition.size, f"{function.size}")
 
@@ -207,9 +210,9 @@ class SPQN(QuasiNewton):
         if self._parts.team is None:
             return found
         tally, gathered = self.function.tally, self._parts.team.allgather((self.function.tally - before, found))
-        for rank, (calls, others) in enumerate(gathered):
+        settle(tally, before, [calls for calls, _ in gathered])
+        for rank, (_, others) in enumerate(gathered):
             if rank != self._parts.team.rank:
-                tally.add(calls)
                 found |= others if self._parts.is_replicated else {s: c.without_step() for s, c in others.items()}
         return found
 
@@ -275,6 +278,8 @@ class SPQN(QuasiNewton):
     def memory(self) -> dict[str, Any]:
         own = {"velocity": self._velocity.clone(), "last_step": self._last_step.clone(), "count": self._count}
         kept = {f"local.{s}": H.memory() for s, H in self._locals.items()}
+        if self._parts.team is not None and self._parts.is_replicated:  # any rank's memory serves any number of ranks
+            kept = {name: H for of_rank in self._parts.team.allgather(kept) for name, H in of_rank.items()}
         coarse = {} if self._coarse is None else {"coarse": self._coarse.memory()}
         return super().memory() | own | _flat(kept | coarse)
 
