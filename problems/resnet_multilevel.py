@@ -40,7 +40,7 @@ from problems.script import command_line, start
 
 #: Optimisers by name, and what replaces their defaults.
 OPTIMISERS: dict[str, tuple[type[Minimiser], dict[str, Any]]] = {
-    "rmtr": (RMTR, {"cycle": "F", "start": "nested", "nested": 80, "pre": 0, "memory": 5}),
+    "rmtr": (RMTR, {"cycle": "F", "start": "nested", "nested": 40, "pre": 0}),
     "mgopt": (MGOPT, {"start": "nested"}),
     "tr": (TrustRegionMinimiser, {}),
     "lbfgs": (LBFGS, {}),

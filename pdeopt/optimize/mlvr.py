@@ -58,7 +58,7 @@ class MlvrSettings:
     nested: int = setting(3, "cycles of each coarser level before the first of all, nested iteration; 0 for none",
                           at_least=0)  # fmt: skip
     memory: int = setting(40, "secant pairs of each level but the coarsest; 0 for none", at_least=0)
-    cg_rtol: float = setting(0.35, "relative residual of conjugate gradients", at_least=0, at_most=1)
+    cg_rtol: float = setting(0.3, "relative residual of conjugate gradients", at_least=0, at_most=1)
     cg_max_it: int = setting(500, "Hessian products a Newton step at most", at_least=1)
     seed: int = setting(0, "of the samples")
 
