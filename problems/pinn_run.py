@@ -175,7 +175,7 @@ class Training:
         return every > 0 and self.minimiser.spent().work >= self._drawn + every - 1e-6  # sums are rounded
 
     def _draw(self) -> dict[str, Any]:
-        """New points; the method goes on with all that it knows, and with value and gradient of the new function."""
+        """New points, all of them from now on; the method goes on with all that it knows, and with f and f' there."""
         minimiser, settings = self.minimiser, self.settings
         self.drawings += 1
         points = adaptive(lambda x: self.function.residuals(minimiser.x, x), settings.points, self.case.box,
@@ -183,9 +183,9 @@ class Training:
                           settings.resample_floor)  # fmt: skip
         self.function = self.function.with_points(points)
         f, g = self.function.value_and_gradient(minimiser.x)
-        memory = minimiser.memory() | {"f": f, "g": g}
+        memory = minimiser.memory() | {"f": f, "g": g, "level": 0}
         self._drawn = minimiser.spent().work
-        minimiser.attach(self._levels())
+        minimiser.attach(self.function)
         return memory
 
     @property
