@@ -12,33 +12,33 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pdeopt.constraint import TimeDependentConstraint as TimeDependentConstraint
-    from pdeopt.controlmap import ControlMap as ControlMap
-    from pdeopt.objective import ControlCost as ControlCost
-    from pdeopt.objective import Objective as Objective
-    from pdeopt.objective import TerminalLoss as TerminalLoss
-    from pdeopt.objective import Tracking as Tracking
-    from pdeopt.optimize.sqp import SQPSolver as SQPSolver
+    from pdeopt.control.constraint import TimeDependentConstraint as TimeDependentConstraint
+    from pdeopt.control.controlmap import ControlMap as ControlMap
+    from pdeopt.control.objective import ControlCost as ControlCost
+    from pdeopt.control.objective import Objective as Objective
+    from pdeopt.control.objective import TerminalLoss as TerminalLoss
+    from pdeopt.control.objective import Tracking as Tracking
+    from pdeopt.control.problem import ControlProblem as ControlProblem
+    from pdeopt.control.reduced import ReducedObjective as ReducedObjective
+    from pdeopt.optimize.fullspace.sqp import SQPSolver as SQPSolver
     from pdeopt.optimize.tao import TaoSolver as TaoSolver
-    from pdeopt.problem import ControlProblem as ControlProblem
-    from pdeopt.reduced import ReducedObjective as ReducedObjective
-    from pdeopt.sparse import StepMatrix as StepMatrix
-    from pdeopt.sparse import StepPattern as StepPattern
-    from pdeopt.timegrid import TimeGrid as TimeGrid
+    from pdeopt.steps.sparse import StepMatrix as StepMatrix
+    from pdeopt.steps.sparse import StepPattern as StepPattern
+    from pdeopt.steps.timegrid import TimeGrid as TimeGrid
 
 _MODULE = {
-    "TimeGrid": "timegrid",
-    "TimeDependentConstraint": "constraint",
-    "StepMatrix": "sparse",
-    "StepPattern": "sparse",
-    "Objective": "objective",
-    "Tracking": "objective",
-    "ControlCost": "objective",
-    "TerminalLoss": "objective",
-    "ControlMap": "controlmap",
-    "ControlProblem": "problem",
-    "ReducedObjective": "reduced",
-    "SQPSolver": "optimize.sqp",
+    "TimeGrid": "steps.timegrid",
+    "TimeDependentConstraint": "control.constraint",
+    "StepMatrix": "steps.sparse",
+    "StepPattern": "steps.sparse",
+    "Objective": "control.objective",
+    "Tracking": "control.objective",
+    "ControlCost": "control.objective",
+    "TerminalLoss": "control.objective",
+    "ControlMap": "control.controlmap",
+    "ControlProblem": "control.problem",
+    "ReducedObjective": "control.reduced",
+    "SQPSolver": "optimize.fullspace.sqp",
     "TaoSolver": "optimize.tao",
 }
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 by a convolutional network of 62,006 parameters (LeNet-5 for colours), trained by APTS or a rival.
+"""CIFAR-10 by a convolutional network of 62,006 parameters (LeNet-5 for colors), trained by APTS or a rival.
 
 python -m problems.apts_cifar -data_dir DIR -apts_data 4
 python -m problems.apts_cifar -data_dir DIR -optimizer adam -lr 1e-3
@@ -10,16 +10,26 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from problems import apts
-from problems.script import start
+from problems.shared import image_classifiers as apts
+from problems.shared.case import start
 
 
 def network() -> nn.Sequential:
     """Two convolutions of 5 x 5 with pooling, and three full layers."""
     return nn.Sequential(
-        nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
-    )  # fmt: skip
+        nn.Conv2d(3, 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(400, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, 10),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> float:

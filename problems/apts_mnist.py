@@ -12,15 +12,16 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from nn_adapters.datasets import Dataset
-from problems import apts
-from problems.script import start
+from nn_adapters.data.datasets import Dataset
+from problems.shared import image_classifiers as apts
+from problems.shared.case import start
 
 
 def network(pixels: int = 784, classes: int = 10) -> nn.Sequential:
     """Two hidden layers of 32."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(),
-                         nn.Linear(32, classes))  # fmt: skip
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(pixels, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, classes)
+    )
 
 
 def of(data: Dataset) -> nn.Sequential:

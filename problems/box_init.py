@@ -1,4 +1,4 @@
-"""The unit square pushed through a deep ReLU ResNet with random weights, for each initialisation.
+"""The unit square pushed through a deep ReLU ResNet with random weights, for each initialization.
 
 Layers u + relu(W u + b) of width 2. He and Glorot blow the image up and flatten it to a line; Box keeps both its
 size and its shape (Cyr, Gulian, Patel, Perego, Trask 2020).
@@ -20,16 +20,18 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from torch import Tensor
 
-from nn_adapters.blocks import LayerStack, dense
-from nn_adapters.init import INITIALISATIONS, initialise
-from pdeopt.checkpoint import replace_file
-from pdeopt.errors import on_root
-from pdeopt.options import read, require_all_read, setting
-from problems import report, script
+from nn_adapters.layers.blocks import LayerStack, dense
+from nn_adapters.layers.init import INITIALIZATIONS, initialize
+from pdeopt.control.checkpoint import replace_file
+from pdeopt.core.errors import on_root
+from pdeopt.core.options import require_all_read
+from pdeopt.core.settings import Settings, read, setting
+from problems.shared import case as script
+from problems.shared import report
 
 
 @dataclass(frozen=True)
-class BoxInitSettings:
+class BoxInitSettings(Settings):
     """The problem's parameters."""
 
     depth: int = setting(128, "layers", at_least=1)
@@ -46,15 +48,15 @@ def square(points: int) -> Tensor:
 
 
 def image(kind: str, depth: int, seed: int, points: Tensor) -> Tensor:
-    """Where a network of this initialisation takes the points, (n, 2) -> (n, 2)."""
+    """Where a network of this initialization takes the points, (n, 2) -> (n, 2)."""
     network = LayerStack(lambda: dense(2, "relu"), depth, Tf=depth).double()
-    initialise(network, kind, torch.Generator().manual_seed(seed))
+    initialize(network, kind, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         return network(points)  # type: ignore[no-any-return]
 
 
 def aspect_ratio(points: Tensor) -> float:
-    """The smallest over the largest singular value of the centred points, (n, 2)."""
+    """The smallest over the largest singular value of the centered points, (n, 2)."""
     s = torch.linalg.svdvals(points - points.mean(0))
     return float(s[-1] / s[0])
 
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         report.check_targets(MPI.COMM_WORLD, settings)
         start, images, table = square(settings.points), {}, {}
         PETSc.Sys.Print(f"{'':8s}{'max|x|':>12s}{'aspect ratio':>15s}")
-        for kind in INITIALISATIONS:
+        for kind in INITIALIZATIONS:
             images[kind] = [image(kind, settings.depth, seed, start) for seed in range(settings.seeds)]
             table[kind] = measure(images[kind])
             PETSc.Sys.Print(f"{kind:8s}{table[kind][0]:12.2e}{table[kind][1]:15.2e}")
@@ -94,9 +96,9 @@ def _picture(file: str, images: dict[str, Tensor]) -> bytes:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(images), figsize=(3.6 * len(images), 3.6), layout="constrained")
-    colour = next(iter(images.values()))
+    color = next(iter(images.values()))
     for axis, (name, points) in zip(axes, images.items()):
-        axis.scatter(*points.T, c=colour[:, 0] - colour[:, 1], s=3, cmap="coolwarm")
+        axis.scatter(*points.T, c=color[:, 0] - color[:, 1], s=3, cmap="coolwarm")
         axis.set(title=name)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=Path(file).suffix[1:], dpi=120)

@@ -17,20 +17,20 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from pdeopt.constraint import SparseStepJacobian, TimeDependentConstraint
-from pdeopt.controlmap import ControlMap
-from pdeopt.monitor import Result
-from pdeopt.objective import ControlCost, Tracking
-from pdeopt.options import check, read, setting
-from pdeopt.problem import ControlProblem
-from pdeopt.sparse import Sparsity, StepMatrix, StepPattern
-from pdeopt.timegrid import Steps, TimeGrid
-from problems import script
-from problems.report import Panel
+from pdeopt.control.constraint import SparseStepJacobian, TimeDependentConstraint
+from pdeopt.control.controlmap import ControlMap
+from pdeopt.control.objective import ControlCost, Tracking
+from pdeopt.control.problem import ControlProblem
+from pdeopt.core.monitor import Result
+from pdeopt.core.settings import Settings, check, read, setting
+from pdeopt.steps.sparse import Sparsity, StepMatrix, StepPattern
+from pdeopt.steps.timegrid import Steps, TimeGrid
+from problems.shared import case as script
+from problems.shared.report import Panel
 
 
 @dataclass(frozen=True)
-class BurgersSettings:
+class BurgersSettings(Settings):
     """The problem's parameters."""
 
     nx: int = setting(128, "P1 elements; interior nodes with -control nodal", at_least=2)
@@ -42,8 +42,9 @@ class BurgersSettings:
     )
     flux: float = setting(0.5, "c in (c u^2)_x; 1/2 is u u_x", kind=float)
     T: float = setting(1.0, "final time", above=0)
-    control: str = setting("interval", "control constant on intervals, or linear between the nodes in time",
-                           choices=("interval", "nodal"))  # fmt: skip
+    control: str = setting(
+        "interval", "control constant on intervals, or linear between the nodes in time", choices=("interval", "nodal")
+    )
 
 
 def mass_matrix(elements: int) -> sp.csr_matrix:
@@ -86,7 +87,7 @@ class Burgers(TimeDependentConstraint):
         self.control_mass = StepMatrix.constant(sp.block_diag([0.5 * Q, 0.5 * Q]) if nodal else Q)
         self.pattern = self._sparsity(n, Q)
         blocks = 4 if nodal else 3
-        inside = torch.ones(n, 3 * blocks, dtype=torch.bool)  # the first and last node have one neighbour less
+        inside = torch.ones(n, 3 * blocks, dtype=torch.bool)  # the first and last node have one neighbor less
         inside[0, [0, 3]] = inside[-1, [2, 5]] = False
         self._inside = inside
 
@@ -109,13 +110,13 @@ class Burgers(TimeDependentConstraint):
 
     def spatial(self, u: Tensor) -> Tensor:
         """S(u) = nu A u + N(u), shape (batch, n)."""
-        left, middle, right = neighbours(u)
+        left, middle, right = neighbors(u)
         diffusion = (2 * middle - left - right) * (self.nu / self.h)
         return diffusion + (self.flux / 3) * (left + middle + right) * (right - left)
 
     def mass_state(self, u: Tensor) -> Tensor:
         """M u."""
-        left, middle, right = neighbours(u)
+        left, middle, right = neighbors(u)
         return (self.h / 6) * (left + 4 * middle + right)
 
     def mass(self, v: Tensor) -> Tensor:
@@ -135,15 +136,21 @@ class Burgers(TimeDependentConstraint):
 
     def spatial_bands(self, u: Tensor) -> Tensor:
         """The diagonals of S'(u): derivatives by the left, own and right node, shape (batch, n, 3)."""
-        left, middle, right = neighbours(u)
+        left, middle, right = neighbors(u)
         diffusion, c = self.nu / self.h, self.flux / 3
-        return torch.stack([-diffusion - c * (2 * left + middle), 2 * diffusion + c * (right - left),
-                            -diffusion + c * (2 * right + middle)], dim=2)  # fmt: skip
+        return torch.stack(
+            [
+                -diffusion - c * (2 * left + middle),
+                2 * diffusion + c * (right - left),
+                -diffusion + c * (2 * right + middle),
+            ],
+            dim=2,
+        )
 
     def convection_transpose(self, v: Tensor, lam: Tensor) -> Tensor:
         """N'(v)' lam, shape (batch, n)."""
-        lam_left, lam_middle, lam_right = neighbours(lam)
-        left, middle, right = neighbours(v)
+        lam_left, lam_middle, lam_right = neighbors(lam)
+        left, middle, right = neighbors(v)
         own = (right - left) * lam_middle + (2 * middle + left) * lam_left - (2 * middle + right) * lam_right
         return (self.flux / 3) * own
 
@@ -166,7 +173,7 @@ class BurgersJacobian(SparseStepJacobian):
         return h_old, h_new, torch.zeros_like(self.point[2]), self.point[3]
 
 
-def neighbours(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def neighbors(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Values at the left, own and right node of each interior node; zero on the boundary."""
     zero = torch.zeros_like(u[:, :1])
     padded = torch.cat([zero, u, zero], dim=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from problems import mnist
-from problems.script import start
+from problems.shared.case import start
 
 
 def main(argv: Sequence[str] | None = None) -> float:

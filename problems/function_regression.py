@@ -1,4 +1,4 @@
-"""Regression of a function of one variable by a ReLU ResNet: what initialisation and least squares are worth.
+"""Regression of a function of one variable by a ReLU ResNet: what initialization and least squares are worth.
 
 A first layer relu(W x + b), depth - 1 residual layers u + relu(W u + b), and a linear head.
 
@@ -21,13 +21,15 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from torch import Tensor, nn
 
-from nn_adapters.blocks import LayerStack, dense
-from nn_adapters.init import INITIALISATIONS, initialise
-from nn_adapters.lsgd import lsgd
-from pdeopt.checkpoint import replace_file
-from pdeopt.errors import on_root
-from pdeopt.options import read, require_all_read, setting
-from problems import report, script
+from nn_adapters.layers.blocks import LayerStack, dense
+from nn_adapters.layers.init import INITIALIZATIONS, initialize
+from nn_adapters.training.lsgd import lsgd
+from pdeopt.control.checkpoint import replace_file
+from pdeopt.core.errors import on_root
+from pdeopt.core.options import require_all_read
+from pdeopt.core.settings import Settings, read, setting
+from problems.shared import case as script
+from problems.shared import report
 
 
 def sine(x: Tensor) -> Tensor:
@@ -44,13 +46,14 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"sine": sine, "discontinuous
 
 
 @dataclass(frozen=True)
-class RegressionSettings:
+class RegressionSettings(Settings):
     """The problem's parameters."""
 
     function: str = setting("sine", "what to learn on [0, 1]", choices=tuple(FUNCTIONS))
-    init: str = setting("box", "where the weights start", choices=INITIALISATIONS)
-    method: str = setting("lsgd", "Adam for the hidden layers and least squares for the head, or Adam for all",
-                          choices=("adam", "lsgd"))  # fmt: skip
+    init: str = setting("box", "where the weights start", choices=INITIALIZATIONS)
+    method: str = setting(
+        "lsgd", "Adam for the hidden layers and least squares for the head, or Adam for all", choices=("adam", "lsgd")
+    )
     depth: int = setting(4, "hidden layers", at_least=1)
     width: int = setting(16, "neurons of a layer", at_least=1)
     points: int = setting(256, "samples, equally spaced", at_least=2)
@@ -75,8 +78,8 @@ class Regression:
         self.y = FUNCTIONS[settings.function](self.x)
         self.hidden, self.head = make_network(settings.width, settings.depth)
         generator = torch.Generator().manual_seed(settings.seed)
-        initialise(self.hidden, settings.init, generator)
-        initialise(self.head, "he" if settings.init == "he" else "glorot", generator)
+        initialize(self.hidden, settings.init, generator)
+        initialize(self.head, "he" if settings.init == "he" else "glorot", generator)
 
     def train(self) -> list[float]:
         """Mean squared errors: at the start, and after each step."""
@@ -119,8 +122,10 @@ def main(argv: Sequence[str] | None = None) -> float:
         losses = regression.train()
         seconds = time.perf_counter() - begin
         on_root(MPI.COMM_WORLD, lambda: _write(regression, losses, seconds))
-        PETSc.Sys.Print(f"{settings.function}, {settings.init}, {settings.method}: "
-                        f"RMS error {losses[-1] ** 0.5:.3e} ({seconds:.2f} s)")  # fmt: skip
+        PETSc.Sys.Print(
+            f"{settings.function}, {settings.init}, {settings.method}: "
+            f"RMS error {losses[-1] ** 0.5:.3e} ({seconds:.2f} s)"
+        )
         return losses[-1] ** 0.5
 
 

@@ -13,16 +13,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nn_adapters.datasets import Dataset, load
-from nn_adapters.recurrent import GRUParallel
-from pdeopt.mgrit import MgritSettings
-from pdeopt.options import setting
-from problems import training
-from problems.script import start
+from nn_adapters.data.datasets import Dataset, load
+from nn_adapters.layers.recurrent import GRUParallel
+from pdeopt.core.settings import Settings, setting
+from pdeopt.steps.mgrit import MgritSettings
+from problems.shared import layer_training as training
+from problems.shared.case import start
 
 
 @dataclass(frozen=True)
-class SequenceSettings:
+class SequenceSettings(Settings):
     """The network and its sequences."""
 
     data: str = setting("synthetic_har", "data set", choices=("synthetic_har", "har"))
@@ -44,7 +44,7 @@ class Classifier(nn.Module):
         return self.closing(self.gru(x))  # type: ignore[no-any-return]
 
 
-def standardised(data: Dataset) -> Dataset:
+def standardized(data: Dataset) -> Dataset:
     """Signals with mean 0 and deviation 1 over the training samples: accelerations and rates are of unlike size."""
     mean, deviation = data.x_train.mean((0, 1)), data.x_train.std((0, 1)).clamp(min=1e-6)
     return replace(data, x_train=(data.x_train - mean) / deviation, x_test=(data.x_test - mean) / deviation)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     """Train; the test accuracy of the weights run serially."""
 
     def data(own: SequenceSettings, output: training.OutputSettings, seed: int) -> Dataset:
-        return standardised(load(own.data, output.data_dir, output.fetch, seed))
+        return standardized(load(own.data, output.data_dir, output.fetch, seed))
 
     def make(settings: SequenceSettings, comm: Any, mgrit: MgritSettings, data: Dataset) -> nn.Module:
         return Classifier(data, settings, comm, mgrit)

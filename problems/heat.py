@@ -20,27 +20,27 @@ from scipy.spatial import cKDTree
 from skfem.models import laplace, mass
 from torch import Tensor
 
-from pdeopt.arrays import Array
-from pdeopt.constraint import SparseStepJacobian, TimeDependentConstraint
-from pdeopt.errors import InputError
-from pdeopt.monitor import Result
-from pdeopt.objective import ControlCost, Tracking
-from pdeopt.options import check, read, setting
-from pdeopt.problem import ControlProblem
-from pdeopt.sparse import Sparsity, StepMatrix, StepPattern
-from pdeopt.timegrid import Steps, TimeGrid
-from problems import script
-from problems.report import Panel
+from pdeopt.control.constraint import SparseStepJacobian, TimeDependentConstraint
+from pdeopt.control.objective import ControlCost, Tracking
+from pdeopt.control.problem import ControlProblem
+from pdeopt.core.arrays import Array
+from pdeopt.core.errors import InputError
+from pdeopt.core.monitor import Result
+from pdeopt.core.settings import Settings, check, read, setting
+from pdeopt.steps.sparse import Sparsity, StepMatrix, StepPattern
+from pdeopt.steps.timegrid import Steps, TimeGrid
+from problems.shared import case as script
+from problems.shared.report import Panel
 
 #: Gauss points of this degree: exact for all matrices on parallelograms and triangles.
 DEGREE = 3
 
-#: Centre and radius of the heat source.
+#: Center and radius of the heat source.
 SOURCE, RADIUS = (0.1, 0.1), 0.07
 
 
 @dataclass(frozen=True)
-class HeatSettings:
+class HeatSettings(Settings):
     """The problem's parameters."""
 
     nx: int = setting(60, "Q1 elements in x", at_least=2)
@@ -55,10 +55,13 @@ class HeatSettings:
     mesh: str = setting("", "read this mesh of triangles or quadrilaterals instead of the rectangle")
     reaction: float = setting(0.0, "r, a loss of heat everywhere", at_least=0)
     source: float = setting(0.0, f"heat source f in the ball of radius {RADIUS} about {SOURCE}")
-    target: str = setting("bump", "a travelling bump, or one everywhere", choices=("bump", "one"))
+    target: str = setting("bump", "a traveling bump, or one everywhere", choices=("bump", "one"))
     heat_boundary: str = setting("dirichlet", "u = 0 on the boundary, or no flux", choices=("dirichlet", "neumann"))
-    heat_control: str = setting("distributed", "a source everywhere, or the flux through the boundary at the least y",
-                                choices=("distributed", "boundary"))  # fmt: skip
+    heat_control: str = setting(
+        "distributed",
+        "a source everywhere, or the flux through the boundary at the least y",
+        choices=("distributed", "boundary"),
+    )
 
 
 class Space:

@@ -22,21 +22,21 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from pdeopt.constraint import SparseStepJacobian, TimeDependentConstraint
-from pdeopt.controlmap import ControlMap
-from pdeopt.monitor import Result
-from pdeopt.objective import ControlCost, Tracking
-from pdeopt.options import check, read, setting
-from pdeopt.problem import ControlProblem
-from pdeopt.sparse import Sparsity, StepMatrix, StepPattern
-from pdeopt.timegrid import Steps, TimeGrid
-from problems import script
+from pdeopt.control.constraint import SparseStepJacobian, TimeDependentConstraint
+from pdeopt.control.controlmap import ControlMap
+from pdeopt.control.objective import ControlCost, Tracking
+from pdeopt.control.problem import ControlProblem
+from pdeopt.core.monitor import Result
+from pdeopt.core.settings import Settings, check, read, setting
+from pdeopt.steps.sparse import Sparsity, StepMatrix, StepPattern
+from pdeopt.steps.timegrid import Steps, TimeGrid
 from problems.burgers import mass_matrix
-from problems.report import Panel
+from problems.shared import case as script
+from problems.shared.report import Panel
 
 
 @dataclass(frozen=True)
-class KleinGordonSettings:
+class KleinGordonSettings(Settings):
     """The problem's parameters."""
 
     nx: int = setting(64, "P1 elements; interior nodes with -variant cubic", at_least=2)
@@ -44,8 +44,9 @@ class KleinGordonSettings:
     T: float = setting(None, "final time; default 12, with -variant cubic 1", above=0, kind=float)
     alpha: float = setting(1e-2, "control weight", above=0)
     g: float = setting(1.0, "factor of the nonlinear term")
-    variant: str = setting("boundary", "moving boundary values and g u^2, or fixed ends and g u^3",
-                           choices=("boundary", "cubic"))  # fmt: skip
+    variant: str = setting(
+        "boundary", "moving boundary values and g u^2, or fixed ends and g u^3", choices=("boundary", "cubic")
+    )
 
 
 class KleinGordon(TimeDependentConstraint):
@@ -89,7 +90,7 @@ class KleinGordon(TimeDependentConstraint):
         self.control_mass = StepMatrix.constant(sp.block_diag([0.5 * Q, 0.5 * Q]) if self.trapezoidal else Q)
         self.pattern = self._sparsity(Q[1:-1])
         inside = torch.ones(self.free, 18 if self.trapezoidal else 15, dtype=torch.bool)
-        inside[0, 0:12:3] = inside[-1, 2:12:3] = False  # the first and last node have one neighbour less
+        inside[0, 0:12:3] = inside[-1, 2:12:3] = False  # the first and last node have one neighbor less
         self._inside = inside
 
     def _sparsity(self, B: sp.csr_matrix) -> StepPattern:
@@ -141,14 +142,14 @@ class KleinGordon(TimeDependentConstraint):
 
     def nonlinear(self, u: Tensor) -> Tensor:
         """N(u) from values on all nodes, (..., elements + 1) -> (..., elements - 1)."""
-        left, middle, right = neighbours(u)
+        left, middle, right = neighbors(u)
         return self.h / 12 * ((left + middle) ** 2 + 4 * middle**2 + (middle + right) ** 2)
 
     # Everything below is optional: what automatic differentiation finds, by formula and a few times faster.
 
     def nonlinear_bands(self, u: Tensor) -> Tensor:
         """The diagonals of N'(u), symmetric: derivatives by the left, own and right node, (..., free, 3)."""
-        left, middle, right = neighbours(u)
+        left, middle, right = neighbors(u)
         return self.h / 6 * torch.stack([left + middle, left + 6 * middle + right, middle + right], dim=-1)
 
     def nonlinear_curvature(self, u: Tensor, lam: Tensor, d: Tensor) -> Tensor:
@@ -225,14 +226,14 @@ def with_zeros(u: Tensor) -> Tensor:
     return torch.cat([u, torch.zeros_like(u)], dim=-1)
 
 
-def neighbours(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def neighbors(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Values at the left, own and right node of each free node, from those at all nodes."""
     return u[..., :-2], u[..., 1:-1], u[..., 2:]
 
 
 def stencil(bands: Tensor, u: Tensor) -> Tensor:
     """The product of a matrix, given by its diagonals (..., 3), with values at all nodes; rows of the free ones."""
-    left, middle, right = neighbours(u)
+    left, middle, right = neighbors(u)
     return bands[..., 0] * left + bands[..., 1] * middle + bands[..., 2] * right
 
 
@@ -293,8 +294,16 @@ class KleinGordonCase:
         t = torch.from_numpy(problem.grid.times)
         state, velocity = kg.on_all_nodes(torch.cat([kg.initial_state(t[:0])[None], rows[0]]), t)
         multiplier_u, multiplier = (pad(part) for part in rows[2].chunk(2, dim=1))
-        tensors = {"x": kg.nodes, "t": t, "target": self.target(t), "state": state, "velocity": velocity,
-                   "control": rows[1], "multiplier": multiplier, "multiplier_u": multiplier_u}  # fmt: skip
+        tensors = {
+            "x": kg.nodes,
+            "t": t,
+            "target": self.target(t),
+            "state": state,
+            "velocity": velocity,
+            "control": rows[1],
+            "multiplier": multiplier,
+            "multiplier_u": multiplier_u,
+        }
         return {name: part.numpy() for name, part in tensors.items()} | {"objective": np.array(result.objective)}
 
     def panels(self, arrays: dict[str, np.ndarray]) -> list[Panel]:

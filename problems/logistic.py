@@ -1,4 +1,4 @@
-"""Logistic regression with a quadratic regulariser, by methods that sample, and by methods that do not.
+"""Logistic regression with a quadratic regularizer, by methods that sample, and by methods that do not.
 
     python -m problems.logistic -data australian -data_dir DATA -optimizer astrom
     python -m problems.logistic -data mnist49 -data_dir DATA -optimizer mlvr -summary mnist49.json
@@ -23,29 +23,38 @@ import torch
 from mpi4py import MPI
 from petsc4py import PETSc
 
-from nn_adapters import datasets, formats
-from nn_adapters.logistic import LogisticLoss
-from pdeopt.checkpoint import replace_file
-from pdeopt.errors import InputError, on_root
-from pdeopt.monitor import Result
-from pdeopt.optimize.astrom import Astrom
-from pdeopt.optimize.minimiser import Minimiser
-from pdeopt.optimize.mlvr import MLVR
-from pdeopt.optimize.quasinewton import LBFGS
-from pdeopt.optimize.trust import TrustRegionMinimiser
-from pdeopt.options import read, require_all_read, setting
-from problems import report, script
+from nn_adapters.data import datasets, formats
+from nn_adapters.losses.logistic import LogisticLoss
+from pdeopt.control.checkpoint import replace_file
+from pdeopt.core.errors import InputError, on_root
+from pdeopt.core.monitor import Result
+from pdeopt.core.options import require_all_read
+from pdeopt.core.settings import Settings, read, setting
+from pdeopt.optimize.descent.astrom import ASTROM
+from pdeopt.optimize.descent.minimizer import Minimizer
+from pdeopt.optimize.descent.mlvr import MLVR
+from pdeopt.optimize.descent.quasinewton import LBFGS
+from pdeopt.optimize.descent.trust import TrustRegionMinimizer
+from problems.shared import case as script
+from problems.shared import report
 
 #: Settings of MLVR that are other methods.
-SVRG = {"levels": 2, "coarse": "gradient", "redraw": "step", "batch": 1, "memory": 0, "nested": 0,
-        "sampling": "uniform"}  # fmt: skip
+SVRG = {
+    "levels": 2,
+    "coarse": "gradient",
+    "redraw": "step",
+    "batch": 1,
+    "memory": 0,
+    "nested": 0,
+    "sampling": "uniform",
+}
 SARAH = SVRG | {"reference": "previous"}
 SSN = {"levels": 2, "coarse": "newton", "redraw": "cycle", "memory": 0, "nested": 0, "sampling": "uniform"}
 
-#: Optimisers by name, with defaults that differ from their own.
-OPTIMIZERS: dict[str, tuple[type[Minimiser], dict[str, Any]]] = {
-    "astrom": (Astrom, {}),
-    "tr": (TrustRegionMinimiser, {"model": "hvp", "cg_max_it": 500}),
+#: Optimizers by name, with defaults that differ from their own.
+OPTIMIZERS: dict[str, tuple[type[Minimizer], dict[str, Any]]] = {
+    "astrom": (ASTROM, {}),
+    "tr": (TrustRegionMinimizer, {"model": "hvp", "cg_max_it": 500}),
     "mlvr": (MLVR, {}),
     "svrg": (MLVR, SVRG),
     "sarah": (MLVR, SARAH),
@@ -55,13 +64,13 @@ OPTIMIZERS: dict[str, tuple[type[Minimiser], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class LogisticSettings:
-    """The problem, and which optimiser solves it."""
+class LogisticSettings(Settings):
+    """The problem, and which optimizer solves it."""
 
     data: str = setting("generated", "australian, mnist49, generated, or a file in the format of LIBSVM")
     data_dir: str = setting("", "folder of data sets")
     optimizer: str = setting("astrom", "method", choices=tuple(OPTIMIZERS))
-    regularisation: float = setting(None, "lambda; by default 1 / samples", kind=float, at_least=0)
+    regularization: float = setting(None, "lambda; by default 1 / samples", kind=float, at_least=0)
     rtol: float = setting(1e-8, "tolerance of the gradient's norm, relative to the first", at_least=0)
     seed: int = setting(0, "of the samples that are drawn, and of the generated set", at_least=0)
     samples: int = setting(6000, "of the generated set", at_least=2)
@@ -95,7 +104,7 @@ def load(settings: LogisticSettings) -> LogisticLoss:
         y = np.where(label == classes[1], 1.0, -1.0)
     else:
         raise InputError("-data", settings.data, "australian | mnist49 | generated | a file")
-    return LogisticLoss(x, y, settings.regularisation)
+    return LogisticLoss(x, y, settings.regularization)
 
 
 def generate(samples: int, features: int, decay: float, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,8 +120,8 @@ def generate(samples: int, features: int, decay: float, noise: float, seed: int)
     return scipy.fft.idct(z, norm="ortho", axis=1, overwrite_x=True), y
 
 
-def minimiser(optimizer: str, loss: LogisticLoss, **defaults: Any) -> Minimiser:
-    """The optimiser of this name; options win over `defaults`, and those over the optimiser's own."""
+def minimizer(optimizer: str, loss: LogisticLoss, **defaults: Any) -> Minimizer:
+    """The optimizer of this name; options win over `defaults`, and those over the optimizer's own."""
     cls, own = OPTIMIZERS[optimizer]
     if optimizer in ("svrg", "sarah"):
         own = own | {"steps": loss.samples}
@@ -120,7 +129,7 @@ def minimiser(optimizer: str, loss: LogisticLoss, **defaults: Any) -> Minimiser:
 
 
 def main(argv: Sequence[str] | None = None) -> float:
-    """Minimise from zero; the loss that was reached."""
+    """Minimize from zero; the loss that was reached."""
     with script.command_line(argv, __doc__, (LogisticSettings, "Logistic regression")):
         settings = read(LogisticSettings)
         report.check_targets(MPI.COMM_WORLD, settings)
@@ -128,15 +137,17 @@ def main(argv: Sequence[str] | None = None) -> float:
         start = torch.zeros(loss.size, dtype=torch.float64)
         first = loss.norm(loss.value_and_gradient(start)[1])
         seeded = {} if settings.optimizer == "lbfgs" else {"seed": settings.seed}
-        solver = minimiser(settings.optimizer, loss, gtol=settings.rtol * first, **seeded)
+        solver = minimizer(settings.optimizer, loss, gtol=settings.rtol * first, **seeded)
         require_all_read()
         begin = time.perf_counter()
-        result = solver.minimise(start)
+        result = solver.minimize(start)
         seconds = time.perf_counter() - begin
         last, accuracy = result.history[-1], loss.accuracy(result.design)
-        PETSc.Sys.Print(f"logistic, {settings.data}, {settings.optimizer}: loss {last.objective:.12g}, gradient "
-                        f"{last.optimality / first:.1e} of the first, accuracy {accuracy:.4f}; {result.message}; "
-                        f"work {last.work:.1f} ({seconds:.1f} s)")  # fmt: skip
+        PETSc.Sys.Print(
+            f"logistic, {settings.data}, {settings.optimizer}: loss {last.objective:.12g}, gradient "
+            f"{last.optimality / first:.1e} of the first, accuracy {accuracy:.4f}; {result.message}; "
+            f"work {last.work:.1f} ({seconds:.1f} s)"
+        )
         if settings.summary:
             found = summary(settings, solver, result, first, accuracy) | {"seconds": seconds}
             text = json.dumps(report._json(found), indent=2) + "\n"
@@ -144,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         return float(last.objective)
 
 
-def summary(settings: LogisticSettings, solver: Minimiser, result: Result, first: float, accuracy: float) -> Any:
+def summary(settings: LogisticSettings, solver: Minimizer, result: Result, first: float, accuracy: float) -> Any:
     """What the summary file holds."""
     last = result.history[-1]
     return {

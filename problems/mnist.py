@@ -13,17 +13,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nn_adapters.blocks import ACTIVATIONS, activation, conv
-from nn_adapters.datasets import Dataset, load
-from nn_adapters.layerparallel import LayerParallel
-from pdeopt.mgrit import MgritSettings
-from pdeopt.options import setting
-from problems import training
-from problems.script import start
+from nn_adapters.data.datasets import Dataset, load
+from nn_adapters.layers.blocks import ACTIVATIONS, activation, conv
+from nn_adapters.layers.layerparallel import LayerParallel
+from pdeopt.core.settings import Settings, setting
+from pdeopt.steps.mgrit import MgritSettings
+from problems.shared import layer_training as training
+from problems.shared.case import start
 
 
 @dataclass(frozen=True)
-class ImageSettings:
+class ImageSettings(Settings):
     """The network and its images."""
 
     data: str = setting("digits", "data set", choices=("digits", "mnist", "fashion_mnist", "cifar10"))

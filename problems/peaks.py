@@ -13,24 +13,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nn_adapters.blocks import ACTIVATIONS, activation, dense
-from nn_adapters.datasets import Dataset, peaks
-from nn_adapters.layerparallel import LayerParallel
-from pdeopt.mgrit import MgritSettings
-from pdeopt.options import setting
-from problems import training
-from problems.script import start
+from nn_adapters.data.datasets import Dataset, peaks
+from nn_adapters.layers.blocks import ACTIVATIONS, activation, dense
+from nn_adapters.layers.layerparallel import LayerParallel
+from pdeopt.core.settings import Settings, setting
+from pdeopt.steps.mgrit import MgritSettings
+from problems.shared import layer_training as training
+from problems.shared.case import start
 
 
 @dataclass(frozen=True)
-class PeaksSettings:
+class PeaksSettings(Settings):
     """The network."""
 
     layers: int = setting(256, "layers", at_least=1)
     width: int = setting(8, "channels", at_least=1)
     Tf: float = setting(5.0, "time of the layers", above=0)
-    initial: float = setting(1e-2, "factor of the layers' first weights: small ones are smooth from layer to layer",
-                             at_least=0)  # fmt: skip
+    initial: float = setting(
+        1e-2, "factor of the layers' first weights: small ones are smooth from layer to layer", at_least=0
+    )
     activation: str = setting("tanh", "activation", choices=tuple(ACTIVATIONS))
 
 
@@ -56,8 +57,17 @@ def main(argv: Sequence[str] | None = None) -> float:
     def make(settings: PeaksSettings, comm: Any, mgrit: MgritSettings, data: Dataset) -> nn.Module:
         return Classifier(2, data.classes, settings, comm, mgrit)
 
-    return training.main("peaks", __doc__, PeaksSettings, lambda own, output, seed: peaks(seed), make, argv,
-                         epochs=60, batch=500, lr=1e-2)  # fmt: skip
+    return training.main(
+        "peaks",
+        __doc__,
+        PeaksSettings,
+        lambda own, output, seed: peaks(seed),
+        make,
+        argv,
+        epochs=60,
+        batch=500,
+        lr=1e-2,
+    )
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from problems import pinn_run
-from problems.script import start
+from problems.shared import pinn_training as pinn_run
+from problems.shared.case import start
 
 
 def main(argv: Sequence[str] | None = None) -> float:

@@ -1,7 +1,7 @@
-"""A residual network on a subset of Fashion-MNIST, or other images, by optimisers of several levels and of one.
+"""A residual network on a subset of Fashion-MNIST, or other images, by optimizers of several levels and of one.
 
-The images are averaged over squares of 4 x 4 pixels and standardised. The weights are random on the coarsest level and
-prolonged: layers that stand for one coarse layer begin equal, for all optimisers. The coarser levels have half the
+The images are averaged over squares of 4 x 4 pixels and standardized. The weights are random on the coarsest level and
+prolonged: layers that stand for one coarse layer begin equal, for all optimizers. The coarser levels have half the
 layers each, and a part of the samples.
 
     python -m problems.resnet_multilevel -data_dir DATA -optimizer rmtr -opt_monitor
@@ -22,35 +22,36 @@ from petsc4py import PETSc
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nn_adapters.blocks import ACTIVATIONS, dense
-from nn_adapters.datasets import NAMES, load
-from nn_adapters.depth import ResNet, depth_hierarchy
-from nn_adapters.networks import NetworkLoss
-from pdeopt.checkpoint import replace_file
-from pdeopt.errors import InputError
-from pdeopt.hierarchy import Hierarchy
-from pdeopt.monitor import History, Result
-from pdeopt.optimize.minimiser import Minimiser, StopSettings
-from pdeopt.optimize.multilevel import MGOPT, MGOPTSettings
-from pdeopt.optimize.quasinewton import LBFGS, LBFGSSettings
-from pdeopt.optimize.rmtr import RMTR, RMTRSettings
-from pdeopt.optimize.trust import TrustRegionMinimiser, TrustSettings
-from pdeopt.options import read, require_all_read, setting
-from problems.script import command_line, start
+from nn_adapters.data.datasets import NAMES, load
+from nn_adapters.layers.blocks import ACTIVATIONS, dense
+from nn_adapters.losses.depth import ResNet, depth_hierarchy
+from nn_adapters.losses.network import NetworkLoss
+from pdeopt.control.checkpoint import replace_file
+from pdeopt.core.errors import InputError
+from pdeopt.core.monitor import History, Result
+from pdeopt.core.options import require_all_read
+from pdeopt.core.settings import Settings, read, setting
+from pdeopt.functions.hierarchy import Hierarchy
+from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
+from pdeopt.optimize.descent.multilevel import MGOPT, MGOPTSettings
+from pdeopt.optimize.descent.quasinewton import LBFGS, LBFGSSettings
+from pdeopt.optimize.descent.rmtr import RMTR, RMTRSettings
+from pdeopt.optimize.descent.trust import TrustRegionMinimizer, TrustSettings
+from problems.shared.case import command_line, start
 
-#: Optimisers by name, and what replaces their defaults.
-OPTIMISERS: dict[str, tuple[type[Minimiser], dict[str, Any]]] = {
+#: Optimizers by name, and what replaces their defaults.
+OPTIMIZERS: dict[str, tuple[type[Minimizer], dict[str, Any]]] = {
     "rmtr": (RMTR, {"cycle": "F", "start": "nested", "nested": 40, "pre": 0}),
     "mgopt": (MGOPT, {"start": "nested"}),
-    "tr": (TrustRegionMinimiser, {}),
+    "tr": (TrustRegionMinimizer, {}),
     "lbfgs": (LBFGS, {}),
 }
 MULTILEVEL = ("rmtr", "mgopt")
 
 
 @dataclass(frozen=True)
-class ResNetSettings:
-    """Network, data and optimiser."""
+class ResNetSettings(Settings):
+    """Network, data and optimizer."""
 
     data: str = setting("fashion_mnist", "data set of images", choices=NAMES)
     samples: int = setting(2000, "training samples, of a random subset", at_least=1)
@@ -62,13 +63,14 @@ class ResNetSettings:
     tikhonov: float = setting(1e-4, "factor of 1/2 |parameters|^2", at_least=0)
     levels: int = setting(3, "levels, each of half the layers; also for the start of one level", at_least=1)
     coarse_samples: float = setting(0.5, "part of the samples that the next coarser level has", above=0, at_most=1)
-    optimizer: str = setting("rmtr", "recursive trust region, MG/OPT, or one level: trust region, L-BFGS",
-                             choices=tuple(OPTIMISERS))  # fmt: skip
+    optimizer: str = setting(
+        "rmtr", "recursive trust region, MG/OPT, or one level: trust region, L-BFGS", choices=tuple(OPTIMIZERS)
+    )
     seed: int = setting(0, "of the subsets and the weights")
 
 
 @dataclass(frozen=True)
-class FileSettings:
+class FileSettings(Settings):
     """What is written, and where data come from."""
 
     data_dir: str = setting("", "folder of data sets")
@@ -84,7 +86,7 @@ class Classification:
         files: where the data come from.
 
     Attributes:
-        hierarchy: of the losses, one level for optimisers of one level.
+        hierarchy: of the losses, one level for optimizers of one level.
         start: parameters, (size,).
 
     Raises:
@@ -127,7 +129,7 @@ class Classification:
 
 
 def _features(pool: int, *images: Tensor) -> list[Tensor]:
-    """Means over squares, standardised by those of the first images: (samples, features), double precision."""
+    """Means over squares, standardized by those of the first images: (samples, features), double precision."""
     pooled = [F.avg_pool2d(part.double(), pool).flatten(1) for part in images]
     mean, deviation = pooled[0].mean(0), pooled[0].std(0)
     return [(part - mean) / (deviation + 1e-3) for part in pooled]
@@ -135,31 +137,41 @@ def _features(pool: int, *images: Tensor) -> list[Tensor]:
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Train as the options say; the test accuracy."""
-    sections = [(ResNetSettings, "Network"), (FileSettings, "Files"), (RMTRSettings, "-rmtr_*"),
-                (MGOPTSettings, "-mgopt_*"), (TrustSettings, "-tr_*"), (LBFGSSettings, "-lbfgs_*"),
-                (StopSettings, "-opt_*")]  # fmt: skip
+    sections = [
+        (ResNetSettings, "Network"),
+        (FileSettings, "Files"),
+        (RMTRSettings, "-rmtr_*"),
+        (MGOPTSettings, "-mgopt_*"),
+        (TrustSettings, "-tr_*"),
+        (LBFGSSettings, "-lbfgs_*"),
+        (StopSettings, "-opt_*"),
+    ]
     with command_line(argv, __doc__, *sections):
         settings, files = read(ResNetSettings), read(FileSettings)
         problem = Classification(settings, files)
-        kind, defaults = OPTIMISERS[settings.optimizer]
-        optimiser, accuracies = kind(problem.hierarchy, max_it=50, **defaults), []
+        kind, defaults = OPTIMIZERS[settings.optimizer]
+        optimizer, accuracies = kind(problem.hierarchy, max_it=50, **defaults), []
 
-        def observe(minimiser: Any, history: History) -> None:
+        def observe(minimizer: Any, history: History) -> None:
             if len(history) == 1:
                 require_all_read()
-            accuracies.append(problem.accuracy(minimiser.x))
+            accuracies.append(problem.accuracy(minimizer.x))
 
-        result = optimiser.minimise(problem.start, observers=[observe])
+        result = optimizer.minimize(problem.start, observers=[observe])
         write(settings, files, problem, result, accuracies)
         return accuracies[-1]
 
 
-def write(settings: ResNetSettings, files: FileSettings, problem: Classification, result: Result,
-          accuracies: list[float]) -> None:  # fmt: skip
+def write(
+    settings: ResNetSettings, files: FileSettings, problem: Classification, result: Result, accuracies: list[float]
+) -> None:
     """Say how it ended, and write the summary."""
     last = result.history[-1]
-    PETSc.Sys.Print(f"resnet_multilevel, {settings.optimizer}: loss {last.objective:.5f}, test accuracy "
-                    f"{accuracies[-1]:.4f}, work {last.work:.1f} ({result.message})", comm=MPI.COMM_WORLD)  # fmt: skip
+    PETSc.Sys.Print(
+        f"resnet_multilevel, {settings.optimizer}: loss {last.objective:.5f}, test accuracy "
+        f"{accuracies[-1]:.4f}, work {last.work:.1f} ({result.message})",
+        comm=MPI.COMM_WORLD,
+    )
     if files.summary:
         summary = {
             "problem": "resnet_multilevel",

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nn_adapters.datasets import Dataset, moving_shapes
-from nn_adapters.recurrent import GRUParallel, add_over_ranks
-from pdeopt.errors import InputError
-from pdeopt.mgrit import MgritSettings
-from pdeopt.options import setting
-from problems import training
-from problems.script import start
+from nn_adapters.data.datasets import Dataset, moving_shapes
+from nn_adapters.layers.recurrent import GRUParallel, add_over_ranks
+from pdeopt.core.errors import InputError
+from pdeopt.core.settings import Settings, setting
+from pdeopt.steps.mgrit import MgritSettings
+from problems.shared import layer_training as training
+from problems.shared.case import start
 
 
 @dataclass(frozen=True)
-class VideoSettings:
+class VideoSettings(Settings):
     """The network and its videos."""
 
     frames: str = setting("", "folder CLASS/VIDEO/frame files; default generated moving shapes")
@@ -44,9 +44,14 @@ class Classifier(nn.Module):
         super().__init__()
         _, length, channels, height, width = data.x_train.shape
         self.encoder = nn.Sequential(
-            nn.Conv2d(channels, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.Flatten(),
-            nn.Linear(16 * -(-height // 4) * -(-width // 4), settings.features), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(channels, 8, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, 2, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(16 * -(-height // 4) * -(-width // 4), settings.features),
+            nn.ReLU(),
+        )
         self.gru = GRUParallel(
             comm, settings.features, settings.hidden, length, settings.gru_layers, settings.kind, mgrit
         )

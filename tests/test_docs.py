@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.support import ROOT
+from tests.helpers.support import ROOT
 
 PAGES = ["README.md", "docs/guide.md", "docs/networks.md", "docs/optimizers.md", "docs/pinns.md"]
 

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tests.support import ROOT
+from tests.helpers.support import ROOT
 
 #: A module imports modules of lower levels; within a level only those that stand before it.
 LEVELS = [

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.support import python, relative
+from tests.helpers.support import python, relative
 
 pytestmark = pytest.mark.mpi
 
@@ -17,7 +17,7 @@ def serial(tmp_path_factory):
 
 def run(folder, ranks):
     file = folder / f"{ranks}.npz"
-    done = python("-m", "tests.parallel", "everything", file, ranks=ranks, timeout=300)
+    done = python("-m", "tests.helpers.parallel", "everything", file, ranks=ranks, timeout=300)
     assert done.returncode == 0, done.stderr
     return dict(np.load(file))
 
@@ -38,10 +38,15 @@ def test_everything_is_the_same_on_several_ranks(serial, tmp_path, ranks):
     assert all(found[name] <= 1e-13 for name in found if "adjoint_error" in name)
 
 
-@pytest.mark.parametrize("words", [
-    ("-solver", "newton"), ("-solver", "sqp"), ("-solver", "sqp", "-control", "nodal"),
-    ("-solver", "tao", "-tao_type", "ntr"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-solver", "newton"),
+        ("-solver", "sqp"),
+        ("-solver", "sqp", "-control", "nodal"),
+        ("-solver", "tao", "-tao_type", "ntr"),
+    ],
+)
 def test_the_burgers_script_gives_the_same_solution_on_three_ranks(tmp_path, words):
     solutions = []
     for ranks in (1, 3):
@@ -59,13 +64,13 @@ def test_the_burgers_script_gives_the_same_solution_on_three_ranks(tmp_path, wor
 
 
 def test_a_failure_on_one_rank_is_a_reason_on_all():
-    done = python("-m", "tests.parallel", "failing", ranks=2)
+    done = python("-m", "tests.helpers.parallel", "failing", ranks=2)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_rank_that_raises_ends_all_ranks_with_a_traceback():
     start = time.monotonic()
-    done = python("-m", "tests.parallel", "raising", ranks=2, timeout=60)
+    done = python("-m", "tests.helpers.parallel", "raising", ranks=2, timeout=60)
     assert done.returncode != 0 and "ZeroDivisionError" in done.stderr
     assert time.monotonic() - start < 60  # it did end; how fast is no theorem
 

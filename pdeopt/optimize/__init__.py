@@ -1,4 +1,4 @@
-"""Optimisers: each says which way; `iterate` is their one loop.
+"""Optimizers: each says which way; `iterate` is their one loop.
 
 The names below are loaded when they are first asked for, so that `-tao_type python -tao_python_type
 pdeopt.optimize.SSBroyden` finds them.
@@ -13,12 +13,12 @@ _MODULE = {
     "LBFGS": "quasinewton",
     "SSBroyden": "quasinewton",
     "SPQN": "schwarz",
-    "TrustRegionMinimiser": "trust",
+    "TrustRegionMinimizer": "trust",
     "APTS": "apts",
     "MGOPT": "multilevel",
     "RMTR": "rmtr",
     "MLVR": "mlvr",
-    "Astrom": "astrom",
+    "ASTROM": "astrom",
 }
 
 __all__ = sorted(_MODULE)
@@ -27,4 +27,4 @@ __all__ = sorted(_MODULE)
 def __getattr__(name: str) -> Any:
     if name not in _MODULE:
         raise AttributeError(f"module 'pdeopt.optimize' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f"pdeopt.optimize.{_MODULE[name]}"), name)
+    return getattr(import_module(f"pdeopt.optimize.descent.{_MODULE[name]}"), name)

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from petsc4py import PETSc
 
-from pdeopt.errors import SolveFailure
-from pdeopt.monitor import AnyRecord, ControlResult, History, Monitor, Reason, Record, Result, explain
-from pdeopt.problem import ControlProblem, Linearization
+from pdeopt.control.problem import ControlProblem, Linearization
+from pdeopt.core.errors import SolveFailure
+from pdeopt.core.monitor import AnyRecord, ControlResult, History, Monitor, Reason, Record, Result, explain
 
 
 class Method(Protocol):
-    """An optimiser as the loop sees it: a record of its point, a step to the next, and what it returns."""
+    """An optimizer as the loop sees it: a record of its point, a step to the next, and what it returns."""
 
     def record(self, iteration: int) -> AnyRecord:
         """The present point in numbers; also prepares the next step."""

@@ -14,20 +14,21 @@ from typing import Any
 
 from petsc4py import PETSc
 
-from pdeopt.arrays import readonly
-from pdeopt.errors import InputError, SolveFailure
-from pdeopt.metric import RieszMetric
-from pdeopt.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor
+from pdeopt.control.metric import RieszMetric
+from pdeopt.control.reduced import ReducedObjective
+from pdeopt.control.time_windows import with_coarse_space
+from pdeopt.core.arrays import readonly
+from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor
+from pdeopt.core.options import defaults, set_default
+from pdeopt.core.settings import Settings, read, setting
+from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize import __all__ as TYPES
-from pdeopt.options import defaults, read, set_default, setting
-from pdeopt.reduced import ReducedObjective
-from pdeopt.reducedfunction import with_coarse_space
-from pdeopt.smooth import SmoothFunction
 
 # TaoConvergedReason; petsc4py names the class `Reason` or `ConvergedReason`, by its version.
 TAO_CONTINUE_ITERATING, TAO_DIVERGED_MAXITS, TAO_DIVERGED_USER, TAO_CONVERGED_USER = 0, -2, -8, 8
 
-#: TAO types that honour bounds on the variables.
+#: TAO types that honor bounds on the variables.
 BOUNDED = ("blmvm", "bncg", "bnls", "bntr", "bntl", "bqnls", "bqnkls", "bqnktr", "bqnktl", "tron", "gpcg")
 
 #: TAO types that approximate the Hessian from gradients.
@@ -39,7 +40,7 @@ CONTROL_DEFAULTS = {"local_it": "0", "memory": "50", "coarse_rtol": "1e-3"}
 
 
 @dataclass(frozen=True)
-class TaoSettings:
+class TaoSettings(Settings, prefix="sqp_"):
     """Settings beside TAO's own; they share the options of the full-space solvers."""
 
     opt_tol: float = setting(1e-8, "tolerance of the reduced gradient in the dual norm", above=0)
@@ -69,7 +70,7 @@ class TaoSolver:
     ) -> None:
         self.reduced, self.problem, self.prefix = reduced, reduced.problem, prefix
         self.metric = RieszMetric(self.problem)
-        self.settings = read(TaoSettings, prefix + "sqp_", **defaults)
+        self.settings = read(TaoSettings, prefix, **defaults)
         self.bounds = self._bounds(lower, upper)
         default = "lmvm" if self.bounds is None else "blmvm"
         self.type: str = PETSc.Options(prefix).getString("tao_type", default)
@@ -229,7 +230,7 @@ class TaoSolver:
 
 
 class _Context:
-    """What optimisers of TAO's type python get instead of TAO's callbacks: windows of time, and coarser steps."""
+    """What optimizers of TAO's type python get instead of TAO's callbacks: windows of time, and coarser steps."""
 
     def __init__(self, reduced: ReducedObjective, scale: PETSc.Vec) -> None:
         self.reduced, self.scale = reduced, scale

@@ -6,49 +6,55 @@ at once; each rank needs only its own where windows do not reach over its border
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
 from petsc4py import PETSc
 from scipy.sparse.linalg import SuperLU, splu
 
-from pdeopt.arrays import copy
-from pdeopt.blocks import KKTBlocks
-from pdeopt.errors import InputError, SolveFailure, together
-from pdeopt.options import read, setting
+from pdeopt.core.arrays import copy
+from pdeopt.core.errors import InputError, SolveFailure, together
+from pdeopt.core.settings import Settings, read_inner, setting
+from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.precond.operator import BlockOperator, blocks_of, leave
-from pdeopt.precond.wathen import WathenPC
-from pdeopt.sparse import block_diagonal
-from pdeopt.windows import Windows
+from pdeopt.precond.wathen import WathenPC, WathenSettings
+from pdeopt.steps.sparse import block_diagonal
+from pdeopt.steps.windows import Windows
 
 
 @dataclass(frozen=True)
-class BlockJacobiSettings:
-    """Options `-block_jacobi_...`, or with a PC's own prefix before them."""
+class BlockJacobiSettings(Settings, prefix="block_jacobi_"):
+    """Block Jacobi in time.
+
+    A PC's own prefix may stand before the options.
+    """
 
     window: int = setting(16, "steps of a window", at_least=1)
-    local: str = setting("wathen", "solve in a window: LU, block factorisation, or Krylov iterations with it",
-                         choices=("exact", "wathen", "krylov"))  # fmt: skip
+    local: str = setting(
+        "wathen",
+        "solve in a window: LU, block factorization, or Krylov iterations with it",
+        choices=("exact", "wathen", "krylov"),
+        reads={"wathen": (WathenSettings,), "krylov": (WathenSettings,)},
+    )
     iterations: int = setting(5, "Krylov iterations in a window (local krylov)", at_least=1)
     damping: float = setting(1.0, "factor of the correction", above=0)
 
 
 class TimeBlockJacobi:
-    """The preconditioner. Krylov iterations and block factorisation have the prefix `{prefix}sub_`."""
+    """The preconditioner. Krylov iterations and block factorization have the prefix `{prefix}sub_`."""
 
     _ksp: PETSc.KSP | None = None
     _factor: WindowFactors | None = None
 
     def setUp(self, pc: PETSc.PC) -> None:
         prefix = pc.getOptionsPrefix() or ""
-        defaults = asdict(read(BlockJacobiSettings, "block_jacobi_"))
-        self.settings = read(BlockJacobiSettings, prefix + "block_jacobi_", **defaults)
+        self.settings = read_inner(BlockJacobiSettings, prefix)
         blocks = blocks_of(pc.getOperators()[1])
         self._free()
-        together(pc.getComm().tompi4py(), lambda: None if blocks is None else self._factorise(blocks, prefix + "sub_"))
+        together(pc.getComm().tompi4py(), lambda: None if blocks is None else self._factorize(blocks, prefix + "sub_"))
 
-    def _factorise(self, blocks: KKTBlocks, prefix: str) -> None:
+    def _factorize(self, blocks: KKTBlocks, prefix: str) -> None:
         self.blocks = blocks.cut(self.settings.window)
         if self.settings.local == "exact":
             self._factor = WindowFactors(self.blocks)
@@ -109,9 +115,10 @@ class WindowFactors:
         windows = Windows(blocks.grid, size)
         if any(blocks.grid.mpi.allgather(windows.enters)) or blocks.design is not None or blocks.F_p is not None:
             raise InputError(
-                "-block_jacobi_local exact", f"windows of {size} steps over the borders of ranks, a control map, or "
-                "global parameters", "windows that divide the steps of every rank, one control a step; or local wathen",
-            )  # fmt: skip
+                "-block_jacobi_local exact",
+                f"windows of {size} steps over the borders of ranks, a control map, or global parameters",
+                "windows that divide the steps of every rank, one control a step; or local wathen",
+            )
         self._lu = together(blocks.grid.mpi, lambda: self._factor(windows))
 
     def _factor(self, windows: Windows) -> SuperLU:
@@ -121,8 +128,10 @@ class WindowFactors:
                 return splu(matrix.tocsc())
         except RuntimeError:  # singular
             pass
-        raise SolveFailure(f"the KKT matrix of {self._culprit(matrix, windows)} is singular or not finite",
-                           "check the residual there for NaN, and that each step has a unique solution")  # fmt: skip
+        raise SolveFailure(
+            f"the KKT matrix of {self._culprit(matrix, windows)} is singular or not finite",
+            "check the residual there for NaN, and that each step has a unique solution",
+        )
 
     def _matrix(self) -> sp.csr_matrix:
         """[W F'; F 0] over [u | z | lam] of this rank."""
@@ -137,8 +146,13 @@ class WindowFactors:
         n, m, N = b.n, b.C.shape[1], grid.n_local
         for begin, end in zip(windows.starts, np.r_[windows.starts[1:], N]):
             steps = np.arange(begin, end)[:, None]
-            own = np.concatenate([(steps * n + np.arange(n)).ravel(), (N * n + steps * m + np.arange(m)).ravel(),
-                                  (N * (n + m) + steps * n + np.arange(n)).ravel()])  # fmt: skip
+            own = np.concatenate(
+                [
+                    (steps * n + np.arange(n)).ravel(),
+                    (N * n + steps * m + np.arange(m)).ravel(),
+                    (N * (n + m) + steps * n + np.arange(n)).ravel(),
+                ]
+            )
             part = matrix[own][:, own].tocsc()
             try:
                 if np.isfinite(part.data).all() and splu(part) is not None:

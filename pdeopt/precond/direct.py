@@ -3,7 +3,7 @@
 PETSc's LU does not pivot, and a KKT matrix has zeros on its diagonal. Its rows are therefore paired with
 other columns: the constraint F_i with the state u_i and the adjoint equation of u_i with lam_i, so that the
 diagonal holds A_i, Wzz and A_i', which is what time stepping inverts anyway. The steps keep their order:
-fill stays inside neighbouring steps, cost and memory grow linearly with their number.
+fill stays inside neighboring steps, cost and memory grow linearly with their number.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import scipy.sparse as sp
 from petsc4py import PETSc
 
-from pdeopt.arrays import index_array
-from pdeopt.kkt import KKTOperator
-from pdeopt.layout import KKTLayout
-from pdeopt.options import set_default
-from pdeopt.stepsolve import natural_lu
+from pdeopt.core.arrays import index_array
+from pdeopt.core.options import set_default
+from pdeopt.kkt.layout import KKTLayout
+from pdeopt.kkt.operator import KKTOperator
+from pdeopt.steps.stepsolve import natural_lu
 
 
 class KKTDirectPC:
@@ -58,7 +58,7 @@ class KKTDirectPC:
 
 
 def use_direct(pc: PETSc.PC, layout: KKTLayout) -> None:
-    """The best factorisation for KKT matrices that this PETSc has."""
+    """The best factorization for KKT matrices that this PETSc has."""
     if PETSc.Sys.hasExternalPackage("mumps"):
         pc.setType("cholesky")
         pc.setFactorSolverType("mumps")

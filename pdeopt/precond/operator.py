@@ -6,9 +6,9 @@ from typing import Any
 
 from petsc4py import PETSc
 
-from pdeopt.blocks import KKTBlocks
-from pdeopt.errors import InputError
-from pdeopt.kkt import KKTOperator
+from pdeopt.core.errors import InputError
+from pdeopt.kkt.blocks import KKTBlocks
+from pdeopt.kkt.operator import KKTOperator
 
 
 class BlockOperator:
@@ -76,8 +76,11 @@ def operator_of(matrix: PETSc.Mat) -> KKTOperator:
     """The operator of a KKT matrix, shell or assembled."""
     context = _context(matrix)
     if not isinstance(context, KKTOperator):
-        raise InputError("matrix of a KKT preconditioner", f"one of type {matrix.getType()} without a KKT operator",
-                         "KKTOperator.shell() or KKTOperator.assemble()")  # fmt: skip
+        raise InputError(
+            "matrix of a KKT preconditioner",
+            f"one of type {matrix.getType()} without a KKT operator",
+            "KKTOperator.shell() or KKTOperator.assemble()",
+        )
     return context
 
 

@@ -8,38 +8,48 @@ steps keep empty parts of the vectors. Cycles, smoothers and everything else are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from petsc4py import PETSc
 
-from pdeopt.arrays import assign, copy
-from pdeopt.blocks import KKTBlocks
-from pdeopt.errors import together
-from pdeopt.options import read, set_default, setting
+from pdeopt.core.arrays import assign, copy
+from pdeopt.core.errors import together
+from pdeopt.core.options import set_default
+from pdeopt.core.settings import Settings, read_inner, setting
+from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.precond.blockjacobi import TimeBlockJacobi
 from pdeopt.precond.operator import BlockOperator, SchurOperator, blocks_of, leave
 from pdeopt.precond.wathen import PropagatedSchur, WathenPC, WathenSettings
-from pdeopt.sparse import combination
-from pdeopt.stepsolve import step_solver
-from pdeopt.timegrid import TimeGrid
-from pdeopt.transfer import constant, injection, linear, linear_adjoint, spread
+from pdeopt.steps.sparse import combination
+from pdeopt.steps.stepsolve import step_solver
+from pdeopt.steps.timegrid import TimeGrid
+from pdeopt.steps.transfer import constant, injection, linear, linear_adjoint, spread
 
 
 @dataclass(frozen=True)
-class TimeMultigridSettings:
-    """Options `-timemg_...`, or with a PC's own prefix before them."""
+class TimeMultigridSettings(Settings, prefix="timemg_"):
+    """Multigrid in time.
 
-    transfer: str = setting("variational", "states and multipliers linear in time, controls constant; restriction by "
-                            "the transpose, or by injection (controls: averages)",
-                            choices=("injection", "variational"))  # fmt: skip
+    A PC's own prefix may stand before the options.
+    """
+
+    transfer: str = setting(
+        "variational",
+        "states and multipliers linear in time, controls constant; restriction by "
+        "the transpose, or by injection (controls: averages)",
+        choices=("injection", "variational"),
+    )
     coarsening: int = setting(2, "steps that become one; it should divide the windows of the smoother", at_least=2)
     levels: int = setting(20, "largest number of levels", at_least=2)
     coarsest: int = setting(4, "steps that are not coarsened further", at_least=1)
-    operators: str = setting("rediscretised", "coarse operators: sums over windows, products P'KP, or without control",
-                             choices=("rediscretised", "galerkin", "no_control"))  # fmt: skip
+    operators: str = setting(
+        "rediscretized",
+        "coarse operators: sums over windows, products P'KP, or without control",
+        choices=("rediscretized", "galerkin", "no_control"),
+    )
 
 
 @dataclass
@@ -64,7 +74,7 @@ def hierarchy(blocks: KKTBlocks, settings: TimeMultigridSettings) -> list[Level]
 
 def multigrid_settings(prefix: str) -> TimeMultigridSettings:
     """The settings of a PC with this prefix."""
-    return read(TimeMultigridSettings, prefix + "timemg_", **asdict(read(TimeMultigridSettings, "timemg_")))
+    return read_inner(TimeMultigridSettings, prefix)
 
 
 class TimeMultigridPC:
@@ -143,7 +153,7 @@ DEFAULTS = {"pc_mg_cycle_type": "w", "mg_levels_ksp_max_it": "1", "mg_levels_ksp
 
 
 class GalerkinOperator(BlockOperator):
-    """P'KP as a product, with the blocks of the rediscretised operator for its preconditioners."""
+    """P'KP as a product, with the blocks of the rediscretized operator for its preconditioners."""
 
     def __init__(self, blocks: KKTBlocks | None, fine: PETSc.Mat, P: PETSc.Mat) -> None:
         super().__init__(blocks, fine.getComm())
@@ -186,8 +196,13 @@ class SchurMultigrid:
         mpi, last = blocks.grid.mpi, levels[-1].blocks
         smoothers = [together(mpi, partial(MatchedBlock, level.blocks)) for level in levels[:-1]]
         serial = together(mpi, lambda: last and PropagatedSchur(last, WathenSettings("matched", "forward"))) or Idle()
-        _fill(pc, matrices, transfers, [partial(self._smooth, smoother) for smoother in smoothers],
-              partial(self._coarsest, serial))  # fmt: skip
+        _fill(
+            pc,
+            matrices,
+            transfers,
+            [partial(self._smooth, smoother) for smoother in smoothers],
+            partial(self._coarsest, serial),
+        )
         for name, value in SCHUR_DEFAULTS.items():
             set_default(prefix + name, value)
 

@@ -1,4 +1,4 @@
-"""Block factorisation of a KKT operator with an approximate Schur complement, as a PETSc Python PC.
+"""Block factorization of a KKT operator with an approximate Schur complement, as a PETSc Python PC.
 
     [W F'; F 0]^-1 = [I -W^-1 F'; 0 I] [W^-1 0; 0 -S^-1] [I 0; -F W^-1 I],   S = F W^-1 F'
 
@@ -8,7 +8,7 @@ S = T W^-1 T' + C Wzz^-1 C', where T is the state Jacobian over all steps, is ap
 - old_new: T W^-1 T' (M. Stoll, A. J. Wathen, All-at-once solution of time-dependent PDE-constrained optimization
   problems, 2010);
 - matched: (T + N) W^-1 (T + N)' with N W^-1 N' = C Wzz^-1 C'; the eigenvalues of the preconditioned S lie in [1/2, 1]
-  whatever the mesh, the steps and the regularisation (Pearson, Stoll, Wathen 2012);
+  whatever the mesh, the steps and the regularization (Pearson, Stoll, Wathen 2012);
 - exact: S itself, by factors of the KKT matrix, the oracle.
 
 T + N is inverted as `propagator` says, serially or in parallel.
@@ -16,34 +16,40 @@ T + N is inverted as `propagator` says, serially or in parallel.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.arrays import assign, copy
-from pdeopt.blocks import KKTBlocks
-from pdeopt.errors import together
-from pdeopt.kkt import KKTOperator
-from pdeopt.linear_mgrit import LinearMgrit, LinearMgritSettings, TimeSystem
-from pdeopt.options import read, setting
+from pdeopt.core.arrays import assign, copy
+from pdeopt.core.errors import together
+from pdeopt.core.settings import Settings, read, read_inner, setting
+from pdeopt.kkt.blocks import KKTBlocks
+from pdeopt.kkt.operator import KKTOperator
 from pdeopt.precond.direct import factor_kkt
 from pdeopt.precond.operator import SchurOperator, blocks_of, leave, operator_of
-from pdeopt.sparse import combination
+from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings, TimeSystem
+from pdeopt.steps.sparse import combination
+from pdeopt.steps.stepsolve import StepSettings
 
 
 @dataclass(frozen=True)
-class WathenSettings:
-    """Options `-wathen_...`, or with a PC's own prefix before them."""
+class WathenSettings(Settings, prefix="wathen_", includes=(LinearMgritSettings, StepSettings)):
+    """Block factorization with an approximate Schur complement (wathen).
 
-    schur: str = setting("matched", "approximation of the Schur complement",
-                         choices=("new_state", "old_new", "matched", "exact"))  # fmt: skip
+    A PC's own prefix may stand before the options.
+    """
+
+    schur: str = setting(
+        "matched", "approximation of the Schur complement", choices=("new_state", "old_new", "matched", "exact")
+    )
     propagator: str = setting(
-        "auto", "inverse of the state Jacobian in it: windows alone, serial, MGRIT, or multigrid on the complement; "
+        "auto",
+        "inverse of the state Jacobian in it: windows alone, serial, MGRIT, or multigrid on the complement; "
         "auto is serial for waves, which coarse steps do not carry, and for unlike steps on one rank, else MGRIT",
         choices=("auto", "window", "forward", "mgrit", "multigrid"),
-    )  # fmt: skip
+    )
 
 
 #: Steps of GMRES on a matched Schur complement: its condition is 2, so four leave a hundredth, and the outer method,
@@ -62,16 +68,16 @@ class WathenPC:
 
     def setUp(self, pc: PETSc.PC) -> None:
         matrix = pc.getOperators()[1]
-        prefix = (pc.getOptionsPrefix() or "") + "wathen_"
+        prefix = pc.getOptionsPrefix() or ""
         blocks = blocks_of(matrix)
         self._free()  # a rank without steps on this level waits for the others only
-        together(pc.getComm().tompi4py(), lambda: None if blocks is None else self._factorise(blocks, matrix, prefix))
+        together(pc.getComm().tompi4py(), lambda: None if blocks is None else self._factorize(blocks, matrix, prefix))
 
-    def _factorise(self, blocks: KKTBlocks, matrix: PETSc.Mat, prefix: str) -> None:
+    def _factorize(self, blocks: KKTBlocks, matrix: PETSc.Mat, prefix: str) -> None:
         self.blocks = blocks
-        self.settings = resolve(read(WathenSettings, prefix, **asdict(read(WathenSettings, "wathen_"))), blocks)
+        self.settings = resolve(read_inner(WathenSettings, prefix), blocks)
         self._ksp = PETSc.KSP().create(self.blocks.grid.comm)
-        self._ksp.setOptionsPrefix(prefix)
+        self._ksp.setOptionsPrefix(prefix + WathenSettings.prefix)
         self._ksp.setOperators(SchurOperator(self.blocks).shell())
         if (
             self.settings.schur == "matched" and blocks.is_exact
@@ -158,7 +164,7 @@ class PropagatedSchur:
             part = 0.5 if blocks.conservative else 1.0
             A = combination([(1.0, A), (part, N)])
             B = combination([(1.0, B), (1.0 - part, N)]) if blocks.conservative else B
-        self.blocks, mgrit = blocks, read(LinearMgritSettings, "mgrit_")
+        self.blocks, mgrit = blocks, read(LinearMgritSettings)
         if settings.schur == "new_state":
             system = TimeSystem(grid, A, B, window=1).factor()
             self._forward, self._adjoint = system.sweep, system.sweep_adjoint

@@ -49,8 +49,10 @@ class Benchmark:
     def _compare(self, name: str, work: float) -> list[Row]:
         def runs(*words: object, seeds: range) -> list[dict[str, Any]]:
             budget = work / 10 if self.quick else work
-            return [script(f"apts_{name}", "-opt_max_work", budget, "-data_dir", self.data_dir, "-seed", seed, *words)
-                    for seed in seeds]  # fmt: skip
+            return [
+                script(f"apts_{name}", "-opt_max_work", budget, "-data_dir", self.data_dir, "-seed", seed, *words)
+                for seed in seeds
+            ]
 
         rows, lines, rivals = [], {}, {}
         for rival, (option, values) in GRID.items():
@@ -82,9 +84,7 @@ def _points(runs: list[dict[str, Any]]) -> list[float]:
     return [100 * run["test_accuracy"] for run in runs]
 
 
-CASES: dict[str, Callable[[Benchmark], list[Row]]] = {
-    name: getattr(Benchmark, name) for name in ("mnist", "cifar")
-}  # fmt: skip
+CASES: dict[str, Callable[[Benchmark], list[Row]]] = {name: getattr(Benchmark, name) for name in ("mnist", "cifar")}
 
 
 def main(argv: list[str] | None = None) -> list[Row]:

@@ -71,10 +71,7 @@ def comparison(sizes: list[int], repeat: int) -> list[Row]:
     """Time and memory of every solver at every size, at the default and at a small control weight."""
     rows, seconds = [], {}
     for n, alpha in [*((n, 0.05) for n in sizes), (128, 1e-3)]:
-        for solver in [
-            *OURS,
-            *(name for name, package in THEIRS.items() if not package or find_spec(package)),
-        ]:
+        for solver in [*OURS, *(name for name, package in THEIRS.items() if not package or find_spec(package))]:
             found = measure(solver, n, n, alpha, repeat)
             name, case = found["name"], f"nx = nt = {n}, alpha {alpha:g}"
             seconds[solver, n, alpha] = found["seconds"]
@@ -103,19 +100,10 @@ def growth(repeat: int) -> list[Row]:
         found = measure("newton", 64, steps, 0.05, repeat)
         cost[steps] = found["seconds"] / (steps * (63 + 65 + 63))
         rows.append(
-            show(
-                Row(
-                    f"Newton-KKT, nx 64, nt {steps} ({found['iterations']} its)",
-                    1e6 * cost[steps],
-                    "us per unknown",
-                )
-            )
+            show(Row(f"Newton-KKT, nx 64, nt {steps} ({found['iterations']} its)", 1e6 * cost[steps], "us per unknown"))
         )
         rows.append(show(Row(f"Newton-KKT, nx 64, nt {steps}", found["peak_mb"], "MB peak")))
-    return [
-        *rows,
-        bar("cost per unknown, nx 64, nt 4096 against 256", cost[4096] / cost[256], "x", 1.3, at_most=True),
-    ]
+    return [*rows, bar("cost per unknown, nx 64, nt 4096 against 256", cost[4096] / cost[256], "x", 1.3, at_most=True)]
 
 
 def sweep(repeat: int) -> Row:
@@ -142,17 +130,20 @@ def work(solver: str, nx: str, nt: str, alpha: str, repeat: str) -> dict[str, An
     run = our_solver(solver) if solver in OURS else rival(solver)
     run(8, 8, float(alpha))  # imports and first-call costs of the libraries
     results = [run(int(nx), int(nt), float(alpha)) for _ in range(int(repeat))]
-    return {**results[-1], "seconds": statistics.median(result["seconds"] for result in results),
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}  # fmt: skip
+    return {
+        **results[-1],
+        "seconds": statistics.median(result["seconds"] for result in results),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 def our_solver(name: str) -> Callable[[int, int, float], dict[str, Any]]:
     """Problem set-up and solve by pdeopt, as a function of nx, nt and alpha."""
     from petsc4py import PETSc
 
-    from pdeopt.optimize.sqp import SQPSolver
+    from pdeopt.control.reduced import ReducedObjective
+    from pdeopt.optimize.fullspace.sqp import SQPSolver
     from pdeopt.optimize.tao import TaoSolver
-    from pdeopt.reduced import ReducedObjective
     from problems.burgers import BurgersCase, BurgersSettings
 
     if name.startswith("tao_"):
@@ -168,8 +159,13 @@ def our_solver(name: str) -> Callable[[int, int, float], dict[str, Any]]:
             kind = "newton" if name == "newton" else "composite"
             result = SQPSolver(problem, type=kind, opt_tol=TOLERANCE, feas_tol=TOLERANCE).solve()
         seconds = time.perf_counter() - begin
-        return {"name": OURS[name], "seconds": seconds, "iterations": result.iterations,
-                "optimality": result.history[-1].optimality, "objective": result.objective}  # fmt: skip
+        return {
+            "name": OURS[name],
+            "seconds": seconds,
+            "iterations": result.iterations,
+            "optimality": result.history[-1].optimality,
+            "objective": result.objective,
+        }
 
     return run
 
@@ -180,8 +176,13 @@ def rival(name: str) -> Callable[[int, int, float], dict[str, Any]]:
 
     def run(nx: int, nt: int, alpha: float) -> dict[str, Any]:
         found = RIVALS[name](nx, nt, TOLERANCE, alpha=alpha)
-        return {"name": found.name, "seconds": found.wall_time_s, "iterations": found.iterations,
-                "optimality": found.optimality, "objective": found.objective}  # fmt: skip
+        return {
+            "name": found.name,
+            "seconds": found.wall_time_s,
+            "iterations": found.iterations,
+            "optimality": found.optimality,
+            "objective": found.objective,
+        }
 
     return run
 
@@ -190,7 +191,7 @@ def sweep_ratio(nx: int, nt: int, repeat: int) -> float:
     """Seconds of a Python loop over the steps / seconds of one batched call; same numbers."""
     import torch
 
-    from pdeopt.autodiff import jvp
+    from pdeopt.core.autodiff import jvp
     from problems.burgers import BurgersCase, BurgersSettings
 
     case = BurgersCase(BurgersSettings(nx=nx, nt=nt))

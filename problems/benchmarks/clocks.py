@@ -1,8 +1,8 @@
 """A model of the time that KKT solves take on many ranks: the clock of each rank, run through the algorithm.
 
-The functions repeat the schedule of `pdeopt.mgrit`, of `WathenPC` with a few inner steps, and of flexible GMRES: who
-solves how many steps one after the other, who waits for whose message, when all wait for a sum. They know numbers of
-steps and ranks alone, and what the parts cost; `tracing` shows that real runs do the same.
+The functions repeat the schedule of `pdeopt.steps.mgrit`, of `WathenPC` with a few inner steps, and of flexible GMRES:
+who solves how many steps one after the other, who waits for whose message, when all wait for a sum. They know numbers
+of steps and ranks alone, and what the parts cost; `tracing` shows that real runs do the same.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pdeopt.arrays import Array
+from pdeopt.core.arrays import Array
 
-#: Towards later steps, as the state runs, or towards earlier ones, as the adjoint does.
+#: Toward later steps, as the state runs, or toward earlier ones, as the adjoint does.
 FORWARD, BACKWARD = +1, -1
 
 
@@ -103,9 +103,9 @@ class Clocks:
         self.time[targets] = np.maximum(self.time[targets], sent + self.costs.message)
         self.messages[sources] += 1
 
-    def shift(self, towards: int, ranks: Array | None = None) -> None:
+    def shift(self, toward: int, ranks: Array | None = None) -> None:
         """A row to the next of these ranks, as `TimeGrid.shift` and its adjoint send it."""
-        order = (self.ranks if ranks is None else ranks)[::towards]
+        order = (self.ranks if ranks is None else ranks)[::toward]
         self.receive(order[1:], order[:-1], self.time[order[:-1]])
 
     def reduce(self, times: int = 1) -> None:
@@ -115,11 +115,11 @@ class Clocks:
         self.reductions += times
 
 
-def sweep(clocks: Clocks, ranks: Array, steps: int, window: int, towards: int) -> None:
+def sweep(clocks: Clocks, ranks: Array, steps: int, window: int, toward: int) -> None:
     """All windows of a level at once; those over several ranks from rank to rank."""
     share = steps // len(ranks)
     stages = min(window, share) if clocks.layout.staged else 1
-    chain = ranks.reshape(-1, max(window // share, 1))[:, ::towards]
+    chain = ranks.reshape(-1, max(window // share, 1))[:, ::toward]
     for place, now in enumerate(chain.T):
         if place:
             before = chain[:, place - 1]
@@ -127,25 +127,25 @@ def sweep(clocks: Clocks, ranks: Array, steps: int, window: int, towards: int) -
         clocks.solve(now, stages, share)
 
 
-def cycles(clocks: Clocks, towards: int, ranks: Array | None = None, steps: int = 0, level: int = 1) -> None:
+def cycles(clocks: Clocks, toward: int, ranks: Array | None = None, steps: int = 0, level: int = 1) -> None:
     """`Mgrit.forward` or `Mgrit.adjoint` on a level and all below it; default the finest."""
     layout = clocks.layout
     ranks, steps = (clocks.ranks, layout.steps) if ranks is None else (ranks, steps)
     if level == layout.levels or steps <= layout.window:
-        sweep(clocks, ranks, steps, steps, towards)
+        sweep(clocks, ranks, steps, steps, toward)
         return
     window, share = layout.window, steps // len(ranks)
     ends = ranks[max(window // share, 1) - 1 :: max(window // share, 1)]  # they own the coarse steps
-    sweep(clocks, ranks, steps, window, towards)
+    sweep(clocks, ranks, steps, window, toward)
     for _ in range(layout.cycles):
-        if towards == BACKWARD:
+        if toward == BACKWARD:
             clocks.shift(BACKWARD, ranks)
         clocks.work("coarse", steps // window // len(ends), ends)
-        cycles(clocks, towards, ends, steps // window, level + 1)
-        if towards == FORWARD:
+        cycles(clocks, toward, ends, steps // window, level + 1)
+        if toward == FORWARD:
             clocks.shift(FORWARD, ranks)
         clocks.work("couple", share, ranks)
-        sweep(clocks, ranks, steps, window, towards)
+        sweep(clocks, ranks, steps, window, toward)
 
 
 def propagate(clocks: Clocks) -> None:

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from petsc4py import PETSc
 
-from pdeopt.linear_mgrit import LinearMgrit, LinearMgritSettings, TimeSystem
-from pdeopt.options import read, set_default
-from pdeopt.sparse import combination
+from pdeopt.core.options import set_default
+from pdeopt.core.settings import read
+from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings, TimeSystem
+from pdeopt.steps.sparse import combination
 from problems.benchmarks.kkt_work import PREFIX, System, problem_of
 
 #: Windows of the two problems of which the costs are made.
@@ -45,7 +46,7 @@ def parts(name: str) -> dict[str, Any]:
     """
     set_default(f"{PREFIX}wathen_ksp_type", "preonly")  # the preconditioner without its Schur complement
     set_default(f"{PREFIX}wathen_pc_type", "none")
-    window, found = read(LinearMgritSettings, "mgrit_").window, {}
+    window, found = read(LinearMgritSettings).window, {}
     timings = [Timings(name, windows * window) for windows in WINDOWS]
     few, many = (timing.seconds() for timing in timings)
     for part in few:
@@ -66,7 +67,7 @@ class Timings:
         self.blocks = blocks = self.system.ksp.getPC().getPythonContext().blocks
         self.rows = torch.randn(steps, blocks.n, dtype=torch.float64)
         A = combination([(1.0, blocks.A), (1.0, blocks.shift())])
-        self.levels = LinearMgrit(blocks.grid, A, blocks.B, read(LinearMgritSettings, "mgrit_"))
+        self.levels = LinearMgrit(blocks.grid, A, blocks.B, read(LinearMgritSettings))
         self.serial = TimeSystem(blocks.grid, A, blocks.B)
 
     def seconds(self) -> dict[str, float]:
@@ -75,17 +76,19 @@ class Timings:
         assert coarse is not None  # there are several windows
         matrix, pc = self.system.ksp.getOperators()[0], self.system.ksp.getPC()
         ends, k, out = rows[fine.windows.ends], self.system.newton, self.system.newton.duplicate()
-        found = medians({
-            "couple": lambda: rows - fine.couple(ends),
-            "coarse": lambda: coarse.system.A(ends),
-            "multiply": lambda: blocks.state.multiply(rows),
-            "blocks": lambda: pc.apply(k, out),
-            "schur": lambda: blocks.schur(rows),
-            "operator": lambda: matrix.mult(k, out),
-            "vector": lambda: out.axpy(1e-3, k),
-            "sweep": lambda: fine.sweep_adjoint(fine.sweep(rows)),
-            "alone": lambda: self.serial.sweep_adjoint(self.serial.sweep(rows)),
-        })  # fmt: skip
+        found = medians(
+            {
+                "couple": lambda: rows - fine.couple(ends),
+                "coarse": lambda: coarse.system.A(ends),
+                "multiply": lambda: blocks.state.multiply(rows),
+                "blocks": lambda: pc.apply(k, out),
+                "schur": lambda: blocks.schur(rows),
+                "operator": lambda: matrix.mult(k, out),
+                "vector": lambda: out.axpy(1e-3, k),
+                "sweep": lambda: fine.sweep_adjoint(fine.sweep(rows)),
+                "alone": lambda: self.serial.sweep_adjoint(self.serial.sweep(rows)),
+            }
+        )
         self.system.solver.destroy()
         return found | {part: found[part] / 2 for part in ("sweep", "alone")}  # of both directions
 
@@ -102,8 +105,10 @@ def network(name: str) -> dict[str, float]:
             function()
         return (time.perf_counter() - begin) / calls
 
-    return {"message": mean(lambda: grid.shift(row)),
-            "reduction": mean(lambda: grid.mpi.Allreduce(one.copy(), one)) / np.log2(grid.mpi.size)}  # fmt: skip
+    return {
+        "message": mean(lambda: grid.shift(row)),
+        "reduction": mean(lambda: grid.mpi.Allreduce(one.copy(), one)) / np.log2(grid.mpi.size),
+    }
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def rival(precision: str, steps: int) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from problems.pinn import CASES, VISCOSITY
+    from problems.shared.equations import CASES, VISCOSITY
 
     dde.config.set_default_float(precision)
     dde.config.set_random_seed(0)

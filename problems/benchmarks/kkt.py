@@ -24,8 +24,11 @@ CAP = 100
 FIXED = [f"-sqp_{name}_rtol" for name in ("multiplier", "normal", "projection", "tangential")]
 SERIAL = ["-wathen_schur", "matched", "-wathen_propagator", "forward", "-sqp_kkt_wathen_ksp_type", "preonly"]
 #: The least memory: CG on the Schur complement all the way, not flexible Krylov methods, which keep their vectors.
-FRUGAL = [word for name, value in {"type": "cg", "norm_type": "natural", "rtol": 1e-8, "max_it": 60}.items()
-          for word in (f"-sqp_kkt_wathen_ksp_{name}", value)]  # fmt: skip
+FRUGAL = [
+    word
+    for name, value in {"type": "cg", "norm_type": "natural", "rtol": 1e-8, "max_it": 60}.items()
+    for word in (f"-sqp_kkt_wathen_ksp_{name}", value)
+]
 #: Variants of the published kind, by their options.
 VARIANTS: dict[str, list[str]] = {
     "new_state": ["-wathen_schur", "new_state"],
@@ -58,7 +61,7 @@ class Benchmark:
         return run(WORK, task, "heat", *self.mesh, *words, ranks=ranks)
 
     def heat_steps(self) -> list[Row]:
-        """Iterations against steps and regularisation."""
+        """Iterations against steps and regularization."""
         rows, counts = [], {}
         for alpha in (1, 1e-2, 1e-4, 1e-6, 1e-8):
             for nt in self.steps:
@@ -90,7 +93,7 @@ class Benchmark:
         return [*rows, bar("heat, change over meshes", spread(counts), "iterations", 3)]
 
     def burgers_steps(self) -> list[Row]:
-        """The whole optimisation against steps: iterations, and time per unknown."""
+        """The whole optimization against steps: iterations, and time per unknown."""
         rows, found = [], {}
         for nt in (32, 64) if self.quick else (32, 64, 128, 256, 512, 1024, 2048, 4096):
             one = found[nt] = self._sqp("-nt", nt)
@@ -118,8 +121,11 @@ class Benchmark:
             case = f"Burgers SQP, nx 64, nt {self.middle}, tolerances {name} ({one['iterations']} its)"
             rows += [plain(case, one["krylov"], "Krylov"), plain(case, one["seconds"], "s")]
         krylov, its = (loose[key] / tight[key] for key in ("krylov", "iterations"))
-        return [*rows, bar("Krylov iterations, controlled / fixed", krylov, "x", 0.5),
-                bar("SQP iterations, controlled / fixed", its, "x", 1.5)]  # fmt: skip
+        return [
+            *rows,
+            bar("Krylov iterations, controlled / fixed", krylov, "x", 0.5),
+            bar("SQP iterations, controlled / fixed", its, "x", 1.5),
+        ]
 
     def burgers_speed(self) -> list[Row]:
         """Burgers to 1e-8 on one core."""
@@ -132,8 +138,11 @@ class Benchmark:
                 rows.append(plain(f"{case} ({one['iterations']} its, {one['krylov']} Krylov)", one["cpu"], "CPU s"))
                 if control == "interval":
                     cpu.append(one["cpu"])
-        return [*rows, bar(f"Burgers, nx = nt = {n}, the better of both", min(cpu), "CPU s", 2),
-                plain(f"the same / {FASTEST:.2f} s", min(cpu) / FASTEST, "x")]  # fmt: skip
+        return [
+            *rows,
+            bar(f"Burgers, nx = nt = {n}, the better of both", min(cpu), "CPU s", 2),
+            plain(f"the same / {FASTEST:.2f} s", min(cpu) / FASTEST, "x"),
+        ]
 
     def klein_gordon(self) -> list[Row]:
         """Waves: iterations against steps."""
@@ -183,8 +192,10 @@ class Benchmark:
             for name, one in (("MUMPS", direct), ("default", default)):
                 rows.append(plain(f"heat, nt {nt}, {name}", one["seconds"], "s"))
                 case = f"heat, nt {nt}, {name}, above problem set-up"
-                rows += [plain(case, one["peak_mb"] - one["base_mb"], "MB"),
-                         plain(f"heat, nt {nt}, {name}, all", one["peak_mb"], "MB peak")]  # fmt: skip
+                rows += [
+                    plain(case, one["peak_mb"] - one["base_mb"], "MB"),
+                    plain(f"heat, nt {nt}, {name}, all", one["peak_mb"], "MB peak"),
+                ]
             rows.append(bar(f"nt {nt}, MUMPS / default, time", direct["seconds"] / default["seconds"], "x", 5, False))
             memory = needed / (default["peak_mb"] - default["base_mb"])
             rows.append(bar(f"nt {nt}, MUMPS / default, memory", memory, "x", 10, False))
@@ -203,16 +214,25 @@ class Benchmark:
         for nt in steps:
             found = self.heat("-nt", nt)
             per_step.append((found["peak_mb"] - found["imports_mb"]) / nt)
-            rows += [plain(f"heat, nt {nt}", found["peak_mb"], "MB peak"),
-                     plain(f"heat, nt {nt}, above imports", per_step[-1], "MB a step")]  # fmt: skip
+            rows += [
+                plain(f"heat, nt {nt}", found["peak_mb"], "MB peak"),
+                plain(f"heat, nt {nt}, above imports", per_step[-1], "MB a step"),
+            ]
         frugal = self.heat("-nt", steps[-1], *FRUGAL)
-        return [*rows, bar(f"memory a step, nt {steps[-1]} / {steps[0]}", per_step[-1] / per_step[0], "x", 1.1),
-                plain(f"heat, nt {steps[-1]}, default, all", found["peak_mb"], "MB peak"),
-                bar(f"heat, nt {steps[-1]}, CG on S, all ({frugal['newton']['iterations']} its)", frugal["peak_mb"],
-                    "MB peak", 4096)]  # fmt: skip
+        return [
+            *rows,
+            bar(f"memory a step, nt {steps[-1]} / {steps[0]}", per_step[-1] / per_step[0], "x", 1.1),
+            plain(f"heat, nt {steps[-1]}, default, all", found["peak_mb"], "MB peak"),
+            bar(
+                f"heat, nt {steps[-1]}, CG on S, all ({frugal['newton']['iterations']} its)",
+                frugal["peak_mb"],
+                "MB peak",
+                4096,
+            ),
+        ]
 
     def variants(self) -> list[Row]:
-        """Iteration tables of the published kind: variants against steps, regularisation and windows."""
+        """Iteration tables of the published kind: variants against steps, regularization and windows."""
         rows, lines = [], {}
         axes = "nt:32,64,128,256;alpha:1,1e-2,1e-4,1e-6,1e-8;mgrit_window,block_jacobi_window:4,8,16,32"
         words = ["-nx", 15, "-ny", 5, "-nt", 64, "-cap", CAP, "-axes", "nt:32,64" if self.quick else axes]
@@ -250,9 +270,20 @@ def spread(counts: Sequence[float]) -> float:
 
 CASES: dict[str, Callable[[Benchmark], list[Row]]] = {
     name: getattr(Benchmark, name)
-    for name in ("heat_steps", "windows", "meshes", "burgers_steps", "inexact", "burgers_speed", "klein_gordon",
-                 "rivals", "ranks", "memory", "variants")
-}  # fmt: skip
+    for name in (
+        "heat_steps",
+        "windows",
+        "meshes",
+        "burgers_steps",
+        "inexact",
+        "burgers_speed",
+        "klein_gordon",
+        "rivals",
+        "ranks",
+        "memory",
+        "variants",
+    )
+}
 
 
 def main(argv: list[str] | None = None) -> list[Row]:

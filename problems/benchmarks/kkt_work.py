@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from petsc4py import PETSc
 
-from pdeopt.arrays import assign, copy
-from pdeopt.blocks import KKTBlocks
-from pdeopt.errors import SolveFailure
-from pdeopt.kktsolver import KKTSolver
-from pdeopt.metric import RieszMetric
-from pdeopt.optimize.sqp import SQPSolver
-from pdeopt.options import read
+from pdeopt.control.metric import RieszMetric
+from pdeopt.control.problem import ControlProblem
+from pdeopt.core.arrays import assign, copy
+from pdeopt.core.errors import SolveFailure
+from pdeopt.core.settings import read
+from pdeopt.kkt.blocks import KKTBlocks
+from pdeopt.optimize.fullspace.kktsolver import KKTSolver
+from pdeopt.optimize.fullspace.sqp import SQPSolver
 from pdeopt.precond.operator import SchurOperator, blocks_of
 from pdeopt.precond.wathen import PropagatedSchur, WathenPC, WathenSettings
-from pdeopt.problem import ControlProblem
 from problems.benchmarks.processes import counted, peak_mb
 from problems.burgers import BurgersCase, BurgersSettings
 from problems.heat import HeatCase, HeatSettings
@@ -64,7 +64,7 @@ class System:
         self.newton = problem.join_kkt(lin.gradient, lin.residual, problem.create_kkt())
         problem.grid.mpi.Barrier()
         begin = time.perf_counter()
-        self.solver = KKTSolver(RieszMetric(problem), hessian, PREFIX, precond)  # type: ignore[arg-type]
+        self.solver = KKTSolver(RieszMetric(problem), hessian, "sqp_", precond)  # type: ignore[arg-type]
         self.solver.set_point(lin)
         self.ksp = self.solver.ksp
         self.ksp.setTolerances(rtol=RTOL, max_it=PETSc.Options().getInt("cap", 500))
@@ -124,9 +124,15 @@ def kkt(name: str) -> dict[str, Any]:
         if len(seconds) < database.getInt("repeat", 1):
             system.solver.destroy()
     memory = [problem.grid.mpi.allgather(mb) for mb in (imports, base, peak)]
-    found = {"newton": newton, "inner_kind": system.inner_kind, "setup_seconds": system.setup_seconds,
-             "seconds": statistics.median(seconds), "imports_mb": max(memory[0]), "base_mb": max(memory[1]),
-             "peak_mb": max(memory[2])}  # fmt: skip
+    found = {
+        "newton": newton,
+        "inner_kind": system.inner_kind,
+        "setup_seconds": system.setup_seconds,
+        "seconds": statistics.median(seconds),
+        "imports_mb": max(memory[0]),
+        "base_mb": max(memory[1]),
+        "peak_mb": max(memory[2]),
+    }
     if not database.hasName("only_newton"):
         found["random"] = system.solve(system.random())
     system.solver.destroy()
@@ -134,7 +140,7 @@ def kkt(name: str) -> dict[str, Any]:
 
 
 def sqp(name: str) -> dict[str, Any]:
-    """The optimisation by `-sqp_type`, after a small one to warm up; median seconds, set-up of the problem included."""
+    """The optimization by `-sqp_type`, after a small one to warm up; median seconds, set-up of the problem included."""
     PETSc.Log.begin()
     SQPSolver(problem_of(name, nx=8, nt=8), max_it=3).solve()
     event, runs = PETSc.Log.Event("pdeoptKKTSolve"), []
@@ -145,10 +151,19 @@ def sqp(name: str) -> dict[str, Any]:
             result = SQPSolver(problem).solve()
         runs.append((time.perf_counter() - begin, time.process_time() - cpu))
     krylov, solves = sum(result.history["krylov"]), event.getPerfInfo()["count"] - before
-    return {"seconds": statistics.median(wall for wall, _ in runs), "cpu": statistics.median(cpu for _, cpu in runs),
-            "iterations": result.iterations, "converged": result.converged, "krylov": krylov, "solves": solves,
-            "mean": krylov / max(solves, 1), "applications": applications[0], "objective": result.objective,
-            "unknowns": problem.create_kkt().getSize(), "peak_mb": peak_mb()}  # fmt: skip
+    return {
+        "seconds": statistics.median(wall for wall, _ in runs),
+        "cpu": statistics.median(cpu for _, cpu in runs),
+        "iterations": result.iterations,
+        "converged": result.converged,
+        "krylov": krylov,
+        "solves": solves,
+        "mean": krylov / max(solves, 1),
+        "applications": applications[0],
+        "objective": result.objective,
+        "unknowns": problem.create_kkt().getSize(),
+        "peak_mb": peak_mb(),
+    }
 
 
 class BlockDiagonal:
@@ -207,8 +222,11 @@ def minres(name: str) -> dict[str, Any]:
         seconds.append(time.perf_counter() - begin)
     matrix.mult(found, remainder)
     remainder.aypx(-1.0, rhs)
-    newton = {"iterations": iterations, "residual": remainder.norm() / rhs.norm(),
-              "dual_residual": system.solver.norm(remainder) / system.solver.norm(rhs)}  # fmt: skip
+    newton = {
+        "iterations": iterations,
+        "residual": remainder.norm() / rhs.norm(),
+        "dual_residual": system.solver.norm(remainder) / system.solver.norm(rhs),
+    }
     return {"newton": newton, "seconds": statistics.median(seconds)}
 
 

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m problems.benchmarks.layer_model -json build/layer_model.json -plot build/layer_model.png
 
-A clock for each rank runs through the cycles of `pdeopt.mgrit`: intervals at once, the coarsest level from rank to
-rank. `tests/test_layer_model.py` compares its calls and messages with those of real runs.
+A clock for each rank runs through the cycles of `pdeopt.steps.mgrit`: intervals at once, the coarsest level from rank
+to rank. `tests/problems/test_layer_model.py` compares its calls and messages with those of real runs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from nn_adapters.blocks import dense
-from nn_adapters.layerparallel import LayerParallel
-from pdeopt.mgrit import MgritSettings, whole_intervals
+from nn_adapters.layers.blocks import dense
+from nn_adapters.layers.layerparallel import LayerParallel
+from pdeopt.steps.mgrit import MgritSettings, whole_intervals
 from problems.benchmarks.processes import Row, median_seconds, plain, write
 
 WIDTH, BATCH = 8, 500
@@ -78,8 +78,14 @@ class LayerClocks:
         self.layers += steps
 
 
-def schedule(clocks: LayerClocks, steps: Sequence[np.ndarray], factors: Sequence[int], settings: MgritSettings,
-             cycles: int, at_once: int = 1_000_000) -> LayerClocks:  # fmt: skip
+def schedule(
+    clocks: LayerClocks,
+    steps: Sequence[np.ndarray],
+    factors: Sequence[int],
+    settings: MgritSettings,
+    cycles: int,
+    at_once: int = 1_000_000,
+) -> LayerClocks:
     """`Mgrit.solve` in one direction; `steps[level]` are those of each rank. All factors divide, a nested start."""
     last = len(factors)
 
@@ -148,11 +154,13 @@ def measure() -> LayerCosts:
 def _calls(rows: int) -> dict[str, float]:
     """Seconds of a call with so many layers."""
     network = LayerParallel(None, lambda: dense(WIDTH, "relu"), rows)
-    level = network.step.linearised(network.step, list(network.stacks), (), lambda rows: 1.0)
+    level = network.step.linearized(network.step, list(network.stacks), (), lambda rows: 1.0)
     u, everything = torch.randn(rows, WIDTH, BATCH), slice(None)
     level.remember(u, everything)
-    return {"forward": median_seconds(lambda: level.advance(u, everything), 300),
-            "adjoint": median_seconds(lambda: level.pullback(u, everything), 300)}  # fmt: skip
+    return {
+        "forward": median_seconds(lambda: level.advance(u, everything), 300),
+        "adjoint": median_seconds(lambda: level.pullback(u, everything), 300),
+    }
 
 
 def main(argv: list[str] | None = None) -> list[Row]:
@@ -163,10 +171,15 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("-layers", type=int, default=65_536, help="of the strong scaling, a power of two")
     options = parser.parse_args(argv)
     costs = measure()
-    rows = [plain(f"a call {way}, of which a layer {1e6 * call[1]:.2f} us", 1e6 * sum(call), "us")
-            for way, call in (("forward", costs.forward), ("adjoint", costs.adjoint))]  # fmt: skip
-    kinds = {"2 levels, factor 16": MgritSettings(2, "16"), "3 levels, factor 16": MgritSettings(3, "16"),
-             "5 levels, factor 4": MgritSettings(5, "4")}  # fmt: skip
+    rows = [
+        plain(f"a call {way}, of which a layer {1e6 * call[1]:.2f} us", 1e6 * sum(call), "us")
+        for way, call in (("forward", costs.forward), ("adjoint", costs.adjoint))
+    ]
+    kinds = {
+        "2 levels, factor 16": MgritSettings(2, "16"),
+        "3 levels, factor 16": MgritSettings(3, "16"),
+        "5 levels, factor 4": MgritSettings(5, "4"),
+    }
     serial = predict(options.layers, 1, MgritSettings(1), costs)
     rows.append(plain(f"{options.layers} layers, serial", serial, "s"))
     strong: dict[str, list[tuple[int, float]]] = {}
@@ -186,8 +199,9 @@ def main(argv: list[str] | None = None) -> list[Row]:
     return rows
 
 
-def _plot(file: str, layers: int, serial: float, strong: dict[str, list[tuple[int, float]]],
-          weak: list[tuple[int, float]]) -> None:  # fmt: skip
+def _plot(
+    file: str, layers: int, serial: float, strong: dict[str, list[tuple[int, float]]], weak: list[tuple[int, float]]
+) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""Layer-parallel networks: time, gradient errors and memory against PyTorch, training, initialisation.
+"""Layer-parallel networks: time, gradient errors and memory against PyTorch, training, initialization.
 
     OMP_NUM_THREADS=1 python -m problems.benchmarks.layer_parallel -json build/layer_parallel.json -data_dir DATA
 
@@ -135,11 +135,13 @@ class Benchmark:
         table("Peaks validation accuracy, %", columns, lines)
         return rows
 
-    def initialisation(self) -> list[Row]:
+    def initialization(self) -> list[Row]:
         """Box, and LSGD after it."""
         box = script("box_init")["box"]
-        rows = [bar("Box, 128 layers, largest entry, median of 20 seeds", box["largest"], "", 2.0),
-                bar("the same, aspect ratio of the image", box["aspect_ratio"], "", 0.5, False)]  # fmt: skip
+        rows = [
+            bar("Box, 128 layers, largest entry, median of 20 seeds", box["largest"], "", 2.0),
+            bar("the same, aspect ratio of the image", box["aspect_ratio"], "", 0.5, False),
+        ]
         for depth in (1, 4, 16, 64):
             found = script("function_regression", "-depth", depth, "-init", "box", "-method", "lsgd")["rms_error"]
             rows.append(bar(f"sin 2 pi x, depth {depth}, Box and LSGD", found, "RMS", 1e-2 if depth == 1 else 3e-3))
@@ -159,7 +161,7 @@ def script(name: str, *words: object) -> Any:
 
 CASES: dict[str, Callable[[Benchmark], list[Row]]] = {
     name: getattr(Benchmark, name)
-    for name in ("converged", "speed", "wide", "cycles", "memory", "initialisation", "nested", "training")
+    for name in ("converged", "speed", "wide", "cycles", "memory", "initialization", "nested", "training")
 }
 
 

@@ -16,9 +16,9 @@ from mpi4py import MPI
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
 
-from nn_adapters.blocks import dense
-from nn_adapters.layerparallel import LayerParallel
-from pdeopt.mgrit import MgritSettings
+from nn_adapters.layers.blocks import dense
+from nn_adapters.layers.layerparallel import LayerParallel
+from pdeopt.steps.mgrit import MgritSettings
 from problems.benchmarks.processes import median_seconds, peak_mb
 
 WORLD = MPI.COMM_WORLD
@@ -28,8 +28,17 @@ def arguments() -> argparse.Namespace:
     """The task and its sizes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("task", choices=TASKS)
-    for name, value in {"layers": 1024, "width": 8, "batch": 500, "repeat": 7, "compile": 0, "threads": 1,
-                        "channels": 5, "seeds": 12, "iterations": 600}.items():  # fmt: skip
+    for name, value in {
+        "layers": 1024,
+        "width": 8,
+        "batch": 500,
+        "repeat": 7,
+        "compile": 0,
+        "threads": 1,
+        "channels": 5,
+        "seeds": 12,
+        "iterations": 600,
+    }.items():
         parser.add_argument(f"-{name}", type=int, default=value)
     parser.add_argument("-Tf", type=float, default=1.0)
     parser.add_argument("-activation", default="relu")
@@ -146,8 +155,11 @@ def speed(o: argparse.Namespace) -> dict[str, Any]:
         compiled = torch.compile(serial)
         gradient(compiled, x, w)
         rivals["torch.compile"] = lambda: gradient(compiled, x, w)
-    return {"best": best, "error": choices[best][2],
-            "seconds": {name: median_seconds(call, o.repeat) for name, call in rivals.items()}}  # fmt: skip
+    return {
+        "best": best,
+        "error": choices[best][2],
+        "seconds": {name: median_seconds(call, o.repeat) for name, call in rivals.items()},
+    }
 
 
 def eager(o: argparse.Namespace) -> dict[str, Any]:
@@ -226,8 +238,15 @@ def nested(o: argparse.Namespace) -> dict[str, Any]:
     return compare(o.channels, o.seeds, o.iterations)
 
 
-TASKS = {"converged": converged, "speed": speed, "eager": eager, "parallel": two_ranks, "cycles": cycles,
-         "memory": memory, "nested": nested}  # fmt: skip
+TASKS = {
+    "converged": converged,
+    "speed": speed,
+    "eager": eager,
+    "parallel": two_ranks,
+    "cycles": cycles,
+    "memory": memory,
+    "nested": nested,
+}
 
 if __name__ == "__main__":
     options = arguments()

@@ -23,11 +23,11 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.kktsolver import KKTSolver
-from pdeopt.linear_mgrit import LinearMgrit, LinearMgritSettings
-from pdeopt.metric import RieszMetric
-from pdeopt.sparse import StepMatrix
-from pdeopt.timegrid import TimeGrid
+from pdeopt.control.metric import RieszMetric
+from pdeopt.optimize.fullspace.kktsolver import KKTSolver
+from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings
+from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.timegrid import TimeGrid
 from problems.heat import HeatCase, HeatSettings
 
 KAPPA = 0.05
@@ -86,10 +86,15 @@ def predicted(low: float, high: float) -> int:
 def measured(steps: int, alpha: float, cycles: int) -> int:
     """Iterations of CG with S to 1e-8 for heat control on 24 x 8 elements."""
     prefix = "mode_"
-    options = {"mgrit_cycles": max(cycles, 1), "mode_ksp_type": "preonly", "mode_wathen_ksp_type": "cg",
-               "mode_wathen_ksp_rtol": 1e-8, "mode_wathen_ksp_max_it": 100,
-               "mode_wathen_ksp_norm_type": "unpreconditioned",
-               "mode_wathen_propagator": "mgrit" if cycles else "forward"}  # fmt: skip
+    options = {
+        "mgrit_cycles": max(cycles, 1),
+        "mode_kkt_ksp_type": "preonly",
+        "mode_kkt_wathen_ksp_type": "cg",
+        "mode_kkt_wathen_ksp_rtol": 1e-8,
+        "mode_kkt_wathen_ksp_max_it": 100,
+        "mode_kkt_wathen_ksp_norm_type": "unpreconditioned",
+        "mode_kkt_wathen_propagator": "mgrit" if cycles else "forward",
+    }
     for name, value in options.items():
         PETSc.Options().setValue(name, value)
     problem = HeatCase(HeatSettings(nx=24, ny=8, nt=steps, alpha=alpha, kappa=KAPPA), PETSc.COMM_SELF).problem

@@ -1,4 +1,4 @@
-"""Multilevel optimisers against those of one level, at equal accuracy; work in gradients of the finest level.
+"""Multilevel optimizers against those of one level, at equal accuracy; work in gradients of the finest level.
 
     OMP_NUM_THREADS=1 python -m problems.benchmarks.multilevel -json build/multilevel.json -data_dir DATA
 
@@ -18,17 +18,17 @@ from typing import Any
 
 from torch import zeros
 
-from pdeopt.hierarchy import Hierarchy, window_transfer
-from pdeopt.metric import RieszMetric
-from pdeopt.optimize.minimiser import Minimiser
-from pdeopt.optimize.multilevel import MGOPT
-from pdeopt.optimize.quasinewton import LBFGS
-from pdeopt.optimize.rmtr import RMTR
-from pdeopt.reduced import ReducedObjective
-from pdeopt.reducedfunction import ReducedFunction
+from pdeopt.control.metric import RieszMetric
+from pdeopt.control.reduced import ReducedObjective
+from pdeopt.control.time_windows import ReducedFunction
+from pdeopt.functions.hierarchy import Hierarchy, window_transfer
+from pdeopt.optimize.descent.minimizer import Minimizer
+from pdeopt.optimize.descent.multilevel import MGOPT
+from pdeopt.optimize.descent.quasinewton import LBFGS
+from pdeopt.optimize.descent.rmtr import RMTR
 from problems.benchmarks.processes import Row, bar, measure, plain, show, table
 from problems.burgers import BurgersCase, BurgersSettings
-from problems.resnet_multilevel import OPTIMISERS, Classification, FileSettings, ResNetSettings
+from problems.resnet_multilevel import OPTIMIZERS, Classification, FileSettings, ResNetSettings
 
 #: (loss, test accuracy) -> whether it is reached
 GOALS: dict[str, Callable[[float, float], bool]] = {
@@ -59,7 +59,7 @@ class Benchmark:
                 for goal, (spent, accuracy) in found.items():
                     rows.append(plain(f"resnet, seed {seed}, {name}, {goal}: work", spent, "gradients"))
                     rows.append(plain(f"resnet, seed {seed}, {name}, {goal}: test", accuracy, "accuracy"))
-        table("optimiser", [f"{kind}, {goal}" for goal in GOALS for kind in ("work", "accuracy")], lines)
+        table("optimizer", [f"{kind}, {goal}" for goal in GOALS for kind in ("work", "accuracy")], lines)
         for name in list(work)[1:]:
             for k, goal in enumerate(GOALS):
                 ours, theirs = (sum(run[k] for run in work[each]) for each in ("rmtr, 10 pairs", name))
@@ -74,7 +74,7 @@ class Benchmark:
         def run(name: str, seed: int, share: float = 0.5, **words: Any) -> dict[str, tuple[float, float]]:
             settings = ResNetSettings(optimizer=name, seed=seed, coarse_samples=share)
             problem = Classification(settings, FileSettings(self.data_dir))
-            kind, defaults = OPTIMISERS[name]
+            kind, defaults = OPTIMIZERS[name]
             return _reach(kind(problem.hierarchy, max_it=10_000, max_work=limit, **defaults, **words), problem)
 
         return {
@@ -99,7 +99,7 @@ class Benchmark:
                 hierarchy = burgers(nt, 1 if name == "lbfgs" else 3)
                 x = zeros(hierarchy.size).double()
                 tolerance = 1e-6 * hierarchy.norm(hierarchy._value_and_gradient(x)[1])
-                result = make(hierarchy, tolerance).minimise(x)
+                result = make(hierarchy, tolerance).minimize(x)
                 spent.append(result.history[-1].work if result.converged else float("inf"))
                 lines[f"{nt} steps, {name}"] = [spent[-1], result.objective]
                 rows.append(plain(f"control, {nt} steps, {name}: work", spent[-1], "gradients"))
@@ -108,18 +108,18 @@ class Benchmark:
         return rows
 
 
-def _reach(minimiser: Minimiser, problem: Classification) -> dict[str, tuple[float, float]]:
+def _reach(minimizer: Minimizer, problem: Classification) -> dict[str, tuple[float, float]]:
     """Work and test accuracy where each goal is first reached, or at the end where it never is."""
     found: dict[str, tuple[float, float]] = {}
 
-    def look(minimiser: Any) -> bool:
-        accuracy = problem.accuracy(minimiser.x)
+    def look(minimizer: Any) -> bool:
+        accuracy = problem.accuracy(minimizer.x)
         for goal, is_reached in GOALS.items():
-            if goal not in found and is_reached(minimiser.f, accuracy):
-                found[goal] = minimiser.spent().work, accuracy
+            if goal not in found and is_reached(minimizer.f, accuracy):
+                found[goal] = minimizer.spent().work, accuracy
         return len(found) == len(GOALS)
 
-    result = minimiser.minimise(problem.start, until=look)
+    result = minimizer.minimize(problem.start, until=look)
     last = result.history[-1].work, problem.accuracy(result.design)
     return {goal: found.get(goal, last) for goal in GOALS}
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nn_adapters.datasets import peaks
-from nn_adapters.nested import refine
+from nn_adapters.data.datasets import peaks
+from nn_adapters.training.nested import refine
 
 LAYERS, LEVELS, T, LR = 32, 3, 5.0, 2e-2
 BATCH = 500
@@ -100,6 +100,11 @@ def compare(channels: int, seeds: int, iterations: int) -> dict[str, Any]:
             train(runs, data.x_train, data.y_train, count, (level / levels, (level + 1) / levels), generator)
         with torch.no_grad():
             right = (runs.logits(data.x_test).argmax(2) == data.y_test).double().mean(1) * 100
-        result[kind] = {"mean": float(right.mean()), "median": float(right.median()), "max": float(right.max()),
-                        "min": float(right.min()), "std": float(right.std())}  # fmt: skip
+        result[kind] = {
+            "mean": float(right.mean()),
+            "median": float(right.median()),
+            "max": float(right.max()),
+            "min": float(right.min()),
+            "std": float(right.std()),
+        }
     return result

@@ -12,7 +12,7 @@ layers. Every run is a process of its own on one core; times are of the processo
   without, at equal work, on four equations, residual networks 6x20.
 * `divergence`: four equations, ten seeds, the methods in turn, 600 gradients at 1,000 points, 6x20.
 * `overhead`: the optimizers' own time in that of the gradients, 8 layers of 20.
-* `long`: towards 1e-7, points drawn anew where the residual is large.
+* `long`: toward 1e-7, points drawn anew where the residual is large.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pdeopt.optimize.minimiser import Minimiser
-from pdeopt.optimize.quasinewton import LBFGS, SSBroyden
-from pdeopt.optimize.schwarz import SPQN
+from pdeopt.optimize.descent.minimizer import Minimizer
+from pdeopt.optimize.descent.quasinewton import LBFGS, SSBroyden
+from pdeopt.optimize.descent.schwarz import SPQN
 from problems.benchmarks.processes import Row, bar, execute, measure, plain, table
-from problems.pinn import CASES
+from problems.shared.equations import CASES
 
 #: The defaults of the scripts: three levels of points, one sweep of local solves at the start, dense matrices in both.
 BEST = ["-optimizer", "spqn"]
-#: The paper's settings, but for the line search of the synchronisation, without which it diverges.
+#: The paper's settings, but for the line search of the synchronization, without which it diverges.
 PUBLISHED = ["-optimizer", "spqn", "-point_levels", "1", "-spqn_method", "lbfgs", "-spqn_memory", "3"]
 PUBLISHED += ["-spqn_sync", "line", "-spqn_every", "1", "-spqn_local", "lbfgs", "-spqn_local_it", "50"]
 PUBLISHED += ["-spqn_local_memory", "3"]
@@ -69,8 +69,12 @@ class Benchmark:
             file = Path(folder) / "summary.json"
             execute(f"problems.pinn_{problem}", "-points", self.points, "-summary", file, *words)
             summary: dict[str, Any] = json.loads(file.read_text())
-        numbers = (f"error {summary['relative_l2']:.3e}", f"loss {summary['loss']:.3e}", f"work {summary['work']:.0f}",
-                   f"{summary['cpu_seconds']:.0f} CPU s")  # fmt: skip
+        numbers = (
+            f"error {summary['relative_l2']:.3e}",
+            f"loss {summary['loss']:.3e}",
+            f"work {summary['work']:.0f}",
+            f"{summary['cpu_seconds']:.0f} CPU s",
+        )
         print(f"  {problem} {' '.join(map(str, words))}:", *numbers, flush=True)
         return summary
 
@@ -101,23 +105,39 @@ class Benchmark:
             cap = 60 if self.quick else 4000
             best = self.train(problem, *BEST, *common, "-opt_max_work", cap)
             work = best["work"]
-            rows.append(bar(f"{problem}, seed {seed}, best SPQN: error after work {work:.0f}", best["relative_l2"],
-                            "relative L2", target))  # fmt: skip
+            rows.append(
+                bar(
+                    f"{problem}, seed {seed}, best SPQN: error after work {work:.0f}",
+                    best["relative_l2"],
+                    "relative L2",
+                    target,
+                )
+            )
             runs = {"SPQN, best": best}
             for pairs, times in ((3, 5.0), (10, 1.0), (100, 1.0)):
                 words = ["-optimizer", "lbfgs", "-lbfgs_memory", pairs, "-opt_max_work", times * work]
                 found = runs[f"L-BFGS, {pairs} pairs"] = self.train(problem, *words, *common)
                 reached = found["relative_l2"] <= target
-                rows.append(bar(
-                    f"{problem}, seed {seed}: work of SPQN / {'that' if reached else 'more than that'} of L-BFGS, "
-                    f"{pairs} pairs, which is at {found['relative_l2']:.1e}",
-                    work / found["work"], "x", 1.0 / times if reached else 1.0 / times + 1e-2))  # fmt: skip
+                rows.append(
+                    bar(
+                        f"{problem}, seed {seed}: work of SPQN / {'that' if reached else 'more than that'} of L-BFGS, "
+                        f"{pairs} pairs, which is at {found['relative_l2']:.1e}",
+                        work / found["work"],
+                        "x",
+                        1.0 / times if reached else 1.0 / times + 1e-2,
+                    )
+                )
             for name, words in {"ASPQN": ADDITIVE, "MSPQN": MULTIPLICATIVE, "dense": DENSE}.items():
                 found = runs[f"{name}, as published" if name != "dense" else "dense alone"] = self.train(
                     problem, *words, *common, "-opt_max_work", work
                 )
-                rows.append(plain(f"{problem}, seed {seed}, {name}: error after work {found['work']:.0f}",
-                                  found["relative_l2"], "relative L2"))  # fmt: skip
+                rows.append(
+                    plain(
+                        f"{problem}, seed {seed}, {name}: error after work {found['work']:.0f}",
+                        found["relative_l2"],
+                        "relative L2",
+                    )
+                )
             curves = curves or runs
             lines = {name: [r["work"], r["gradients"], r["cpu_seconds"], r["relative_l2"]] for name, r in runs.items()}
             table(f"{problem}, seed {seed}", ["work", "calls of gradients", "CPU s", "relative L2"], lines)
@@ -158,7 +178,7 @@ class Benchmark:
         """Time outside the function, in that inside."""
         function = CASES["burgers"].function(points=self.points, layers=8, width=20, body="resnet", adaptive=True)
         limit = 5 if self.quick else 60
-        methods: dict[str, Minimiser] = {
+        methods: dict[str, Minimizer] = {
             "L-BFGS, 10 pairs": LBFGS(function, max_gradients=limit),
             "L-BFGS, 100 pairs": LBFGS(function, memory=100, max_gradients=2 * limit),
             "dense": SSBroyden(function, max_gradients=limit),
@@ -172,11 +192,13 @@ class Benchmark:
         words = ["-layers", 4, "-width", 20, "-body", "mlp", "-adaptive", 0, "-resample_every", 500]
         words += ["-target_error", 1e-7]
         found = self.train("burgers", *DENSE, *words, "-max_gradients", 300 if self.quick else 20_000)
-        return [plain(f"Burgers 4x20, dense, {found['gradients']} gradients", found["relative_l2"], "relative L2"),
-                plain("Burgers 4x20, dense, long run", found["cpu_seconds"], "CPU s")]  # fmt: skip
+        return [
+            plain(f"Burgers 4x20, dense, {found['gradients']} gradients", found["relative_l2"], "relative L2"),
+            plain("Burgers 4x20, dense, long run", found["cpu_seconds"], "CPU s"),
+        ]
 
 
-def _overhead(minimiser: Minimiser, function: Any) -> float:
+def _overhead(minimizer: Minimizer, function: Any) -> float:
     """Processor time of a run outside the calls of the function, divided by that inside."""
     inside = [0.0]
 
@@ -201,7 +223,7 @@ def _overhead(minimiser: Minimiser, function: Any) -> float:
     evaluate = function._value_and_gradient
     function._value_and_gradient = timed(evaluate)
     start, begin = function.initial(0), time.process_time()
-    minimiser.minimise(start)
+    minimizer.minimize(start)
     total = time.process_time() - begin
     del function._value_and_gradient
     function.__class__ = Timed.__bases__[0]
@@ -225,8 +247,10 @@ def _picture(file: str, problem: str, runs: dict[str, dict[str, Any]]) -> None:
     figure.savefig(file, dpi=120)
 
 
-CASES_BY_NAME = {name: getattr(Benchmark, name) for name in
-                 ("overhead", "dense", "burgers", "klein_gordon", "equal", "divergence", "long")}  # fmt: skip
+CASES_BY_NAME = {
+    name: getattr(Benchmark, name)
+    for name in ("overhead", "dense", "burgers", "klein_gordon", "equal", "divergence", "long")
+}
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:

@@ -22,7 +22,7 @@ class ReducedBurgers:
 
     Controls z and gradients are flat, nt * (nx + 1); states are stored as (nt + 1, nx + 1)
     with their zero end values.  N is quadratic in u, which shortens every formula below:
-    N'(u) u = 2 N(u), and N'(u) is linear in u.  The state, the factorised step Jacobians
+    N'(u) u = 2 N(u), and N'(u) is linear in u.  The state, the factorized step Jacobians
     and the adjoint of the last control are kept.
     """
 
@@ -83,7 +83,7 @@ class ReducedBurgers:
         return ((total + v[..., 1:]) * jump)[..., :-1] + ((total + v[..., :-1]) * jump)[..., 1:]
 
     # The sweeps in time.  With G(u) = M u + tau theta S(u), a step reads G(u_k) = b_k,
-    # b_k = tau B z_k + M u_{k-1} / theta - (1 - theta) / theta b_{k-1}; linearised it reads
+    # b_k = tau B z_k + M u_{k-1} / theta - (1 - theta) / theta b_{k-1}; linearized it reads
     # G'(u_k) v_k = b_k alike, and the adjoint step is G'(u_k)' q_k = M p_{k+1} + theta r_k
     # for the average q_k = theta p_k + (1 - theta) p_{k+1} and the load r_k.
 
@@ -134,7 +134,7 @@ class ReducedBurgers:
         return self._p
 
     def _forward(self, load):
-        """Linearised state (nt, nx + 1) for the load (nt, nx - 1)."""
+        """Linearized state (nt, nx + 1) for the load (nt, nx - 1)."""
         v = np.zeros((self.nt, self.nx + 1))
         ratio = (1 - self.theta) / self.theta
         b = x = np.zeros(self.nx - 1)
@@ -153,7 +153,7 @@ class ReducedBurgers:
             p[k, 1:-1] = x = (y - (1 - self.theta) * x) / self.theta
         return p, q
 
-    # The optimiser's view.
+    # The optimizer's view.
 
     def value(self, z):
         """J(z)."""

@@ -106,12 +106,7 @@ def scipy_lbfgsb_banded(nx, nt, tol=1e-8, **params):
     problem = BandedBurgers(nx, nt, **params)
     options = {"ftol": 0, "gtol": 0, "maxiter": 10_000, "maxfun": 20_000}
     found = minimize(
-        problem.value,
-        np.zeros(nt * (nx + 1)),
-        jac=gradient,
-        method="L-BFGS-B",
-        callback=stop,
-        options=options,
+        problem.value, np.zeros(nt * (nx + 1)), jac=gradient, method="L-BFGS-B", callback=stop, options=options
     )
     return _result("SciPy L-BFGS-B", problem, found.x, found.nit, start, f"{len(norm)} gradients")
 
@@ -193,11 +188,7 @@ def pyrol(nx, nt, tol=1e-8, step="Trust Region", **params):
     options = {
         "General": {"Secant": {"Maximum Storage": 20}, "Krylov": {"Iteration Limit": 100}},
         "Step": {"Type": step, "Trust Region": {"Subproblem Solver": "Truncated CG"}},
-        "Status Test": {
-            "Gradient Tolerance": tol,
-            "Step Tolerance": 1e-16,
-            "Iteration Limit": 10_000,
-        },
+        "Status Test": {"Gradient Tolerance": tol, "Step Tolerance": 1e-16, "Iteration Limit": 10_000},
     }
     y, dual = NumPyVector(np.zeros(objective.dim)), NumPyVector(np.zeros(objective.dim))
     rol_problem = rol.Problem(_rol_objective(rol, objective), y, dual)
@@ -236,7 +227,7 @@ def _casadi_nlp(ca, problem):
 
 
 def casadi_ipopt(nx, nt, tol=1e-8, linear_solver="mumps", **params):
-    """Full-space Newton: CasADi's matrix graph with exact Hessian, IPOPT, sparse factorisation.
+    """Full-space Newton: CasADi's matrix graph with exact Hessian, IPOPT, sparse factorization.
 
     Dividing the objective by tau h and the steps by h makes IPOPT's maximum norms comparable
     to the Riesz norm.  The state starts at u_0 in every step.

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from nn_adapters.logistic import LogisticLoss
-from pdeopt.monitor import History, Result
-from pdeopt.optimize.minimiser import Minimiser
+from nn_adapters.losses.logistic import LogisticLoss
+from pdeopt.core.monitor import History, Result
+from pdeopt.optimize.descent.minimizer import Minimizer
 from problems.benchmarks.processes import Row, bar, measure, plain, show, table
-from problems.logistic import LogisticSettings, load, minimiser
+from problems.logistic import LogisticSettings, load, minimizer
 
 #: Tolerances of the two cases.
 ASTROM_RTOL, MLVR_RTOL = 1e-6, 1e-8
@@ -54,9 +54,9 @@ class Problem:
         self.first = self.loss.norm(self.loss.value_and_gradient(self.start)[1])
 
     def run(self, optimizer: str, rtol: float, observers: Any = (), **settings: Any) -> Result:
-        """Minimise from zero."""
-        solver: Minimiser = minimiser(optimizer, self.loss, gtol=rtol * self.first, max_it=100000, **settings)
-        return solver.minimise(self.start, observers=observers)
+        """Minimize from zero."""
+        solver: Minimizer = minimizer(optimizer, self.loss, gtol=rtol * self.first, max_it=100000, **settings)
+        return solver.minimize(self.start, observers=observers)
 
 
 class Benchmark:

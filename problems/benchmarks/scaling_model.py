@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m problems.benchmarks.scaling_model -json build/scaling_model.json -plot build/scaling
 
 Parts are timed on one rank (`costs`), iterations counted at fewer steps, and `clocks` runs the algorithm with them
-on up to one rank a step. `tests/test_scaling_model.py` compares its schedule with those of real runs. Messages and
-sums cost what a cluster's network takes, or, with `-network here`, what they do on this machine.
+on up to one rank a step. `tests/problems/test_scaling_model.py` compares its schedule with those of real runs. Messages
+and sums cost what a cluster's network takes, or, with `-network here`, what they do on this machine.
 Not in the model: setting up, and that rows of many steps leave the caches.
 """
 
@@ -27,10 +27,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 #: Meshes whose costs are measured, and smaller ones for iterations, which do not depend on them.
-PROBLEMS = {
-    "heat": (["-nx", 60, "-ny", 20], ["-nx", 15, "-ny", 5]),
-    "burgers": (["-nx", 128], ["-nx", 128]),
-}
+PROBLEMS = {"heat": (["-nx", 60, "-ny", 20], ["-nx", 15, "-ny", 5]), "burgers": (["-nx", 128], ["-nx", 128])}
 
 
 @dataclass(frozen=True)
@@ -122,12 +119,19 @@ class Prediction:
         for ranks in (1, 2):
             measured = run(WORK, "kkt", self.name, *PROBLEMS[self.name][0], *words, ranks=ranks)["newton"]
             method = self.methods[window]
-            method = replace(method, layout=replace(method.layout, steps=steps), iterations=measured["iterations"],
-                             costs=replace(method.costs, **self.here))  # fmt: skip
+            method = replace(
+                method,
+                layout=replace(method.layout, steps=steps),
+                iterations=measured["iterations"],
+                costs=replace(method.costs, **self.here),
+            )
             case = f"{self.name}, {steps} steps, {ranks} ranks ({measured['seconds']:.3g} s): predicted / measured"
             rows.append(plain(case, method.seconds(ranks) / measured["seconds"], "x"))
-        return [*rows, plain(f"{self.name}, a message here", 1e6 * self.here["message"], "us"),
-                plain(f"{self.name}, a sum over two ranks here", 1e6 * self.here["reduction"], "us")]  # fmt: skip
+        return [
+            *rows,
+            plain(f"{self.name}, a message here", 1e6 * self.here["message"], "us"),
+            plain(f"{self.name}, a sum over two ranks here", 1e6 * self.here["reduction"], "us"),
+        ]
 
     def plot(self, file: str) -> None:
         """Time against ranks, with the crossovers."""
@@ -160,8 +164,13 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-json", default="", help="write the rows to this file")
     parser.add_argument("-plot", default="", help="write pictures to files that begin so, PLOT_heat.png for instance")
-    parser.add_argument("-only", nargs="+", choices=[*PROBLEMS, "layers"], default=list(PROBLEMS),
-                        help="these problems alone; layers alone: those of a network, see `layer_model`")  # fmt: skip
+    parser.add_argument(
+        "-only",
+        nargs="+",
+        choices=[*PROBLEMS, "layers"],
+        default=list(PROBLEMS),
+        help="these problems alone; layers alone: those of a network, see `layer_model`",
+    )
     parser.add_argument("-steps", type=int, default=65_536, help="time steps, a power of two")
     parser.add_argument("-windows", type=int, nargs="+", default=[16, 4, 64], help="steps of a window, powers of two")
     parser.add_argument("-counted_at", type=int, default=4096, help="steps of the systems whose iterations are counted")

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from petsc4py import PETSc
 
-from pdeopt.metric import RieszMetric
-from pdeopt.optimize.minimiser import Minimiser
-from pdeopt.optimize.quasinewton import LBFGS, SSBroyden
-from pdeopt.optimize.schwarz import SPQN
+from pdeopt.control.metric import RieszMetric
+from pdeopt.control.reduced import ReducedObjective
+from pdeopt.control.time_windows import with_coarse_space
+from pdeopt.optimize.descent.minimizer import Minimizer
+from pdeopt.optimize.descent.quasinewton import LBFGS, SSBroyden
+from pdeopt.optimize.descent.schwarz import SPQN
 from pdeopt.optimize.tao import TaoSolver
-from pdeopt.reduced import ReducedObjective
-from pdeopt.reducedfunction import with_coarse_space
 from problems.benchmarks.processes import Row, bar, counted, measure, table
 from problems.burgers import BurgersCase, BurgersSettings
 
 #: Variants by name: class and settings.
-VARIANTS: dict[str, tuple[type[Minimiser], dict[str, Any]]] = {
+VARIANTS: dict[str, tuple[type[Minimizer], dict[str, Any]]] = {
     "SPQN, coarse space": (SPQN, {"local_it": 0, "memory": 50, "coarse_rtol": 1e-3}),
     "SPQN, coarse space, one sweep": (SPQN, {"local_it": 2, "memory": 50, "coarse_rtol": 1e-3, "every": 1000}),
     "SPQN, coarse space and windows": (SPQN, {"local_it": 2, "memory": 50, "coarse_rtol": 1e-3}),
@@ -57,23 +57,31 @@ class Benchmark:
             reduced = function.functions[0]
             gradient = PETSc.Vec().createMPI((reduced.size, None), comm=problem.grid.comm)
 
-            def done(minimiser: Any, scale: Any = reduced.scale, gradient: Any = gradient) -> bool:
-                gradient.array[:] = (minimiser.g * scale).numpy()
+            def done(minimizer: Any, scale: Any = reduced.scale, gradient: Any = gradient) -> bool:
+                gradient.array[:] = (minimizer.g * scale).numpy()
                 return metric.design_dual_norm(gradient) <= 1e-8
 
             start = torch.zeros(reduced.size, dtype=torch.float64)
-            last = method(function, gtol=1e-12, max_it=500, **words).minimise(start, until=done).history[-1]
+            last = method(function, gtol=1e-12, max_it=500, **words).minimize(start, until=done).history[-1]
             lines[name] = [last.iteration, last.gradients, last.work, last.objective]
         table(
             f"alpha {alpha:g}, nx {self.size}, nt {2 * self.size}", ["iterations", "calls", "work", "objective"], lines
         )
         best = min(VARIANTS, key=lambda name: lines[name][2])
         return [
-            bar(f"alpha {alpha:g}: work of SPQN with its coarse space / gradients of TAO lmvm",
-                lines["SPQN, coarse space"][2] / calls[0], "x", 0.5),
-            bar(f"alpha {alpha:g}: relative difference of the optimal values, best ({best})",
-                abs(lines[best][3] / tao.objective - 1.0), "", 1e-9),
-        ]  # fmt: skip
+            bar(
+                f"alpha {alpha:g}: work of SPQN with its coarse space / gradients of TAO lmvm",
+                lines["SPQN, coarse space"][2] / calls[0],
+                "x",
+                0.5,
+            ),
+            bar(
+                f"alpha {alpha:g}: relative difference of the optimal values, best ({best})",
+                abs(lines[best][3] / tao.objective - 1.0),
+                "",
+                1e-9,
+            ),
+        ]
 
 
 CASES = {"burgers": Benchmark.burgers}

@@ -20,11 +20,11 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from torch import Tensor
 
-import pdeopt.linear_mgrit
-from pdeopt.options import read
+import pdeopt.steps.linear_mgrit
+from pdeopt.core.settings import read
 from pdeopt.precond.operator import SchurOperator, blocks_of
 from pdeopt.precond.wathen import PropagatedSchur, WathenSettings
-from pdeopt.stepsolve import StagedSubstitution, Substitution, substitution
+from pdeopt.steps.stepsolve import StagedSubstitution, Substitution, substitution
 from problems.benchmarks.clocks import Costs, Inner
 from problems.benchmarks.kkt_work import System
 from problems.benchmarks.processes import counted
@@ -87,11 +87,11 @@ class TracedSweeps:
 def tracing() -> Iterator[TracedComm]:
     """The world as a communicator; what time grids on it do inside the block is in its `events`."""
     comm = TracedComm.of(MPI.COMM_WORLD, [])
-    pdeopt.linear_mgrit.substitution = lambda *words: TracedSweeps(substitution(*words), comm.events)
+    pdeopt.steps.linear_mgrit.substitution = lambda *words: TracedSweeps(substitution(*words), comm.events)
     try:
         yield comm
     finally:
-        pdeopt.linear_mgrit.substitution = substitution
+        pdeopt.steps.linear_mgrit.substitution = substitution
 
 
 def play(traces: Sequence[Sequence[Event]], costs: Costs) -> list[float]:
@@ -146,8 +146,13 @@ def trace_heat(comm: TracedComm) -> dict[str, Any]:
     iterations, kind = system.ksp.getIterationNumber(), system.inner_kind
     system.solver.destroy()
     inner = Inner(kind, applications[0] // iterations, products[0] // iterations)
-    return {"propagator": propagator, "kkt": kkt, "reductions": reductions, "iterations": iterations,
-            "inner": asdict(inner)}  # fmt: skip
+    return {
+        "propagator": propagator,
+        "kkt": kkt,
+        "reductions": reductions,
+        "iterations": iterations,
+        "inner": asdict(inner),
+    }
 
 
 def main() -> None:

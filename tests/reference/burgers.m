@@ -9,9 +9,9 @@ function burgers(task)
 %
 %     u_t + c (u^2)_x - nu u_xx = z,    u = 0 at x = 0, 1,    u(.,0) = u_0
 %
-% stays close to d, alpha being the price of control.  Discretised by P1
+% stays close to d, alpha being the price of control.  Discretized by P1
 % elements in space (width h) and the theta scheme in time (step tau = T/N),
-% the problem is to minimise
+% the problem is to minimize
 %
 %     J = sum_{i=0..N} w_i/2 |u_i - d|_M^2  +  alpha/2 size(z)^2
 %
@@ -72,7 +72,7 @@ function p = parameters(varargin)
 end
 
 
-function o = discretise(p)
+function o = discretize(p)
 % Space-time operators.  Vectors over space-time stack the time levels, so
 % kron(T, X) applies the matrix X in space and the matrix T in time.
 
@@ -173,7 +173,7 @@ function [u, z, lam, o, residual] = solve(p)
 % Newton's method on the KKT system.  Where control is expensive it changes
 % the state little, and the uncontrolled state is a good start.  Where it is
 % cheap, the solution for four times the price is.
-  o = discretise(p);
+  o = discretize(p);
   if p.alpha >= 0.05
     [u, z, lam] = uncontrolled(o);
   else

@@ -11,9 +11,9 @@ function heat()
 %
 % stays close to d, alpha being the price of control.  On the boundary u = 0
 % or du/dn = 0.  With boundary control, z is not a source but the flux
-% kappa du/dn through the side y = 0, where u is free.  Discretised by Q1
+% kappa du/dn through the side y = 0, where u is free.  Discretized by Q1
 % elements in space and the theta scheme in time (step tau = T/N), the
-% problem is to minimise
+% problem is to minimize
 %
 %     J = sum_{i=0..N} w_i/2 |u_i - d_i|_M^2
 %       + alpha/2 sum_{k=1..N} tau |z_k|_Q^2
@@ -66,7 +66,7 @@ function p = parameters(varargin)
 end
 
 
-function o = discretise(p)
+function o = discretize(p)
 % Space-time operators.  Vectors over space-time stack the time levels, so
 % kron(T, X) applies the matrix X in space and the matrix T in time.
 
@@ -145,7 +145,7 @@ end
 
 function [u, z, lam, o, residual] = solve(p)
 % The KKT system, and once more for its residual.
-  o = discretise(p);
+  o = discretize(p);
   n = numel(o.d);
   m = size(o.Jzz, 1);
   K = [o.Juu          sparse(n, m)  o.Fu'

@@ -11,7 +11,7 @@ function klein_gordon(task)
 %
 % stays close to d, alpha being the price of control.  With v = u_t, P1
 % elements in space (width h) and steps tau = T/N in time, the problem is to
-% minimise
+% minimize
 %
 %     J = sum_{i=0..N} w_i/2 |u_i - d_i|_M^2  +  alpha/2 size(z)^2
 %
@@ -78,7 +78,7 @@ function p = parameters(varargin)
 end
 
 
-function o = discretise(p)
+function o = discretize(p)
 % Space-time operators.  Vectors over space-time stack the time levels, so
 % kron(T, X) applies the matrix X in space and the matrix T in time.
   cubic = strcmp(p.variant, 'cubic');
@@ -200,7 +200,7 @@ end
 
 function [x, z, lam, o, residual] = solve(p)
 % Newton's method on the KKT system, from the initial state at all times.
-  o = discretise(p);
+  o = discretize(p);
   x = o.start;
   z = zeros(size(o.Fz, 2), 1);
   lam = zeros(size(o.Fz, 1), 1);

@@ -1,0 +1,165 @@
+"""Where the weights of a network start: He, Glorot, and Box.
+
+Box (E. C. Cyr, M. A. Gulian, R. G. Patel, M. Perego, N. A. Trask, Robust training and initialization of deep
+neural networks: An adaptive basis viewpoint, 2020) places the cut of each ReLU neuron inside the box that the
+features fill, and scales it so that the box is kept from layer to layer. However deep the network, its features
+neither blow up nor fall together into a line.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nn_adapters.layers.blocks import Direct, LayerStack
+from pdeopt.core.errors import InputError
+
+Generator = torch.Generator | None
+
+#: Initializations by name.
+INITIALIZATIONS = ("he", "glorot", "box")
+
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def initialize(network: nn.Module, kind: str, generator: Generator = None) -> None:
+    """Draw the weights of all linear and convolutional layers anew, in place; other modules stay as they are.
+
+    He: W normal with variance 2 / inputs (He, Zhang, Ren, Sun 2015). Glorot: W uniform with variance
+    2 / (inputs + outputs) (Glorot, Bengio 2010). Both with b = 0.
+
+    Box: inputs in [0, 1]^d. Linear layers that come before the first `LayerStack` by `box_linear`, its layers by
+    `box_stack`; linear layers after it, the head, by Glorot. In the order in which the modules were registered.
+
+    Args:
+        network: a layer, a stack, or a module that contains them.
+        kind: `he`, `glorot` or `box`.
+        generator: the source of the random numbers, on the CPU; torch's own by default.
+
+    Raises:
+        InputError: another kind, or a layer that it does not know.
+    """
+    if kind not in INITIALIZATIONS:
+        raise InputError("initialization", kind, " | ".join(INITIALIZATIONS))
+    with torch.no_grad():
+        if kind == "box":
+            _box(network, generator)
+            return
+        for module in network.modules():
+            if isinstance(module, (nn.Linear, *_CONV)):
+                _by_variance(module, kind, generator)
+            else:
+                _refuse_weights(module, kind, "linear layers and convolutions")
+
+
+def box_linear(layer: nn.Linear, generator: Generator = None) -> None:
+    """Box for a layer whose inputs fill [0, 1]^d: the largest value of each neuron there is 1."""
+    one = torch.ones(1, dtype=torch.float64)
+    W, b = box_neurons(one, one, layer.out_features, layer.in_features, generator)
+    _assign(layer, W[0], b[0])
+
+
+def box_stack(stack: LayerStack, generator: Generator = None) -> None:
+    """Box for a stack whose inputs fill [0, 1]^width: layers u + dt relu(W u + b), or relu(W u + b) by `Direct`.
+
+    Raises:
+        InputError: a block that is not one linear layer, width to width, and its activation.
+    """
+    layers = [_linear_of(block) for block in stack.layers]
+    direct = [isinstance(block, Direct) for block in stack.layers]
+    if any(direct) != all(direct):
+        raise InputError("box: stack", "residual and direct blocks in turn", "blocks of one kind")
+    if all(direct):
+        one = torch.ones(len(layers), dtype=torch.float64)
+        W, b = box_neurons(one, one, layers[0].out_features, layers[0].in_features, generator)
+    else:
+        W, b = box_weights(len(layers), layers[0].out_features, generator, dt=stack.dt)
+    for layer, weight, bias in zip(layers, W, b):
+        _assign(layer, weight, bias)
+
+
+def box_weights(layers: int, width: int, generator: Generator = None, *, dt: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Box weights of the layers u + dt relu(W u + b), l = 1..L, stacked: W (L, width, width) and b (L, width).
+
+    Layer l maps [0, m_l]^width into [0, m_{l+1}]^width with m_l = (1 + 1/L)^(l-1) <= e: the largest value of
+    dt (W u + b) over its box is m_l / L in each neuron.
+    """
+    if layers < 1 or width < 1 or not dt > 0:
+        raise InputError("box: layers, width, dt", f"{layers}, {width}, {dt}", "layers, width >= 1 and dt > 0")
+    m = (1.0 + 1.0 / layers) ** torch.arange(layers, dtype=torch.float64)
+    return box_neurons(m, m / (layers * dt), width, width, generator)
+
+
+def box_neurons(
+    side: Tensor, top: Tensor, outputs: int, inputs: int, generator: Generator = None
+) -> tuple[Tensor, Tensor]:
+    """Neurons w.u + b that vanish at a random point p of [0, side]^inputs and reach `top` in a corner of it.
+
+    p uniform in the box, n uniform on the unit sphere, w = k n and b = -k n.p; the largest value is in the corner
+    p_max = side 1[n > 0], so k = top / n.(p_max - p) (Algorithms 1 and 2 of the paper).
+
+    Args:
+        side, top: one an entry of the stack, shape (L,), float64.
+        outputs, inputs: neurons of a layer, and dimension of the box.
+
+    Returns:
+        W (L, outputs, inputs) and b (L, outputs).
+    """
+    shape = (len(side), outputs, inputs)
+    draw = {"generator": generator, "dtype": torch.float64}
+    eps = torch.finfo(torch.float64).eps
+    p = side[:, None, None] * torch.rand(shape, **draw).clamp(eps, 1.0 - eps)  # in no corner: k is finite
+    n = nn.functional.normalize(torch.randn(shape, **draw), dim=-1)
+    p_max = side[:, None, None] * (n > 0)
+    k = top[:, None] / (n * (p_max - p)).sum(-1)
+    return k[..., None] * n, -k * (n * p).sum(-1)
+
+
+def _box(network: nn.Module, generator: Generator) -> None:
+    stacked = False
+    todo = [network]
+    while todo:  # depth first, in the order of registration
+        module = todo.pop()
+        if isinstance(module, LayerStack):
+            box_stack(module, generator)
+            stacked = True
+        elif isinstance(module, nn.Linear):
+            if stacked:
+                _by_variance(module, "glorot", generator)
+            else:
+                box_linear(module, generator)
+        else:
+            _refuse_weights(module, "box", "linear layers and stacks of dense blocks")
+            todo.extend(reversed(list(module.children())))
+
+
+def _by_variance(layer: nn.Module, kind: str, generator: Generator) -> None:
+    if kind == "he":
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)  # type: ignore[arg-type]
+    else:
+        nn.init.xavier_uniform_(layer.weight, generator=generator)  # type: ignore[arg-type]
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+
+def _linear_of(block: nn.Module) -> nn.Linear:
+    """The one layer with weights of a block."""
+    own = [module for module in block.modules() if any(True for _ in module.parameters(recurse=False))]
+    square = len(own) == 1 and isinstance(own[0], nn.Linear) and own[0].in_features == own[0].out_features
+    if not square or (hasattr(block, "step") and not isinstance(block, Direct)):
+        raise InputError("box: block", type(block).__name__, "one linear layer, width to width, and its activation")
+    return own[0]  # type: ignore[return-value]
+
+
+def _assign(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    if layer.bias is None:
+        raise InputError("box: linear layer", "no bias", "a layer with a bias: it places the neuron's cut")
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+
+
+def _refuse_weights(module: nn.Module, kind: str, legal: str) -> None:
+    """Raise where a module has matrices of its own that would be passed over in silence."""
+    if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
+        raise InputError(f"{kind}: module", type(module).__name__, legal)

@@ -1,0 +1,210 @@
+"""Networks of dense layers on jets: one flat vector of parameters, forward and backward sweeps from any layer on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from nn_adapters.pinn.jets import ACTIVATIONS, ActivatedLayer, JetBasis, activated
+from pdeopt.core.errors import InputError
+
+BODIES = ("mlp", "resnet")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """W, (outputs, inputs), b, and the slope c of act(c (W a + b))."""
+
+    W: Tensor
+    b: Tensor
+    slope: float = 1.0
+
+
+@dataclass(frozen=True)
+class Network:
+    """A scalar network: a_1 = act(W a + b); a_{l+1} = act(W a_l + b), or a_l + act(W a_l + b); u = W a_L + b.
+
+    With adaptive slopes act(z) is act(n s_l z), n fixed and s_l, of layer l, a parameter that starts at 1/n
+    (A. D. Jagtap, K. Kawaguchi, G. E. Karniadakis, Proc. R. Soc. A 476, 2020).
+
+    Args:
+        inputs: of the network.
+        hidden: widths of the layers.
+        body: "mlp" or "resnet".
+        activation: "tanh" or "sin".
+        adaptive: whether there are slopes.
+        slope_scale: n.
+    """
+
+    inputs: int
+    hidden: tuple[int, ...]
+    body: str = "mlp"
+    activation: str = "tanh"
+    adaptive: bool = False
+    slope_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if not self.hidden or min(self.hidden) < 1 or self.inputs < 1:
+            raise InputError("network", f"{self.inputs} inputs, layers {self.hidden}", "inputs, layers, widths >= 1")
+        if self.body not in BODIES:
+            raise InputError("body of a network", self.body, " | ".join(BODIES))
+        if self.activation not in ACTIVATIONS:
+            raise InputError("activation", self.activation, " | ".join(ACTIVATIONS))
+        if self.body == "resnet" and len(set(self.hidden)) > 1:
+            raise InputError("layers of a resnet", self.hidden, "layers of one width")
+        if not self.slope_scale > 0:
+            raise InputError("scale of the slopes", self.slope_scale, "a number > 0")
+
+    @property
+    def depth(self) -> int:
+        """Hidden layers."""
+        return len(self.hidden)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Of W in each layer, the closing one too."""
+        return [(after, before) for before, after in pairwise([self.inputs, *self.hidden, 1])]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Parameters of each layer, the closing one too."""
+        return [o * i + o + (self.adaptive and l < self.depth) for l, (o, i) in enumerate(self.shapes)]
+
+    @property
+    def size(self) -> int:
+        """Parameters."""
+        return sum(self.sizes)
+
+    def initial(self, seed: int = 0) -> Tensor:
+        """Weights uniform with variance 2 / (inputs + outputs) (Glorot, Bengio 2010), biases 0, slopes 1/n: (size,)."""
+        generator = torch.Generator().manual_seed(seed)
+        parts = []
+        for layer, (o, i) in enumerate(self.shapes):
+            bound = (6.0 / (o + i)) ** 0.5
+            parts.append((2.0 * torch.rand(o * i, generator=generator, dtype=torch.float64) - 1.0) * bound)
+            parts.append(torch.zeros(o, dtype=torch.float64))
+            if self.adaptive and layer < self.depth:
+                parts.append(torch.full((1,), 1.0 / self.slope_scale, dtype=torch.float64))
+        return torch.cat(parts)
+
+    def layers(self, theta: Tensor, first: int = 0) -> list[Layer]:
+        """Views of the parameters of the layers from `first` on.
+
+        Args:
+            theta: their parameters, flat.
+        """
+        found, shapes = [], self.shapes[first:]
+        for (o, i), part in zip(shapes, theta.split(self.sizes[first:])):
+            slope = self.slope_scale * float(part[-1]) if len(part) > o * i + o else 1.0
+            found.append(Layer(part[: o * i].view(o, i), part[o * i : o * i + o], slope))
+        return found
+
+    def jets(self, theta: Tensor, basis: JetBasis, inputs: Tensor) -> Tensor:
+        """Jets of u, (J, points), from those of the inputs, by operations that `torch.func` differentiates."""
+        a = inputs
+        for l, ((o, i), part) in enumerate(zip(self.shapes, theta.split(self.sizes))):
+            z, bias = part[: o * i].view(o, i) @ a, part[o * i : o * i + o, None]
+            z = torch.cat([z[:1] + bias, z[1:]])
+            if l < self.depth:
+                h = activated(basis, self.activation, z * (self.slope_scale * part[-1]) if self.adaptive else z)
+                a = a + h if l and self.body == "resnet" else h
+        return z[:, 0]
+
+
+class Sweep:
+    """Jets through the layers of a network, and cotangents back, for a fixed number of points.
+
+    All arrays are made here, once: fresh ones at every call would cost as much as the arithmetic. A sweep holds what
+    the last `forward` left; `backward` uses it.
+
+    Args:
+        network: whose layers.
+        basis: rows of the jets.
+        points: columns.
+    """
+
+    def __init__(self, network: Network, basis: JetBasis, points: int) -> None:
+        self.network, self.rows = network, len(basis)
+        act = ACTIVATIONS[network.activation]
+        self.hidden = [ActivatedLayer(basis, act, width, points) for width in network.hidden]
+        pairs = {
+            width: torch.empty(2, self.rows, width, points, dtype=torch.float64).unbind() for width in network.hidden
+        }
+        self._cotangents = [pairs[width] for width in network.hidden]
+        self._out = torch.empty(self.rows, 1, points, dtype=torch.float64)
+
+    def forward(self, layers: list[Layer], jets: Tensor, first: int = 0) -> Tensor:
+        """Jets of u, (J, points), from those at the input of layer `first`, (J, width, points).
+
+        Args:
+            layers: from `first` to the closing one, with slopes in W and b; see `sloped`.
+        """
+        a = self.through(layers[:-1], jets, first)
+        self._inputs[-1] = a
+        torch.bmm(self._expand(layers[-1].W), a, out=self._out)
+        self._out[0] += layers[-1].b
+        return self._out[:, 0]
+
+    def through(self, layers: list[Layer], jets: Tensor, first: int = 0) -> Tensor:
+        """Jets behind some hidden layers, (J, width, points); they belong to this object."""
+        self.first, self._layers, self._inputs = first, layers, [jets] * (len(layers) + 1)
+        a = jets
+        for number, (layer, hidden) in enumerate(zip(layers, self.hidden[first:])):
+            self._inputs[number] = a
+            torch.bmm(self._expand(layer.W), a, out=hidden.z)
+            hidden.z[0] += layer.b[:, None]
+            out = hidden.forward()
+            a = out.add_(a) if self._residual(first + number) else out
+        return a
+
+    def backward(self, closing: Layer, w: Tensor, gradients: list[tuple[Tensor, Tensor]], last: int) -> None:
+        """Add the derivatives by W and b of the layers `first` to `last`, where the last `forward` went.
+
+        Args:
+            closing: layer.
+            w: cotangent of the jets of u, (J, points).
+            gradients: (W, b) of these layers, to which it is added.
+        """
+        w = w[:, None]
+        if last == self.network.depth:
+            _accumulate(gradients[-1], w, self._inputs[-1])
+        if self.first == self.network.depth:
+            return
+        v, _ = self._cotangents[-1]
+        torch.mul(closing.W[0, :, None], w, out=v)
+        for number in reversed(range(len(self._layers))):
+            l = self.first + number
+            z = self.hidden[l].back(v, _other(self._cotangents[l], v))
+            if l <= last:
+                _accumulate(gradients[number], z, self._inputs[number])
+            if number:
+                W = self._expand(self._layers[number].W.T)
+                if self._residual(l):
+                    v.baddbmm_(W, z)
+                else:
+                    v = torch.bmm(W, z, out=_other(self._cotangents[l - 1], z))
+
+    def _expand(self, W: Tensor) -> Tensor:
+        return W.expand(self.rows, *W.shape)
+
+    def _residual(self, layer: int) -> bool:
+        return layer > 0 and self.network.body == "resnet"
+
+
+def _other(pair: tuple[Tensor, ...], one: Tensor) -> Tensor:
+    """Of two arrays one that is not in use."""
+    return pair[1] if one is pair[0] else pair[0]
+
+
+def _accumulate(gradient: tuple[Tensor, Tensor], z: Tensor, a: Tensor) -> None:
+    gradient[0].add_(torch.bmm(z, a.transpose(1, 2)).sum(0))
+    gradient[1].add_(z[0].sum(1))
+
+
+def sloped(layers: list[Layer]) -> list[Layer]:
+    """The same layers with the slope in W and b."""
+    return [Layer(layer.slope * layer.W, layer.slope * layer.b) if layer.slope != 1.0 else layer for layer in layers]

@@ -1,0 +1,103 @@
+"""Points in a box: Hammersley, Latin hypercube, and where a residual is large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import qmc
+from torch import Tensor
+
+from pdeopt.core.errors import InputError
+
+Box = Sequence[tuple[float, float]]
+
+_PRIMES = (2, 3, 5, 7, 11, 13)
+
+
+def hammersley(n: int, box: Box, seed: int = 0) -> Tensor:
+    """((i + 1/2) / n, radical inverses of i to the bases 2, 3, 5, ...) for i = 0, ..., n - 1: (n, inputs).
+
+    J. M. Hammersley, Monte Carlo methods for solving multivariable problems, Ann. New York Acad. Sci. 86, 1960.
+
+    Args:
+        box: (low, high) of each input.
+        seed: not used: there is nothing random.
+    """
+    _check(n, box)
+    i = np.arange(n)
+    columns = [(i + 0.5) / n, *(_radical_inverse(i, base) for base in _PRIMES[: len(box) - 1])]
+    return into(box, torch.from_numpy(np.stack(columns, 1)))
+
+
+def latin_hypercube(n: int, box: Box, seed: int = 0) -> Tensor:
+    """One point in each of n slices of every input, (n, inputs) (M. D. McKay, R. J. Beckman, W. J. Conover, 1979)."""
+    _check(n, box)
+    return into(box, torch.from_numpy(qmc.LatinHypercube(len(box), seed=seed).random(n)))
+
+
+def uniform(n: int, box: Box, seed: int = 0) -> Tensor:
+    """Independent points, (n, inputs)."""
+    _check(n, box)
+    generator = torch.Generator().manual_seed(seed)
+    return into(box, torch.rand(n, len(box), generator=generator, dtype=torch.float64))
+
+
+def adaptive(
+    residual: Callable[[Tensor], Tensor],
+    n: int,
+    box: Box,
+    seed: int = 0,
+    power: float = 1.0,
+    floor: float = 1.0,
+    candidates: int = 10,
+) -> Tensor:
+    """n points drawn with the probability |r|^power / mean |r|^power + floor, without repetition: (n, inputs).
+
+    C. Wu, M. Zhu, Q. Tan, Y. Kartha, L. Lu, A comprehensive study of non-adaptive and residual-based adaptive
+    sampling for physics-informed neural networks, Comput. Methods Appl. Mech. Engrg. 403, 2023 (RAD).
+
+    Args:
+        residual: r, (m, inputs) -> (m,).
+        candidates: points that are drawn from, times n.
+    """
+    points = uniform(n * candidates, box, seed)
+    size = residual(points).abs().double() ** power
+    if not bool(torch.isfinite(size).all()):
+        raise InputError("residual for sampling", "values that are not finite", "finite ones")
+    density = size / size.mean().clamp(min=1e-300) + floor
+    generator = torch.Generator().manual_seed(seed + 1)
+    return points[torch.multinomial(density, n, generator=generator)]
+
+
+def into(box: Box, unit: Tensor) -> Tensor:
+    """Points of the unit cube, (n, inputs), in the box."""
+    low, high = torch.tensor(list(box), dtype=torch.float64).unbind(1)
+    return unit * (high - low) + low
+
+
+def _radical_inverse(i: Any, base: int) -> Any:
+    """The digits of i mirrored at the point: sum of d_k base^k becomes the sum of d_k base^(-k-1)."""
+    i, found, weight = i.copy(), np.zeros(len(i)), 1.0 / base
+    while i.any():
+        i, digit = np.divmod(i, base)
+        found += weight * digit
+        weight /= base
+    return found
+
+
+def _check(n: int, box: Box) -> None:
+    if n < 1:
+        raise InputError("points", n, "an integer >= 1")
+    if not 1 <= len(box) <= len(_PRIMES) + 1 or any(not low < high for low, high in box):
+        raise InputError("box", box, f"1 to {len(_PRIMES) + 1} pairs low < high")
+
+
+#: (n, box, seed) -> points.
+SAMPLERS: dict[str, Callable[[int, Box, int], Tensor]] = {
+    "hammersley": hammersley,
+    "lhs": latin_hypercube,
+    "uniform": uniform,
+}

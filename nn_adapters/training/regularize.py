@@ -1,0 +1,52 @@
+"""Regularization of weights that belong to layers: small, and smooth from layer to layer.
+
+    gamma_tik / 2 |theta|^2 + gamma_ddt / 2 sum_i |(theta_{i+1} - theta_i) / dt|^2
+
+(S. Guenther, L. Ruthotto, J. B. Schroder, E. C. Cyr, N. R. Gauger, SIMODS 2, 2020).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nn_adapters.layers.layerparallel import LayerParallel
+from pdeopt.steps.timegrid import TimeGrid
+
+
+class _Before(torch.autograd.Function):
+    """The row of each layer's predecessor, over the borders of ranks; the first layer is its own."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, grid: TimeGrid) -> Tensor:  # type: ignore[override]
+        ctx.grid = grid
+        before = grid.neighbor(rows[-1], toward=+1)
+        return torch.cat([(rows[0] if before is None else before)[None], rows[:-1]])
+
+    @staticmethod
+    def backward(ctx: Any, w: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        after = ctx.grid.neighbor(w[0], toward=-1)
+        result = torch.cat([w[1:], (torch.zeros_like(w[0]) if after is None else after)[None]])
+        if ctx.grid.is_first:
+            result[0] += w[0]
+        return result, None
+
+
+def tikhonov(network: LayerParallel) -> Tensor:
+    """|theta|^2 / 2 of the layers of this rank."""
+    return 0.5 * torch.stack([stack.square().sum() for stack in network.stacks]).sum()
+
+
+def smoothness(network: LayerParallel) -> Tensor:
+    """sum_i |(theta_{i+1} - theta_i) / dt|^2 / 2, those of this rank and the layer before it. Collective.
+
+    Its gradient is that of the sum over all ranks.
+    """
+    dt = network.Tf / network.num_steps
+    parts = [
+        (stack - _Before.apply(stack, network.grid)).square().sum()  # type: ignore[no-untyped-call]
+        for stack in network.stacks
+    ]
+    return 0.5 * torch.stack(parts).sum() / dt**2

@@ -1,0 +1,60 @@
+"""Controls that are not one a step: z_step = E z with a sparse matrix E.
+
+Values at the nodes in time, splines, weights shared by several steps: the constraint always sees one
+row of controls a step, and a `ControlMap` makes these rows from the design variables.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from petsc4py import PETSc
+from torch import Tensor
+
+from pdeopt.core.arrays import assign, copy, index_array
+from pdeopt.core.errors import InputError
+from pdeopt.steps.timegrid import TimeGrid
+
+
+class ControlMap:
+    """z_step = E z and its adjoint.
+
+    Args:
+        matrix: E, an AIJ matrix; its rows are distributed as the steps, control_dim rows a step.
+    """
+
+    def __init__(self, matrix: PETSc.Mat) -> None:
+        self.matrix = matrix
+        self._design, self._steps = matrix.createVecs()
+        self.n_local: int = matrix.getLocalSize()[1]
+
+    @classmethod
+    def nodal(cls, grid: TimeGrid, dim: int) -> ControlMap:
+        """Values z_0..z_N at the nodes, `dim` components each; a step sees [z_{i-1} | z_i].
+
+        So the constraint's control_dim is 2 dim. The first rank owns the values at t_0.
+        """
+        nodes = grid.n_local + grid.is_first
+        size = ((grid.n_local * 2 * dim, grid.num_steps * 2 * dim), (nodes * dim, (grid.num_steps + 1) * dim))
+        step = np.arange(grid.begin, grid.end)[:, None]
+        columns = (step * dim + np.arange(2 * dim)).ravel()  # [z_{i-1} | z_i] are neighbors
+        csr = (index_array(np.arange(columns.size + 1)), index_array(columns), np.ones(columns.size))
+        return cls(PETSc.Mat().createAIJ(size, csr=csr, comm=grid.comm))
+
+    def check(self, grid: TimeGrid, control_dim: int) -> None:
+        """Raise `InputError` unless the rows of E are the steps of `grid`."""
+        if self.matrix.getLocalSize()[0] != grid.n_local * control_dim:
+            raise InputError(
+                "rows of the control map on this rank", self.matrix.getLocalSize()[0], f"{grid.n_local * control_dim}"
+            )
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """E z, flat: (design entries of this rank,) -> (steps of this rank * control_dim,). Collective."""
+        assign(self._design, z)
+        self.matrix.mult(self._design, self._steps)
+        return copy(self._steps)
+
+    def adjoint(self, w: Tensor) -> Tensor:
+        """E' w, flat. Collective."""
+        assign(self._steps, w)
+        self.matrix.multTranspose(self._steps, self._design)
+        return copy(self._design)

@@ -1,0 +1,147 @@
+"""The Riesz maps of a problem: inner products of states, design variables and constraint residuals.
+
+(u, v) = sum_i dt_i u_i'M v_i, (z, y) = sum_i dt_i (Ez)_i'Q(Ey)_i, (p, q) = p'q, and for residuals, which
+are functionals, the dual norm |F|^2 = sum_i F_i'(dt_i M)^-1 F_i: the L2 norm in space-time of what the
+equation misses. In these norms iteration counts do not depend on the mesh.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+from petsc4py import PETSc
+from torch import Tensor
+
+from pdeopt.control.problem import ControlProblem, Linearization
+from pdeopt.core.arrays import assign, copy, index_array
+from pdeopt.core.options import set_default
+from pdeopt.steps.innerproduct import InnerProduct
+from pdeopt.steps.sparse import StepMatrix, block_diagonal
+
+
+class DesignForm:
+    """E'diag(form) E for controls z_step = E z: a symmetric form of flat design controls, and its inverse.
+
+    Args:
+        problem: whose control map is E.
+        form: of the control of one step.
+    """
+
+    def __init__(self, problem: ControlProblem, form: InnerProduct) -> None:
+        self.problem, self.form = problem, form
+
+    def multiply(self, z: Tensor) -> Tensor:
+        """The form times z. Collective."""
+        return self.problem.controls_adjoint(self.form.multiply(self.problem.controls(z)))
+
+    def solve(self, g: Tensor) -> Tensor:
+        """Its inverse times g. Collective."""
+        if self.problem.control_map is None:
+            return self.form.solve(g.reshape(self.problem.grid.n_local, self.problem.m)).reshape(-1)
+        right, left = self._mapped.createVecs()
+        assign(right, g)
+        self._solver.solve(right, left)
+        return copy(left)
+
+    @cached_property
+    def _mapped(self) -> PETSc.Mat:
+        """With a control map, the form couples the steps."""
+        grid, m, E = self.problem.grid, self.problem.m, self.problem.control_map.matrix  # type: ignore[union-attr]
+        blocks = block_diagonal(self.form.spread())
+        csr = (index_array(blocks.indptr), index_array(blocks.indices + grid.begin * m), blocks.data)
+        weights = PETSc.Mat().createAIJ((E.getSizes()[0], E.getSizes()[0]), csr=csr, comm=grid.comm)
+        return weights.ptap(E)
+
+    @cached_property
+    def _solver(self) -> PETSc.KSP:
+        solver = PETSc.KSP().create(self.problem.grid.comm)
+        solver.setOptionsPrefix("riesz_")
+        solver.setOperators(self._mapped)
+        solver.setType("cg")
+        solver.getPC().setType("bjacobi")
+        set_default("riesz_sub_pc_type", "lu")
+        solver.setTolerances(rtol=1e-14, atol=0.0, max_it=200)
+        solver.setFromOptions()
+        return solver
+
+
+class RieszMetric:
+    """R x and R^-1 g for x = [u | z | p], and the norms made of them."""
+
+    def __init__(self, problem: ControlProblem) -> None:
+        self.problem = problem
+        constraint = problem.constraint
+        self.state_mass = StepMatrix.mass(constraint.state_mass, problem.n, "constraint.state_mass")
+        self.control_mass = StepMatrix.mass(constraint.control_mass, problem.m, "constraint.control_mass")
+        dt = problem.grid.steps.dt
+        #: forms of one step: dt M and dt Q
+        self.state, self.control = InnerProduct(dt, self.state_mass), InnerProduct(dt, self.control_mass)
+        self.design = DesignForm(problem, self.control)
+
+    def primal(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out = R x: from x to the layout of gradients."""
+        u, z, p = self.problem.fields(x)
+        return self.problem.pack(out, self.state.multiply(u), self.design.multiply(z), p)
+
+    def primal_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out = R^-1 g: the Riesz representative of a gradient."""
+        u, z, p = self.problem.fields(g)
+        return self.problem.pack(out, self.state.solve(u), self.design.solve(z), p)
+
+    def design_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out = R^-1 g for a gradient in the design variables alone."""
+        z, p = self.problem.design_fields(g)
+        assign(out, self.design.solve(z), p[: self.problem.param_size])
+        return out
+
+    def design_lumped(self) -> PETSc.Vec:
+        """The row sums of the metric of the design variables, a new vector."""
+        out, z, p = self.problem.create_design(), *self.problem.design_fields(self.problem.create_design())
+        assign(out, self.design.multiply(z + 1.0), (p + 1.0)[: self.problem.param_size])
+        return out
+
+    def root(self) -> PETSc.Vec:
+        """D with D^2 = `design_lumped`: in y = D z, gradients are functions, not integrals."""
+        out = self.design_lumped()
+        out.sqrtabs()
+        return out
+
+    def residual_inverse(self, c: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out_i = (dt_i M)^-1 c_i: the function that a residual represents."""
+        rows = copy(c).reshape(-1, self.problem.n)
+        assign(out, self.state.solve(rows))
+        return out
+
+    def norm(self, x: PETSc.Vec) -> float:
+        """sqrt(x.Rx)."""
+        return _root(x.dot(self.primal(x, x.duplicate())))
+
+    def dual_norm(self, g: PETSc.Vec) -> float:
+        """sqrt(g.R^-1 g) of a gradient."""
+        return _root(g.dot(self.primal_inverse(g, g.duplicate())))
+
+    def design_dual_norm(self, g: PETSc.Vec) -> float:
+        """`dual_norm` of a gradient in the design variables alone."""
+        return _root(g.dot(self.design_inverse(g, g.duplicate())))
+
+    def residual_norm(self, c: PETSc.Vec) -> float:
+        """|c| of a constraint residual."""
+        return _root(c.dot(self.residual_inverse(c, c.duplicate())))
+
+    def augmented_lagrangian(self, lin: Linearization, lam: PETSc.Vec, penalty: float) -> float:
+        """J + lam.F + penalty |F|^2 at a linearization."""
+        c = lin.residual
+        return float(lin.value + lam.dot(c) + penalty * self.residual_norm(c) ** 2)
+
+    def state_norm(self, u: Tensor) -> float:
+        """The L2 norm in space-time of rows of states, (n_local, n)."""
+        return _root(float(self.problem.grid.sum((u * self.state.multiply(u)).sum())))
+
+    def control_norm(self, z: Tensor) -> float:
+        """The L2 norm in space-time of flat controls."""
+        return _root(float(self.problem.grid.sum((z * self.design.multiply(z)).sum())))
+
+
+def _root(square: float) -> float:
+    return math.sqrt(max(square, 0.0)) if square == square else math.nan

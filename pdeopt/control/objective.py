@@ -1,0 +1,269 @@
+"""Objectives J = sum_{i=0}^N J_i(u_i, z_i; p), written for a batch of steps.
+
+The initial node is a step of length 0 with a zero control, so that one function gives every J_i.
+`Objective` derives gradient and Hessian products from `value`; the quadratic terms state theirs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from pdeopt.core.arrays import Array
+from pdeopt.core.autodiff import columns, jvp, vjp
+from pdeopt.core.errors import InputError
+from pdeopt.steps.innerproduct import InnerProduct
+from pdeopt.steps.sparse import Sparsity, StepMatrix
+from pdeopt.steps.timegrid import Steps
+
+Rows = tuple[Tensor, Tensor, Tensor]  # (batch, n) for u, (batch, m) for z, (param_dim,) for p
+#: A `StepMatrix`, a scipy or dense matrix, or None for the identity.
+Mass = Any
+Target = Tensor | Array | Callable[[Tensor], Tensor]
+
+
+class Objective(ABC):
+    """A sum of functions of one step's state and control, and of the global parameters `steps.p`."""
+
+    @abstractmethod
+    def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
+        """J_i for a batch of steps: (batch, n), (batch, m) -> (batch,), by torch functions."""
+
+    def gradient(self, u: Tensor, z: Tensor, steps: Steps) -> Rows:
+        """dJ/du, dJ/dz by rows and dJ/dp summed over the batch."""
+
+        def value(u: Tensor, z: Tensor, p: Tensor) -> Tensor:
+            return self.value(u, z, steps.with_parameters(p))
+
+        du, dz, dp = vjp(value, (u, z, steps.p), torch.ones(len(steps), dtype=u.dtype))
+        return du, dz, dp
+
+    def hvp(self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor) -> Rows:
+        """The Hessian times a direction, in the shapes of `gradient`."""
+
+        def gradient(u: Tensor, z: Tensor, p: Tensor) -> tuple[Tensor, ...]:
+            return self.gradient(u, z, steps.with_parameters(p))
+
+        hu, hz, hp = jvp(gradient, (u, z, steps.p), (du, dz, dp))
+        return hu, hz, hp
+
+    def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:
+        """Sparsity of a step's Hessian over [u | z]; by differentiating at random points of `steps`."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(len(steps), n + m, generator=generator, dtype=torch.float64)
+        u, z, zero_p = x[:, :n], x[:, n:], torch.zeros_like(steps.p)
+
+        def product(d: Tensor) -> Tensor:
+            d = d.expand_as(x)
+            return torch.cat(self.hvp(u, z, steps, d[:, :n], d[:, n:], zero_p)[:2], dim=1)
+
+        products = columns(product, torch.eye(n + m, dtype=x.dtype), chunk_size=256)
+        return Sparsity((products != 0).any(1).numpy())
+
+    def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
+        """The state and the control block of each step's Hessian, by colored products."""
+        n, m = u.shape[1], z.shape[1]
+        pattern = self.hessian_sparsity(n, m, steps)
+        no_p = torch.zeros_like(steps.p)
+
+        def product(d: Tensor) -> Tensor:
+            d = d.expand(len(steps), -1)
+            return torch.cat(self.hvp(u, z, steps, d[:, :n], d[:, n:], no_p)[:2], dim=1)
+
+        values = pattern.fill(product)
+        row, col = torch.from_numpy(pattern.rows), torch.from_numpy(pattern.cols)
+        state, control = (row < n) & (col < n), (row >= n) & (col >= n)
+        blocks = pattern.csr[:n, :n], pattern.csr[n:, n:]
+        return (
+            InnerProduct.from_values(Sparsity(blocks[0]), values[:, state]),
+            InnerProduct.from_values(Sparsity(blocks[1]), values[:, control]),
+        )
+
+    def __add__(self, other: Objective) -> Objective:
+        return Sum(self, other)
+
+    def __radd__(self, other: object) -> Objective:
+        """So that the built-in sum(), which starts from 0, adds objectives."""
+        return self if other == 0 else NotImplemented
+
+
+class Sum(Objective):
+    """The sum of objectives."""
+
+    def __init__(self, *terms: Objective) -> None:
+        self.terms: list[Objective] = []
+        for term in terms:
+            self.terms += term.terms if isinstance(term, Sum) else [term]
+
+    def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
+        return torch.stack([term.value(u, z, steps) for term in self.terms]).sum(0)
+
+    def gradient(self, u: Tensor, z: Tensor, steps: Steps) -> Rows:
+        return _add(term.gradient(u, z, steps) for term in self.terms)
+
+    def hvp(self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor) -> Rows:
+        return _add(term.hvp(u, z, steps, du, dz, dp) for term in self.terms)
+
+    def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
+        states, controls = zip(*(term.hessian_blocks(u, z, steps) for term in self.terms))
+        return sum(states[1:], states[0]), sum(controls[1:], controls[0])
+
+    def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:
+        total = Sparsity.empty(n + m, n + m)
+        for term in self.terms:
+            total = total | term.hessian_sparsity(n, m, steps)
+        return total
+
+
+def _step_matrix(mass: Mass) -> StepMatrix | None:
+    return mass if mass is None or isinstance(mass, StepMatrix) else StepMatrix.constant(mass)
+
+
+def _add(parts: Iterable[Rows]) -> Rows:
+    u, z, p = (torch.stack(part).sum(0) for part in zip(*parts))
+    return u, z, p
+
+
+class Tracking(Objective):
+    """sum_{i=0}^N w_i/2 |u_i - d_i|_M^2 with trapezoidal weights w.
+
+    Args:
+        target: d for all nodes 0..N, shape (N + 1, n); or for all times alike, shape (n,); or a function
+            of the times, (batch,) -> (batch, n), which also serves coarser grids.
+        mass: M, sparse or dense; None for the identity.
+        observe: the components of u that are tracked, an index array of shape (k,); None for all. The
+            target and M then have k components.
+    """
+
+    def __init__(self, target: Target, mass: Mass = None, observe: Array | None = None) -> None:
+        self.target: Tensor | Callable[[Tensor], Tensor]
+        if callable(target):
+            self.target = target
+        else:
+            self.target = torch.as_tensor(np.asarray(target), dtype=torch.float64)
+            if self.target.ndim not in (1, 2):
+                raise InputError(
+                    "target", f"shape {tuple(self.target.shape)}", "shape (N + 1, n), (n,) or a function of time"
+                )
+            if not self.target.isfinite().all():
+                raise InputError("target", "NaN or infinite entries", "finite numbers")
+        self.mass = _step_matrix(mass)
+        self.observe = None if observe is None else torch.as_tensor(np.asarray(observe), dtype=torch.int64)
+
+    def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
+        e = self._error(u, steps)
+        return 0.5 * steps.weight * (e * self._mass(e)).sum(-1)
+
+    def gradient(self, u: Tensor, z: Tensor, steps: Steps) -> Rows:
+        return (
+            self._spread(u, steps.weight[:, None] * self._mass(self._error(u, steps))),
+            torch.zeros_like(z),
+            torch.zeros_like(steps.p),
+        )
+
+    def hvp(self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor) -> Rows:
+        return (
+            self._spread(du, steps.weight[:, None] * self._mass(self._seen(du))),
+            torch.zeros_like(dz),
+            torch.zeros_like(dp),
+        )
+
+    def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:
+        return Sparsity(sp.block_diag([self._seen_mass(n).sparsity.csr, sp.csr_matrix((m, m))]))
+
+    def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
+        return InnerProduct(steps.weight, self._seen_mass(u.shape[1])), InnerProduct.zero(z.shape[1], len(steps))
+
+    def _seen_mass(self, n: int) -> StepMatrix:
+        """The form of a step over all n unknowns, with zeros at those not observed."""
+        if self.observe is None:
+            return StepMatrix.mass(self.mass, n)
+        mass = StepMatrix.mass(self.mass, len(self.observe))
+        values = mass.values[0].numpy()
+        csr = sp.csr_matrix((values, mass.sparsity.csr.indices, mass.sparsity.csr.indptr), shape=mass.shape)
+        select = sp.eye(n, format="csr")[self.observe.numpy()]
+        return StepMatrix.constant(select.T @ csr @ select)
+
+    def _mass(self, e: Tensor) -> Tensor:
+        return e if self.mass is None else self.mass(e)
+
+    def _seen(self, u: Tensor) -> Tensor:
+        return u if self.observe is None else u[..., self.observe]
+
+    def _spread(self, like: Tensor, e: Tensor) -> Tensor:
+        return e if self.observe is None else torch.zeros_like(like).index_copy(-1, self.observe, e)
+
+    def _error(self, u: Tensor, steps: Steps) -> Tensor:
+        u = self._seen(u)
+        if not isinstance(self.target, Tensor):
+            target = self.target(steps.t_new)
+            if target.shape != u.shape or not target.isfinite().all():
+                raise InputError(
+                    "target(t)",
+                    f"shape {tuple(target.shape)}, finite: {bool(target.isfinite().all())}",
+                    f"finite, shape {tuple(u.shape)}",
+                )
+            return u - target
+        legal = u.shape[-1:] if self.target.ndim == 1 else (steps.num_steps + 1, u.shape[-1])
+        if tuple(self.target.shape) != tuple(legal):
+            raise InputError("target", f"shape {tuple(self.target.shape)}", f"shape {tuple(legal)}")
+        return u - (self.target if self.target.ndim == 1 else self.target[steps.index])
+
+
+class ControlCost(Objective):
+    """sum_k dt_k alpha/2 |z_k|_Q^2.
+
+    Args:
+        control_weight: alpha > 0.
+        mass: Q, sparse or dense; None for the identity.
+    """
+
+    def __init__(self, control_weight: float, mass: Mass = None) -> None:
+        if not control_weight > 0 or not np.isfinite(control_weight):
+            raise InputError("control_weight", control_weight, "a finite number > 0")
+        self.control_weight = control_weight
+        self.mass = _step_matrix(mass)
+
+    def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
+        return 0.5 * self.control_weight * steps.dt * (z * self._mass(z)).sum(-1)
+
+    def gradient(self, u: Tensor, z: Tensor, steps: Steps) -> Rows:
+        return (torch.zeros_like(u), self.control_weight * steps.dt[:, None] * self._mass(z), torch.zeros_like(steps.p))
+
+    def hvp(self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor) -> Rows:
+        return (torch.zeros_like(du), self.control_weight * steps.dt[:, None] * self._mass(dz), torch.zeros_like(dp))
+
+    def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
+        mass = StepMatrix.mass(self.mass, z.shape[1])
+        return InnerProduct.zero(u.shape[1], len(steps)), InnerProduct(self.control_weight * steps.dt, mass)
+
+    def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:
+        mass = sp.eye(m) if self.mass is None else self.mass.sparsity.csr
+        return Sparsity(sp.block_diag([sp.csr_matrix((n, n)), mass]))
+
+    def _mass(self, z: Tensor) -> Tensor:
+        return z if self.mass is None else self.mass(z)
+
+
+class TerminalLoss(Objective):
+    """A loss on the last state and the global parameters.
+
+    Args:
+        loss: function of u_N, shape (n,), and p, shape (param_dim,), to a scalar, by torch functions.
+            One that ignores u_N is a cost of the parameters alone.
+    """
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.loss = loss
+
+    def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
+        values = u.new_zeros(len(steps))
+        if not steps.has_last:
+            return values
+        return torch.cat([values[:-1], self.loss(u[-1], steps.p).reshape(1)])

@@ -1,0 +1,98 @@
+"""Solves with the state Jacobian and its adjoint over all steps, serial or parallel in time: `-propagator`.
+
+`serial` is substitution from rank to rank. `mgrit` repeats the cycles of `linear_mgrit`, each on the residual that
+the last one left, until it is rounding: as exact, and all ranks work at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pdeopt.control.constraint import SparseStepJacobian, StepJacobian
+from pdeopt.control.serial_sweeps import backward, forward
+from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.settings import Settings, read, setting
+from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings
+from pdeopt.steps.timegrid import TimeGrid
+
+#: Relative residual at which a solve counts as exact, and the most cycles that it may take.
+ROUNDING, MOST = 1e-14, 60
+
+
+@dataclass(frozen=True)
+class PropagatorSettings(Settings):
+    """Linear systems over all steps, in state and adjoint solves."""
+
+    propagator: str = setting(
+        "serial",
+        "state and adjoint: one step after the other, or MGRIT (-mgrit_...)",
+        choices=("serial", "mgrit"),
+        reads={"mgrit": (LinearMgritSettings,)},
+    )
+
+
+class Propagator:
+    """J_u^-1 and J_u^-T on the rows of a grid. Every verb is collective.
+
+    Args:
+        grid: the steps.
+        settings: default those of the options.
+    """
+
+    def __init__(self, grid: TimeGrid, settings: PropagatorSettings | None = None) -> None:
+        self.grid, self.settings = grid, settings or read(PropagatorSettings)
+        self._mgrit_settings = (
+            LinearMgritSettings() if self.settings.propagator == "serial" else read(LinearMgritSettings)
+        )
+        self._of: StepJacobian | None = None
+
+    def forward(self, jacobian: StepJacobian, r: Tensor) -> Tensor:
+        """J_u^-1 r, rows (n_local, n). Raises `SolveFailure` on all ranks."""
+        if self.settings.propagator == "serial":
+            return forward(self.grid, jacobian, r)
+        mgrit = self._cycles(jacobian)
+        return self._refine(mgrit.forward, mgrit.system.multiply, r)
+
+    def backward(self, jacobian: StepJacobian, r: Tensor) -> Tensor:
+        """J_u^-T r, rows (n_local, n). Raises `SolveFailure` on all ranks."""
+        if self.settings.propagator == "serial":
+            return backward(self.grid, jacobian, r)
+        mgrit = self._cycles(jacobian)
+        return self._refine(mgrit.adjoint, mgrit.system.multiply_adjoint, r)
+
+    def _cycles(self, jacobian: StepJacobian) -> LinearMgrit:
+        """Kept as long as the Jacobian is the same."""
+        if not isinstance(jacobian, SparseStepJacobian):
+            raise InputError(
+                "-propagator mgrit",
+                f"{type(jacobian.constraint).__name__} without a sparsity pattern",
+                "a constraint with a pattern, or -propagator serial",
+            )
+        if self._of is not jacobian:
+            A, B = jacobian.blocks["A"], jacobian.blocks["B"]
+            self._mgrit, self._of = LinearMgrit(self.grid, A, B, self._mgrit_settings), jacobian
+        return self._mgrit
+
+    def _refine(
+        self, approximate: Callable[[Tensor], Tensor], multiply: Callable[[Tensor], Tensor], r: Tensor
+    ) -> Tensor:
+        x = approximate(r)
+        first = last = self._size(r)
+        for _ in range(MOST):
+            rest = r - multiply(x)
+            size = self._size(rest)
+            if size <= ROUNDING * first or (size <= 1e-10 * first and size > 0.5 * last):
+                return x
+            if not size < 1e3 * first:  # also for NaN
+                break
+            x, last = x + approximate(rest), size
+        raise SolveFailure(
+            f"-propagator mgrit: relative residual {size / first:.1e} after {MOST} solves",
+            "more -mgrit_cycles, a smaller -mgrit_window, or -propagator serial, as waves need it",
+        )
+
+    def _size(self, rows: Tensor) -> float:
+        return float(self.grid.sum(rows.square().sum()) ** 0.5)

@@ -1,0 +1,147 @@
+"""Checks of derivatives that a user runs on an own constraint, objective or problem: they fail, not print.
+
+Each returns numbers (rates, relative errors); `assert_consistent` raises where one of them is wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from petsc4py import PETSc
+
+from pdeopt.core.arrays import writable
+from pdeopt.core.errors import PdeoptError
+
+if TYPE_CHECKING:
+    from pdeopt.control.problem import ControlProblem, Linearization
+    from pdeopt.control.reduced import SmoothObjective
+
+
+class DerivativeError(PdeoptError, AssertionError):
+    """A derivative does not belong to its function."""
+
+
+def taylor_rates(errors: list[float], factor: float = 0.5) -> list[float]:
+    """Orders log(e_k / e_{k+1}) / log(1 / factor) of remainders at steps h, factor h, factor^2 h, ..."""
+    return [
+        math.log(a / b) / math.log(1.0 / factor) if a > 0 and b > 0 else math.inf for a, b in itertools.pairwise(errors)
+    ]
+
+
+def taylor_remainders(
+    objective: SmoothObjective, z: PETSc.Vec, dz: PETSc.Vec, start: float = 1e-1, number: int = 5
+) -> dict[str, list[float]]:
+    """|J(z + h dz) - its Taylor polynomial| of degree 0, 1 and 2 for h = start, start/2, ...
+
+    The rates (`taylor_rates`) are 1, 2 and 3 where gradient and Hessian are right.
+    """
+    g, H_dz, work = z.duplicate(), z.duplicate(), z.duplicate()
+    value = objective.value_and_gradient(z, g)
+    objective.hvp(z, dz, H_dz)
+    slope, curvature = g.dot(dz), dz.dot(H_dz)
+    remainders: dict[str, list[float]] = {"value": [], "gradient": [], "hessian": []}
+    for k in range(number):
+        h, point = start * 0.5**k, z.copy()
+        point.axpy(h, dz)
+        remainder = objective.value_and_gradient(point, work) - value
+        for name, term in (("value", 0.0), ("gradient", h * slope), ("hessian", 0.5 * h * h * curvature)):
+            remainder -= term
+            remainders[name].append(abs(remainder))
+    return remainders
+
+
+def adjoint_error(
+    apply: Callable[[PETSc.Vec, PETSc.Vec], object],
+    apply_adjoint: Callable[[PETSc.Vec, PETSc.Vec], object],
+    x: PETSc.Vec,
+    w: PETSc.Vec,
+) -> float:
+    """|w.Ax - A'w.x| / (|Ax| |w| + |A'w| |x|) for random x and w, whose entries are overwritten."""
+    randomize(x, 1)
+    randomize(w, 2)
+    Ax, ATw = w.duplicate(), x.duplicate()
+    apply(x, Ax)
+    apply_adjoint(w, ATw)
+    size = Ax.norm() * w.norm() + ATw.norm() * x.norm()
+    return abs(w.dot(Ax) - ATw.dot(x)) / size if size > 0 else 0.0
+
+
+def symmetry_error(matrix: PETSc.Mat) -> float:
+    """|y.Kx - x.Ky| / (|Kx| |y|) for random x and y."""
+    x, y = matrix.createVecs()
+    return adjoint_error(matrix.mult, matrix.mult, x, y)
+
+
+def randomize(vec: PETSc.Vec, seed: int) -> PETSc.Vec:
+    """Standard normal entries that depend on the seed and the global number alone, not on the ranks."""
+    start, end = vec.getOwnershipRange()
+    generator = torch.Generator().manual_seed(seed)
+    with writable(vec) as entries:
+        entries.copy_(torch.randn(end, generator=generator, dtype=torch.float64)[start:])
+    return vec
+
+
+def assert_consistent(problem: ControlProblem, seed: int = 0) -> dict[str, float]:
+    """Check F', its adjoint, J' and L'' of a problem at a random point by central differences.
+
+    Returns the relative errors; raises `DerivativeError` for one above 1e-6 (1e-12 for the adjoint).
+    """
+    x, lam, dx = (
+        randomize(v, seed + k)
+        for k, v in enumerate((problem.create_primal(), problem.create_multiplier(), problem.create_primal()))
+    )
+    lin = problem.at(x)
+
+    def near(h: float) -> Linearization:
+        point = x.copy()
+        point.axpy(h, dx)
+        return problem.at(point)
+
+    def gradient(at: Linearization) -> PETSc.Vec:
+        g = at.vjp(lam, problem.create_primal())
+        g.axpy(1.0, at.gradient)
+        return g
+
+    h = 1e-5
+    forward, backward = near(h), near(-h)
+
+    def difference(plus: PETSc.Vec, minus: PETSc.Vec) -> PETSc.Vec:
+        plus = plus.copy()
+        plus.axpy(-1.0, minus)
+        plus.scale(0.5 / h)
+        return plus
+
+    def relative(found: PETSc.Vec, expected: PETSc.Vec) -> float:
+        size = expected.norm()
+        found = found.copy()
+        found.axpy(-1.0, expected)
+        return float(found.norm() / size) if size > 0 else float(found.norm())
+
+    slope = (forward.value - backward.value) / (2 * h)
+    errors = {
+        "adjoint": adjoint_error(lin.jvp, lin.vjp, x.duplicate(), lam.duplicate()),
+        "jacobian": relative(lin.jvp(dx, lam.duplicate()), difference(forward.residual, backward.residual)),
+        "gradient": abs(lin.gradient.dot(dx) - slope) / max(abs(slope), 1e-300),
+        "hessian": relative(lin.hvp(lam, dx, x.duplicate()), difference(gradient(forward), gradient(backward))),
+    }
+    for name, error in errors.items():
+        if not error <= (1e-12 if name == "adjoint" else 1e-6):
+            raise DerivativeError(
+                f"{name}: relative error {error:.1e}; check `linearize`, `hvp` or `gradient` overrides"
+            )
+    return errors
+
+
+__all__ = [
+    "DerivativeError",
+    "adjoint_error",
+    "assert_consistent",
+    "randomize",
+    "symmetry_error",
+    "taylor_rates",
+    "taylor_remainders",
+]

@@ -1,0 +1,217 @@
+"""What a solver tells: reasons, a record an iteration, their history, and one line a record on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from enum import IntEnum
+from functools import wraps
+from typing import Any, ClassVar, TypeVar, cast
+
+from petsc4py import PETSc
+
+
+class Reason(IntEnum):
+    """Why a solver stopped: > 0 converged, < 0 diverged, as PETSc."""
+
+    CONVERGED_OPTIMALITY = 2
+    CONVERGED_TAO = 3
+    CONVERGED_TARGET = 4
+    ITERATING = 0
+    DIVERGED_MAX_IT = -2
+    DIVERGED_STAGNATION = -3
+    DIVERGED_NAN = -4
+    DIVERGED_LINEAR_SOLVE = -5
+    DIVERGED_LINE_SEARCH = -6
+    DIVERGED_TAO = -7
+    DIVERGED_CYCLE = -8
+    DIVERGED_MAX_WORK = -9
+
+    @property
+    def remedy(self) -> str:
+        """What to try next; empty where there is nothing to mend."""
+        return _REMEDIES.get(self, "")
+
+
+_REMEDIES = {
+    Reason.DIVERGED_MAX_IT: "raise -sqp_max_it (-tao_max_it, -opt_max_it), or start closer to the solution",
+    Reason.DIVERGED_MAX_WORK: "raise -opt_max_gradients or -opt_max_work",
+    Reason.DIVERGED_STAGNATION: "loosen -sqp_opt_tol, or check the derivatives with pdeopt.control.verify",
+    Reason.DIVERGED_NAN: "the residual or objective is not finite near the last good iterate, which is kept",
+    Reason.DIVERGED_LINEAR_SOLVE: "use a direct KKT solver, or raise -sqp_kkt_ksp_max_it",
+    Reason.DIVERGED_LINE_SEARCH: "loosen -sqp_opt_tol (-opt_gtol), or try -sqp_type composite",
+    Reason.DIVERGED_CYCLE: "active sets come back: try -sqp_start state, a larger control weight, or -solver tao",
+    Reason.DIVERGED_TAO: "see -tao_monitor and -tao_view; try another -tao_type",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One outer iteration.
+
+    Attributes:
+        iteration: 0 is the start.
+        objective: J.
+        feasibility: norm of the constraint residual.
+        optimality: dual norm of the Lagrangian's gradient.
+        radius: trust radius, or step size of a line search; of the step that led here.
+        krylov: Krylov iterations of all linear solves of this iteration.
+        note: what happened to the step.
+    """
+
+    iteration: int
+    objective: float
+    feasibility: float
+    optimality: float
+    radius: float
+    krylov: int
+    note: str = ""
+
+    header: ClassVar[str] = "  it           objective   feasible    optimal     radius  krylov  step"
+
+    def line(self) -> str:
+        """The record for a reader."""
+        return (
+            f"{self.iteration:4d}  {self.objective:18.11e}  {self.feasibility:9.2e}  {self.optimality:9.2e}"
+            f"  {self.radius:9.2e}  {self.krylov:6d}  {self.note}"
+        )
+
+
+@dataclass(frozen=True)
+class Descentercord:
+    """One outer iteration of an optimizer of a smooth function; calls and work are totals since the start.
+
+    Attributes:
+        iteration: 0 is the start.
+        objective: f.
+        optimality: |f'|.
+        radius: step size of a line search, or trust radius; of the step that led here.
+        values, gradients, hessian_products: calls.
+        work: all calls in equivalents of full gradients.
+        note: what happened to the step.
+    """
+
+    iteration: int
+    objective: float
+    optimality: float
+    radius: float
+    values: int
+    gradients: int
+    hessian_products: int
+    work: float
+    note: str = ""
+
+    header: ClassVar[str] = (
+        "  it           objective    optimal     radius   values  gradients     hvps        work  step"
+    )
+
+    def line(self) -> str:
+        """The record for a reader."""
+        return (
+            f"{self.iteration:4d}  {self.objective:18.11e}  {self.optimality:9.2e}  {self.radius:9.2e}"
+            f"  {self.values:7d}  {self.gradients:9d}  {self.hessian_products:7d}  {self.work:10.1f}  {self.note}"
+        )
+
+
+AnyRecord = Record | Descentercord
+
+
+class History:
+    """The records of a run as columns, `history["objective"]`, and by row, `history[-1]`."""
+
+    def __init__(self, records: list[Any] | None = None) -> None:
+        self.records = [] if records is None else records
+
+    def append(self, record: AnyRecord) -> None:
+        """Add a record."""
+        self.records.append(record)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: int | str) -> Any:
+        return [getattr(r, key) for r in self.records] if isinstance(key, str) else self.records[key]
+
+    def columns(self) -> dict[str, list[Any]]:
+        """All columns by name."""
+        return {f.name: self[f.name] for f in fields(self.records[0])} if self.records else {}
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """The records as plain dictionaries."""
+        return [asdict(record) for record in self.records]
+
+
+@dataclass
+class Result:
+    """What a solver returns: the last good point, why it stopped, and how it came there.
+
+    Attributes:
+        design: the unknowns that were optimized: a PETSc vector, or a tensor (n,).
+        reason: see `Reason`; `converged` is reason > 0.
+        message: the reason in words, with a remedy where it diverged.
+        history: one record an outer iteration.
+    """
+
+    design: Any
+    reason: Reason
+    message: str
+    history: History = field(default_factory=History)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the tolerances were met."""
+        return self.reason > 0
+
+    @property
+    def iterations(self) -> int:
+        """Outer iterations."""
+        return int(self.history[-1].iteration)
+
+    @property
+    def objective(self) -> float:
+        """J at the last point."""
+        return float(self.history[-1].objective)
+
+
+@dataclass
+class ControlResult(Result):
+    """The result for a control problem, with its state and multiplier, PETSc vectors as the design."""
+
+    state: PETSc.Vec = None
+    multiplier: PETSc.Vec = None
+
+
+Monitor = Callable[[Any], None]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def logged(name: str) -> Callable[[Method], Method]:
+    """Time the calls of a function as an event of `-log_view`."""
+
+    def decorate(function: Method) -> Method:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with PETSc.Log.Event(name):
+                return function(*args, **kwargs)
+
+        return cast(Method, call)
+
+    return decorate
+
+
+def print_monitor(comm: Any, title: str) -> Monitor:
+    """A monitor that prints a line a record on rank 0, under a header."""
+
+    def monitor(record: AnyRecord) -> None:
+        if record.iteration == 0:
+            PETSc.Sys.Print(f"{title}\n{record.header}", comm=comm)
+        PETSc.Sys.Print(record.line(), comm=comm)
+
+    return monitor
+
+
+def explain(reason: Reason, detail: str = "") -> str:
+    """The reason in words: its name, the detail and the remedy."""
+    words = reason.name.replace("_", " ").lower()
+    return ": ".join(part for part in (words, detail, reason.remedy) if part)

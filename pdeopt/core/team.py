@@ -1,0 +1,137 @@
+"""Ranks that share work among them: MPI's, or a process group of torch.distributed.
+
+What a decomposition or an optimizer asks of its `team` is little: rank, size, and five collective calls, named as
+mpi4py names them. So any mpi4py communicator is a team; `TorchTeam` makes one of a process group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from mpi4py import MPI
+
+from pdeopt.core.errors import InputError, SolveFailure, agree
+from pdeopt.functions.smooth import Tally
+
+T = TypeVar("T")
+
+BACKENDS = ("mpi", "gloo", "nccl")
+
+
+class Team(Protocol):
+    """Ranks that work together."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among them."""
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+
+    def allreduce(self, own: Any) -> Any:
+        """The sum of all ranks' numbers, or arrays of one shape."""
+
+    def allgather(self, own: Any) -> list[Any]:
+        """All ranks' objects, in order."""
+
+    def bcast(self, own: Any, root: int = 0) -> Any:
+        """The object of one rank."""
+
+    def Barrier(self) -> None:
+        """Wait for all."""
+
+
+class TorchTeam:
+    """A process group of torch.distributed as a team.
+
+    Args:
+        group: of the initialized back end; None for all processes. With nccl, messages go through the current GPU.
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        if not dist.is_initialized():
+            raise InputError("torch.distributed", "not initialized", "init_process_group first, or team_of('gloo')")
+        self.group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self._device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+
+    def allreduce(self, own: Any) -> Any:
+        """The sum of all ranks' numbers, or arrays of one shape."""
+        array = np.array(own)
+        total = torch.from_numpy(np.atleast_1d(array)).to(self._device)
+        dist.all_reduce(total, group=self.group)
+        found = total.cpu().numpy().reshape(array.shape)
+        return found if isinstance(own, np.ndarray) else found.item()
+
+    def allgather(self, own: Any) -> list[Any]:
+        """All ranks' objects, in order."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, own, group=self.group)
+        return found
+
+    def bcast(self, own: Any, root: int = 0) -> Any:
+        """The object of one rank."""
+        box = [own]
+        source = root if self.group is None else dist.get_global_rank(self.group, root)
+        dist.broadcast_object_list(box, src=source, group=self.group)
+        return box[0]
+
+    def Barrier(self) -> None:
+        """Wait for all."""
+        dist.barrier(group=self.group)
+
+
+def team_of(backend: str = "mpi") -> Team:
+    """All processes of this run.
+
+    Args:
+        backend: "mpi" under mpiexec; "gloo" or "nccl" under torchrun, or wherever its variables RANK, WORLD_SIZE,
+            MASTER_ADDR and MASTER_PORT are set.
+    """
+    if backend not in BACKENDS:
+        raise InputError("back end", backend, " | ".join(BACKENDS))
+    if backend == "mpi":
+        return MPI.COMM_WORLD
+    if not dist.is_available() or (backend == "nccl" and not dist.is_nccl_available()):
+        raise InputError("back end", f"{backend}, which this PyTorch is without", "mpi, or another build of PyTorch")
+    if not dist.is_initialized():
+        dist.init_process_group(backend)
+    return TorchTeam()
+
+
+def share(team: Team | None, number: int, work: Callable[[int], T], tally: Tally) -> list[T]:
+    """work(0), ..., work(number - 1), each done by one rank, all of them on all ranks. Collective.
+
+    Args:
+        team: None: this process does all of them.
+        tally: where `work` counts its calls: it then has those of all ranks.
+
+    Raises:
+        SolveFailure: on all ranks, where it was raised on one.
+    """
+    if team is None or team.size == 1:
+        return [work(task) for task in range(number)]
+    before, failure = tally.copy(), None
+    own: list[T] = []
+    try:
+        own = [work(task) for task in range(number) if task * team.size // number == team.rank]
+    except SolveFailure as found:
+        failure = found.bare()
+    agree(team, failure)
+    gathered = team.allgather((own, tally - before))
+    settle(tally, before, [calls for _, calls in gathered])
+    return [result for results, _ in gathered for result in results]
+
+
+def settle(tally: Tally, before: Tally, calls: Sequence[Tally]) -> None:
+    """Count what all ranks did since `before`, in the order of the ranks: the same bits, and so limits, on all."""
+    for name, amount in asdict(before).items():
+        setattr(tally, name, amount)
+    for each in calls:
+        tally.add(each)

@@ -1,0 +1,225 @@
+"""Smooth functions of many unknowns, as optimizers see them: values, gradients, Hessian products, all counted.
+
+Unknowns are flat tensors. Those of a control problem are distributed over the ranks of `comm`; those of a network
+are on every rank, and `comm` is then COMM_SELF.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from pdeopt.core.errors import InputError
+from pdeopt.functions.decomposition import Decomposition
+
+#: A linear map of vectors of unknowns.
+Operator = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a call costs, in evaluations of the whole function with its gradient."""
+
+    value: float = 1 / 3
+    gradient: float = 1.0
+    hessian_product: float = 2.0
+
+    def times(self, share: float) -> Costs:
+        """The costs of a part of the work."""
+        return Costs(share * self.value, share * self.gradient, share * self.hessian_product)
+
+
+@dataclass
+class Tally:
+    """Calls so far; `work` weighs them by `Costs`, in equivalents of full gradients.
+
+    Attributes:
+        values: of the function alone.
+        gradients: with or without the value.
+        hessian_products: Hessian times vector.
+        work: the sum of all costs.
+    """
+
+    values: int = 0
+    gradients: int = 0
+    hessian_products: int = 0
+    work: float = 0.0
+
+    def __sub__(self, other: Tally) -> Tally:
+        return Tally(*(a - b for a, b in zip(asdict(self).values(), asdict(other).values())))
+
+    def add(self, other: Tally) -> None:
+        """Count the calls of another tally here, too."""
+        for name, amount in asdict(other).items():
+            setattr(self, name, getattr(self, name) + amount)
+
+    def copy(self) -> Tally:
+        """The present state."""
+        return Tally(**asdict(self))
+
+
+class SmoothFunction(ABC):
+    """f: R^n -> R. A subclass writes `_value_and_gradient`, and what it can do faster or beside.
+
+    Args:
+        size: unknowns on this rank.
+        comm: mpi4py communicator of the ranks that share the unknowns.
+        costs: of the calls.
+        tally: where they are counted; a new one by default.
+    """
+
+    def __init__(
+        self, size: int, comm: Any = MPI.COMM_SELF, costs: Costs | None = None, tally: Tally | None = None
+    ) -> None:
+        self.size, self.comm = size, comm
+        self.costs, self.tally = costs or Costs(), tally or Tally()
+
+    @abstractmethod
+    def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        """f and f' at x, (size,) double precision; f may be infinite or NaN. The gradient is the caller's to keep."""
+
+    def _value(self, x: Tensor) -> float:
+        return self._value_and_gradient(x)[0]
+
+    def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
+        raise InputError(f"Hessian products of {type(self).__name__}", "none", "a function that defines `_hvp`")
+
+    def value(self, x: Tensor) -> float:
+        """f(x). Collective over `comm`, as all calls."""
+        self.tally.values += 1
+        self.tally.work += self.costs.value
+        return self._value(x)
+
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        """f(x) and f'(x), (size,)."""
+        self.tally.gradients += 1
+        self.tally.work += self.costs.gradient
+        return self._value_and_gradient(x)
+
+    def hvp(self, x: Tensor, d: Tensor) -> Tensor:
+        """f''(x) d, (size,)."""
+        self.tally.hessian_products += 1
+        self.tally.work += self.costs.hessian_product
+        return self._hvp(x, d)
+
+    def local(self, decomposition: Decomposition, part: int, x: Tensor) -> SmoothFunction:
+        """d -> f(x + R' d), R the restriction to a part of the unknowns; counted with the costs it has.
+
+        It may be a model of it, with the same value and gradient at d = 0. Functions that know more evaluate only
+        what depends on the part, and say so in the costs.
+        """
+        return Restriction(self, decomposition.parts[part], x)
+
+    def decompose(self, parts: int, overlap: int = 0, team: Any = None) -> Decomposition:
+        """The unknowns in parts of neighbors; functions that know better take whole layers, windows of time, ...
+
+        Args:
+            overlap: unknowns (layers, steps) that a part takes from each neighbor.
+        """
+        return Decomposition.even(self.size, parts, overlap, self.comm, team)
+
+    def preconditioner(self) -> Operator | None:
+        """g -> H_0 g, an inverse of the Hessian as far as it is known beforehand; None where nothing is."""
+        return None
+
+    def products(self, rows: Tensor | Sequence[Tensor], x: Tensor) -> Tensor:
+        """Inner products of several vectors, (m, size), with x, in one message: (m,)."""
+        rows = rows if isinstance(rows, Tensor) else torch.stack(tuple(rows))
+        return self.sum(rows @ x)
+
+    def dot(self, a: Tensor, b: Tensor) -> float:
+        """a.b over all ranks."""
+        return float(self.sum(torch.dot(a, b)))
+
+    def norm(self, a: Tensor) -> float:
+        """|a| over all ranks."""
+        return math.sqrt(self.dot(a, a))
+
+    def sum(self, own: Tensor) -> Tensor:
+        """The sum of the ranks' tensors."""
+        return own if self.comm.size == 1 else torch.as_tensor(self.comm.allreduce(own.numpy()))
+
+
+class Restriction(SmoothFunction):
+    """d -> f(x + R' d) by evaluations of the whole f.
+
+    Args:
+        whole: f.
+        indices: of the unknowns on this rank that are free, int64.
+        x: where the others stay.
+    """
+
+    def __init__(self, whole: SmoothFunction, indices: Tensor, x: Tensor) -> None:
+        super().__init__(len(indices), whole.comm, whole.costs, whole.tally)
+        self.whole, self.indices, self.x = whole, indices, x
+
+    def _at(self, d: Tensor) -> Tensor:
+        return self.x.index_add(0, self.indices, d)
+
+    def _value(self, x: Tensor) -> float:
+        return self.whole._value(self._at(x))
+
+    def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        value, gradient = self.whole._value_and_gradient(self._at(x))
+        return value, gradient[self.indices]
+
+    def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
+        direction = torch.zeros_like(self.x).index_copy(0, self.indices, d)
+        return self.whole._hvp(self._at(x), direction)[self.indices]
+
+
+class SampledFunction(SmoothFunction):
+    """f(x) = (1/N) sum_i f_i(x) + r(x): a mean over samples, of which subsets are functions of the same unknowns.
+
+    Args:
+        samples: N.
+    """
+
+    def __init__(
+        self, size: int, samples: int, comm: Any = MPI.COMM_SELF, costs: Costs | None = None, tally: Tally | None = None
+    ) -> None:
+        super().__init__(size, comm, costs, tally)
+        self.samples = samples
+
+    @abstractmethod
+    def subset(self, indices: Tensor) -> SampledFunction:
+        """The mean over these samples, int64, with the same r, the same tally, and costs by its part of the samples."""
+
+
+class FirstOrderConsistent(SmoothFunction):
+    """d -> model(d) + <g - model'(d0), d - d0>: a model whose gradient at d0 is g.
+
+    The additive first-order correction of multilevel and domain decomposition methods (S. G. Nash, A multigrid
+    approach to discretized optimization problems, Optim. Methods Softw. 14, 2000).
+
+    Args:
+        model: any smooth function.
+        d0: the point of consistency.
+        g: the gradient wanted there.
+        model_gradient: model'(d0) where it is known; else it is evaluated, once.
+    """
+
+    def __init__(self, model: SmoothFunction, d0: Tensor, g: Tensor, model_gradient: Tensor | None = None) -> None:
+        super().__init__(model.size, model.comm, model.costs, model.tally)
+        self.model, self.d0 = model, d0
+        self.shift = g - (model.value_and_gradient(d0)[1] if model_gradient is None else model_gradient)
+
+    def _value(self, x: Tensor) -> float:
+        return self.model._value(x) + self.dot(self.shift, x - self.d0)
+
+    def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        value, gradient = self.model._value_and_gradient(x)
+        return value + self.dot(self.shift, x - self.d0), gradient + self.shift
+
+    def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
+        return self.model._hvp(x, d)
+
+    def preconditioner(self) -> Operator | None:
+        return self.model.preconditioner()

@@ -1,0 +1,352 @@
+"""What preconditioners know of a KKT operator [W F'; F 0]: the blocks of its steps.
+
+W is block diagonal here, a form of the state and one of the control a step. Those of the Riesz metric are W
+itself. Of a Lagrangian, W keeps the Hessian of the objective: what the constraint curves and what couples states
+to controls is left to the Krylov method. A state that the objective does not see gets a small weight, alpha times
+the metric, where alpha is the price of control.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+from pdeopt.control.constraint import SparseStepJacobian
+from pdeopt.control.controlmap import ControlMap
+from pdeopt.control.metric import DesignForm
+from pdeopt.core.arrays import assign, copy
+from pdeopt.core.errors import InputError, SolveFailure, agree
+from pdeopt.kkt.operator import KKTOperator
+from pdeopt.steps.innerproduct import InnerProduct
+from pdeopt.steps.linear_mgrit import TimeSystem
+from pdeopt.steps.sparse import Sparsity, StepMatrix
+from pdeopt.steps.timegrid import TimeGrid
+from pdeopt.steps.windows import Windows, alike, sum_windows
+
+Fields = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass
+class KKTBlocks:
+    """The blocks, and the products made of them. Fields are u (n_local, n), flat controls z, and p on all ranks.
+
+    Attributes:
+        grid: who owns which steps.
+        A, B, C: dF/du_new, dF/du_old, dF/dz of the steps.
+        state, control: the forms W of a step.
+        conservative: of the constraint.
+        design: the form of flat controls where they are not one a step.
+        F_p: derivatives by the global parameters, (param_dim, n_local, n).
+        W_pp: their Hessian.
+        is_exact: W misses nothing but what the constraint curves: no state was given a weight.
+        window: what couples windows of so many steps is left out; None for nothing.
+        whole: C and the form of the control with the fixed controls; None where none is fixed.
+    """
+
+    grid: TimeGrid
+    A: StepMatrix
+    B: StepMatrix
+    C: StepMatrix
+    state: InnerProduct
+    control: InnerProduct
+    conservative: bool = False
+    design: DesignForm | None = None
+    F_p: Tensor | None = None
+    W_pp: Tensor | None = None
+    window: int | None = None
+    is_exact: bool = True
+    whole: tuple[StepMatrix, InnerProduct] | None = None
+
+    @classmethod
+    def of(cls, operator: KKTOperator) -> KKTBlocks:
+        """The blocks of an operator at its present point. Collective.
+
+        Raises:
+            InputError: the constraint has no sparsity pattern, or controls are fixed that have a control map.
+            SolveFailure: a control without a price.
+        """
+        problem, lin, metric = operator.problem, operator.lin, operator.metric
+        jacobian = lin.jacobian
+        if not isinstance(jacobian, SparseStepJacobian):
+            raise InputError(
+                "a preconditioner of the KKT system",
+                f"{type(problem.constraint).__name__} without a sparsity pattern",
+                "declare constraint.pattern = StepPattern(A, B, C, W)",
+            )
+        state, control, W_pp = metric.state, metric.control, torch.eye(problem.param_dim, dtype=torch.float64)
+        is_exact = True
+        if operator.hessian != "metric":
+            state, control = problem.objective.hessian_blocks(lin.u, lin.z_step, lin.steps)
+            seen = _seen(problem.grid, state, metric.state, _control_price(operator, control))
+            state, is_exact = seen.agreed(problem.grid), seen is state
+            control = control.agreed(problem.grid)
+            W_pp = _parameter_hessian(operator)
+        A, B, C = (jacobian.blocks[name] for name in "ABC")
+        whole = None if operator.fixed is None else (C, control)
+        if whole is not None:
+            C, control = _freed(operator, C, control)
+        design = None if problem.control_map is None else DesignForm(problem, control)
+        F_p = _parameter_columns(operator) if problem.param_dim else None
+        return cls(
+            problem.grid,
+            A,
+            B,
+            C,
+            state,
+            control,
+            problem.constraint.conservative,
+            design,
+            F_p,
+            W_pp,
+            is_exact=is_exact,
+            whole=whole,
+        )
+
+    @property
+    def n(self) -> int:
+        """Unknowns of a state."""
+        return self.A.shape[0]
+
+    @property
+    def control_map(self) -> ControlMap | None:
+        """z_step = E z, where there is one."""
+        return None if self.design is None else self.design.problem.control_map
+
+    @property
+    def param_size(self) -> int:
+        """Parameters that stand on this rank."""
+        return len(self.F_p) if self.F_p is not None and self.grid.is_first else 0
+
+    def fields(self, k: PETSc.Vec) -> tuple[Fields, Tensor]:
+        """Copies of (u, z, p) and lam of a KKT vector."""
+        entries, states, params = copy(k), self.grid.n_local * self.n, self.param_size
+        u, z, p, lam = entries.split([states, len(entries) - 2 * states - params, params, states])
+        if self.F_p is not None:
+            p = self.grid.from_first(p if self.grid.is_first else p.new_zeros(len(self.F_p)))
+        return (u.reshape(-1, self.n), z, p), lam.reshape(-1, self.n)
+
+    def pack(self, k: PETSc.Vec, x: Fields, lam: Tensor) -> None:
+        """Write (u, z, p) and lam into a KKT vector."""
+        u, z, p = x
+        assign(k, u, z, p[: self.param_size], lam)
+
+    @property
+    def local_size(self) -> int:
+        """Entries of a KKT vector on this rank."""
+        design = self.grid.n_local * self.C.shape[1] if self.design is None else self.design.problem.control_size
+        return 2 * self.grid.n_local * self.n + design + self.param_size
+
+    def apply(self, k: PETSc.Vec, out: PETSc.Vec) -> None:
+        """out = [W F'; F 0] k. Collective."""
+        x, lam = self.fields(k)
+        (u, z, p), (v, y, q) = self.multiply(x), self.adjoint(lam)
+        self.pack(out, (u + v, z + y, p + q), self.jacobian(x))
+
+    def apply_schur(self, lam: PETSc.Vec, out: PETSc.Vec) -> None:
+        """out = S lam. Collective."""
+        assign(out, self.schur(copy(lam).reshape(-1, self.n)))
+
+    def cut(self, window: int) -> KKTBlocks:
+        """The blocks without what couples windows of so many steps."""
+        return replace(self, window=window)
+
+    def cut_coupling(self) -> StepMatrix:
+        """B of the steps of this rank, zero where a window starts."""
+        return StepMatrix(self.B.sparsity, self._kept * self.B.values)
+
+    @cached_property
+    def _kept(self) -> Tensor:
+        """1 where a step is coupled to the one before, (n_local, 1)."""
+        step = torch.arange(self.grid.begin, self.grid.end)[:, None]
+        return (step % (self.window or self.grid.num_steps) != 0).double()
+
+    def coarsen(self, factor: int, with_control: bool = True) -> KKTBlocks | None:
+        """The blocks of the grid of every `factor`-th node: sums over windows; None without steps. Collective.
+
+        A sum is the Galerkin product for states, controls and multipliers that are constant in a window; for
+        implicit Euler it is the rediscretized step. `with_control` off drops C.
+        """
+        if self.design is not None or self.F_p is not None:
+            raise InputError("coarser KKT systems", "a control map or global parameters", "one control a step")
+        windows = Windows(self.grid, factor)
+        A, B = TimeSystem(self.grid, self.A, self.B, factor).coarse_matrices()
+        C, (state, control) = sum_windows(windows, self.C), (form.sum(windows) for form in (self.state, self.control))
+        whole = self.whole and (sum_windows(windows, self.whole[0]), self.whole[1].sum(windows))
+        coarse = self.grid.coarsen(factor)
+        if coarse is None:
+            return None
+        if not with_control:
+            C = StepMatrix(C.sparsity, torch.zeros_like(C.values))
+        return KKTBlocks(coarse, A, B, C, state, control, self.conservative, whole=whole)
+
+    def jacobian(self, x: Fields) -> Tensor:
+        """F (u, z, p), rows (n_local, n). Collective."""
+        u, z, p = x
+        z_step = z if self.control_map is None else self.control_map(z)
+        rows = self.A(u) + self.B(self._before(u)) + self.C(z_step.reshape(len(u), -1))
+        return rows if self.F_p is None else rows + torch.einsum("p,pin->in", p, self.F_p)
+
+    def adjoint(self, lam: Tensor) -> Fields:
+        """F'lam. Collective."""
+        z = self.C.transpose(lam).reshape(-1)
+        z = z if self.control_map is None else self.control_map.adjoint(z)
+        p = lam.new_empty(0) if self.F_p is None else self.grid.sum(torch.einsum("pin,in->p", self.F_p, lam))
+        following = self.B.transpose(lam)
+        if self.window is not None:
+            following = self._kept * following
+        return self.A.transpose(lam) + self.grid.shift_adjoint(following)[0], z, p
+
+    def _before(self, u: Tensor) -> Tensor:
+        before = self.grid.shift(u)
+        return before if self.window is None else self._kept * before
+
+    def multiply(self, x: Fields) -> Fields:
+        """W (u, z, p). Collective."""
+        u, z, p = x
+        if self.design is None:
+            z = self.control.multiply(z.reshape(len(u), -1)).reshape(-1)
+        else:
+            z = self.design.multiply(z)
+        return self.state.multiply(u), z, p if self.W_pp is None else self.W_pp @ p
+
+    def inverse(self, g: Fields) -> Fields:
+        """W^-1 (u, z, p). Collective."""
+        u, z, p = g
+        if self.design is None:
+            z = self.control.solve(z.reshape(len(u), -1)).reshape(-1)
+        else:
+            z = self.design.solve(z)
+        return self.state.solve(u), z, p if self.W_pp is None else torch.linalg.solve(self.W_pp, p)
+
+    def schur(self, lam: Tensor) -> Tensor:
+        """S lam = F W^-1 F'lam. Collective."""
+        return self.jacobian(self.inverse(self.adjoint(lam)))
+
+    def shift(self, with_old_state: bool = False) -> StepMatrix:
+        """N with N W^-1 N' close to G = C Wzz^-1 C', so that (F_u + N) W^-1 (F_u + N)' matches S.
+
+        (J. W. Pearson, M. Stoll, A. J. Wathen, Regularization-robust preconditioners for time-dependent
+        PDE-constrained optimization problems, SIAM J. Matrix Anal. Appl. 33, 2012.) With lumped forms
+        gamma^2 = G 1 / W 1 in each unknown, N = gamma^1/2 W gamma^1/2; for mass matrices that is exact, N =
+        sqrt(tau w / alpha) M. `with_old_state` adds B W^-1 B' to G, for the diagonal block of S alone. Collective.
+        """
+        if self.whole is not None and not with_old_state:
+            return self._shift_of_free(*self.whole)
+        squared = self._lumped(self.C, self.control)
+        if with_old_state:
+            squared = squared + self._lumped(self.B, self.state)  # of the step before: its weight is nearly the same
+        root = (squared / self.state.row_sums()).sqrt().sqrt()
+        if alike(self.grid, self.A, self.C, self.state.matrix):  # one shift keeps steps alike
+            root = self._largest(root * self.state.weight[:, None].sqrt())
+            values = self.state.matrix.values
+        else:
+            values = self.state.spread().values
+        pattern = self.state.matrix.sparsity
+        return StepMatrix(pattern, root[:, pattern.rows] * values * root[:, pattern.cols])
+
+    def _shift_of_free(self, C: StepMatrix, control: InnerProduct) -> StepMatrix:
+        """`shift` where controls are fixed, of which C and its form have none left out.
+
+        G has no full rank then, and a multiple of W would hold what is fixed beside a free control, too. Instead
+        N = (W 1 / G 1)^1/4 C L^-1 C' (W 1 / G 1)^1/4 with C of the free controls; the lumped form L and G are of all.
+        """
+        squared, pattern = self._lumped(C, control), Sparsity(C.sparsity.csr @ C.sparsity.csr.T)
+        root = torch.where(squared > 0, self.state.row_sums() / squared, 0.0).sqrt().sqrt()
+        values = _outer(self.C, 1.0 / control.row_sums(), pattern)
+        return StepMatrix(pattern, root[:, pattern.rows] * values * root[:, pattern.cols])
+
+    def _lumped(self, block: StepMatrix, form: InnerProduct) -> Tensor:
+        """Row sums of block form^-1 block' with absolute entries and a lumped form, (batch or 1, n)."""
+        size = block.absolute()
+        ones = torch.ones(len(form.weight), block.shape[0], dtype=torch.float64)
+        return size(size.transpose(ones) / form.row_sums())
+
+    def _largest(self, rows: Tensor) -> Tensor:
+        """The largest entry of each column over all ranks, (1, n)."""
+        largest = rows.amax(0, keepdim=True)
+        if self.grid.mpi.size > 1:
+            largest = torch.stack([torch.from_numpy(part) for part in self.grid.mpi.allgather(largest.numpy())]).amax(0)
+        return largest
+
+
+def _seen(grid: TimeGrid, state: InnerProduct, metric: InnerProduct, price: float) -> InnerProduct:
+    """The form of the state, with `price` times the metric for unknowns that it does not see. Collective."""
+    unseen = grid.sum(state.zero_rows().expand(grid.n_local, -1).double().sum(0))  # in how many steps
+    if not bool(unseen.any()):
+        return state
+    everywhere = unseen == grid.num_steps
+    if bool(unseen[~everywhere].any()):  # not at the same places in all steps: a weight for all
+        return state + metric.scaled(torch.full_like(metric.weight, price))
+    pattern, keep = metric.matrix.sparsity, everywhere.double()
+    kept = keep[pattern.rows] * keep[pattern.cols] * metric.matrix.values
+    return state + InnerProduct(price * metric.weight, StepMatrix(pattern, kept))
+
+
+def _control_price(operator: KKTOperator, control: InnerProduct) -> float:
+    """The least alpha with control = alpha times metric, by row sums. Collective."""
+    sums, failure = control.row_sums(), None
+    if not bool((sums > 0).all()):
+        failure = SolveFailure(
+            "a control has no price, so Wzz is singular", "add ControlCost to the objective, or use a direct solver"
+        )
+    agree(operator.problem.grid.mpi, failure)
+    return -float(operator.problem.grid.max(-(sums / operator.metric.control.row_sums()).amin()))
+
+
+def _freed(operator: KKTOperator, C: StepMatrix, control: InnerProduct) -> tuple[StepMatrix, InnerProduct]:
+    """C and the form of the control without the fixed controls, one a step."""
+    if operator.problem.control_map is not None:
+        raise InputError(
+            "a preconditioner of the KKT system",
+            "controls with a control map that are fixed at bounds",
+            "-sqp_kkt_precond direct, or one control a step",
+        )
+    assert operator.fixed is not None
+    pattern, fixed = control.matrix.sparsity, operator.fixed.reshape(len(control.weight), -1).double()
+    free, diagonal = 1.0 - fixed, torch.from_numpy(pattern.rows == pattern.cols)
+    values = free[:, pattern.rows] * free[:, pattern.cols] * control.matrix.values
+    values += diagonal * fixed[:, pattern.rows] * operator.pin / control.weight[:, None]
+    C = StepMatrix(C.sparsity, free[:, C.sparsity.cols] * C.values)
+    return C, InnerProduct(control.weight, StepMatrix(pattern, values))
+
+
+def _outer(C: StepMatrix, weight: Tensor, pattern: Sparsity) -> Tensor:
+    """Those entries of C diag(weight) C' that stand in a pattern, (batch, nnz)."""
+    entries, rows = C.sparsity.padded_transpose  # of each column, (width, columns)
+    values = torch.cat([C.values, torch.zeros_like(C.values[:, :1])], dim=1)[:, entries]
+    keys = torch.from_numpy(pattern.rows * pattern.shape[1] + pattern.cols)
+    out = torch.zeros(max(len(C.values), len(weight)), pattern.nnz, dtype=torch.float64)
+    for i, k in itertools.product(range(len(rows)), repeat=2):
+        key = rows[i] * pattern.shape[1] + rows[k]
+        place = torch.searchsorted(keys, key).clamp(max=pattern.nnz - 1)
+        found = keys[place] == key
+        out.index_add_(1, place[found], (values[:, i] * values[:, k] * weight)[:, found])
+    return out
+
+
+def _parameter_hessian(operator: KKTOperator) -> Tensor:
+    """W_pp, made positive where the objective does not see p. Collective."""
+    lin, problem = operator.lin, operator.problem
+    columns = [lin.parameter_column(None, dp)[3] for dp in torch.eye(problem.param_dim, dtype=torch.float64)]
+    if not columns:
+        return torch.empty(0, 0, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(problem.grid.sum(torch.stack(columns)))
+    least = 1e-8 * max(float(values.abs().amax()), 1e-8)
+    positive: Tensor = vectors @ torch.diag(values.abs().clamp(min=least)) @ vectors.T
+    return positive
+
+
+def _parameter_columns(operator: KKTOperator) -> Tensor:
+    """F_p with the path through u_0 = G(p), (param_dim, n_local, n). Collective."""
+    problem, x, out = operator.problem, operator.problem.create_primal(), operator.problem.create_multiplier()
+    u, z, _ = problem.fields(x)
+    columns = []
+    for dp in torch.eye(problem.param_dim, dtype=torch.float64):
+        operator.lin.jvp(problem.pack(x, u, z, dp), out)
+        columns.append(copy(out).reshape(-1, problem.n))
+    return torch.stack(columns)

@@ -1,0 +1,178 @@
+"""The KKT operator [W J'; J 0] over [u | z | p | lam]: matrix-free, and assembled from the same problem.
+
+With W = R, the Riesz metric, it is the augmented system of composite-step methods: positive definite in
+the first block whatever the objective, also for a loss on the last state alone.
+
+Controls may be fixed, as those at an active bound are: their rows and columns become those of a small multiple of
+the identity, so small that sums over windows of steps, as of coarser grids, are those of the free controls.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+from pdeopt.control.metric import RieszMetric
+from pdeopt.control.problem import Linearization
+from pdeopt.core.arrays import copy, index_array, writable
+from pdeopt.core.errors import InputError
+from pdeopt.kkt.assembly import KKTAssembly, require_pattern
+from pdeopt.kkt.layout import KKTLayout
+from pdeopt.steps.sparse import Sparsity, StepMatrix
+
+Hessian = Literal["metric", "full", "gauss-newton"]
+
+#: The diagonal entry of a fixed control, relative to the mean lumped form of a control.
+FIXED = 1e-3
+
+
+class KKTOperator:
+    """[W J'; J 0] at a linearization.
+
+    Args:
+        metric: the Riesz metric of the problem.
+        hessian: which W: "metric" R, "full" L'' or "gauss-newton" J'' alone.
+    """
+
+    def __init__(self, metric: RieszMetric, hessian: Hessian = "full") -> None:
+        if hessian not in get_args(Hessian):
+            raise InputError("hessian", repr(hessian), " | ".join(get_args(Hessian)))
+        self.metric, self.problem, self.hessian = metric, metric.problem, hessian
+        self.layout = KKTLayout(self.problem)
+        self._masses = (metric.state_mass, metric.control_mass)
+        self._x, self._w = self.problem.create_primal(), self.problem.create_primal()
+        self._lam, self._c = self.problem.create_multiplier(), self.problem.create_multiplier()
+        self._assembly: KKTAssembly | None = None
+        self._assembled: PETSc.Mat | None = None
+
+    def set_point(self, lin: Linearization, lam: PETSc.Vec | None = None, fixed: Tensor | None = None) -> None:
+        """Move to a linearization.
+
+        Args:
+            lam: the multiplier of the full Hessian.
+            fixed: which of the flat controls of this rank do not move, booleans; None on all ranks or on none.
+        """
+        self.lin, self.lam, self.fixed = lin, lam if self.hessian == "full" else None, fixed
+        if fixed is not None:
+            self.pin = FIXED * self._mean_control_form()
+
+    def _mean_control_form(self) -> float:
+        """1'Wzz 1 / 1'1 without the constraint's curvature; that of the metric where controls have no price."""
+        u, z, p = self.problem.fields(self._x)
+        ones = self.problem.pack(self._x, torch.zeros_like(u), torch.ones_like(z), torch.zeros_like(p))
+        size = 0.0 if self.hessian == "metric" else ones.dot(self.lin.hvp(None, ones, self._w))
+        return float((size if size > 0 else ones.dot(self.metric.primal(ones, self._w))) / ones.dot(ones))
+
+    def mult(self, matrix: PETSc.Mat | None, k: PETSc.Vec, out: PETSc.Vec) -> None:
+        """out = K k; the verb of a PETSc shell matrix."""
+        x, lam = self._x, self._lam
+        self.problem.split_kkt(k, x, lam)
+        held = self._exchange_fixed(x)
+        Wx = self.apply_hessian(x, self._w)
+        JT_lam = self.lin.vjp(lam, self.problem.create_primal())
+        Wx.axpy(1.0, JT_lam)
+        self._exchange_fixed(Wx, held)
+        self.problem.join_kkt(Wx, self.lin.jvp(x, self._c), out)
+
+    multTranspose = mult  # K is symmetric
+
+    def _exchange_fixed(self, x: PETSc.Vec, values: Tensor | None = None) -> Tensor | None:
+        """Write zeros, or the pin times values, into the fixed controls of x; returns what they were."""
+        if self.fixed is None:
+            return None
+        place = torch.nonzero(self.fixed)[:, 0] + self.problem.state_size
+        with writable(x) as entries:
+            before = entries[place]
+            entries[place] = 0.0 if values is None else self.pin * values
+        return before
+
+    def apply_hessian(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out = W x, whatever is fixed."""
+        if self.hessian == "metric":
+            return self.metric.primal(x, out)
+        return self.lin.hvp(self.lam, x, out)
+
+    def shell(self) -> PETSc.Mat:
+        """A new shell matrix; the caller destroys it. (It is not kept here: see the traps in docs.)"""
+        size = (self.layout.local_size, self.layout.global_size)
+        matrix = PETSc.Mat().createPython((size, size), context=self, comm=self.problem.grid.comm)
+        matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
+        matrix.setUp()
+        return matrix
+
+    def assemble(self) -> PETSc.Mat:
+        """The matrix as AIJ at the present point, refilled at each call. Collective.
+
+        Raises:
+            InputError: the constraint has no sparsity pattern.
+        """
+        if self._assembly is None:
+            self._assembly = KKTAssembly(self.problem, self._sparsity())
+        lam = None if self.lam is None else copy(self.lam).reshape(-1, self.problem.n)
+        values = self._metric_values() if self.hessian == "metric" else self._hessian_values(lam)
+        columns = [self._parameter_column(lam, dp) for dp in torch.eye(self.problem.param_dim, dtype=torch.float64)]
+        self._assembled = self._assembly.matrix(self.lin, values, columns, self._assembled)
+        if self.fixed is not None:
+            start = self._assembled.getOwnershipRange()[0] + self.problem.state_size
+            self._assembled.zeroRowsColumns(index_array(start + torch.nonzero(self.fixed)[:, 0]), diag=self.pin)
+        return self._assembled
+
+    def free(self) -> None:
+        """Free the assembled matrix. (`destroy` would be the verb of the shell matrix.)"""
+        if self._assembled is not None:
+            self._assembled.destroy()
+            self._assembled = None
+
+    def _sparsity(self) -> Sparsity:
+        """The pattern of a step's W over [u_old | u_new | z]."""
+        problem, n, m = self.problem, self.problem.n, self.problem.m
+        nothing = sp.csr_matrix((n, n))
+        if self.hessian == "metric":
+            return Sparsity(sp.block_diag([nothing, *(mass.sparsity.csr for mass in self._masses)]))
+        p = torch.randn(problem.param_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        samples = problem.grid.samples().with_parameters(p)
+        objective = problem.objective.hessian_sparsity(n, m, samples)
+        own = sp.diags(np.repeat([0.0, 1.0], [n, m]))  # of fixed controls
+        total = Sparsity(sp.block_diag([nothing, objective.csr + own]))
+        return total | require_pattern(problem).W if self.hessian == "full" else total
+
+    def _metric_values(self) -> Tensor:
+        return self.lin.steps.dt[:, None] * torch.cat([mass.values[0] for mass in self._masses])
+
+    def _parameter_column(self, lam: Tensor | None, dp: Tensor) -> tuple[Tensor, ...]:
+        column = self.lin.parameter_column(lam, dp)
+        if self.hessian != "metric":
+            return column
+        first = self.problem.grid.is_first  # R is the identity in p, counted once
+        return *(torch.zeros_like(part) for part in column[:3]), dp * float(first), column[4]
+
+    def _hessian_values(self, lam: Tensor | None) -> Tensor:
+        """Entries of each step's W by colored Hessian products, (n_local, nnz)."""
+        lin, n = self.lin, self.problem.n
+        assert self._assembly is not None
+        rows, objective = len(lin.steps), self.problem.objective
+        no_p = torch.zeros_like(lin.p)
+
+        def product(direction: Tensor) -> Tensor:
+            d_old, du, dz = (d.expand(rows, -1) for d in direction.split([n, n, self.problem.m]))
+            h_u, h_z, _ = objective.hvp(lin.u, lin.z_step, lin.steps, du, dz, no_p)
+            if lam is None:
+                return torch.cat([torch.zeros_like(h_u), h_u, h_z], dim=1)
+            w_old, w_new, w_z, _ = lin.jacobian.hvp(lam, d_old, du, dz)
+            return torch.cat([w_old, h_u + w_new, h_z + w_z], dim=1)
+
+        W = self._assembly.W
+        values, probe = W.fill(product), torch.linspace(1.0, 2.0, W.shape[1], dtype=lin.u.dtype)
+        expected, found = product(probe), StepMatrix(W, values)(probe.expand(rows, -1))
+        if (expected - found).abs().amax() > 1e-8 * (1 + expected.abs().amax()):
+            raise InputError(
+                "the sparsity of second derivatives",
+                "a pattern that misses nonzero entries",
+                "StepPattern(A, B, C, W) with all entries of W, or another Objective.hessian_sparsity",
+            )
+        return values

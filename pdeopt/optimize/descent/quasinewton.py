@@ -1,0 +1,226 @@
+"""Quasi-Newton methods with a line search: L-BFGS, and dense self-scaled BFGS and Broyden.
+
+Of a `Hierarchy` whose levels have the same unknowns, such as `sample_hierarchy` makes, they take the coarsest function
+first, and the next finer one where that is no longer like it. x and H go on: most of what they have to learn, the
+samples share.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pdeopt.core.monitor import Descentercord, History, Reason, Result
+from pdeopt.core.settings import Settings, setting
+from pdeopt.functions.hierarchy import as_hierarchy
+from pdeopt.functions.smooth import Operator, SmoothFunction
+from pdeopt.optimize.descent.minimizer import Minimizer
+from pdeopt.optimize.parts.inversehessian import DenseInverse, InverseHessian, LimitedMemory
+from pdeopt.optimize.parts.linesearch import SEARCHES, Ray
+
+#: Steps on a coarser level from one look at the next finer one to the next.
+LOOK = 10
+
+
+class QuasiNewton(Minimizer):
+    """x <- x - size H f'(x), H updated by the pair of the step.
+
+    Attributes:
+        levels: the functions, finest first; the other levels of a hierarchy that has other unknowns there are left out.
+        level: the number of the one that is minimized now; f and g are its.
+    """
+
+    inverse: InverseHessian
+    preconditioner: Operator | None
+    levels: Sequence[SmoothFunction]
+
+    def attach(self, function: SmoothFunction) -> None:
+        hierarchy = as_hierarchy(function)
+        self.levels = hierarchy.functions if hierarchy.shares_unknowns else hierarchy.functions[:1]
+        super().attach(self.levels[0])
+
+    @abstractmethod
+    def new_inverse(self) -> InverseHessian:
+        """H before the first pair."""
+
+    def start(
+        self, x: Tensor, known: tuple[float, Tensor] | None = None, inverse: InverseHessian | None = None
+    ) -> None:
+        self.level = len(self.levels) - 1
+        self.function, self._taken = self.levels[self.level], 0
+        value = self.levels[0].value(x) if self.level else math.inf
+        self._first = (x, value if math.isfinite(value) else math.inf)
+        super().start(x, known)
+        self.preconditioner = self.function.preconditioner()
+        self.inverse, self._pairs = inverse or self.new_inverse(), 0 if inverse is None else 1
+        self._usual_size = 1.0
+
+    def step(self) -> Reason:
+        before = self.level
+        if self.level and self._has_left():
+            self._refine()
+            if self.optimality() <= self.stop.gtol:
+                return Reason.ITERATING
+        reason = self.iteration()
+        self._taken += 1
+        if self.level < before:
+            self.note = f"level {self.level} {self.note}".strip()
+        if reason < 0 and self.level:  # nothing more to gain here
+            self._refine()
+            return Reason.ITERATING
+        return reason
+
+    def _has_left(self) -> bool:
+        """Whether this level has no more to say of the next finer one: its own error is most of what is left."""
+        if self.optimality() <= self.stop.gtol:
+            return True
+        if not self.settings.gap or self._taken % LOOK != LOOK - 1:
+            return False
+        return not self.levels[self.level - 1].value(self.x) - self.f <= self.settings.gap * abs(self.f)
+
+    def _refine(self) -> None:
+        self.level -= 1
+        self.function = self.inverse.function = self.levels[self.level]
+        self.f, self.g = self.function.value_and_gradient(self.x)
+
+    def _test(self, record: Descentercord) -> Reason:
+        reason = super()._test(record)
+        only_here = reason in (Reason.CONVERGED_OPTIMALITY, Reason.CONVERGED_TARGET) and self.level > 0
+        return Reason.ITERATING if only_here else reason
+
+    def result(self, reason: Reason, message: str, history: History) -> Result:
+        """The last point, or the start where that is better on the finest level."""
+        found, (x, value) = super().result(reason, message, history), self._first
+        if len(self.levels) > 1 and not (self.levels[0].value(self.x) if self.level else self.f) <= value:
+            found.design = x
+        return found
+
+    def direction(self) -> tuple[Tensor, bool]:
+        """Where to go, and whether it is -H f'."""
+        return -self.inverse.times(self.g), True
+
+    def iteration(self) -> Reason:
+        """Move x, f and g on this level."""
+        direction, is_newton = self.direction()
+        ray, size = self._search(direction)
+        self.note = ""
+        if size is None and self._pairs:  # H may be what is wrong
+            self.inverse, self._pairs, self.note, is_newton = self.new_inverse(), 0, "anew", True
+            self._usual_size = 1.0
+            ray, size = self._search(-self.inverse.times(self.g))
+        if size is None:
+            return Reason.DIVERGED_LINE_SEARCH if math.isfinite(ray(1e-8)) else Reason.DIVERGED_NAN
+        x, f, g = ray.point(size), ray(size), ray.gradient(size)
+        curvature = -(size**2) * ray.slope_at_start if is_newton else None  # of s = -size H g: s.H^-1 s = -size g.s
+        if self.inverse.update(x - self.x, g - self.g, curvature, g):
+            self._pairs += 1
+        else:
+            self.note = "no curvature"
+        self._usual_size = self._usual_size**0.8 * size**0.2
+        self.x, self.f, self.g, self.radius = x, f, g, size
+        return Reason.ITERATING
+
+    def _first_trial(self) -> float:
+        """1, or where H is too large on the average, a little more than the geometric mean of the last sizes."""
+        if self._pairs or self.preconditioner is not None or self.settings.first_step == "unit":
+            return 1.0 if self.inverse.unit_steps else min(1.0, 1.2 * self._usual_size)
+        return min(1.0, 1.0 / self.function.norm(self.g))
+
+    def _search(self, direction: Tensor) -> tuple[Ray, float | None]:
+        ray = Ray(self.function, self.x, self.f, self.g, direction)
+        if not ray.slope_at_start < 0:
+            return ray, None
+        return ray, SEARCHES[self.settings.line_search].along(ray, self._first_trial())
+
+    def memory(self) -> dict[str, Any]:
+        inverse = {f"inverse.{name}": value for name, value in self.inverse.memory().items()}
+        own = {"pairs": self._pairs, "usual_size": self._usual_size, "level": self.level, "taken": self._taken}
+        return super().memory() | own | {"first.x": self._first[0].clone(), "first.f": self._first[1]} | inverse
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        super().recall(memory)
+        self.level, self._taken = int(memory["level"]), int(memory["taken"])
+        self.function = self.levels[self.level]
+        self._first = (memory["first.x"].clone(), float(memory["first.f"]))
+        self.preconditioner = self.function.preconditioner()
+        self._pairs, self.inverse = int(memory["pairs"]), self.new_inverse()
+        self._usual_size = float(memory["usual_size"])
+        self.inverse.recall({k.removeprefix("inverse."): v for k, v in memory.items() if k.startswith("inverse.")})
+
+
+def search_setting() -> Any:
+    """The line search of a method."""
+    return setting("wolfe", "strong Wolfe, or Armijo with quadratic or cubic backtracking", choices=tuple(SEARCHES))
+
+
+def gap_setting() -> Any:
+    """When to leave a level."""
+    return setting(
+        2.0,
+        "go on to the next finer level of a hierarchy where its value is larger by this factor of the "
+        "value; 0: at a minimum alone",
+        at_least=0,
+    )
+
+
+def first_step_setting() -> Any:
+    """The first trial of a run, before there is a pair."""
+    return setting(
+        "normalized",
+        "length of the first trial step: at most 1, or that of the gradient",
+        choices=("normalized", "unit"),
+    )
+
+
+@dataclass(frozen=True)
+class LBFGSSettings(Settings, prefix="lbfgs_"):
+    """Options `-lbfgs_*`."""
+
+    memory: int = setting(10, "pairs that are kept; 0 for steepest descent", at_least=0)
+    line_search: str = search_setting()
+    first_step: str = first_step_setting()
+    gap: float = gap_setting()
+
+
+class LBFGS(QuasiNewton):
+    """L-BFGS (D. C. Liu, J. Nocedal, Math. Program. 45, 1989) in compact form."""
+
+    name, Settings = "lbfgs", LBFGSSettings
+
+    def new_inverse(self) -> LimitedMemory:
+        return LimitedMemory(self.function, self.settings.memory, self.preconditioner)
+
+
+@dataclass(frozen=True)
+class SSBroydenSettings(Settings, prefix="ssbroyden_"):
+    """Options `-ssbroyden_*`."""
+
+    update: str = setting(
+        "ssbroyden", "self-scaled Broyden, self-scaled BFGS, or BFGS", choices=("ssbroyden", "ssbfgs", "bfgs")
+    )
+    line_search: str = search_setting()
+    first_step: str = first_step_setting()
+    gap: float = gap_setting()
+
+
+class SSBroyden(QuasiNewton):
+    """Dense quasi-Newton methods of the self-scaled Broyden class; n^2 numbers, so for n up to some 10^4.
+
+    Args:
+        team: communicator whose ranks share the rows of H, where the unknowns are on every rank; see `DenseInverse`.
+    """
+
+    name, Settings = "ssbroyden", SSBroydenSettings
+    inverse: DenseInverse
+
+    def __init__(self, function: SmoothFunction | None = None, *args: Any, team: Any = None, **defaults: Any) -> None:
+        self.team = team
+        super().__init__(function, *args, **defaults)
+
+    def new_inverse(self) -> DenseInverse:
+        return DenseInverse(self.function, self.settings.update, self.team, self.preconditioner)

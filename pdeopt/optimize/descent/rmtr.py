@@ -1,0 +1,149 @@
+"""RMTR: the recursive multilevel trust-region method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pdeopt.core.monitor import Reason
+from pdeopt.core.settings import setting
+from pdeopt.functions.smooth import SmoothFunction
+from pdeopt.optimize.descent.minimizer import Minimizer
+from pdeopt.optimize.descent.multilevel import Multilevel, MultilevelSettings
+from pdeopt.optimize.parts.trustmodel import MODELS, trust_model
+from pdeopt.optimize.parts.trustregion import RatioRule, reduction_ratio
+
+#: A radius below this part of max(1, |x|) ends the run.
+VANISHED = 1e-15
+#: A coarse level rests where less than this part of its reach is left.
+EDGE = 1e-2
+
+
+@dataclass(frozen=True)
+class RMTRSettings(MultilevelSettings, prefix="rmtr_"):
+    """Options `-rmtr_*`."""
+
+    model: str = setting("lsr1", "of the steps: first order, secant pairs, or Hessian products", choices=MODELS)
+    memory: int = setting(10, "pairs of lsr1", at_least=1)
+    radius: float = setting(1.0, "first radius of the steps; corrections are first limited by their ratio", above=0)
+    cg_rtol: float = setting(0.1, "largest relative residual of conjugate gradients (hvp)", above=0, at_most=1)
+    cg_max_it: int = setting(100, "Hessian products a step at most (hvp)", at_least=1)
+    accept: float = setting(1e-4, "ratio of actual to predicted decrease from which a step is taken", above=0)
+    poor: float = setting(0.1, "ratio below which the radius shrinks", above=0, at_most=1)
+    good: float = setting(0.75, "ratio above which the radius grows", above=0, at_most=1)
+
+    @property
+    def rule(self) -> RatioRule:
+        """That of the radii."""
+        return RatioRule(self.accept, self.poor, self.good)
+
+
+class TrustSmoother(Minimizer):
+    """Trust-region steps that stay within a ball; their model and radius are kept where the function changes by a
+    linear term.
+
+    Attributes:
+        center, room: the ball, |x - center| <= room.
+    """
+
+    name, Settings = "rmtr", RMTRSettings
+
+    def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
+        super().start(x, known)
+        self.radius = self.settings.radius
+        self._prepare()
+
+    def _prepare(self) -> None:
+        s = self.settings
+        self.model = trust_model(self.function, s.model, "2", s.memory, s.cg_rtol, s.cg_max_it)
+        self.center, self.room = self.x, math.inf
+
+    def place(self, center: Tensor, room: float) -> None:
+        """Begin in another ball, for the function that is now attached."""
+        self.center, self.room, self.model.function = center, room, self.function
+
+    def left(self) -> float:
+        """How far x may go."""
+        return self.room - self.function.norm(self.x - self.center) if math.isfinite(self.room) else math.inf
+
+    def step(self) -> Reason:
+        radius = min(self.radius, self.left())
+        if not radius > 0.0:  # at the edge
+            return Reason.ITERATING
+        step = self.model.step(self.x, self.g, radius)
+        ratio = self.attempt(step.d, step.decrease)
+        rule = self.settings.rule
+        if radius == self.radius or not ratio >= rule.poor:
+            self.radius = rule.after(ratio, radius, self.function.norm(step.d))
+        vanished = self.radius <= VANISHED * max(1.0, self.function.norm(self.x))
+        return Reason.DIVERGED_STAGNATION if vanished else Reason.ITERATING
+
+    def attempt(self, d: Tensor, predicted: float) -> float:
+        """The ratio of actual to predicted decrease of a step, taken if it serves; the model learns in any case."""
+        x = self.x + d
+        f, g = self.function.value_and_gradient(x)
+        self.note = "rejected"
+        if not (math.isfinite(f) and math.isfinite(self.function.norm(g))):
+            return -math.inf
+        self.model.update(d, g - self.g)
+        ratio = reduction_ratio(self.f, f, predicted)
+        if ratio >= self.settings.accept:
+            self.x, self.f, self.g, self.note = x, f, g, ""
+        return ratio
+
+    def memory(self) -> dict[str, Any]:
+        return super().memory() | {f"model.{name}": value for name, value in self.model.memory().items()}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        super().recall(memory)
+        self._prepare()
+        self.model.recall({k.removeprefix("model."): v for k, v in memory.items() if k.startswith("model.")})
+
+
+class RMTR(Multilevel):
+    """Trust-region steps on each level, and corrections judged as steps are, by the ratio of fine to coarse decrease.
+
+    (S. Gratton, A. Sartenaer, Ph. L. Toint, SIAM J. Optim. 19, 2008; A. Kopanicakova, R. Krause, SIAM J. Sci. Comput.
+    45, 2023). With one level it is a trust-region method.
+
+    A coarse level stays within the radius of the correction that it makes. Corrections have a radius of their own: they
+    only add to the decrease of the steps, whose model is another; so the method converges as these do (A. R. Conn,
+    N. I. M. Gould, Ph. L. Toint, Trust-Region Methods, 2000, section 10.4).
+    """
+
+    name: ClassVar[str] = "rmtr"
+    Settings: ClassVar[type] = RMTRSettings
+
+    def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
+        super().start(x, known)
+        self.radii = [math.inf] * len(self)  # of the corrections of each level
+
+    def smoother(self, function: SmoothFunction) -> TrustSmoother:
+        return TrustSmoother(function, self.settings, self.stop)
+
+    def enter(self, level: int, reach: float) -> None:
+        self.levels[level].place(self.levels[level].x, reach)
+
+    def reach(self, level: int) -> float:
+        return float(min(self.radii[level], self.levels[level].left()))
+
+    def rests(self, level: int) -> bool:
+        smoother = self.levels[level]
+        return super().rests(level) or (math.isfinite(smoother.room) and smoother.left() <= EDGE * smoother.room)
+
+    def take(self, level: int, d: Tensor, decrease: float) -> bool:
+        fine, length = self.levels[level], self.function.norm(d)
+        ratio = fine.attempt(d, decrease)
+        self.radii[level] = self.settings.rule.after(ratio, self.radii[level], length)
+        return bool(ratio >= self.settings.accept)
+
+    def memory(self) -> dict[str, Any]:
+        return super().memory() | {"radii": torch.tensor(self.radii, dtype=torch.float64)}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        super().recall(memory)
+        self.radii = memory["radii"].tolist()

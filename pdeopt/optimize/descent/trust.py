@@ -1,0 +1,184 @@
+"""Trust-region methods, on all samples or on batches that overlap: nothing to set for a learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdeopt.core.monitor import History, Reason, Result
+from pdeopt.core.settings import Settings, setting
+from pdeopt.core.team import Team
+from pdeopt.functions.minibatch import Batches, Evaluation
+from pdeopt.functions.smooth import SmoothFunction
+from pdeopt.optimize.descent.minimizer import Minimizer
+from pdeopt.optimize.parts.trustmodel import MODELS, NORMS, TrustModel, trust_model
+from pdeopt.optimize.parts.trustregion import RatioRule, reduction_ratio
+from pdeopt.optimize.parts.trustsubproblem import length
+
+#: Length of the probe of the first radius, relative to max(1, |x|).
+PROBE = 1e-3
+#: A radius below this part of max(1, |x|) ends the run.
+VANISHED = 1e-15
+
+
+@dataclass(frozen=True)
+class TrustSettings(Settings, prefix="tr_"):
+    """Options `-tr_*`."""
+
+    model: str = setting("lsr1", "first order, secant pairs, or Hessian products", choices=MODELS)
+    norm: str = setting("2", "of the radius", choices=NORMS)
+    radius: float = setting(0.0, "first radius; 0: the length of the Cauchy step, by a probe", at_least=0)
+    memory: int = setting(10, "pairs of lsr1", at_least=1)
+    cg_rtol: float = setting(0.1, "largest relative residual of conjugate gradients (hvp)", above=0, at_most=1)
+    cg_max_it: int = setting(100, "Hessian products a step at most (hvp)", at_least=1)
+    accept: float = setting(1e-4, "ratio of actual to predicted decrease from which a step is taken", above=0)
+    poor: float = setting(0.25, "ratio below which the radius shrinks", above=0, at_most=1)
+    good: float = setting(0.75, "ratio above which the radius grows", above=0, at_most=1)
+    shrink: float = setting(0.5, "factor of the radius", above=0, at_most=1)
+    grow: float = setting(2.0, "factor of the radius", at_least=1)
+    smallest: float = setting(0.0, "radius at least", at_least=0)
+    largest: float = setting(1e30, "radius at most", above=0)
+    batch: int = setting(0, "samples of the first batch; 0 for all", at_least=0)
+    overlap: float = setting(0.5, "share of a batch that the next has, too", at_least=0, at_most=0.5)
+    average: float = setting(8.0, "decay of the mean over the iterates of batches; 0: all weigh the same", at_least=0)
+    noise: float = setting(0.0, "error of a batch's gradient, relative, above which batches grow; 0: never", at_least=0)
+    growth: float = setting(2.0, "factor of the batch", at_least=1)
+    seed: int = setting(0, "of the order of the samples")
+
+
+class TrustRegionMinimizer(Minimizer):
+    """x <- x + d, d the minimizer of a model within a radius; the radius follows the ratio of decreases.
+
+    With `batch`, a step's decrease is that of the batch that it was made for; then the next batch comes. Values at
+    samples of both are kept. With `noise`, a batch whose gradient is mostly noise, by its spread over the cells of the
+    batch, grows (R. H. Byrd, G. M. Chin, J. Nocedal, Y. Wu, Math. Program. 134, 2012, equation 3.10). What is returned
+    is the last point or `mean`, whichever is better on all samples.
+
+    Args:
+        team: ranks that share the cells of a batch; see `Batches`.
+
+    Attributes:
+        mean: of the iterates of batches, with weights that decay by a power of their age (O. Shamir, T. Zhang,
+            Stochastic gradient descent for non-smooth optimization, ICML 2013); the point where there are no batches.
+    """
+
+    name, Settings = "tr", TrustSettings
+    model: TrustModel
+    batches: Batches
+
+    def __init__(
+        self, function: SmoothFunction | None = None, *args: Any, team: Team | None = None, **defaults: Any
+    ) -> None:
+        self.team = team
+        super().__init__(function, *args, **defaults)
+
+    def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
+        self._prepare()
+        if known is not None and self.batches.whole and self.batches.parts == 1:
+            at = self.batches.known(torch.tensor([known[0]], dtype=torch.float64), known[1][None])
+        else:
+            at = self.batches.evaluate(x)
+        self._set(x, at)
+        self._start, self.mean, self._count = (x.clone() if self.settings.batch else None), x.clone(), 1
+        self.radius = self.settings.radius or (self._probe() if math.isfinite(self.f) else math.nan)
+
+    def _prepare(self) -> None:
+        s = self.settings
+        self.rule = RatioRule(s.accept, s.poor, s.good, s.shrink, s.grow, s.smallest, s.largest)
+        self.batches = Batches(self.function, s.batch, s.overlap, self._parts(), s.seed, self.team)
+        self.model = trust_model(self.batches.batch, s.model, s.norm, s.memory, s.cg_rtol, s.cg_max_it)
+
+    def _parts(self) -> int:
+        """In which a batch is split."""
+        return 1
+
+    def _set(self, x: Tensor, at: Evaluation) -> None:
+        self.x, self._at = x, at
+        self.f, self.g = at.f, at.g
+
+    def _probe(self) -> float:
+        """The length of the Cauchy step, by a gradient difference along the steepest descent."""
+        function, scale = self.function, max(1.0, self.function.norm(self.x))
+        slope = function.norm(self.g)
+        if slope == 0.0:
+            return scale
+        s = self.g * (-PROBE * scale / slope)
+        y = self.batches.evaluate(self.x + s).g - self.g
+        curvature = function.dot(s, y) / function.dot(s, s)
+        radius = min(slope / curvature, scale) if curvature > 0 else scale
+        if self.settings.norm == "inf":
+            radius /= math.sqrt(float(function.comm.allreduce(function.size)))
+        if math.isfinite(curvature):
+            self.model.update(s, y)
+        return float(min(max(radius, self.settings.smallest), self.settings.largest))
+
+    def step(self) -> Reason:
+        self._trust_step()
+        return self._next_batch()
+
+    def _trust_step(self) -> bool:
+        """One step of the model."""
+        step = self.model.step(self.x, self.g, self.radius)
+        return self._try(step.d, step.decrease)
+
+    def _try(self, d: Tensor, predicted: float) -> bool:
+        """Take the step if the batch decreases; the model learns in any case, and the radius follows."""
+        trial = self.batches.evaluate(self.x + d)
+        f, g = trial.f, trial.g
+        ratio = reduction_ratio(self.f, f, predicted)
+        usable = math.isfinite(f) and math.isfinite(self.function.norm(g))
+        if usable:
+            self.model.update(d, g - self.g)
+        ratio = ratio if usable else -math.inf
+        taken = ratio >= self.rule.accept
+        self.radius = self.rule.after(ratio, self.radius, length(self.function, d, self.settings.norm))
+        self.note = "" if taken else "rejected"
+        if taken:
+            self._set(self.x + d, trial)
+        return taken
+
+    def _next_batch(self) -> Reason:
+        s = self.settings
+        self._count += 1
+        self.mean = self.mean.lerp(self.x, (s.average + 1.0) / (s.average + self._count)) if s.batch else self.x
+        if not self.batches.whole:
+            if s.noise and self._at.uncertainty() > s.noise**2 * self.function.dot(self.g, self.g):
+                self.batches.grow(s.growth)
+                self.note = f"{self.note} batch {self.batches.size}".strip()
+            self._set(self.x, self.batches.advance(self.x, self._at))
+            self.model.function = self.batches.batch
+        vanished = self.radius <= VANISHED * max(1.0, self.function.norm(self.x))
+        return Reason.DIVERGED_STAGNATION if vanished else Reason.ITERATING
+
+    def result(self, reason: Reason, message: str, history: History) -> Result:
+        """The last point; after batches, the one of the start, the last and the mean that all samples say is best."""
+        found = super().result(reason, message, history)
+        if self._start is not None:
+            points = [self._start, self.x, self.mean]
+            values = [self.function.value(x) for x in points]
+            found.design = points[min(range(3), key=lambda k: values[k] if values[k] == values[k] else math.inf)]
+        return found
+
+    def memory(self) -> dict[str, Any]:
+        found = super().memory() | {"at.values": self._at.values.clone(), "at.gradients": self._at.gradients.clone()}
+        found |= {"mean": self.mean.clone(), "count": self._count}
+        found |= {} if self._start is None else {"start": self._start.clone()}
+        for name, part in (("model", self.model), ("batches", self.batches)):
+            found |= {f"{name}.{key}": value for key, value in part.memory().items()}
+        return found
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        super().recall(memory)
+        self._prepare()
+        for name, part in (("batches", self.batches), ("model", self.model)):
+            start = name + "."
+            part.recall({k.removeprefix(start): v for k, v in memory.items() if k.startswith(start)})
+        self.model.function = self.batches.batch
+        self._start = memory["start"].clone() if "start" in memory else None
+        self.mean, self._count = memory["mean"].clone(), int(memory["count"])
+        at = self.batches.known(memory["at.values"].clone(), memory["at.gradients"].clone())
+        self._set(self.x, at)

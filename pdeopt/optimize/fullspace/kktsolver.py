@@ -1,0 +1,261 @@
+"""Solving with a KKT operator by PETSc, to a tolerance in the problem's own norms.
+
+`-{prefix}precond` chooses between factors of the assembled matrix (`precond/direct.py`) and flexible GMRES with
+one of the preconditioners of `precond/`; any other solver of PETSc by `-{prefix}ksp_type` and `-{prefix}pc_type`.
+`-{prefix}form coupled` solves the system with explicit continuity between windows of steps (`coupled.py`) instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from petsc4py import PETSc
+from torch import Tensor
+
+from pdeopt.control.metric import RieszMetric
+from pdeopt.control.problem import Linearization
+from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.monitor import logged
+from pdeopt.core.settings import Settings, read_inner, setting
+from pdeopt.kkt.coupled import CoupledKKT
+from pdeopt.kkt.operator import Hessian, KKTOperator
+from pdeopt.precond.blockjacobi import BlockJacobiSettings, TimeBlockJacobi
+from pdeopt.precond.direct import use_direct
+from pdeopt.precond.timemg import TimeMultigridPC, TimeMultigridSettings
+from pdeopt.precond.wathen import WathenPC, WathenSettings
+
+#: Corrections after a solve whose residual, in the problem's norms, is still above the tolerance.
+MAX_REFINEMENTS = 5
+
+#: A relative residual that the rounding of an ill-conditioned factorization may leave: as good as it gets.
+ROUNDING = 1e-6
+
+#: INFOG(1) of MUMPS where pivots need more memory than its analysis foresaw.
+MUMPS_OUT_OF_ROOM = (-8, -9, -11, -14, -15, -17, -19, -20)
+
+
+#: What `-precond` may be; "auto" is "wathen", and "direct" from where that fails; "none" is up to PETSc's options.
+PRECONDITIONERS: dict[str, type | None] = {
+    "auto": WathenPC,
+    "direct": None,
+    "wathen": WathenPC,
+    "block_jacobi": TimeBlockJacobi,
+    "multigrid": TimeMultigridPC,
+    "none": None,
+}
+
+#: Krylov iterations of a solve; where they do not suffice, a preconditioner of flat counts has failed.
+MAX_ITERATIONS = {"auto": 60}
+
+
+@dataclass(frozen=True)
+class KKTSettings(Settings, prefix="kkt_"):
+    """KKT systems of the full-space solvers.
+
+    `-sqp_kkt_ksp_...` and `-sqp_kkt_pc_...` reach PETSc; without `sqp_` the options serve every KKT solver of a run.
+    """
+
+    precond: str = setting(
+        "direct",
+        "factors of the whole matrix, or an iteration preconditioned in time",
+        choices=tuple(PRECONDITIONERS),
+        reads={
+            "wathen": (WathenSettings,),
+            "block_jacobi": (BlockJacobiSettings,),
+            "multigrid": (TimeMultigridSettings, BlockJacobiSettings),
+        },
+    )
+    mat_type: str = setting(
+        "auto", "form of the operator; auto assembles for factors only", choices=("auto", "aij", "shell")
+    )
+    form: str = setting(
+        "standard",
+        "what is solved; coupled makes continuity in time a constraint of windows",
+        choices=("standard", "coupled"),
+    )
+    window: int = setting(16, "steps of a window of the coupled form", at_least=1)
+
+
+class KKTSolver:
+    """K s = r for one KKT operator that moves from point to point.
+
+    Args:
+        metric: Riesz metric of the problem.
+        hessian: which K; see `KKTOperator`.
+        outer: prefix of the options, `-{outer}kkt_ksp_type`, `-{outer}kkt_pc_type`, ...
+        precond: default of `-{outer}kkt_precond` where the steps have a sparsity pattern.
+
+    Raises:
+        InputError: a setting that is not legal.
+    """
+
+    def __init__(self, metric: RieszMetric, hessian: Hessian, outer: str, precond: str = "direct") -> None:
+        self.metric, self.problem = metric, metric.problem
+        self.outer, self.prefix = outer, outer + KKTSettings.prefix
+        has_pattern = self.problem.constraint.pattern is not None
+        petsc = PETSc.Options(self.prefix).hasName("pc_type")
+        self.settings = self._read(precond if has_pattern and not petsc else "none")
+        if self.settings.form == "coupled":
+            self.settings = self._read("direct")
+        self._coupled = self._create_coupled(hessian) if self.settings.form == "coupled" else None
+        self.operator = self._coupled or KKTOperator(metric, hessian)
+        wants_entries = self.settings.precond == "direct" or (has_pattern and self.settings.precond == "none")
+        assembled = {"auto": wants_entries, "aij": True, "shell": False}[self.settings.mat_type]
+        self.is_assembled = assembled and self._coupled is None  # K, which gives the residuals
+        self._matrix: PETSc.Mat | None = None
+        self._ksp = self._create_ksp()
+        self.iterations = 0
+
+    def _read(self, precond: str) -> KKTSettings:
+        """From `-{outer}kkt_NAME`, else from `-kkt_NAME`."""
+        return read_inner(KKTSettings, self.outer, precond=precond)
+
+    def _create_coupled(self, hessian: Hessian) -> CoupledKKT:
+        for name, legal in {"precond": ("direct", "none"), "mat_type": ("auto", "aij")}.items():
+            if (value := getattr(self.settings, name)) not in legal:
+                raise InputError(f"-{self.prefix}{name} of the coupled form", value, " | ".join(legal))
+        return CoupledKKT(self.metric, hessian, self.settings.window)
+
+    def _create_ksp(self) -> PETSc.KSP:
+        ksp = PETSc.KSP().create(self.problem.grid.comm)
+        ksp.setOptionsPrefix(self.prefix)
+        ksp.setType("fgmres")
+        ksp.setTolerances(max_it=MAX_ITERATIONS.get(self.settings.precond, 500))
+        ksp.setGMRESRestart(100)
+        context, layout = PRECONDITIONERS[self.settings.precond], self.operator.layout
+        if self._coupled is not None:
+            layout = self._coupled.coupled
+        if context is not None:
+            ksp.getPC().setType("python")
+            ksp.getPC().setPythonContext(context())
+        elif self.settings.precond == "direct" and (self.is_assembled or self._coupled):
+            ksp.setType("preonly")
+            use_direct(ksp.getPC(), layout)
+        else:
+            ksp.getPC().setType("none")
+        ksp.setFromOptions()
+        if ksp.getPC().getType() == "fieldsplit":
+            kind = PETSc.Options(self.prefix).getString("pc_fieldsplit_type", "")
+            ksp.getPC().setFieldSplitIS(*layout.index_sets(two=kind == "schur").items())
+        if self._coupled is not None:
+            self._coupled.split(ksp.getPC())
+        return ksp
+
+    @logged("pdeoptKKTSetUp")
+    def set_point(self, lin: Linearization, lam: PETSc.Vec | None = None, fixed: Tensor | None = None) -> None:
+        """Move to a linearization, see `KKTOperator`; factors are renewed at the next solve."""
+        self.operator.set_point(lin, lam, fixed)
+        if self.is_assembled:
+            self._matrix = self.operator.assemble()
+            self._matrix.setAttr("kkt", self.operator)  # for preconditioners, which see the matrix alone
+        else:
+            self._matrix = self._matrix or self.operator.shell()
+            self._matrix.stateIncrease()  # tells PETSc that it changed
+        self._ksp.setOperators(self._matrix if self._coupled is None else self._coupled.assemble())
+
+    @logged("pdeoptKKTSolve")
+    def solve(self, rhs: PETSc.Vec, rtol: float) -> PETSc.Vec:
+        """s with |r - K s| <= rtol |r| in the dual norms of the problem; a new vector.
+
+        Raises:
+            SolveFailure: a singular or not finite matrix, or the tolerance is out of reach.
+        """
+        assert self._matrix is not None, "set_point comes first"
+        solution, missed = self._refine(rhs, rtol)
+        if not missed <= max(rtol, ROUNDING) and self.settings.precond == "auto":
+            self.factor_instead()
+            solution, missed = self._refine(rhs, rtol)
+        if missed <= max(rtol, ROUNDING):
+            return solution
+        raise SolveFailure(
+            f"KKT system: relative residual {missed:.1e} where {rtol:.1e} was asked for "
+            f"(KSP reason {self._ksp.getConvergedReason()})",
+            f"see -{self.prefix}ksp_converged_reason; -{self.prefix}precond direct factors the matrix",
+        )
+
+    def _refine(self, rhs: PETSc.Vec, rtol: float) -> tuple[PETSc.Vec, float]:
+        """A solution and its relative residual, after corrections where PETSc's norm and the problem's disagree."""
+        assert self._matrix is not None
+        solution, remainder, correction = rhs.duplicate(), rhs.copy(), rhs.duplicate()
+        solution.set(0.0)
+        first = size = self.norm(rhs)
+        for _ in range(1 + MAX_REFINEMENTS):
+            if size <= rtol * first:
+                break
+            self._ksp.setTolerances(rtol=min(0.1, 0.5 * rtol * first / size))
+            self._correct(remainder, correction)
+            self.iterations += self._ksp.getIterationNumber()
+            solution.axpy(1.0, correction)
+            self._matrix.mult(solution, remainder)
+            remainder.aypx(-1.0, rhs)
+            last, size = size, self.norm(remainder)
+            if not size < 0.9 * last:
+                break
+        return solution, size / first if first > 0 else first
+
+    def factor_instead(self) -> None:
+        """Go on with factors of the matrix, where "auto" has failed or did so in the run that this one continues."""
+        self._ksp.destroy()
+        self.settings, self.is_assembled = replace(self.settings, precond="direct"), True
+        if self._matrix is not None:
+            self._matrix.destroy()
+            self._matrix = self.operator.assemble()
+        self._ksp = self._create_ksp()
+        if self._matrix is not None:
+            self._ksp.setOperators(self._matrix)
+
+    def solve_blocks(self, g: PETSc.Vec, c: PETSc.Vec, rtol: float) -> tuple[PETSc.Vec, PETSc.Vec]:
+        """The primal and the multiplier part of K s = [g | c]; see `solve`."""
+        solution = self.solve(self.problem.join_kkt(g, c, self.problem.create_kkt()), rtol)
+        x, lam = self.problem.create_primal(), self.problem.create_multiplier()
+        self.problem.split_kkt(solution, x, lam)
+        return x, lam
+
+    def _correct(self, rhs: PETSc.Vec, out: PETSc.Vec) -> None:
+        """out = K^-1 rhs, as good as KSP takes it, in the form of the settings."""
+        if self._coupled is None:
+            self._solve_with_room(rhs, out)
+        else:
+            right = self._coupled.to_coupled(rhs)
+            left = right.duplicate()
+            self._solve_with_room(right, left)
+            self._coupled.to_standard(left, out)
+
+    def _solve_with_room(self, rhs: PETSc.Vec, out: PETSc.Vec) -> None:
+        """Solve; where MUMPS ran out of workspace, with more of it."""
+        for _ in range(6):
+            self._ksp.solve(rhs, out)
+            pc = self._ksp.getPC()
+            if pc.getType() not in ("lu", "cholesky") or pc.getFactorSolverType() != "mumps":
+                return
+            factor = pc.getFactorMatrix()
+            if factor.getMumpsInfog(1) not in MUMPS_OUT_OF_ROOM:
+                return
+            room = 2 * max(factor.getMumpsIcntl(14), 50)
+            PETSc.Options(self.prefix).setValue("mat_mumps_icntl_14", str(room))
+            matrix = self._ksp.getOperators()[0]
+            self._ksp.reset()  # MUMPS does not recover from this error: it begins anew
+            self._ksp.setOperators(matrix)
+
+    def norm(self, k: PETSc.Vec) -> float:
+        """The dual norm of a right-hand side or residual [g | c]."""
+        g, c = self.problem.create_primal(), self.problem.create_multiplier()
+        self.problem.split_kkt(k, g, c)
+        return float((self.metric.dual_norm(g) ** 2 + self.metric.residual_norm(c) ** 2) ** 0.5)
+
+    @property
+    def ksp(self) -> PETSc.KSP:
+        """PETSc's solver, at the operator of the present point."""
+        return self._ksp
+
+    def take_iterations(self) -> int:
+        """Krylov iterations since the last call."""
+        taken, self.iterations = self.iterations, 0
+        return taken
+
+    def destroy(self) -> None:
+        """Free matrix, factors and solver."""
+        self._ksp.destroy()
+        if not self.is_assembled and self._matrix is not None:
+            self._matrix.destroy()
+        self.operator.free()

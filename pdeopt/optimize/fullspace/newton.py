@@ -1,0 +1,148 @@
+"""Newton's method on the KKT system with a line search on the augmented Lagrangian J + lam.F + rho |F|^2.
+
+The search moves x and lam together (P. E. Gill, W. Murray, M. A. Saunders, M. H. Wright, Some theoretical
+properties of an augmented Lagrangian merit function, 1986): full steps are taken near the solution, without
+a correction against the Maratos effect. With F' dx = -F and W dx + F'^T dlam = -L_x the merit function's
+derivative along the step is -dx.W dx + 2 dlam.F - 2 rho |F|^2.
+"""
+
+from __future__ import annotations
+
+import math
+
+from petsc4py import PETSc
+
+from pdeopt.control.metric import RieszMetric
+from pdeopt.control.problem import ControlProblem, Linearization
+from pdeopt.core.monitor import Reason, Record
+from pdeopt.kkt.operator import Hessian
+from pdeopt.optimize.fullspace.kktsolver import KKTSolver
+from pdeopt.optimize.iterate import FullSpaceMethod
+from pdeopt.optimize.parts.linesearch import Backtracking
+
+#: The Hessians in the order in which they are tried, and the step size below which the next one is.
+SHORTEST_STEP: dict[Hessian, float] = {"full": 0.1, "gauss-newton": 1e-10}
+
+#: The loosest relative tolerance of a KKT solve.
+LOOSEST = 1e-2
+
+
+class NewtonKKT(FullSpaceMethod):
+    """A step solves [W F'^T; F' 0] (dx, dlam) = -(L_x, F) with the full Hessian W of the Lagrangian.
+
+    Where W gives no descent direction of the merit function, or one along which it soon grows, the step is
+    repeated with the Gauss-Newton Hessian, which is positive if the objective is convex.
+
+    Args:
+        problem, x, lam: the start; both vectors are moved.
+        penalty: rho at the start, relative to |J| there.
+        rtol: smallest relative tolerance of the KKT solves; far from the solution they are as loose as the
+            convergence allows.
+        outer: prefix of the linear solver's options, before `kkt_`.
+        precond: its default preconditioner; see `KKTSolver`.
+    """
+
+    def __init__(
+        self,
+        problem: ControlProblem,
+        x: PETSc.Vec,
+        lam: PETSc.Vec,
+        *,
+        penalty: float = 1e-3,
+        rtol: float = 1e-8,
+        outer: str = "sqp_",
+        precond: str = "direct",
+    ) -> None:
+        self.problem, self.x, self.lam = problem, x, lam
+        self.step_size, self.rtol, self.outer, self.precond = 1.0, rtol, outer, precond
+        self.metric = RieszMetric(problem)
+        self._solvers: dict[Hessian, KKTSolver] = {}
+        self._note = ""
+        self.lin = problem.at(x)
+        self._residual = self._previous = math.inf  # |(L_x, F)| now and before the last step
+        self.penalty = penalty * max(abs(self.lin.value), 1e-8)
+
+    def record(self, iteration: int) -> Record:
+        self._gradient = self.lin.lagrangian_gradient(self.lam)
+        self._feasibility = self.metric.residual_norm(self.lin.residual)
+        krylov = sum(solver.take_iterations() for solver in self._solvers.values())
+        optimality = self.metric.dual_norm(self._gradient)
+        self._residual = math.hypot(optimality, self._feasibility)
+        return Record(iteration, self.lin.value, self._feasibility, optimality, self.step_size, krylov, self._note)
+
+    def step(self) -> Reason:
+        reason = Reason.DIVERGED_LINE_SEARCH
+        for hessian, shortest in SHORTEST_STEP.items():
+            dx, dlam, curvature = self._direction(hessian)
+            slope = self._slope(dlam, curvature)
+            self._note = "" if hessian == "full" else "Gauss-Newton"
+            if slope < 0:
+                reason = self._move(dx, dlam, slope, Backtracking(shortest=shortest))
+                if reason == Reason.ITERATING:
+                    break
+        self._previous = self._residual
+        return reason
+
+    def _solver(self, hessian: Hessian) -> KKTSolver:
+        if hessian not in self._solvers:
+            self._solvers[hessian] = KKTSolver(self.metric, hessian, self.outer, self.precond)
+        return self._solvers[hessian]
+
+    def _direction(self, hessian: Hessian) -> tuple[PETSc.Vec, PETSc.Vec, float]:
+        """dx, dlam and dx'W dx."""
+        solver = self._solver(hessian)
+        solver.set_point(self.lin, self.lam)
+        dx, dlam = solver.solve_blocks(self._gradient, self.lin.residual, self._tolerance())
+        dx.scale(-1.0)
+        dlam.scale(-1.0)
+        return dx, dlam, dx.dot(solver.operator.apply_hessian(dx, dx.duplicate()))
+
+    def _tolerance(self) -> float:
+        """A forcing term that keeps the convergence superlinear: 0.9 (|r_k| / |r_{k-1}|)^2.
+
+        Choice 2 of S. C. Eisenstat, H. F. Walker, Choosing the forcing terms in an inexact Newton method, 1996.
+        """
+        reduction = self._residual / self._previous if math.isfinite(self._previous) else 1.0
+        return max(self.rtol, min(LOOSEST, 0.9 * reduction**2))
+
+    def _slope(self, dlam: PETSc.Vec, curvature: float) -> float:
+        """The merit function's derivative along the step, after its penalty was raised for descent."""
+        coupling, violation = dlam.dot(self.lin.residual), self._feasibility**2
+        needed = (2.0 * coupling - 0.5 * curvature) / (2.0 * violation) if violation > 0 else 0.0
+        if self.penalty < needed:
+            self.penalty = 2.0 * needed
+        return float(-curvature + 2.0 * coupling - 2.0 * self.penalty * violation)
+
+    def _move(self, dx: PETSc.Vec, dlam: PETSc.Vec, slope: float, search: Backtracking) -> Reason:
+        trials: dict[float, tuple[PETSc.Vec, PETSc.Vec, Linearization]] = {}
+
+        def merit(size: float) -> float:
+            x, lam = self.x.copy(), self.lam.copy()
+            x.axpy(size, dx)
+            lam.axpy(size, dlam)
+            trials[size] = x, lam, self.problem.at(x)
+            return self.metric.augmented_lagrangian(trials[size][2], lam, self.penalty)
+
+        start = self.metric.augmented_lagrangian(self.lin, self.lam, self.penalty)
+        size = search.search(merit, start, slope)
+        if size is None:
+            finite = all(math.isfinite(lin.value) for _, _, lin in trials.values())
+            return Reason.DIVERGED_LINE_SEARCH if finite else Reason.DIVERGED_NAN
+        x, lam, self.lin = trials[size]
+        x.copy(self.x)
+        lam.copy(self.lam)
+        self.step_size = size
+        return Reason.ITERATING
+
+    def memory(self) -> dict[str, float]:
+        """What a restart needs beside x and lam."""
+        return {"penalty": self.penalty, "step_size": self.step_size, "previous": self._previous}
+
+    def recall(self, memory: dict[str, float]) -> None:
+        """Go on from the `memory` of an earlier run."""
+        self.penalty, self.step_size, self._previous = (memory[name] for name in ("penalty", "step_size", "previous"))
+
+    def destroy(self) -> None:
+        """Free the KKT solvers."""
+        for solver in self._solvers.values():
+            solver.destroy()

@@ -1,0 +1,132 @@
+"""Full-space solvers of a `ControlProblem`, from options: `-sqp_type composite | newton | active_set`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from petsc4py import PETSc
+
+from pdeopt.control.problem import ControlProblem
+from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.monitor import History, Monitor, Result, print_monitor
+from pdeopt.core.settings import Settings, read, setting
+from pdeopt.optimize.fullspace.activeset import ActiveSetKKT, Bound, Box
+from pdeopt.optimize.fullspace.composite import CompositeSettings, CompositeStep
+from pdeopt.optimize.fullspace.kktsolver import KKTSettings
+from pdeopt.optimize.fullspace.newton import NewtonKKT
+from pdeopt.optimize.iterate import Observer, full_space_test, iterate
+
+
+@dataclass(frozen=True)
+class SQPSettings(Settings, prefix="sqp_", includes=(KKTSettings,)):
+    """Full-space solvers: sqp, newton, active_set."""
+
+    type: str = setting(
+        "composite", "method", choices=("composite", "newton", "active_set"), reads={"composite": (CompositeSettings,)}
+    )
+    max_it: int = setting(100, "largest number of outer iterations", at_least=0)
+    opt_tol: float = setting(1e-8, "tolerance of |L_x| in the dual norm", above=0)
+    feas_tol: float = setting(1e-8, "tolerance of |F| in the dual norm", above=0)
+    gauss_newton: bool = setting(False, "leave the constraint's curvature out (composite)")
+    kkt_rtol: float = setting(1e-8, "relative tolerance of the KKT solves (newton, active_set)", above=0, at_most=1)
+    start: str = setting(
+        "initial", "state to begin with: u_0 at all times, or solved for", choices=("initial", "state")
+    )
+    monitor: bool = setting(False, "print a line an iteration")
+    view: bool = setting(False, "print settings and outcome")
+
+
+class SQPSolver:
+    """min J subject to F = 0 over state, controls and parameters together.
+
+    Args:
+        problem: the control problem.
+        prefix: of the options, before `sqp_`; those of the linear solver are `-{prefix}sqp_kkt_ksp_type` and so on.
+        lower, upper: bounds on the controls (active_set), a number or values of the flat controls of this rank,
+            (control_size,); None for none.
+        **defaults: settings that replace the defaults, `type="newton"` for instance; options win.
+
+    Raises:
+        InputError: a setting that is not legal, bounds that cross, or a type that knows none.
+    """
+
+    def __init__(
+        self, problem: ControlProblem, prefix: str = "", *, lower: Bound = None, upper: Bound = None, **defaults: object
+    ) -> None:
+        self.problem, self.prefix = problem, prefix
+        names = {name for cls in (SQPSettings, CompositeSettings) for name in cls.__dataclass_fields__}
+        if unknown := set(defaults) - names:
+            raise InputError("SQPSolver setting", ", ".join(sorted(unknown)), ", ".join(sorted(names)))
+        shared = {name: value for name, value in defaults.items() if name in SQPSettings.__dataclass_fields__}
+        own = {name: value for name, value in defaults.items() if name not in shared}
+        self.settings = read(SQPSettings, prefix, **shared)
+        is_composite = self.settings.type == "composite"
+        self.composite = read(CompositeSettings, prefix, **own) if is_composite else None
+        self.box = Box.of(problem, lower, upper)
+        if (lower is not None or upper is not None) and self.settings.type != "active_set":
+            raise InputError("bounds on the control", f"-{prefix}sqp_type {self.settings.type}", "active_set")
+
+    def solve(
+        self,
+        x: PETSc.Vec | None = None,
+        lam: PETSc.Vec | None = None,
+        *,
+        monitors: Sequence[Monitor] = (),
+        observers: Sequence[Observer] = (),
+        memory: dict[str, float] | None = None,
+        history: History | None = None,
+    ) -> Result:
+        """Solve from x = [u | z | p] and the multiplier; both are copied. Collective.
+
+        Args:
+            x: default `start()`.
+            lam: default zero, so that the first Hessian is that of the objective: an adjoint far from the
+                solution would put its curvature in the way.
+            monitors, observers: called after each iteration; see `iterate`.
+            memory, history: of an interrupted run, to go on with the same iterates.
+        """
+        x = self.start() if x is None else x.copy()
+        lam = self.problem.create_multiplier() if lam is None else lam.copy()
+        method = self._method(x, lam)
+        if memory is not None:
+            method.recall(memory)
+        if self.settings.monitor:
+            monitors = [print_monitor(self.problem.grid.comm, f"SQP ({self.settings.type})"), *monitors]
+        test = full_space_test(self.settings.max_it, self.settings.opt_tol, self.settings.feas_tol)
+        try:
+            result = iterate(method, test, monitors=monitors, observers=observers, history=history)
+        finally:
+            method.destroy()
+        if self.settings.view:
+            self._view(result)
+        return result
+
+    def start(self, design: PETSc.Vec | None = None) -> PETSc.Vec:
+        """A starting point: the design (default zero), with u_i = u_0 or, `-sqp_start state`, its state.
+
+        The first needs no solve over time, and does for the second where that fails.
+        """
+        design = self.problem.create_design() if design is None else design
+        if self.settings.start == "state":
+            try:
+                return self.problem.join(self.problem.solve_state(design), design)
+            except SolveFailure:
+                pass
+        return self.problem.join(self.problem.constant_state(design), design)
+
+    def _method(self, x: PETSc.Vec, lam: PETSc.Vec) -> CompositeStep | NewtonKKT:
+        outer, settings = self.prefix + SQPSettings.prefix, self.settings
+        if settings.type == "active_set":
+            return ActiveSetKKT(self.problem, x, lam, self.box, rtol=settings.kkt_rtol, outer=outer)
+        if self.composite is None:
+            return NewtonKKT(self.problem, x, lam, rtol=settings.kkt_rtol, outer=outer)
+        return CompositeStep(self.problem, x, lam, self.composite, gauss_newton=settings.gauss_newton, outer=outer)
+
+    def _view(self, result: Result) -> None:
+        lines = [f"SQP object ({self.prefix}sqp_): type {self.settings.type}"]
+        for settings in (self.settings, self.composite):
+            if settings is not None:
+                lines += [f"  {name}: {value}" for name, value in vars(settings).items()]
+        lines.append(f"  {result.message}; {result.iterations} iterations")
+        PETSc.Sys.Print("\n".join(lines), comm=self.problem.grid.comm)

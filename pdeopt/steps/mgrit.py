@@ -1,0 +1,265 @@
+"""Multigrid reduction in time for nonlinear steps u_i = Phi_i(u_{i-1}) + g_i, by full approximation.
+
+The ends of intervals of m steps are the C-points. F-relaxation runs through all intervals at once, each from the
+C-point before it; the C-points are then corrected by a coarse problem with one step an interval,
+
+    v_k = Phi_c(v_{k-1}) + [end of interval k - Phi_c(its start)]
+
+(R. D. Falgout, S. Friedhoff, T. V. Kolev, S. P. MacLachlan, J. B. Schroder, Parallel time integration with
+multigrid, SIAM J. Sci. Comput. 36, 2014; S. Guenther, L. Ruthotto, J. B. Schroder, E. C. Cyr, N. R. Gauger,
+Layer-parallel training of deep residual neural networks, SIMODS 2, 2020). What a step is, the engine need not know:
+`Phi` gets the states of many steps as rows of one tensor, and which steps they are. Nor need it know the direction
+of time: `adjoint` runs from the last step to the first, with the same intervals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pdeopt.core.arrays import Array
+from pdeopt.core.errors import InputError
+from pdeopt.core.settings import Settings, setting
+from pdeopt.steps.timegrid import TimeGrid
+
+#: (rows of states, the steps of this rank that take them on) -> rows of states, one step later.
+Propagator = Callable[[Tensor, slice], Tensor]
+
+ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class MgritSettings(Settings, prefix="mgrit_"):
+    """How a chain of steps is solved, options `-mgrit_...`."""
+
+    levels: int = setting(2, "levels; 1 is one step after the other", at_least=1)
+    coarsening: str = setting("16", "steps that become one, on each level: 16, or 16,4 where they differ")
+    cycles: int = setting(1, "most forward cycles", at_least=0)
+    adjoint_cycles: int = setting(1, "most adjoint cycles", at_least=0)
+    relaxation: str = setting("F", "relaxation before a coarse correction", choices=("F", "FCF", "FCFCF"))
+    cycle: str = setting("V", "coarse levels are visited once, or again after a full cycle", choices=("V", "F"))
+    start: str = setting(
+        "nested",
+        "first C-points: from the coarser levels, the entry everywhere, or those of the last solve",
+        choices=("nested", "constant", "warm"),
+    )
+    rtol: float = setting(0.0, "relative residual at C-points that ends the cycles; 0 for a fixed number", at_least=0)
+
+    cache: int = setting(
+        1024,
+        "kilobytes of states that go through their intervals together: as many as the processor's cache holds",
+        at_least=1,
+    )
+
+    def factors(self, num_steps: int) -> list[int]:
+        """The coarsening factor of each level but the coarsest, as many as the steps allow."""
+        words = self.coarsening.split(",")
+        try:
+            given = [int(word) for word in words]
+        except ValueError:
+            given = [0]
+        if min(given) < 2:
+            raise InputError("-mgrit_coarsening", self.coarsening, "integers >= 2, for instance 16 or 16,4")
+        given += given[-1:] * (self.levels - 1 - len(given))
+        factors: list[int] = []
+        for factor in given[: self.levels - 1]:
+            if num_steps <= factor:
+                break
+            factors.append(factor)
+            num_steps = -(-num_steps // factor)
+        return factors
+
+
+def whole_intervals(num_steps: int, factors: Sequence[int], ranks: int) -> Array:
+    """Offsets of the ranks' steps such that each has whole intervals on every level, as even as possible."""
+    size = int(np.prod(factors)) if len(factors) else 1
+    parts = -(-num_steps // size)
+    if parts < ranks:
+        raise InputError("ranks", f"{ranks} for {num_steps} steps in intervals of {size}", f"at most {parts}")
+    shares = np.array([r * (parts // ranks) + min(r, parts % ranks) for r in range(ranks + 1)])
+    return np.minimum(size * shares, num_steps)
+
+
+@dataclass
+class Outcome:
+    """What a solve has done: C-points and ends of intervals of this rank, relative residuals before each correction."""
+
+    points: Tensor
+    ends: Tensor
+    residuals: list[float] = field(default_factory=list)
+
+
+class Mgrit:
+    """The solver of one chain of steps. Every verb is collective.
+
+    Args:
+        grid: of the finest level, whole intervals on each rank: see `whole_intervals`.
+        factors: coarsening factors, finest level first; none for one step after the other.
+        settings: relaxation, cycle, start, tolerance; their `cycles`, or `adjoint_cycles`.
+        adjoint: from the last step to the first.
+    """
+
+    def __init__(self, grid: TimeGrid, factors: Sequence[int], settings: MgritSettings, adjoint: bool = False) -> None:
+        self.settings, self.adjoint, self.factors = settings, adjoint, [*factors, 1]
+        self.cycles = settings.adjoint_cycles if adjoint else settings.cycles
+        self.grids = [grid]
+        for factor in factors:
+            coarse = self.grids[-1].coarsen(factor)
+            if coarse is None or self.grids[-1].begin % factor:
+                raise InputError(
+                    "steps of a rank",
+                    f"{grid.begin + 1} to {grid.end}",
+                    f"whole intervals of {int(np.prod(self.factors))} steps",
+                )
+            self.grids.append(coarse)
+        self.last = len(factors)
+
+    def solve(
+        self,
+        phis: Sequence[Propagator],
+        entry: Tensor,
+        g: Tensor | None = None,
+        *,
+        guess: Tensor | None = None,
+        final: Propagator | None = None,
+    ) -> Outcome:
+        """Solve, and run through the finest steps once more from the C-points that were found.
+
+        Args:
+            phis: the steps of each level, finest first.
+            entry: the state before the first step (adjoint: after the last), on all ranks.
+            g: of the finest steps of this rank, at the node where each arrives; None for zero.
+            guess: C-points of an earlier solve.
+            final: stands for `phis[0]` in the last run, the one whose states count.
+        """
+        final = final or phis[0]
+        if self.last == 0:
+            states = self._march(0, final, entry, g)
+            end = states[:1] if self.adjoint else states[-1:]
+            return Outcome(end, end)
+        points = self._start(phis, entry, g) if guess is None else guess
+        outcome = Outcome(points, points)
+        for _ in range(self.cycles):
+            points, misfit = self._cycle(0, phis, entry, outcome.points, g, self.settings.cycle)
+            if self.settings.rtol > 0:
+                outcome.residuals.append(self._size(misfit) / max(self._size(points), 1e-300))
+                if outcome.residuals[-1] <= self.settings.rtol:
+                    break
+            outcome.points = points
+        outcome.ends = self._travel(0, final, self._departures(0, outcome.points, entry), g)
+        return outcome
+
+    def departures(self, points: Tensor, entry: Tensor) -> Tensor:
+        """The states at which the finest intervals begin, from the C-points."""
+        return self._departures(0, points, entry)
+
+    def _cycle(
+        self, level: int, phis: Sequence[Propagator], entry: Tensor, points: Tensor, g: Tensor | None, kind: str
+    ) -> tuple[Tensor, Tensor]:
+        """New C-points of a level, and by how much the old ones miss the steps before them."""
+        starts = self._departures(level, points, entry)
+        ends = self._travel(level, phis[level], starts, g)
+        misfit = ends - points
+        for _ in range(self.settings.relaxation.count("C")):
+            starts = self._departures(level, ends, entry)
+            points, ends = ends, self._travel(level, phis[level], starts, g)
+        coarse = level + 1
+        source = ends - phis[coarse](starts, ALL)
+        if coarse == self.last:
+            return self._march(coarse, phis[coarse], entry, source), misfit
+        points = points[self._arrivals(coarse)]
+        for again in ("F", "V") if kind == "F" else ("V",):
+            points, _ = self._cycle(coarse, phis, entry, points, source, again)
+        return self._states(coarse, phis[coarse], self._departures(coarse, points, entry), source), misfit
+
+    def _start(self, phis: Sequence[Propagator], entry: Tensor, g: Tensor | None) -> Tensor:
+        """C-points to begin with: those of the coarser problems, from the coarsest on."""
+        if self.settings.start == "constant":
+            return entry.expand(self.grids[1].n_local, *entry.shape).clone()
+        sources = [g]
+        for level in range(self.last):
+            sources.append(self._sums(level, sources[-1]))
+        states = self._march(self.last, phis[self.last], entry, sources[-1])
+        for level in range(self.last - 1, 0, -1):
+            starts = self._departures(level, states, entry)
+            states = self._states(level, phis[level], starts, sources[level])
+        return states
+
+    def _travel(self, level: int, phi: Propagator, starts: Tensor, g: Tensor | None) -> Tensor:
+        """The states at the ends of all intervals, from those at their starts: F-relaxation and the C-step."""
+        size = max(1024 * self.settings.cache // max(starts[0].numel() * starts.element_size(), 1), 1)
+        if size >= len(starts):
+            return self._through(level, phi, starts, g, 0)
+        parts = ((k, starts[k : k + size]) for k in range(0, len(starts), size))
+        return torch.cat([self._through(level, phi, part, g, k) for k, part in parts])
+
+    def _through(self, level: int, phi: Propagator, starts: Tensor, g: Tensor | None, first: int) -> Tensor:
+        """As `_travel`, for the intervals from `first` on."""
+        u, m = starts, self.factors[level]
+        begin, end = first * m, min((first + len(starts)) * m, self.grids[level].n_local)
+        for j in reversed(range(m)) if self.adjoint else range(m):
+            rows = slice(begin + j, end, m)
+            count = len(range(begin + j, end, m))  # the last interval may be shorter
+            arrived = phi(u[:count], rows)
+            if g is not None:
+                arrived = arrived + g[rows]
+            u = arrived if count == len(u) else torch.cat([arrived, u[count:]])
+        return u
+
+    def _states(self, level: int, phi: Propagator, starts: Tensor, g: Tensor | None) -> Tensor:
+        """The states after all steps of a level."""
+        states = starts.new_empty((self.grids[level].n_local, *starts.shape[1:]))
+
+        def kept(u: Tensor, rows: slice) -> Tensor:
+            states[rows] = phi(u, rows)
+            if g is not None:
+                states[rows] += g[rows]
+            return states[rows]
+
+        self._travel(level, kept, starts, None)
+        return states
+
+    def _march(self, level: int, phi: Propagator, entry: Tensor, g: Tensor | None) -> Tensor:
+        """The states after all steps of a level, one after the other, from rank to rank."""
+        grid = self.grids[level]
+        received = (grid.receive_after if self.adjoint else grid.receive_before)(entry)
+        u = (entry if received is None else received)[None]
+        states: list[Tensor] = []
+        for i in reversed(range(grid.n_local)) if self.adjoint else range(grid.n_local):
+            rows = slice(i, i + 1)
+            u = phi(u, rows)
+            if g is not None:
+                u = u + g[rows]
+            states.append(u)
+        (grid.send_before if self.adjoint else grid.send_after)(u[0])
+        return torch.cat(states[::-1] if self.adjoint else states)
+
+    def _departures(self, level: int, points: Tensor, entry: Tensor) -> Tensor:
+        """The states at which the intervals begin, from those at their ends; one message."""
+        neighbor = self.grids[level].neighbor
+        if self.adjoint:
+            after = neighbor(points[0], toward=-1)
+            return torch.cat([points[1:], (entry if after is None else after)[None]])
+        before = neighbor(points[-1], toward=+1)
+        return torch.cat([(entry if before is None else before)[None], points[:-1]])
+
+    def _arrivals(self, level: int) -> slice | Array:
+        """The steps of a level that end at its C-points."""
+        n, m = self.grids[level].n_local, self.factors[level]
+        return slice(0, n, m) if self.adjoint else np.minimum(np.arange(m, n + m, m), n) - 1
+
+    def _sums(self, level: int, g: Tensor | None) -> Tensor | None:
+        """What enters in an interval, added up."""
+        if g is None:
+            return None
+        n, m = self.grids[level].n_local, self.factors[level]
+        sums = g.new_zeros((-(-n // m), *g.shape[1:]))
+        return sums.index_add(0, torch.arange(n, device=g.device) // m, g)
+
+    def _size(self, rows: Tensor) -> float:
+        return math.sqrt(float(self.grids[0].sum(rows.double().square().sum().cpu())))

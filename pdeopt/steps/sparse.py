@@ -1,0 +1,328 @@
+"""Sparse matrices that act on batches of rows: one sparsity for all steps, constant or per-step values.
+
+`Sparsity` is a pattern with the coloring that lets automatic differentiation fill it (Curtis, Powell,
+Reid 1974: columns that share no row are differentiated at once). `StepMatrix` is a pattern with values,
+one set for all steps or one a step. `StepPattern` holds the sparsities of a constraint's step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from petsc4py import PETSc
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+from torch import Tensor
+
+from pdeopt.core.arrays import Array, index_array
+from pdeopt.core.autodiff import columns, is_plain
+from pdeopt.core.errors import InputError
+
+
+class Sparsity:
+    """The pattern of a sparse matrix, entries sorted by row, then column.
+
+    Args:
+        pattern: a scipy sparse or dense matrix; its stored (dense: nonzero) entries count.
+    """
+
+    def __init__(self, pattern: Any) -> None:
+        csr = sp.csr_matrix(pattern)
+        csr = sp.csr_matrix((np.ones(csr.nnz), csr.indices, csr.indptr), shape=csr.shape)
+        csr.sum_duplicates()
+        self.csr = csr
+        self.shape: tuple[int, int] = csr.shape
+        self.nnz: int = csr.nnz
+        self.rows = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
+        self.cols = csr.indices.astype(np.int64)
+
+    @classmethod
+    def banded(cls, n: int, width: int = 1) -> Sparsity:
+        """The n x n pattern with `width` diagonals on either side of the main one."""
+        offsets = range(-min(width, n - 1), min(width, n - 1) + 1)
+        return cls(sp.diags([np.ones(n - abs(k)) for k in offsets], list(offsets), shape=(n, n)))
+
+    @classmethod
+    def empty(cls, rows: int, cols: int) -> Sparsity:
+        """The pattern without entries."""
+        return cls(sp.csr_matrix((rows, cols)))
+
+    def __or__(self, other: Sparsity) -> Sparsity:
+        return Sparsity(self.csr + other.csr)
+
+    def covers(self, other: Sparsity) -> bool:
+        """Whether every entry of `other` is one of this pattern."""
+        return bool(np.isin(other._keys, self._keys, assume_unique=True).all())
+
+    def places(self, other: Sparsity) -> Tensor:
+        """Where the entries of `other`, which this pattern covers, stand among its own. Shape (other.nnz,)."""
+        return torch.from_numpy(np.searchsorted(self._keys, other._keys))
+
+    @cached_property
+    def _keys(self) -> Array:
+        keys: Array = self.rows * self.shape[1] + self.cols
+        return keys
+
+    @cached_property
+    def bandwidth(self) -> int:
+        """The largest distance of an entry from the diagonal, in `bandwidth_order`."""
+        place = np.argsort(self.bandwidth_order)
+        return int(np.abs(place[self.rows] - place[self.cols]).max(initial=0))
+
+    @cached_property
+    def colors(self) -> Array:
+        """A color for each column; columns of one color share no row. Greedy. Shape (columns,)."""
+        columns = self.csr.tocsc()
+        neighbors = sp.csr_matrix(self.csr.T @ self.csr)
+        colors = np.full(self.shape[1], -1)
+        for j in np.flatnonzero(np.diff(columns.indptr)):
+            taken = set(colors[neighbors.indices[neighbors.indptr[j] : neighbors.indptr[j + 1]]])
+            colors[j] = next(c for c in range(len(taken) + 1) if c not in taken)
+        return colors
+
+    @cached_property
+    def seeds(self) -> Tensor:
+        """The sum of the unit vectors of each color, shape (colors, columns)."""
+        number = int(self.colors.max(initial=-1)) + 1
+        return torch.from_numpy((self.colors == np.arange(number)[:, None]).astype(float))
+
+    def fill(self, product: Callable[[Tensor], Tensor]) -> Tensor:
+        """Values of the entries from products with the seeds.
+
+        `product` maps a direction, shape (columns,), to the batch of products, shape (batch, rows);
+        it is vectorized over the seeds. Returns values of shape (batch, nnz).
+        """
+        color, row = torch.from_numpy(self.colors[self.cols]), torch.from_numpy(self.rows)
+        compressed = columns(product, self.seeds)  # (colors, batch, rows)
+        return compressed[color, :, row].T.contiguous()
+
+    @cached_property
+    def bandwidth_order(self) -> Array:
+        """Reverse Cuthill-McKee order of a square pattern: eliminating in it fills little. Shape (rows,)."""
+        symmetric = sp.csr_matrix(self.csr + self.csr.T + sp.eye(self.shape[0]))
+        return np.asarray(reverse_cuthill_mckee(symmetric, symmetric_mode=True))
+
+    @cached_property
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Row-padded form: entry and column numbers, each (width, rows); padding has entry nnz, column 0."""
+        return _pad(self.rows, self.cols, np.arange(self.nnz), self.shape[0])
+
+    @cached_property
+    def padded_transpose(self) -> tuple[Tensor, Tensor]:
+        """`padded` of the transpose: entry and row numbers, each (width, columns)."""
+        order = np.lexsort((self.rows, self.cols))
+        return _pad(self.cols[order], self.rows[order], order, self.shape[1])
+
+
+def _pad(rows: Array, cols: Array, entries: Array, num_rows: int) -> tuple[Tensor, Tensor]:
+    counts = np.bincount(rows, minlength=num_rows)
+    position = np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    width = int(counts.max(initial=0))
+    entry, col = np.full((width, num_rows), rows.size), np.zeros((width, num_rows), dtype=np.int64)
+    entry[position, rows], col[position, rows] = entries, cols
+    return torch.from_numpy(entry), torch.from_numpy(col)
+
+
+class StepMatrix:
+    """A sparse matrix a step on one sparsity, acting on rows: (batch, columns) -> (batch, rows).
+
+    Args:
+        sparsity: the pattern.
+        values: shape (batch, nnz); (1, nnz) where all steps share one matrix.
+    """
+
+    def __init__(self, sparsity: Sparsity, values: Tensor) -> None:
+        self.sparsity = sparsity
+        self.values = values
+
+    @classmethod
+    def constant(cls, matrix: Any) -> StepMatrix:
+        """The same scipy (or dense) matrix in all steps."""
+        csr = sp.csr_matrix(matrix, dtype=float)
+        csr.sum_duplicates()
+        csr.sort_indices()
+        constant = cls(Sparsity(csr), torch.from_numpy(csr.data.copy()).reshape(1, -1))
+        _ = constant._values_by_row, constant._values_by_column  # now, not inside somebody's vmap or jvp
+        return constant
+
+    @classmethod
+    def mass(cls, matrix: Any, dim: int, what: str = "mass") -> StepMatrix:
+        """An inner product on `dim` unknowns from a StepMatrix, a scipy or dense matrix, or None (identity).
+
+        Raises:
+            InputError: another size than dim x dim.
+        """
+        if matrix is None:
+            return cls.constant(sp.eye(dim))
+        mass = matrix if isinstance(matrix, StepMatrix) else cls.constant(matrix)
+        if mass.shape != (dim, dim):
+            raise InputError(f"shape of {what}", mass.shape, f"({dim}, {dim})")
+        return mass
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of a step."""
+        return self.sparsity.shape
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all steps share one matrix."""
+        return len(self.values) == 1
+
+    def __getitem__(self, rows: Any) -> StepMatrix:
+        """The matrices of some steps."""
+        return self if self.is_constant else StepMatrix(self.sparsity, self.values[rows])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product with each row of `x`; works under every torch.func transform."""
+        if x.ndim == 2 and is_plain(x):
+            return self._product(x, transpose=False)
+        return self._gather(self._values_by_row, self.sparsity.padded[1], x)
+
+    def transpose(self, y: Tensor) -> Tensor:
+        """The transposed product with each row of `y`, (batch, rows) -> (batch, columns)."""
+        if y.ndim == 2 and is_plain(y):
+            return self._product(y, transpose=True)
+        return self._gather(self._values_by_column, self.sparsity.padded_transpose[1], y)
+
+    def _product(self, x: Tensor, transpose: bool) -> Tensor:
+        """Without gathering, ten times faster for one matrix on many rows and three times for one a row."""
+        width = self.shape[1 if transpose else 0]
+        if not self.is_constant:
+            blocks = self._blocks.T if transpose else self._blocks
+            return torch.from_numpy(blocks @ x.numpy().ravel()).reshape(len(self.values), width)
+        right = np.ascontiguousarray(x.numpy())
+        left = np.empty((len(right), width))
+        with dense(right) as X, dense(left) as Y:
+            self._petsc(transpose).matMult(X, Y)
+        return torch.from_numpy(left)
+
+    def _petsc(self, transpose: bool) -> PETSc.Mat:
+        if transpose not in self._matrices:
+            pattern = self.sparsity.csr
+            csr = sp.csr_matrix((self.values[0].numpy(), pattern.indices, pattern.indptr), shape=pattern.shape)
+            self._matrices[transpose] = serial_aij(csr.T.tocsr() if transpose else csr)
+        return self._matrices[transpose]
+
+    @cached_property
+    def _blocks(self) -> sp.csr_matrix:
+        return block_diagonal(self)
+
+    @cached_property
+    def _matrices(self) -> dict[bool, PETSc.Mat]:
+        return {}
+
+    def row_sums(self) -> Tensor:
+        """Sums of the entries' absolute values by row, (batch, rows)."""
+        sums = torch.zeros(len(self.values), self.shape[0], dtype=self.values.dtype)
+        return sums.index_add_(1, torch.from_numpy(self.sparsity.rows), self.values.abs())
+
+    def absolute(self) -> StepMatrix:
+        """The matrices of absolute values."""
+        return StepMatrix(self.sparsity, self.values.abs())
+
+    @staticmethod
+    def _gather(values: list[Tensor], columns: Tensor, x: Tensor) -> Tensor:
+        terms = (v * x[..., c] for v, c in zip(values, columns))  # a handful: the entries of the widest row
+        total = next(terms, None)
+        if total is None:
+            return torch.zeros((*x.shape[:-1], columns.shape[-1]), dtype=x.dtype)
+        for term in terms:
+            total = total + term
+        return total
+
+    @cached_property
+    def _values_by_row(self) -> list[Tensor]:
+        return self._padded_values(self.sparsity.padded[0])
+
+    @cached_property
+    def _values_by_column(self) -> list[Tensor]:
+        return self._padded_values(self.sparsity.padded_transpose[0])
+
+    def _padded_values(self, entries: Tensor) -> list[Tensor]:
+        extended = torch.cat([self.values, torch.zeros_like(self.values[:, :1])], dim=1)
+        return [extended[:, e].contiguous() for e in entries]
+
+
+def combination(terms: list[tuple[float, StepMatrix]]) -> StepMatrix:
+    """The sum of number times matrix, on the union of the patterns; constant if all terms are."""
+    pattern = terms[0][1].sparsity
+    for _, matrix in terms[1:]:
+        if matrix.sparsity is not pattern and not pattern.covers(matrix.sparsity):
+            pattern = pattern | matrix.sparsity
+    batch = max(len(matrix.values) for _, matrix in terms)
+    values = torch.zeros(batch, pattern.nnz, dtype=torch.float64)
+    for factor, matrix in terms:
+        values[:, pattern.places(matrix.sparsity)] += factor * matrix.values
+    return StepMatrix(pattern, values)
+
+
+@contextmanager
+def dense(rows: Array) -> Iterator[PETSc.Mat]:
+    """Rows, shape (batch, n) and C-contiguous, as the columns of a PETSc matrix on the same memory."""
+    matrix = PETSc.Mat().createDense(rows.T.shape, array=rows.T, comm=PETSc.COMM_SELF)
+    matrix.assemble()
+    try:
+        yield matrix
+    finally:
+        matrix.destroy()
+
+
+def serial_aij(csr: sp.csr_matrix) -> PETSc.Mat:
+    """A scipy matrix with sorted indices as a PETSc matrix of this rank alone."""
+    csr.sort_indices()
+    arrays = (index_array(csr.indptr), index_array(csr.indices), csr.data)
+    return PETSc.Mat().createAIJ(csr.shape, csr=arrays, comm=PETSc.COMM_SELF)
+
+
+def block_diagonal(matrix: StepMatrix, batch: int | None = None, lag: int = 0) -> sp.csr_matrix:
+    """The matrix with block (i, i - lag) = that of step i, for `batch` steps."""
+    (n, m), pattern = matrix.shape, matrix.sparsity
+    batch = len(matrix.values) if batch is None else batch
+    i = np.arange(lag, batch)[:, None]
+    counts = np.zeros(batch * n + 1, dtype=np.int64)
+    counts[lag * n + 1 :] = np.tile(np.diff(pattern.csr.indptr), batch - lag)
+    values = matrix.values.expand(batch, -1)[lag:].detach().numpy().ravel()
+    indices = ((i - lag) * m + pattern.cols).ravel()
+    return sp.csr_matrix((values, indices, np.cumsum(counts)), shape=(batch * n, batch * m))
+
+
+class StepPattern:
+    """The sparsities of a step: A = dF/du_new, B = dF/du_old, C = dF/dz and W, the Hessian of lam.F.
+
+    W is over the stacked variables [u_old | u_new | z], both triangles.
+    """
+
+    def __init__(self, A: Any, B: Any, C: Any, W: Any) -> None:
+        self.A, self.B, self.C, self.W = (s if isinstance(s, Sparsity) else Sparsity(s) for s in (A, B, C, W))
+        n, m = self.A.shape[0], self.C.shape[1]
+        shapes = [s.shape for s in (self.A, self.B, self.C, self.W)]
+        legal = [(n, n), (n, n), (n, m), (2 * n + m, 2 * n + m)]
+        if shapes != legal:
+            raise InputError("StepPattern shapes of A, B, C, W", shapes, str(legal))
+
+    @cached_property
+    def jacobian(self) -> Sparsity:
+        """The stacked pattern [B A C]."""
+        return Sparsity(sp.hstack([self.B.csr, self.A.csr, self.C.csr]))
+
+    def split(self, values: Tensor) -> dict[str, StepMatrix]:
+        """The blocks A, B and C from values on the stacked pattern, (batch, jacobian.nnz)."""
+        return {name: StepMatrix(getattr(self, name), values[:, mask]) for name, mask in self._masks.items()}
+
+    @cached_property
+    def _masks(self) -> dict[str, Tensor]:
+        cols, n = torch.from_numpy(self.jacobian.cols), self.A.shape[0]
+        return {"B": cols < n, "A": (cols >= n) & (cols < 2 * n), "C": cols >= 2 * n}
+
+    @classmethod
+    def from_dense(cls, J: Tensor, H: Tensor, state_dim: int) -> StepPattern:
+        """From samples of [B A C], shape (samples, n, 2n + m), and of W, shape (samples, 2n + m, 2n + m)."""
+        n = state_dim
+        jacobian, hessian = (J != 0).any(0).numpy(), (H != 0).any(0).numpy()
+        return cls(jacobian[:, n : 2 * n], jacobian[:, :n], jacobian[:, 2 * n :], hessian)

@@ -1,0 +1,255 @@
+"""Time grids distributed over the ranks of a communicator: who owns which steps.
+
+Steps are 1..N; rank r owns a contiguous slab of them. A field has one row a step, shape
+(n_local, dim). `shift` brings row i-1 to row i, `shift_adjoint` is its transpose; these two
+halo exchanges and the reductions are the only messages below level 2.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from mpi4py import MPI
+from petsc4py import PETSc
+from torch import Tensor
+
+from pdeopt.core.arrays import Array
+from pdeopt.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a batch of steps knows besides its unknowns. All tensors have one entry a step.
+
+    Attributes:
+        index: step numbers i in 1..N; the initial node is step 0 with `dt` 0. Shape (batch,).
+        t_old, t_new: the interval of each step, in the grid's unit of time. Shape (batch,).
+        weight: trapezoidal weight of the node t_new, in the unit of time. Shape (batch,).
+        num_steps: N of the whole grid.
+        p: the global parameters, shape (param_dim,); empty where a problem has none.
+    """
+
+    index: Tensor
+    t_old: Tensor
+    t_new: Tensor
+    weight: Tensor
+    num_steps: int
+    p: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+
+    @property
+    def dt(self) -> Tensor:
+        """Lengths of the steps, shape (batch,)."""
+        return self.t_new - self.t_old
+
+    @property
+    def t_mid(self) -> Tensor:
+        """Midpoints of the steps, shape (batch,)."""
+        return 0.5 * (self.t_old + self.t_new)
+
+    @property
+    def has_last(self) -> bool:
+        """Whether the last row is the final step N."""
+        return len(self) > 0 and int(self.index[-1]) == self.num_steps
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: slice) -> Steps:
+        fields = {name: getattr(self, name)[rows] for name in ("index", "t_old", "t_new", "weight")}
+        return replace(self, **fields)
+
+    def with_parameters(self, p: Tensor) -> Steps:
+        """The same steps at the parameters `p`, shape (param_dim,)."""
+        return replace(self, p=p)
+
+
+class TimeGrid:
+    """Nodes t_0 < ... < t_N and the distribution of the N steps over a communicator.
+
+    Args:
+        times: the N + 1 nodes, in any unit of time.
+        comm: a PETSc or mpi4py communicator; default PETSc's.
+        offsets: rank r owns the 0-based steps offsets[r] to offsets[r + 1]; default even shares.
+
+    Raises:
+        InputError: fewer than one step, nodes that do not increase, or more ranks than steps.
+    """
+
+    def __init__(self, times: Sequence[float] | Array, comm: Any = None, offsets: Array | None = None) -> None:
+        self.times = np.asarray(times, dtype=float)
+        self.comm = PETSc.COMM_WORLD if comm is None else comm
+        self.mpi = self.comm.tompi4py() if isinstance(self.comm, PETSc.Comm) else self.comm
+        self.comm = PETSc.Comm(self.mpi)
+        self.num_steps = N = self.times.size - 1
+        if self.times.ndim != 1 or N < 1 or not np.all(np.isfinite(self.times)) or np.any(np.diff(self.times) <= 0):
+            raise InputError("times", self.times.tolist()[:4], "at least 2 finite, strictly increasing nodes")
+        if self.mpi.size > N:
+            raise InputError("ranks", f"{self.mpi.size} for {N} time steps", "at most one rank a step")
+        if self.mpi.size > 1 and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # ranks that each start a thread a core run slower than one rank
+        #: offsets[r] : offsets[r + 1] are the 0-based steps of rank r; of even shares the first ranks hold the surplus.
+        self.offsets = _even_shares(N, self.mpi.size) if offsets is None else np.asarray(offsets)
+        self.begin, self.end = (int(n) for n in self.offsets[self.mpi.rank : self.mpi.rank + 2])
+        self.n_local = self.end - self.begin
+        #: the steps of this rank, and the initial node as a step of length 0, so that one function gives every J_i
+        self.steps = self._steps(np.arange(self.begin + 1, self.end + 1))
+        self.node_zero = self._steps(np.array([0]))
+
+    @classmethod
+    def uniform(cls, num_steps: int, T: float, comm: Any = None) -> TimeGrid:
+        """N = num_steps equal steps on [0, T]."""
+        if num_steps < 1 or not T > 0:
+            raise InputError("num_steps, T", f"{num_steps}, {T}", "num_steps >= 1 and T > 0")
+        return cls(np.linspace(0.0, T, num_steps + 1), comm)
+
+    def coarsen(self, factor: int) -> TimeGrid | None:
+        """The grid of every `factor`-th node and the last; None on a rank that owns none of them. Collective.
+
+        A coarse step belongs to the rank that owns its last node, so nothing moves between the grids; ranks that
+        run out of steps leave the communicator.
+        """
+        if factor < 1:
+            raise InputError("coarsening factor", factor, "an integer >= 1")
+        if factor not in self._coarser:
+            ends = self.window_ends(factor)
+            counts = np.diff(np.searchsorted(ends, self.offsets, side="right"))
+            comm, idle = self.mpi, counts == 0
+            if idle.any():
+                comm = self.mpi.Split(MPI.UNDEFINED if idle[self.mpi.rank] else 0, self.mpi.rank)
+            offsets = np.r_[0, np.cumsum(counts[~idle])]
+            mine = counts[self.mpi.rank] > 0
+            self._coarser[factor] = TimeGrid(self.times[np.r_[0, ends]], comm, offsets) if mine else None
+        return self._coarser[factor]
+
+    def window(self, begin: int, end: int) -> TimeGrid:
+        """The steps begin + 1 to end, on this rank alone; they keep their numbers and weights."""
+        grid = TimeGrid(self.times[begin : end + 1], MPI.COMM_SELF)
+        grid.steps, grid.node_zero = self._steps(np.arange(begin + 1, end + 1)), self._steps(np.array([begin]))
+        return grid
+
+    def window_ends(self, size: int) -> Array:
+        """The last steps of windows of `size` steps, counted from step 1; the last window may be shorter."""
+        return np.minimum(np.arange(size, self.num_steps + size, size), self.num_steps)
+
+    @cached_property
+    def _coarser(self) -> dict[int, TimeGrid | None]:
+        return {}
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank owns step 1."""
+        return self.begin == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this rank owns step N."""
+        return self.end == self.num_steps
+
+    def samples(self) -> Steps:
+        """The first, a middle and the last step, on every rank: for finding sparsities."""
+        return self._steps(np.unique([1, (self.num_steps + 1) // 2, self.num_steps]))
+
+    def _steps(self, index: Array) -> Steps:
+        dt = np.diff(self.times, prepend=self.times[0], append=self.times[-1])  # dt[i] of step i, 0 at both ends
+        as_tensor = torch.from_numpy
+        return Steps(
+            index=as_tensor(index),
+            t_old=as_tensor(self.times[np.maximum(index - 1, 0)]),
+            t_new=as_tensor(self.times[index]),
+            weight=as_tensor(0.5 * (dt[index] + dt[index + 1])),
+            num_steps=self.num_steps,
+        )
+
+    def shift(self, rows: Tensor, first: Tensor | None = None) -> Tensor:
+        """Row i-1 at row i: u_old from u. Row 1 gets `first`, shape (dim,), or zero. Collective.
+
+        `rows` has shape (n_local, dim), and so has the result. One message a rank.
+        """
+        before = self.neighbor(rows[-1], toward=+1)
+        if before is None:
+            before = torch.zeros_like(rows[0]) if first is None else first
+        return torch.cat([before.reshape(1, -1), rows[:-1]])
+
+    def shift_adjoint(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The transpose of `shift`: row i+1 at row i, zero at row N. Collective.
+
+        Returns the rows, shape (n_local, dim), and the cotangent of `first`, shape (dim,), which is
+        row 1 on the rank that owns it and zero elsewhere.
+        """
+        after = self.neighbor(rows[0], toward=-1)
+        if after is None:
+            after = torch.zeros_like(rows[0])
+        first = rows[0] if self.is_first else torch.zeros_like(rows[0])
+        return torch.cat([rows[1:], after.reshape(1, -1)]), first
+
+    def receive_before(self, like: Tensor) -> Tensor | None:
+        """Wait for the row that the rank before sends with `send_after`; None on the first rank."""
+        return None if self.is_first else self._receive(like, self.mpi.rank - 1)
+
+    def send_after(self, row: Tensor) -> None:
+        """Send `row` to the rank after this one, if there is one."""
+        if not self.is_last:
+            self.mpi.Send(row.cpu().contiguous().numpy(), self.mpi.rank + 1)
+
+    def receive_after(self, like: Tensor) -> Tensor | None:
+        """Wait for the row that the rank after sends with `send_before`; None on the last rank."""
+        return None if self.is_last else self._receive(like, self.mpi.rank + 1)
+
+    def send_before(self, row: Tensor) -> None:
+        """Send `row` to the rank before this one, if there is one."""
+        if not self.is_first:
+            self.mpi.Send(row.cpu().contiguous().numpy(), self.mpi.rank - 1)
+
+    def sum(self, value: Tensor | float) -> Tensor:
+        """The sum over ranks of a scalar or tensor of equal shape. Collective."""
+        total = torch.as_tensor(value, dtype=torch.float64).detach().clone().contiguous()
+        if self.mpi.size > 1 and total.numel() > 0:
+            self.mpi.Allreduce(total.numpy().copy(), total.numpy())
+        return total
+
+    def max(self, value: Tensor) -> Tensor:
+        """The maximum over ranks of a scalar; NaN where a rank has NaN. Collective."""
+        found = torch.tensor(self.mpi.allgather(float(value)), dtype=torch.float64)
+        return found.amax()
+
+    def from_first(self, value: Tensor) -> Tensor:
+        """`value` of rank 0 on all ranks; the shape must be the same everywhere. Collective."""
+        if self.mpi.size == 1 or value.numel() == 0:
+            return value
+        buffer = value.detach().clone().contiguous()
+        self.mpi.Bcast(buffer.numpy(), 0)
+        return buffer
+
+    def gather(self, rows: Tensor) -> Tensor | None:
+        """All rows, shape (N, dim), on rank 0; None on the others. Collective."""
+        parts = self.mpi.gather(rows.numpy())
+        return None if parts is None else torch.from_numpy(np.concatenate(parts))
+
+    def neighbor(self, row: Tensor, toward: int) -> Tensor | None:
+        """Send `row` to rank + toward and receive that of rank - toward; None where there is none."""
+        if self.mpi.size == 1:
+            return None
+        source, target = self.mpi.rank - toward, self.mpi.rank + toward
+        request = None
+        if 0 <= target < self.mpi.size:
+            sent = row.detach().cpu().contiguous().numpy()
+            request = self.mpi.Isend(sent, target)
+        received = self._receive(row, source) if 0 <= source < self.mpi.size else None
+        if request is not None:
+            request.Wait()
+        return received
+
+    def _receive(self, like: Tensor, source: int) -> Tensor:
+        buffer = torch.empty(like.shape, dtype=like.dtype)
+        self.mpi.Recv(buffer.numpy(), source)
+        return buffer.to(like.device)
+
+
+def _even_shares(N: int, ranks: int) -> Array:
+    return np.array([r * (N // ranks) + min(r, N % ranks) for r in range(ranks + 1)])

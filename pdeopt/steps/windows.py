@@ -1,0 +1,63 @@
+"""Windows of steps: the parts into which time-parallel methods cut the time axis."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.timegrid import TimeGrid
+
+
+class Windows:
+    """Windows of `size` steps, counted from step 1: what of them this rank owns, as numbers of its rows.
+
+    Attributes:
+        starts: rows at which a window or the slab starts.
+        coupled: rows that start a window and have a step before them.
+        ends: rows that end a window.
+        enters, leaves: a window goes on from the rank before, to the rank after.
+    """
+
+    def __init__(self, grid: TimeGrid, size: int) -> None:
+        self.grid, self.size = grid, size
+        step = np.arange(grid.begin, grid.end)
+        starts = step % size == 0
+        self.coupled = np.flatnonzero(starts & (step > 0))
+        self.enters = grid.begin % size != 0
+        self.leaves = grid.end % size != 0 and not grid.is_last
+        self.ends = np.flatnonzero(np.isin(step + 1, grid.window_ends(size)))
+        starts[0] = True
+        self.starts = np.flatnonzero(starts)
+
+    def sum(self, rows: Tensor) -> Tensor:
+        """Sums of `rows`, (n_local, k), over the windows that end here, (len(ends), k). Collective."""
+        part = torch.zeros(len(self.starts), rows.shape[1], dtype=rows.dtype)
+        part.index_add_(0, torch.from_numpy(np.searchsorted(self.starts, np.arange(len(rows)), side="right") - 1), rows)
+        before = self.grid.receive_before(part[0]) if self.enters else None
+        if before is not None:
+            part[0] += before
+        if self.leaves:
+            self.grid.send_after(part[-1])
+        return part[: len(self.ends)]
+
+
+def alike(grid: TimeGrid, *matrices: StepMatrix) -> bool:
+    """Whether all steps of all ranks share these matrices; a rank with one step cannot tell alone. Collective."""
+    constant = all(matrix.is_constant for matrix in matrices)
+    if grid.mpi.size == 1:
+        return constant
+    data = (part for matrix in matrices for part in (matrix.sparsity.rows, matrix.sparsity.cols, matrix.values.numpy()))
+    digest = sha256(b"".join(part.tobytes() for part in data)).digest() if constant else None
+    digests = set(grid.mpi.allgather(digest))
+    return digests == {digest} and constant
+
+
+def sum_windows(windows: Windows, matrix: StepMatrix) -> StepMatrix:
+    """The sums of a matrix over the windows that end on this rank. Collective."""
+    if alike(windows.grid, matrix) and windows.grid.num_steps % windows.size == 0:
+        return StepMatrix(matrix.sparsity, windows.size * matrix.values)
+    return StepMatrix(matrix.sparsity, windows.sum(matrix.values.expand(windows.grid.n_local, -1)))

@@ -1,0 +1,59 @@
+"""What the ranks of a real MGRIT solve do: under mpiexec, `python -m tests.helpers.layer_counts FILE` writes counts."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from mpi4py import MPI
+
+from pdeopt.steps.mgrit import Mgrit, MgritSettings, whole_intervals
+from pdeopt.steps.timegrid import TimeGrid
+
+STEPS = 64
+SETTINGS = [("2", 4, "F", "V"), ("4", 2, "FCF", "V"), ("2", 3, "F", "F"), ("8", 1, "F", "V")]
+
+
+class Counting(TimeGrid):
+    """A grid that counts the messages of its rank."""
+
+    sent = 0
+
+    def neighbor(self, row, toward):
+        Counting.sent += 0 <= self.mpi.rank + toward < self.mpi.size
+        return super().neighbor(row, toward)
+
+    def send_after(self, row):
+        Counting.sent += not self.is_last
+        super().send_after(row)
+
+    def send_before(self, row):
+        Counting.sent += not self.is_first
+        super().send_before(row)
+
+
+def count(coarsening, levels, relaxation, cycle):
+    """Calls, steps in them and messages of each rank, for one forward solve with two cycles."""
+    settings = MgritSettings(levels, coarsening, cycles=2, relaxation=relaxation, cycle=cycle)
+    factors = settings.factors(STEPS)
+    times = torch.linspace(0, 1, STEPS + 1).numpy()
+    grid = Counting(times, MPI.COMM_WORLD, whole_intervals(STEPS, factors, MPI.COMM_WORLD.size))
+    mgrit = Mgrit(grid, factors, settings)
+    for coarse in mgrit.grids[1:]:
+        coarse.__class__ = Counting
+    done = [0, 0]
+
+    def phi(u, rows):
+        done[0] += 1
+        done[1] += len(u)
+        return 0.5 * u
+
+    Counting.sent = 0
+    mgrit.solve([phi] * (len(factors) + 1), torch.ones(2))
+    return MPI.COMM_WORLD.gather((*done, Counting.sent))
+
+
+if __name__ == "__main__":
+    found = [count(*settings) for settings in SETTINGS]
+    if MPI.COMM_WORLD.rank == 0:
+        Path(sys.argv[1]).write_text(json.dumps(found))

@@ -1,0 +1,118 @@
+"""Layer-parallel networks on several ranks against PyTorch on one; run under mpiexec as a module."""
+
+from __future__ import annotations
+
+import traceback
+from functools import partial
+
+import numpy as np
+import torch
+from mpi4py import MPI
+from torch import nn
+
+from nn_adapters.layers.blocks import conv, dense
+from nn_adapters.layers.layerparallel import LayerParallel, measure_bias
+from nn_adapters.layers.recurrent import GRUParallel
+
+WORLD = MPI.COMM_WORLD
+
+
+def gradients(network, loss):
+    parameters = list(network.parameters())
+    return torch.autograd.grad(loss, parameters)
+
+
+def loss_of(network, x, labels):
+    return nn.functional.cross_entropy(network(x), labels)
+
+
+def equal(found, expected, tolerance):
+    for a, b in zip(found, expected):
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= tolerance * max(float(b.abs().max()), 1e-12), float((a - b).abs().max())
+
+
+class Classifier(nn.Module):
+    """Opening layer, layers in parallel, closing layer."""
+
+    def __init__(self, comm, block, features, opening, **words):
+        super().__init__()
+        self.opening = opening
+        self.layers = LayerParallel(comm, block, 40, 2.0, **words)
+        self.closing = nn.Linear(features, 3)
+
+    def forward(self, x):
+        return self.closing(self.layers(self.opening(x)).flatten(1))
+
+
+def networks(comm, **words):
+    torch.manual_seed(0)
+    yield Classifier(comm, lambda: dense(4), 4, nn.Linear(2, 4), **words).double(), (6, 2)
+    torch.manual_seed(0)
+    yield Classifier(comm, lambda: conv(2), 2 * 25, nn.Conv2d(1, 2, 3, padding=1), **words).double(), (6, 1, 5, 5)
+
+
+def layers():
+    """With enough cycles: the same numbers as on one rank, one layer after the other."""
+    serial = networks(MPI.COMM_SELF, levels=1)
+    for (network, shape), (alone, _) in zip(
+        networks(WORLD, coarsening="4,2", levels=3, cycles=6, adjoint_cycles=6, relaxation="FCF"), serial
+    ):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        labels = torch.arange(6) % 3
+        losses = [loss_of(net, x, labels) for net in (network, alone)]
+        equal([losses[0].detach()], [losses[1].detach()], 1e-12)
+        found, expected = (gradients(net, loss) for net, loss in zip((network, alone), losses))
+        grid = network.layers.grid
+        own = [
+            g[grid.begin : grid.end] if name.startswith("layers.") else g
+            for g, (name, _) in zip(expected, alone.named_parameters())
+        ]
+        equal(found, own, 1e-10)
+        assert measure_bias(network, partial(loss_of, network, x, labels)) <= 1e-10
+        network.layers.load_state_dict(alone.layers.serial().state_dict())  # a whole state on each rank
+        for key, value in network.layers.full_state_dict().items():
+            assert torch.equal(value, alone.layers.state_dict()[key])
+
+
+def cycles():
+    """After few cycles, too, the numbers do not depend on the ranks."""
+    found = []
+    for comm in (WORLD, MPI.COMM_SELF):
+        for network, shape in networks(comm, coarsening="4,2", levels=3, cycles=1, adjoint_cycles=1):
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+            value = network(x).square().sum()
+            own = gradients(network, value)
+            grid = network.layers.grid
+            stacks = [g for g, (name, _) in zip(own, network.named_parameters()) if name.startswith("layers.")]
+            whole = [np.concatenate(grid.mpi.allgather(g.numpy())) for g in stacks]
+            found.append([value.detach().numpy(), *whole])
+    half = len(found) // 2
+    for a, b in zip(found[:half], found[half:]):
+        equal(map(torch.as_tensor, a), map(torch.as_tensor, b), 1e-12)
+
+
+def sequences():
+    words = dict(coarsening="2", levels=3, cycles=12, adjoint_cycles=12, relaxation="FCF")
+    for kind in ("implicit", "classic"):
+        torch.manual_seed(3)
+        network = GRUParallel(WORLD, 3, 4, 24, 2, kind, **words).double()
+        x = torch.randn(5, 24, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        ends = network(x), network.serial(x)
+        equal([ends[0].detach()], [ends[1].detach()], 1e-12)
+        with_hooks = gradients(network, ends[0].square().sum())
+        alone = GRUParallel(None, 3, 4, 24, 2, kind, levels=1).double()
+        alone.load_state_dict(network.state_dict())
+        equal(with_hooks, gradients(alone, alone(x).square().sum()), 1e-10)
+
+
+if __name__ == "__main__":
+    for part in (layers, cycles, sequences):
+        try:
+            part()
+        except BaseException:
+            traceback.print_exc()
+            WORLD.Abort(1)
+        WORLD.Barrier()
+        if WORLD.rank == 0:
+            print(f"{part.__name__}: same", flush=True)

@@ -1,0 +1,358 @@
+"""Time-parallel parts on several ranks against one rank: `python -m tests.helpers.parallel_time` under mpiexec.
+
+Each rank keeps its rows of whole arrays and compares with what a grid on one rank alone, which every rank makes
+for itself, gives for the whole. One run for each number of ranks serves all test files: see `check`.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import traceback
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+from petsc4py import PETSc
+
+from pdeopt.control.metric import RieszMetric
+from pdeopt.control.objective import TerminalLoss, Tracking
+from pdeopt.control.propagator import Propagator, PropagatorSettings
+from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.kkt.blocks import KKTBlocks
+from pdeopt.kkt.operator import KKTOperator
+from pdeopt.precond.blockjacobi import TimeBlockJacobi
+from pdeopt.precond.operator import BlockOperator
+from pdeopt.precond.timemg import TimeMultigridPC
+from pdeopt.precond.wathen import WathenPC
+from pdeopt.steps.innerproduct import InnerProduct
+from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings
+from pdeopt.steps.sparse import Sparsity, StepMatrix
+from pdeopt.steps.timegrid import TimeGrid
+from pdeopt.steps.transfer import constant, injection, linear, linear_adjoint, spread
+from pdeopt.steps.windows import Windows, alike, sum_windows
+from tests.helpers import examples
+from tests.helpers.krylov import heat, history, operator_at_zero, solver
+from tests.helpers.support import python
+from tests.pdeopt.steps.test_sparse import densify, randn, random_pattern, random_steps
+
+RANKS = (*(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (2, 3)), 5)
+
+
+@functools.cache
+def _run(ranks):
+    """What a run printed, and its errors."""
+    try:
+        done = python("-m", "tests.helpers.parallel_time", ranks=ranks, timeout=200)
+    except subprocess.TimeoutExpired as hang:  # kept, so that one hang costs its time once
+        return [(stream or b"").decode() for stream in (hang.stdout, hang.stderr)]
+    return done.stdout, done.stderr
+
+
+def check(part, ranks):
+    """Assert that `part` gave the same on this many ranks."""
+    printed, errors = _run(ranks)
+    assert f"{part}: same" in printed.splitlines(), errors[-4000:]
+
+
+def grids(N):
+    """A grid of unequal steps on all ranks, on this rank alone, and the rows of this rank."""
+    times = np.cumsum(1.0 + 0.2 * np.sin(np.arange(N + 1)))
+    grid = TimeGrid(times)
+    return grid, TimeGrid(times, MPI.COMM_SELF), slice(grid.begin, grid.end)
+
+
+def gathered(rows):
+    """The rows of all ranks, on all ranks."""
+    return torch.from_numpy(np.concatenate(MPI.COMM_WORLD.allgather(rows.numpy())))
+
+
+def assert_same(found, expected, tolerance=1e-13):
+    assert found.shape == expected.shape, (found.shape, expected.shape)
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max(), (found - expected).abs().max()
+
+
+def windows():
+    for N in (7, 12):
+        grid, alone, own = grids(N)
+        rows, pattern = randn(N, 3), random_pattern(3, 4)
+        steps, one = random_steps(pattern, N), random_steps(pattern, 1)
+        for size in (1, 2, 3, 5, 20):
+            parts, whole = Windows(grid, size), Windows(alone, size)
+            assert_same(gathered(parts.sum(rows[own])), whole.sum(rows))
+            for matrix in (steps, one):
+                found, expected = sum_windows(parts, matrix[own]), sum_windows(whole, matrix)
+                found, expected = found.values.expand(len(parts.ends), -1), expected.values.expand(len(whole.ends), -1)
+                assert_same(gathered(found), expected)
+        assert alike(grid, one) and not alike(grid, one, steps[own])
+        assert not alike(grid, steps[grid.mpi.rank : grid.mpi.rank + 1])  # constant on every rank, but not the same
+
+
+def innerproduct():
+    N, n = 7, 4
+    grid, alone, own = grids(N)
+    pattern = Sparsity.banded(n)
+    values = torch.linspace(0.5, 2.0, N, dtype=torch.float64)[:, None] * randn(1, pattern.nnz)
+    last = values.clone()
+    last[: N - 1, 3] = 0.0  # an entry that the last step alone has
+    only = torch.zeros_like(values)
+    only[-1] = values[-1]
+    for entries in (values, last, only, randn(N, pattern.nnz, seed=3)):
+        seen = entries[own].any(0)
+        local = torch.zeros(n, n, dtype=torch.float64)
+        local[pattern.rows[seen], pattern.cols[seen]] = 1.0
+        form = InnerProduct.from_values(Sparsity(local), entries[own][:, seen]).agreed(grid)
+        whole = InnerProduct.from_values(pattern, entries)
+        dense = [densify(each.spread()) for each in (form, whole)]
+        assert_same(gathered(dense[0]), dense[1])
+        assert alike(grid, form.matrix) == whole.matrix.is_constant
+        for size in (2, 3, 5):
+            sums = form.sum(Windows(grid, size)), whole.sum(Windows(alone, size))
+            assert_same(gathered(densify(sums[0].spread())), densify(sums[1].spread()))
+
+
+def mgrit():
+    n = 3
+    for N in (7, 8, 20):
+        grid, alone, own = grids(N)
+        r = randn(N, n)
+        for batch in (1, N):
+            A = random_steps(random_pattern(n, n, 0.5, 1, diagonal=True), batch, shift=4.0)
+            B = random_steps(random_pattern(n, n, 0.5, 2), batch, seed=5)
+            for window in (2, 3, 4, 7, 50):
+                for cycles in (1, 2):
+                    settings = LinearMgritSettings(window, cycles)
+                    whole, part = LinearMgrit(alone, A, B, settings), LinearMgrit(grid, A[own], B[own], settings)
+                    assert_same(gathered(part.forward(r[own])), whole.forward(r))
+                    assert_same(gathered(part.adjoint(r[own])), whole.adjoint(r))
+
+
+def propagator():
+    """Solves to rounding by MGRIT are those by substitution, from rank to rank."""
+    problem = heat(14, T=0.5)
+    lin, r = problem.at(problem.create_primal()), randn(problem.grid.num_steps, problem.n)
+    own = r[problem.grid.begin : problem.grid.end]
+    for window in (2, 4):
+        with options(mgrit_window=window):
+            serial, parallel = (Propagator(problem.grid, PropagatorSettings(kind)) for kind in ("serial", "mgrit"))
+            for way in ("forward", "backward"):
+                found, expected = (gathered(getattr(p, way)(lin.jacobian, own)) for p in (parallel, serial))
+                assert_same(found, expected, 1e-11)
+
+
+def timegrid():
+    for N in (5, 7, 12):
+        grid, alone, _ = grids(N)
+        for factor in (1, 2, 3, 7, 20):
+            coarse, whole = grid.coarsen(factor), alone.coarsen(factor)
+            ends = [end for end in grid.window_ends(factor) if grid.begin < end <= grid.end]
+            assert (coarse is None) == (not ends)  # a step belongs to who owns its last node
+            assert coarse is None or coarse.n_local == len(ends)
+            steps = np.zeros(0) if coarse is None else coarse.steps.dt.numpy()
+            assert_same(gathered(torch.from_numpy(steps)), whole.steps.dt)
+            if coarse is not None:  # messages stay within the ranks that are left
+                assert float(coarse.sum(float(coarse.n_local))) == whole.num_steps
+                assert coarse.mpi.size == sum(coarse.mpi.allgather(1)) <= grid.mpi.size
+                shifted, again = coarse.shift(coarse.steps.t_new[:, None]), coarse.coarsen(2)
+                assert torch.equal(shifted[coarse.begin == 0 :], coarse.steps.t_old[coarse.begin == 0 :, None])
+                assert again is None or again.num_steps == -(-whole.num_steps // 2)
+            assert grid.coarsen(factor) is coarse
+
+
+def transfer():
+    kinds = [(linear, 2), (constant, 1), (linear_adjoint, 3), (injection, 1)]
+    width = sum(size for _, size in kinds)
+    for N in (5, 7, 12):
+        for factor in (2, 3, 20):
+            grid, alone, own = grids(N)
+            coarse, whole = grid.coarsen(factor), alone.coarsen(factor)
+            P = spread(grid, coarse, grid.comm, [(kind(grid, factor), size) for kind, size in kinds])
+            T = [torch.from_numpy(kind(alone, factor).toarray()) for kind, _ in kinds]
+            below = slice(0, 0) if coarse is None else slice(coarse.begin, coarse.end)
+            x, y = randn(whole.num_steps, width), randn(N, width, seed=2)
+            sizes = [size for _, size in kinds]
+            right, left = P.createVecs()
+            right.setArray(torch.cat([part[below].ravel() for part in x.split(sizes, 1)]).numpy())
+            P.mult(right, left)
+            assert_same(fields(left, sizes), torch.cat([t @ part for t, part in zip(T, x.split(sizes, 1))], 1))
+            left.setArray(torch.cat([part[own].ravel() for part in y.split(sizes, 1)]).numpy())
+            P.multTranspose(left, right)
+            assert_same(fields(right, sizes), torch.cat([t.T @ part for t, part in zip(T, y.split(sizes, 1))], 1))
+            P.destroy()
+
+
+def fields(vec, sizes):
+    """All rows of a vector of fields with these unknowns a step."""
+    entries = torch.from_numpy(vec.getArray(readonly=True).copy())
+    steps = len(entries) // sum(sizes)
+    parts = entries.split([steps * size for size in sizes])
+    return gathered(torch.cat([part.reshape(steps, size) for part, size in zip(parts, sizes)], 1))
+
+
+def bump(t):
+    return torch.sin(3 * t[:, None] + torch.arange(3))
+
+
+OBJECTIVES = {
+    "heat": Tracking(bump, examples.Heat(3, 0.1).state_mass),
+    "two targets": Tracking(bump) + Tracking(bump, np.diag([1.0, 2.0, 3.0])),
+    "last state": TerminalLoss(lambda u, p: (u**2).sum() + u[0] * u[2]),
+    "last state and a part": Tracking(np.zeros(1), observe=np.array([0])) + TerminalLoss(lambda u, p: u[1] ** 2),
+}
+PROBLEMS = [lambda comm, term=term: heat(9, comm=comm, objective=term) for term in OBJECTIVES.values()]
+PROBLEMS.append(lambda comm: examples.burgers(nt=9, comm=comm))
+
+
+def operator_of(make, comm, hessian="gauss-newton"):
+    """The KKT operator at the same point on any number of ranks."""
+    problem = make(comm)
+    grid, (n, m) = problem.grid, (problem.n, problem.m)
+    own = slice(grid.begin, grid.end)
+    u, z = 0.5 * randn(grid.num_steps, n, seed=3), 0.5 * randn(grid.num_steps, m, seed=4)
+    x = problem.pack(problem.create_primal(), u[own], z[own].ravel(), torch.zeros(0, dtype=u.dtype))
+    operator, lam = KKTOperator(RieszMetric(problem), hessian), problem.create_multiplier()
+    lam.setArray(randn(grid.num_steps, n, seed=5)[own].numpy())
+    operator.set_point(problem.at(x), lam)
+    return operator
+
+
+def blocks():
+    for make in PROBLEMS:
+        for hessian in ("metric", "gauss-newton"):
+            part, whole = (KKTBlocks.of(operator_of(make, comm, hessian)) for comm in (None, MPI.COMM_SELF))
+            N, n = whole.grid.num_steps, whole.n
+            while whole.grid.num_steps > 1:
+                own = slice(part.grid.begin, part.grid.end) if part else slice(0, 0)
+                lam = randn(whole.grid.num_steps, n, seed=6)
+                empty = torch.zeros(0, n, dtype=torch.float64)
+                assert_same(gathered(part.schur(lam[own]) if part else empty), whole.schur(lam), 1e-12)
+                for with_old_state in (False, True):
+                    expected = densify(whole.shift(with_old_state)).expand(whole.grid.num_steps, -1, -1)
+                    found = expected[:0] if part is None else densify(part.shift(with_old_state))
+                    found = found.expand(len(range(*own.indices(N))), -1, -1)
+                    assert_same(gathered(found), expected, 1e-12)
+                cut = None if part is None else part.cut(2)
+                assert_same(gathered(cut.schur(lam[own]) if cut else empty), whole.cut(2).schur(lam), 1e-12)
+                part, whole = part and part.coarsen(2), whole.coarsen(2)
+
+
+@contextmanager
+def options(**words):
+    """PETSc options for the length of a block."""
+    for name, value in words.items():
+        PETSc.Options().setValue(name, str(value))
+    yield
+    for name in words:
+        PETSc.Options().delValue(name)
+
+
+def same_histories(make, context, **words):
+    """Residuals on all ranks are those on one, up to 1e-10 of the first."""
+    with options(**words):
+        found = history(operator_at_zero(make(None)), context())
+        if MPI.COMM_WORLD.rank == 0:
+            alone = history(operator_at_zero(make(MPI.COMM_SELF)), context())
+            assert len(found) == len(alone), (words, found, alone)
+            assert np.abs(found - alone).max() <= 1e-10 * alone[0], (words, found, alone)
+
+
+def wathen():
+    def make(comm):
+        return heat(14, comm=comm)
+
+    for schur, propagator in (
+        ("matched", "mgrit"),
+        ("matched", "window"),
+        ("matched", "forward"),
+        ("matched", "multigrid"),
+        ("old_new", "mgrit"),
+        ("new_state", "forward"),
+    ):
+        words = dict(mgrit_window=4, test_wathen_timemg_coarsest=2)
+        same_histories(make, WathenPC, wathen_schur=schur, wathen_propagator=propagator, **words)
+    same_histories(make, WathenPC, wathen_schur="exact")
+    for problem in PROBLEMS[1:]:
+        same_histories(problem, WathenPC, mgrit_window=2, wathen_propagator="mgrit")
+    operator = operator_at_zero(make(None))
+    fails_everywhere(BlockOperator(spoil(operator, "singular")), WathenPC, "singular")
+
+
+def blockjacobi():
+    def make(comm):
+        return heat(12, comm=comm)
+
+    for window in (3, 4, 20):
+        for local in ("wathen", "krylov"):
+            same_histories(make, TimeBlockJacobi, block_jacobi_window=window, block_jacobi_local=local)
+    grid = make(None).grid
+    fits = not any(MPI.COMM_WORLD.allgather(grid.begin % 2 != 0))
+    operator = operator_at_zero(make(None))
+    if fits:
+        same_histories(make, TimeBlockJacobi, block_jacobi_window=2, block_jacobi_local="exact")
+        with options(block_jacobi_window=2, block_jacobi_local="exact"):
+            for kind in ("singular", "NaN"):
+                fails_everywhere(BlockOperator(spoil(operator, kind)), TimeBlockJacobi, "window 6 (steps 11 to 12)")
+    with options(block_jacobi_window=5, block_jacobi_local="exact"), solver(operator, TimeBlockJacobi()) as ksp:
+        try:
+            ksp.setUp()
+        except InputError as error:
+            assert "borders of ranks" in str(error)
+        else:
+            raise AssertionError("a window reaches over a border")
+
+
+def spoil(operator, kind):
+    """Blocks whose last step is singular or not a number."""
+    blocks = KKTBlocks.of(operator)
+    rows = blocks.grid.n_local
+    A, B, C = (StepMatrix(M.sparsity, M.values.repeat(rows, 1)) for M in (blocks.A, blocks.B, blocks.C))
+    if blocks.grid.is_last:
+        for M in (A, B, C):
+            M.values[-1, M.sparsity.rows == 1] = 0.0 if kind == "singular" else torch.nan
+    return replace(blocks, A=A, B=B, C=C)
+
+
+def fails_everywhere(operator, context, words):
+    """A failure on the last rank is the same one on all, and none waits."""
+    message = ""
+    try:
+        with solver(operator, context()) as ksp:
+            b, x = ksp.getOperators()[0].createVecs()
+            b.set(1.0)
+            ksp.solve(b, x)
+    except SolveFailure as failure:
+        message = str(failure)
+    assert all(words in each for each in MPI.COMM_WORLD.allgather(message)), message
+
+
+def timemg():
+    def make(comm):
+        return heat(13, comm=comm)
+
+    words = dict(block_jacobi_window=4, test_timemg_coarsest=2)
+    same_histories(make, TimeMultigridPC, **words)
+    same_histories(make, TimeMultigridPC, test_timemg_transfer="injection", test_timemg_coarsening=4, **words)
+    same_histories(make, TimeMultigridPC, test_timemg_operators="galerkin", test_pc_mg_cycle_type="v", **words)
+    same_histories(PROBLEMS[-1], TimeMultigridPC, test_pc_mg_cycle_type="v", **words)
+    operator = operator_at_zero(make(None))
+    for kind in ("singular", "not finite"):
+        fails_everywhere(BlockOperator(spoil(operator, kind)), TimeMultigridPC, kind)
+        with options(wathen_propagator="multigrid"):
+            fails_everywhere(BlockOperator(spoil(operator, kind)), WathenPC, kind)
+
+
+PARTS = [timegrid, propagator, windows, innerproduct, mgrit, transfer, blocks, wathen, blockjacobi, timemg]
+
+if __name__ == "__main__":
+    for part in PARTS:
+        try:
+            part()
+        except BaseException:
+            traceback.print_exc()
+            MPI.COMM_WORLD.Abort(1)  # the other ranks would wait
+        MPI.COMM_WORLD.Barrier()
+        if MPI.COMM_WORLD.rank == 0:
+            print(f"{part.__name__}: same", flush=True)

@@ -1,0 +1,403 @@
+import hashlib
+import sys
+import tarfile
+import types
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+from nn_adapters.data import datasets, formats
+from nn_adapters.data.datasets import Dataset, load
+from pdeopt.core.errors import InputError
+from tests.helpers.support import ROOT
+from tests.nn_adapters.data.test_formats import CIFAR_NAMES, cifar10_batch, write_har, write_idx
+
+DATA = ROOT.parent / "shared" / "data"  # see its README.md
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no folder {DATA}")
+
+# Sets and where they come from.
+
+
+def check(data, name, classes, train, test):
+    """Kinds, shapes and classes; each class occurs."""
+    assert isinstance(data, Dataset) and (data.name, data.classes) == (name, classes)
+    assert (tuple(data.x_train.shape), tuple(data.x_test.shape)) == (train, test)
+    for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
+        assert x.dtype == torch.float32 and y.dtype == torch.int64 and len(x) == len(y)
+        assert torch.isfinite(x).all()
+        assert set(y.tolist()) == set(range(classes))
+
+
+def counts(y):
+    return y.bincount().tolist()
+
+
+def register(monkeypatch, root):
+    """Take the files under a folder for those of the known checksums."""
+    for path in root.rglob("*"):
+        if (place := str(path.relative_to(root))) in datasets.SHA256:
+            monkeypatch.setitem(datasets.SHA256, place, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(InputError, match=r"got minst; legal: peaks \| digits .* mnist \| "):
+        load("minst")
+
+
+@pytest.mark.parametrize("name", datasets.STORED)
+def test_no_set_stands_in_for_another(name):
+    with pytest.raises(InputError, match=rf"{name}: got no place .* -data_dir FOLDER .* -fetch"):
+        load(name)
+
+
+@pytest.mark.parametrize("name", datasets.STORED)
+def test_missing_files_are_named(tmp_path, name):
+    with pytest.raises(InputError, match=rf"-data_dir: got {tmp_path} without .*/.* or -fetch"):
+        load(name, tmp_path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_mnist_of_small_files(tmp_path, monkeypatch, zipped):
+    (tmp_path / "mnist").mkdir()
+    for part, n in (("train", 20), ("t10k", 10)):
+        images, end = np.full((n, 28, 28), 255, dtype=np.uint8), ".gz" if zipped else ""
+        images[:, 3, 4] = np.arange(n)
+        write_idx(tmp_path / "mnist" / f"{part}-images-idx3-ubyte{end}", images, zipped)
+        write_idx(tmp_path / "mnist" / f"{part}-labels-idx1-ubyte{end}", np.arange(n, dtype=np.uint8) % 10, zipped)
+    with pytest.raises(InputError, match=rf"train-images-idx3-ubyte.*: damaged .*{64 * '.'}.* legal: {64 * '.'}$"):
+        load("mnist", tmp_path)
+    register(monkeypatch, tmp_path)
+    data = load("mnist", str(tmp_path))
+    check(data, "mnist", 10, (20, 1, 28, 28), (10, 1, 28, 28))
+    assert float(data.x_train.max()) == 1 and torch.equal(data.x_train[:, 0, 3, 4], torch.arange(20) / 255)
+
+
+def test_cifar10_of_small_files(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar10" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    batches = [cifar10_batch(10, i) for i in range(6)]
+    for name, (content, _, _) in zip(CIFAR_NAMES, batches):
+        (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"data_batch_1\.bin: damaged"):
+        load("cifar10", tmp_path)
+    register(monkeypatch, tmp_path)
+    check(load("cifar10", tmp_path), "cifar10", 10, (50, 3, 32, 32), (10, 3, 32, 32))
+    with tarfile.open(tmp_path / "cifar10" / "cifar-10-binary.tar.gz", "w:gz") as archive:
+        archive.add(folder, folder.name)
+    register(monkeypatch, tmp_path)
+    data = load("cifar10", tmp_path)
+    np.testing.assert_array_equal((255 * data.x_train[10:20]).round().numpy(), batches[1][1])
+    np.testing.assert_array_equal((255 * data.x_test).round().numpy(), batches[5][1])
+
+
+def test_har_is_split_by_subject_whatever_the_files_say(tmp_path):
+    folder = tmp_path / "uci-har" / "UCI HAR Dataset"
+    x, y, subject = write_har(folder, (("train", 24, (1, 2, 3)), ("test", 12, (3, 4, 24))))
+    data = load("har", tmp_path)
+    test = np.isin(subject, [2, 4, 24])
+    check(data, "har", 6, ((~test).sum(), 128, 9), (test.sum(), 128, 9))
+    np.testing.assert_allclose(data.x_test.numpy(), x[test], rtol=1e-6)
+    assert data.y_test.tolist() == y[test].tolist()
+
+
+def write_indian_pines(root, bands=5):
+    """Pixels whose spectrum is their label, plus noise."""
+    (root / "indian-pines").mkdir()
+    rng = np.random.default_rng(0)
+    labels = np.resize(np.arange(17), (12, 20)).astype(np.uint8)
+    cube = (1000 + 100.0 * labels[..., None] + rng.integers(20, size=(12, 20, bands))).astype(np.uint16)
+    scipy.io.savemat(root / "indian-pines" / "Indian_pines_gt.mat", {"indian_pines_gt": labels})
+    scipy.io.savemat(root / "indian-pines" / "Indian_pines_corrected.mat", {"indian_pines_corrected": cube})
+    return labels
+
+
+def test_indian_pines_of_small_files(tmp_path, monkeypatch):
+    labels = write_indian_pines(tmp_path)
+    register(monkeypatch, tmp_path)
+    data = load("indian_pines", tmp_path)
+    total = int((labels > 0).sum())
+    check(data, "indian_pines", 16, (total - len(data.y_test), 5), (len(data.y_test), 5))
+    assert data.x_train.mean(0).abs().max() < 1e-6 and (data.x_train.std(0, correction=0) - 1).abs().max() < 1e-6
+    order = data.x_train.mean(1).argsort()
+    assert (data.y_train[order].diff() >= 0).all()  # pixels have kept their labels
+    again, other = load("indian_pines", tmp_path), load("indian_pines", tmp_path, seed=1)
+    assert torch.equal(again.x_test, data.x_test) and not torch.equal(other.x_test, data.x_test)
+
+
+def test_a_cube_of_another_shape_is_refused(tmp_path, monkeypatch):
+    write_indian_pines(tmp_path)
+    path = tmp_path / "indian-pines" / "Indian_pines_corrected.mat"
+    scipy.io.savemat(path, {"indian_pines_corrected": np.ones((3, 4, 5))})
+    register(monkeypatch, tmp_path)
+    with pytest.raises(InputError, match=r"Indian_pines_corrected\.mat: shape: got \(3, 4, 5\); legal: \(12, 20\)"):
+        load("indian_pines", tmp_path)
+
+
+# Downloads: a package pooch that finds everything, or nothing.
+
+
+@pytest.fixture
+def pooch(monkeypatch, tmp_path):
+    """`pooch.files` are on the net, by their addresses; `pooch.asked` are the addresses that were asked for."""
+    module = types.ModuleType("pooch")
+    module.files, module.asked = {}, []
+
+    def retrieve(url, known_hash, fname, path):
+        module.asked.append(url)
+        if url not in module.files:
+            raise OSError("no connection")
+        if known_hash != "sha256:" + hashlib.sha256(module.files[url]).hexdigest():
+            raise ValueError("hash mismatch")
+        path.mkdir(parents=True, exist_ok=True)
+        (path / fname).write_bytes(module.files[url])
+
+    module.retrieve, module.os_cache = retrieve, lambda name: tmp_path / "cache" / name
+    monkeypatch.setitem(sys.modules, "pooch", module)
+    return module
+
+
+def lines(n):
+    return "".join(f"{'+1' if i % 2 else '-1'} {' '.join(f'{j}:{i * j}' for j in range(1, 15))}\n" for i in range(n))
+
+
+ADDRESS = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/australian"
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_what_is_missing_is_downloaded_once(pooch, tmp_path, monkeypatch, given):
+    pooch.files[ADDRESS] = lines(20).encode()
+    monkeypatch.setitem(datasets.SHA256, "libsvm/australian", hashlib.sha256(pooch.files[ADDRESS]).hexdigest())
+    folder = tmp_path / "mine" if given else ""
+    data = load("australian", folder, fetch=True)
+    check(data, "australian", 2, (16, 14), (4, 14))
+    assert (data.x_train.abs().max(), pooch.asked) == (1, [ADDRESS])
+    assert ((folder or tmp_path / "cache" / "pdeopt") / "libsvm" / "australian").is_file()
+    load("australian", folder, fetch=True)
+    assert pooch.asked == [ADDRESS]
+
+
+def test_a_download_without_a_connection_names_all_mirrors(pooch):
+    with pytest.raises(InputError, match=r"zalando.*no connection; .*s3-website.*no connection; .*-data_dir with"):
+        load("fashion_mnist", fetch=True)
+
+
+def test_another_mirror_is_tried_where_the_checksum_is_wrong(pooch, monkeypatch):
+    name = "train-images-idx3-ubyte.gz"
+    first, second = (mirror + name for mirror in datasets.MIRRORS["mnist/"])
+    pooch.files = {first: b"damaged", second: b"\0\0\x08\1\0\0\0\1a"}
+    monkeypatch.setitem(datasets.SHA256, f"mnist/{name}", hashlib.sha256(pooch.files[second]).hexdigest())
+    with pytest.raises(InputError, match="train-labels-idx1-ubyte"):
+        load("mnist", fetch=True)
+    assert pooch.asked[:2] == [first, second]
+
+
+def test_a_damaged_file_is_not_downloaded_again_unasked(pooch, tmp_path):
+    (tmp_path / "libsvm").mkdir()
+    (tmp_path / "libsvm" / "australian").write_text("mine")
+    with pytest.raises(InputError, match=r"libsvm/australian: damaged"):
+        load("australian", tmp_path, fetch=True)
+    assert (tmp_path / "libsvm" / "australian").read_text() == "mine" and not pooch.asked
+
+
+@pytest.mark.parametrize("name", datasets.STORED)
+def test_each_set_has_an_address_and_a_checksum(pooch, name):
+    with pytest.raises(InputError, match="no connection"):
+        load(name, fetch=True)
+    assert pooch.asked and not any(" " in address for address in pooch.asked)
+    assert all(len(checksum) == 64 for checksum in datasets.SHA256.values())
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    with pytest.raises(InputError, match="pip install pooch"):
+        load("mnist", fetch=True)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(InputError, match="pip install scikit-learn"):
+        load("digits")
+
+
+# Generated sets.
+
+
+def test_digits():
+    pytest.importorskip("sklearn")
+    data = load("digits")
+    check(data, "digits", 10, (1438, 1, 8, 8), (359, 1, 8, 8))
+    assert (data.x_train.min(), data.x_train.max()) == (0, 1)
+
+
+def test_peaks_is_the_function_of_matlab():
+    points, f = datasets.peaks_grid()
+    assert points.shape == (256**2, 2) and abs(points).max() == 3
+    edges = np.linspace(f.min(), f.max(), 6)
+    np.testing.assert_allclose(edges, [-6.54972, -3.61870, -0.68767, 2.24335, 5.17437, 8.10539], atol=5e-6)
+
+
+def test_peaks_has_points_of_the_grid_by_level():
+    data = load("peaks")
+    check(data, "peaks", 5, (5000, 2), (200, 2))
+    assert counts(data.y_train) == [1000] * 5 and counts(data.y_test) == [40] * 5
+    points, f = datasets.peaks_grid()
+    value = {tuple(point): v for point, v in zip(points.astype(np.float32).tolist(), f)}
+    rows = [tuple(row) for row in torch.cat([data.x_train, data.x_test]).tolist()]
+    assert len(set(rows)) == 5200  # no point twice, none in both parts
+    level = np.floor(5 * (np.array([value[row] for row in rows]) - f.min()) / np.ptp(f)).clip(max=4)
+    assert level.tolist() == torch.cat([data.y_train, data.y_test]).tolist()
+    with pytest.raises(InputError, match="at most 1798"):
+        datasets.peaks(train=1798)
+
+
+@pytest.mark.parametrize("name", ["peaks", "moving_shapes", "synthetic_har", "indian_pines_like"])
+def test_generated_sets_depend_on_the_seed_alone(name):
+    first, again, other = load(name, seed=3), load(name, seed=3), load(name, seed=4)
+    for part in ("x_train", "y_train", "x_test", "y_test"):
+        assert torch.equal(getattr(first, part), getattr(again, part))
+        assert not torch.equal(getattr(first, part), getattr(other, part))
+
+
+def accuracy(data, features):
+    """Share of the test set that a linear least-squares classifier on `features(x)` gets right."""
+    train, test = (
+        torch.nn.functional.pad(features(x).flatten(1).double(), (0, 1), value=1.0) for x in (data.x_train, data.x_test)
+    )
+    targets = torch.nn.functional.one_hot(data.y_train).double()
+    ridge = train.T @ train + 1e-2 * len(train) * torch.eye(train.shape[1], dtype=torch.float64)
+    scores = test @ torch.linalg.solve(ridge, train.T @ targets)
+    return (scores.argmax(1) == data.y_test).double().mean().item()
+
+
+def displacement(x):
+    """How far the shape moves between frames, and turns, by the phase of the lowest Fourier modes."""
+    f = torch.fft.fft2(x[:, :, 0])
+    modes = torch.stack([f[..., 0, 1], f[..., 1, 0]], 2)
+    steps = (modes[:, 1:] * modes[:, :-1].conj()).angle()
+    (a, b), (c, d) = steps[:, :-1].unbind(2), steps[:, 1:].unbind(2)
+    return torch.cat([steps.mean(1), (a * d - b * c).mean(1, keepdim=True)], 1)
+
+
+def test_single_frames_of_moving_shapes_do_not_tell():
+    data = load("moving_shapes")
+    check(data, "moving_shapes", 6, (600, 8, 1, 16, 16), (120, 8, 1, 16, 16))
+    assert (data.x_train.min(), data.x_train.max()) == (0, 1) and counts(data.y_test) == [20] * 6
+    assert all(accuracy(data, lambda x, k=k: x[:, k]) < 0.35 for k in (0, 4, 7))
+    assert accuracy(data, displacement) > 0.9
+
+
+def test_sizes_of_moving_shapes():
+    data = datasets.moving_shapes(25, frames=5, size=12)
+    assert data.x_train.shape == (25, 5, 1, 12, 12) and data.x_test.shape == (5, 5, 1, 12, 12)
+    for words in ({"n": 4}, {"frames": 1}, {"size": 7}):
+        with pytest.raises(InputError, match=next(iter(words))):
+            datasets.moving_shapes(**words)
+
+
+def spectrum(x):
+    """Power of each frequency, and the phase by which neighboring channels differ there."""
+    f = torch.fft.rfft(x, n=512, dim=1)[:, 5:35]
+    cross = (f[..., 1:] * f[..., :-1].conj()).mean(-1)
+    return torch.cat([cross.abs(), cross.imag], 1) / cross.abs().sum(1, keepdim=True)
+
+
+def test_synthetic_har_is_told_by_frequency_and_phase():
+    data = load("synthetic_har")
+    check(data, "synthetic_har", 6, (600, 128, 9), (120, 128, 9))
+    assert accuracy(data, lambda x: x) < 0.4
+    assert accuracy(data, spectrum) > 0.9
+
+
+def test_indian_pines_like():
+    data = load("indian_pines_like")
+    check(data, "indian_pines_like", 16, (2000, 220), (400, 220))
+    assert accuracy(data, lambda x: x) > 0.9
+    assert data.x_train.diff(dim=1).std() < data.x_train.std()  # neighboring bands are alike
+
+
+# The real files.
+
+
+@needs_data
+@pytest.mark.parametrize(
+    "name, train, test",
+    [
+        (
+            "mnist",
+            [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+            [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
+        ),
+        ("fashion_mnist", [6000] * 10, [1000] * 10),
+    ],
+)
+def test_the_real_mnist(name, train, test):
+    data = load(name, DATA)
+    check(data, name, 10, (60000, 1, 28, 28), (10000, 1, 28, 28))
+    assert (counts(data.y_train), counts(data.y_test)) == (train, test)
+    assert (data.x_train.min(), data.x_train.max()) == (0, 1)
+
+
+@needs_data
+def test_the_real_subset_of_cifar10():
+    data = load("cifar10", DATA)
+    check(data, "cifar10", 10, (4000, 3, 32, 32), (1000, 3, 32, 32))
+    assert counts(data.y_train) == [396, 366, 420, 384, 422, 393, 414, 385, 407, 413]
+    assert counts(data.y_test) == [103, 89, 100, 103, 90, 86, 112, 102, 106, 109]
+    assert data.y_train[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
+    assert (255 * data.x_train[0, :, 0, 0]).round().tolist() == [59, 62, 63]  # the first pixel, red, green, blue
+
+
+@needs_data
+def test_the_real_har_leaks_no_subject():
+    data = load("har", DATA)
+    check(data, "har", 6, (7352, 128, 9), (2947, 128, 9))
+    assert counts(data.y_train) == [1226, 1073, 986, 1286, 1374, 1407]
+    assert counts(data.y_test) == [496, 471, 420, 491, 532, 537]
+    names = [f"{kind}_{part}" for part in ("train", "test") for kind in ("x", "subject")]
+    x_train, train, x_test, test = formats.read_npz(DATA / "uci-har" / "uci_har_inertial.npz", names)
+    assert set(test) == set(datasets.HAR_TEST_SUBJECTS) and not set(train) & set(test)
+    assert len(set(train)) == 21 and np.array_equal(data.x_train, x_train) and np.array_equal(data.x_test, x_test)
+    rows = [set(map(bytes, x.numpy().reshape(len(x), -1))) for x in (data.x_train, data.x_test)]
+    assert not rows[0] & rows[1]
+
+
+@needs_data
+def test_the_real_australian():
+    data = load("australian", DATA)
+    check(data, "australian", 2, (552, 14), (138, 14))
+    x, y = torch.cat([data.x_train, data.x_test]), torch.cat([data.y_train, data.y_test])
+    assert counts(y) == [383, 307]
+    assert torch.equal(x.amin(0), -torch.ones(14)) and torch.equal(x.amax(0), torch.ones(14))
+
+
+@needs_data
+def test_the_real_labels_of_indian_pines():
+    labels = formats.read_mat(DATA / "indian-pines" / "Indian_pines_gt.mat", "indian_pines_gt")
+    assert labels.shape == (145, 145) and (labels > 0).sum() == 10249 and set(labels.ravel()) == set(range(17))
+    if not (DATA / "indian-pines" / "Indian_pines_corrected.mat").exists():
+        with pytest.raises(InputError, match=r"without indian-pines/Indian_pines_corrected\.mat"):
+            load("indian_pines", DATA)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    "name, place", [("mnist", "mnist/t10k-labels-idx1-ubyte.gz"), ("australian", "libsvm/australian")]
+)
+def test_a_damaged_copy_of_a_real_file_is_refused(tmp_path, name, place):
+    for other in DATA.glob(f"{place.split('/')[0]}/*"):
+        path = tmp_path / other.relative_to(DATA)
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(other)
+    content = (DATA / place).read_bytes()
+    (tmp_path / place).unlink()
+    (tmp_path / place).write_bytes(content[:-1])
+    with pytest.raises(InputError) as caught:
+        load(name, tmp_path)
+    checksum = hashlib.sha256(content[:-1]).hexdigest()
+    assert all(word in str(caught.value) for word in (place, checksum, datasets.SHA256[place]))
+
+
+@needs_data
+def test_the_checksums_are_those_of_the_readme():
+    text = (DATA / "README.md").read_text()
+    places = [place for place in datasets.SHA256 if (DATA / place).is_file()]
+    assert len(places) >= 12 and all(datasets.SHA256[place] in text for place in places)

@@ -1,0 +1,277 @@
+import gzip
+import io
+import pickle
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import scipy.io
+
+from nn_adapters.data import formats
+from pdeopt.core.errors import InputError
+from tests.helpers.support import ROOT
+
+CIFAR_NAMES = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
+
+# Writers of small files of each format; each returns what a reader should find.
+
+
+def write_idx(path, array, zipped=True):
+    codes = {np.dtype(kind).newbyteorder("="): code for code, kind in formats.IDX_TYPES.items()}
+    content = struct.pack(f">BBBB{array.ndim}I", 0, 0, codes[array.dtype], array.ndim, *array.shape)
+    content += array.astype(array.dtype.newbyteorder(">")).tobytes()
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    return array
+
+
+def cifar10_batch(n, seed=0):
+    rng = np.random.default_rng(seed)
+    images, labels = rng.integers(256, size=(n, 3, 32, 32), dtype=np.uint8), np.arange(n, dtype=np.uint8) % 10
+    content = b"".join(bytes([label]) + image.tobytes() for image, label in zip(images, labels))
+    return content, images, labels
+
+
+def write_cifar10(path):
+    content, images, labels = cifar10_batch(3)
+    path.write_bytes(content)
+    return images, labels
+
+
+def write_libsvm(path):
+    path.write_bytes(b"-1 1:0.5 3:-2e1 # a comment\n\n+1 2:12\n+1\n-1 1:1 2:2 3:3")  # no newline at the end
+    return np.array([[0.5, 0, -20], [0, 12, 0], [0, 0, 0], [1, 2, 3]]), np.array([-1.0, 1, 1, -1])
+
+
+def write_mat(path):
+    array = np.random.default_rng(0).integers(1000, size=(40, 50), dtype=np.uint16)
+    scipy.io.savemat(path, {"cube": array, "other": 1}, do_compression=True)
+    return array
+
+
+def write_npz(path):
+    arrays = {"a": np.arange(600.0).reshape(20, 30), "b": np.arange(500)}
+    np.savez_compressed(path, **arrays)
+    return [arrays["a"], arrays["b"]]
+
+
+def write_har(folder, counts=(("train", 5, (1, 3)), ("test", 4, (2, 4)))):
+    """The original folder; by default with subjects 2 and 4, who are of the test set."""
+    rng, parts = np.random.default_rng(0), []
+    for part, n, subjects in counts:
+        x, y = rng.standard_normal((n, 128, 9)).astype(np.float32), np.arange(n) % 6
+        subject = np.resize(np.repeat(subjects, 6), n)
+        (folder / part / "Inertial Signals").mkdir(parents=True)
+        for i, name in enumerate(formats.HAR_CHANNELS):
+            lines = ["  ".join(f"{value: .7e}" for value in row) for row in x[:, :, i]]
+            (folder / part / "Inertial Signals" / f"{name}_{part}.txt").write_text("\n".join(lines) + "\n")
+        (folder / part / f"y_{part}.txt").write_text("".join(f"{label + 1}\n" for label in y))
+        (folder / part / f"subject_{part}.txt").write_text("".join(f"{number}\n" for number in subject))
+        parts.append((x, y, subject))
+    return [np.concatenate(arrays) for arrays in zip(*parts)]
+
+
+def pack(folder, archive):
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(folder.rglob("*.txt")):
+            file.write(path, f"UCI HAR Dataset/{path.relative_to(folder)}")
+
+
+READERS = {
+    "idx": (formats.read_idx, lambda path: write_idx(path, np.arange(3000, dtype=np.uint8).reshape(30, 10, 10))),
+    "plain idx": (formats.read_idx, lambda path: write_idx(path, np.arange(300, dtype=np.int32), zipped=False)),
+    "cifar10": (formats.read_cifar10, write_cifar10),
+    "libsvm": (formats.read_libsvm, write_libsvm),
+    "mat": (lambda path: formats.read_mat(path, "cube"), write_mat),
+    "npz": (lambda path: formats.read_npz(path, ["a", "b"]), write_npz),
+}
+
+
+@pytest.fixture(params=READERS)
+def case(request, tmp_path):
+    """(reader, file, what it should find)"""
+    read, write = READERS[request.param]
+    path = tmp_path / f"mine-{request.param.replace(' ', '-')}{'.npz' if request.param == 'npz' else ''}"
+    if request.param == "mat":
+        path = path.with_suffix(".mat")
+    return read, path, write(path)
+
+
+def check(found, expected):
+    if isinstance(expected, np.ndarray):
+        found, expected = [found], [expected]
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype.isnative and a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_is_written_is_what_is_read(case):
+    read, path, expected = case
+    check(read(path), expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_file_is_refused_by_name(case, share):
+    read, path, _ = case
+    content = path.read_bytes()
+    # LIBSVM text has no length: a file cut between two numbers is one of fewer numbers.
+    cut = content.rindex(b":") + 1 if path.name == "mine-libsvm" and share else int(share * len(content))
+    path.write_bytes(content[:cut])
+    with pytest.raises(InputError, match=path.name):
+        read(path)
+
+
+def test_another_file_is_refused_by_name(case):
+    read, path, _ = case
+    for content in (b"<html>404 Not Found</html>\n" * 50, bytes(range(256)) * 13, pickle.dumps({"a": 1})):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=path.name):
+            read(path)
+
+
+def test_a_missing_file_is_refused_by_name(case):
+    read, path, _ = case
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path.name}: got no such file"):
+        read(path)
+
+
+@pytest.mark.parametrize("case", ["idx", "mat", "npz"], indirect=True)
+def test_a_changed_byte_of_a_compressed_file_is_refused_or_has_no_effect(case):
+    read, path, expected = case
+    whole, refused = path.read_bytes(), 0
+    places = range(0, len(whole), len(whole) // 50)
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            check(read(path), expected)  # dates and the like
+        except InputError as error:
+            assert path.name in str(error)
+            refused += 1
+    assert refused > len(places) // 2
+
+
+@pytest.mark.parametrize("kind", formats.IDX_TYPES.values())
+@pytest.mark.parametrize("zipped", [True, False])
+def test_idx_files_of_all_types(tmp_path, kind, zipped):
+    array = np.arange(24).reshape(2, 3, 4).astype(np.dtype(kind).newbyteorder("="))
+    write_idx(tmp_path / "f", array, zipped)
+    found = formats.read_idx(tmp_path / "f")
+    assert found.dtype == array.dtype
+    np.testing.assert_array_equal(found, array)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\1\0\x08\1\0\0\0\2",
+        b"\0\0\x07\1\0\0\0\2",
+        b"\0\0\x08\0",
+        b"\0\0\x08\2\0\0\0\2",
+        b"\0\0\x08\1\0\0\0\1",
+        b"\0\0\x08\2\xff\xff\xff\xff\xff\xff\xff\xff",
+    ],
+    ids=["magic", "type", "dimensions", "within the dimensions", "too long", "huge"],
+)
+def test_idx_headers_are_checked(tmp_path, header):
+    (tmp_path / "f").write_bytes(header + b"ab")
+    with pytest.raises(InputError, match="IDX"):
+        formats.read_idx(tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["x 1:2", "1 1", "1 0:2", "1 2:1 1:2", "1 1:1 1:2", "1 qid:3 1:1", "1 1:nan", "1 999999999:1", "1 5:1", "1 1:2é"],
+)
+def test_libsvm_lines_are_checked(tmp_path, line):
+    (tmp_path / "f").write_text(f"1 1:1\n{line}\n")
+    with pytest.raises(InputError, match="/f: "):
+        formats.read_libsvm(tmp_path / "f", None if "9999" in line else 3)
+
+
+def test_libsvm_features_may_be_more_than_are_used(tmp_path):
+    write_libsvm(tmp_path / "f")
+    assert formats.read_libsvm(tmp_path / "f", 7)[0].shape == (4, 7)
+
+
+def test_labels_of_cifar10_are_checked(tmp_path):
+    (tmp_path / "f").write_bytes(bytes([10]) * formats.CIFAR_RECORD)
+    with pytest.raises(InputError, match="label 10"):
+        formats.read_cifar10(tmp_path / "f")
+
+
+def test_a_cifar10_archive_is_read_in_the_order_asked_for(tmp_path):
+    path, batches = tmp_path / "cifar.tar.gz", {name: cifar10_batch(3, i) for i, name in enumerate(CIFAR_NAMES)}
+    with tarfile.open(path, "w:gz") as archive:
+        for name in reversed(CIFAR_NAMES):
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(batches[name][0])
+            archive.addfile(member, io.BytesIO(batches[name][0]))
+    for (images, labels), name in zip(formats.read_cifar10_archive(path, CIFAR_NAMES), CIFAR_NAMES, strict=True):
+        np.testing.assert_array_equal(images, batches[name][1])
+        np.testing.assert_array_equal(labels, batches[name][2])
+    with pytest.raises(InputError, match=r"cifar.tar.gz.*other\.bin"):
+        formats.read_cifar10_archive(path, ["other.bin"])
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(InputError, match=r"cifar\.tar\.gz"):
+        formats.read_cifar10_archive(path, CIFAR_NAMES)
+
+
+def test_variables_of_matlab_files_are_named(tmp_path):
+    write_mat(tmp_path / "f.mat")
+    with pytest.raises(InputError, match=r"f\.mat.*variables cube, other.*the variable gt"):
+        formats.read_mat(tmp_path / "f.mat", "gt")
+
+
+def test_nothing_is_unpickled(tmp_path):
+    np.savez(tmp_path / "f.npz", a=np.array([{"x": 1}], dtype=object))
+    with pytest.raises(InputError, match=r"f\.npz.*allow_pickle"):
+        formats.read_npz(tmp_path / "f.npz", ["a"])
+    with pytest.raises(InputError, match=r"f\.npz.*KeyError"):
+        formats.read_npz(tmp_path / "f.npz", ["b"])
+    for name in ("datasets", "formats"):
+        text = (ROOT / "nn_adapters" / f"{name}.py").read_text()
+        assert "import pickle" not in text and "torch.load" not in text and "allow_pickle=True" not in text
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_original_files_of_har(tmp_path, packed):
+    folder, archive = tmp_path / "UCI HAR Dataset", tmp_path / "UCI HAR Dataset.zip"
+    x, y, subject = write_har(folder)
+    pack(folder, archive)
+    found = formats.read_har(archive if packed else folder)
+    np.testing.assert_allclose(found[0], x, rtol=1e-6)
+    np.testing.assert_array_equal(found[1], y)
+    np.testing.assert_array_equal(found[2], subject)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("test/Inertial Signals/body_gyro_y_test.txt", "1 2 3\n"),
+        ("train/y_train.txt", "7\n" * 5),
+        ("train/subject_train.txt", "1\n"),
+        ("test/y_test.txt", ""),
+        ("test/Inertial Signals/total_acc_z_test.txt", None),
+        ("train/Inertial Signals/body_acc_x_train.txt", "1 2\n1 2 3\n"),
+    ],
+)
+def test_damaged_files_of_har_are_refused_by_name(tmp_path, name, content):
+    folder, archive = tmp_path / "UCI HAR Dataset", tmp_path / "UCI HAR Dataset.zip"
+    write_har(folder)
+    (folder / name).unlink() if content is None else (folder / name).write_text(content)
+    pack(folder, archive)
+    for path in (folder, archive):
+        with pytest.raises(InputError, match=f"{path.name}: .*Inertial Signals"):
+            formats.read_har(path)
+
+
+def test_a_truncated_archive_of_har_is_refused_by_name(tmp_path):
+    write_har(tmp_path / "f")
+    pack(tmp_path / "f", tmp_path / "har.zip")
+    (tmp_path / "har.zip").write_bytes((tmp_path / "har.zip").read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"har\.zip.*BadZipFile"):
+        formats.read_har(tmp_path / "har.zip")
+    with pytest.raises(InputError, match="nowhere"):
+        formats.read_har(tmp_path / "nowhere")

@@ -1,0 +1,80 @@
+"""GRUs that are solved in parallel over their sequence."""
+
+import pytest
+import torch
+from torch import nn
+
+from nn_adapters.layers.recurrent import GRUParallel
+from pdeopt.core.errors import InputError
+
+
+def sequences(batch=3, steps=20, size=5):
+    return torch.randn(batch, steps, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def gru(kind="implicit", layers=2, **words):
+    torch.manual_seed(1)
+    return GRUParallel(None, 5, 4, 20, layers, kind, **{"coarsening": "4", "levels": 2, **words}).double()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_classic_unit_is_that_of_pytorch(layers):
+    network = gru("classic", layers, cycles=6, adjoint_cycles=6)
+    reference = nn.GRU(5, 4, layers, batch_first=True).double()
+    network.load_state_dict(reference.state_dict())
+    x = sequences()
+    found, expected = network(x), reference(x)[0][:, -1]
+    assert torch.allclose(found, expected, rtol=0, atol=1e-13)
+    names = [name for name, _ in reference.named_parameters()]
+    own = torch.autograd.grad(found.square().sum(), [dict(network.named_parameters())[name] for name in names])
+    for a, b in zip(own, torch.autograd.grad(expected.square().sum(), list(reference.parameters()))):
+        assert torch.allclose(a, b, rtol=0, atol=1e-12)
+
+
+def test_a_step_of_the_implicit_unit_solves_its_equation():
+    network = gru(layers=1, levels=1)
+    x = sequences()[:, :2]
+    W, b, U, c = (getattr(network, f"{name}_l0").detach() for name in ("weight_ih", "bias_ih", "weight_hh", "bias_hh"))
+    h = torch.zeros(3, 4, dtype=torch.float64)
+    for t in range(2):
+        a, s = x[:, t] @ W.T + b, h @ U.T + c
+        r, z = torch.sigmoid(a[:, :4] + s[:, :4]), torch.sigmoid(a[:, 4:8] + s[:, 4:8])
+        n = torch.tanh(a[:, 8:] + r * s[:, 8:])
+        h_new = (h + (1 - z) * n) / (1 + (1 - z))
+        assert torch.allclose((1 + (1 - z)) * h_new, h + (1 - z) * n)
+        h = h_new
+    short = GRUParallel(None, 5, 4, 2, 1, "implicit", levels=1).double()
+    short.load_state_dict(network.state_dict())
+    assert torch.allclose(short(x), h, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["implicit", "classic"])
+def test_parallel_solves_converge_to_serial_values_and_gradients(kind):
+    network, x = gru(kind, cycles=6, adjoint_cycles=6), sequences().requires_grad_()
+    parameters = [x, *network.parameters()]
+    found, expected = network(x), network.serial(x)
+    assert torch.allclose(found, expected, atol=1e-13)
+    pairs = zip(*(torch.autograd.grad(y.square().sum(), parameters) for y in (found, expected)))
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in pairs)
+
+
+def test_gradients_are_those_of_differences():
+    network, x = gru(layers=2, cycles=6, adjoint_cycles=6), sequences(1).requires_grad_()
+    (gradient,) = torch.autograd.grad(network(x).sum(), x)
+    direction, h = sequences(1).cos(), 1e-5
+    with torch.no_grad():
+        difference = (network(x + h * direction).sum() - network(x - h * direction).sum()) / (2 * h)
+    assert float((gradient * direction).sum()) == pytest.approx(float(difference), rel=1e-7)
+
+
+def test_coarse_implicit_steps_are_stable():
+    """However long the step, |h| stays below the largest |n| < 1."""
+    network = gru(layers=1, coarsening="20", cycles=0)
+    assert float(network(100 * sequences()).abs().max()) < 1.0
+
+
+def test_sequences_of_another_length_and_unknown_units_are_refused():
+    with pytest.raises(InputError, match="20, input"):
+        gru()(sequences(steps=19))
+    with pytest.raises(InputError, match=r"implicit \| classic"):
+        gru("lstm")

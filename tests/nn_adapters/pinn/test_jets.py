@@ -1,0 +1,141 @@
+"""Jets through networks, against nested differentiation by torch."""
+
+import pytest
+import torch
+from torch.func import grad, vmap
+
+from nn_adapters.pinn.jets import ACTIVATIONS, JetBasis
+from nn_adapters.pinn.network import Network, Sweep, sloped
+from pdeopt.core.errors import InputError
+from tests.helpers.support import relative
+
+ALL = {1: ("x", "xx"), 2: ("x", "t", "xx", "xt", "tt"), 3: ("x", "y", "t", "xy", "xt", "yt", "xx", "yy", "tt")}
+NAMES = {1: "x", 2: "xt", 3: "xyt"}
+
+
+def points(n, inputs, seed=0):
+    return torch.randn(n, inputs, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def plain(network, theta):
+    """The network as its formula says, (points, inputs) -> (points,)."""
+
+    def u(x):
+        a, act = x, getattr(torch, network.activation)
+        *hidden, closing = theta.split(network.sizes)
+        for number, (part, (o, i)) in enumerate(zip(hidden, network.shapes)):
+            slope = network.slope_scale * part[-1] if network.adaptive else 1.0
+            h = act(slope * (a @ part[: o * i].view(o, i).T + part[o * i : o * i + o]))
+            a = a + h if number and network.body == "resnet" else h
+        return a @ closing[:-1] + closing[-1]
+
+    return u
+
+
+def perturbed(network, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    theta = network.initial(seed)
+    return theta + 0.2 * torch.randn(len(theta), generator=generator, dtype=torch.float64)
+
+
+def test_first_derivatives_under_a_second_one_come_along():
+    basis = JetBasis("xt", ("xx", "tx"))
+    assert basis.first == (0, 1) and basis.second == ((0, 0), (0, 1)) and len(basis) == 5
+    assert basis.rows == {"": 0, "xx": 3, "tx": 4}
+    assert len(JetBasis("xt")) == 1
+
+
+@pytest.mark.parametrize("name", ["z", "xxx", "xz", ""])
+def test_derivatives_that_nobody_knows_are_named(name):
+    with pytest.raises(InputError, match=r"legal: x \| t \| xx \| xt \| tt"):
+        JetBasis("xt", (name,))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_have_their_derivatives(name):
+    act, plain = ACTIVATIONS[name], getattr(torch, name)
+    z = torch.linspace(-3, 3, 61, dtype=torch.float64)
+    found = torch.empty(4, 61, dtype=torch.float64)
+    act(z, *found)
+    expected = plain
+    for row in found:
+        assert relative(row, vmap(expected)(z)) < 1e-14
+        expected = grad(expected)
+
+
+@pytest.mark.parametrize("inputs", [1, 2, 3])
+@pytest.mark.parametrize(
+    "body, adaptive, activation, scale",
+    [("mlp", False, "tanh", 1.0), ("resnet", True, "tanh", 5.0), ("mlp", True, "sin", 2.0)],
+)
+def test_sweeps_agree_with_nested_differentiation(inputs, body, adaptive, activation, scale):
+    """Jets, and the gradient of a functional of them, forwards from every layer and back to it."""
+    network = Network(inputs, (5, 5, 5), body, activation, adaptive, scale)
+    basis, x, theta = JetBasis(NAMES[inputs], ALL[inputs]), points(7, inputs), perturbed(network)
+    w = points(len(basis), 7, seed=3)
+    layers, sweep = sloped(network.layers(theta)), Sweep(network, basis, 7)
+    jets = sweep.forward(layers, basis.of_inputs(x)).clone()
+    assert relative(jets, basis.of_function(plain(network, theta), x)) < 1e-13
+    assert relative(network.jets(theta, basis, basis.of_inputs(x)), jets) < 1e-13
+
+    def functional(theta):
+        return (w * basis.of_function(plain(network, theta), x)).sum()
+
+    expected = network.layers(grad(functional)(theta))
+    for first in range(len(layers)):
+        for last in range(first, len(layers)):
+            before = sweep.through(layers[:first], basis.of_inputs(x)).clone()
+            part = sloped(network.layers(theta)[first:])
+            assert relative(sweep.forward(part, before, first), jets) < 1e-14
+            sums = [(torch.zeros_like(layer.W), torch.zeros_like(layer.b)) for layer in layers[first : last + 1]]
+            sweep.backward(part[-1], w, sums, last)
+            for layer, (W, b) in zip(range(first, last + 1), sums):
+                slope = network.layers(theta)[layer].slope
+                assert relative(slope * W, expected[layer].W) < 1e-12
+                assert relative(slope * b, expected[layer].b) < 1e-12
+
+
+def test_layers_of_several_widths():
+    network, basis, x = Network(2, (3, 6, 4)), JetBasis("xt", ("x", "tt")), points(9, 2)
+    theta = perturbed(network)
+    found = Sweep(network, basis, 9).forward(network.layers(theta), basis.of_inputs(x))
+    assert relative(found, basis.of_function(plain(network, theta), x)) < 1e-13
+
+
+def test_the_product_rule():
+    basis, x = JetBasis("xyt", ALL[3]), points(6, 3)
+
+    def f(x):
+        return torch.sin(x[:, 0] * x[:, 1]) + x[:, 2] ** 2
+
+    def g(x):
+        return torch.exp(x[:, 0] - x[:, 2]) * x[:, 1]
+
+    product = (basis.multiplication(basis.of_function(f, x)) * basis.of_function(g, x)).sum(1)
+    assert relative(product, basis.of_function(lambda x: f(x) * g(x), x)) < 1e-13
+
+
+def test_the_start_is_glorot_and_of_the_seed():
+    network = Network(2, (50, 50), adaptive=True, slope_scale=4.0)
+    layer = network.layers(network.initial(3))[1]
+    assert float(layer.W.var()) == pytest.approx(2 / 100, rel=0.1) and layer.b.count_nonzero() == 0
+    assert layer.slope == 1.0 and network.size == sum(network.sizes)
+    assert torch.equal(network.initial(3), network.initial(3))
+    assert not torch.equal(network.initial(3), network.initial(4))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (dict(hidden=()), "layers"),
+        (dict(hidden=(3, 0)), "widths"),
+        (dict(hidden=(3, 4), body="resnet"), "one width"),
+        (dict(hidden=(3,), body="unet"), r"mlp \| resnet"),
+        (dict(hidden=(3,), activation="relu"), r"tanh \| sin"),
+        (dict(hidden=(3,), slope_scale=0.0), "> 0"),
+        (dict(inputs=0, hidden=(3,)), "inputs"),
+    ],
+)
+def test_networks_that_are_none(words, message):
+    with pytest.raises(InputError, match=message):
+        Network(**{"inputs": 2, **words})

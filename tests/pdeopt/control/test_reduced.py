@@ -1,0 +1,97 @@
+import math
+
+import pytest
+import torch
+from torch.func import jacfwd
+
+from pdeopt.control.reduced import ReducedObjective
+from pdeopt.control.verify import randomize, taylor_rates, taylor_remainders
+from tests.helpers import examples
+from tests.helpers.oracle import Oracle
+from tests.helpers.support import entries, random_design, relative
+
+
+@pytest.fixture(params=examples.EXAMPLES)
+def problem(request):
+    return examples.EXAMPLES[request.param]()
+
+
+def test_taylor_remainders_shrink_with_orders_1_2_3(problem):
+    reduced, z, dz = ReducedObjective(problem), random_design(problem, 1, 0.3), random_design(problem, 2)
+    remainders = taylor_remainders(reduced, z, dz, start=2e-2, number=4)
+    for name, order in (("value", 1), ("gradient", 2), ("hessian", 3)):
+        rates, errors = taylor_rates(remainders[name]), remainders[name]
+        quadratic = name == "hessian" and max(errors) <= 1e-13 * abs(reduced.value(z))  # no third derivative
+        assert quadratic or rates[-1] >= order - 0.1, (name, rates, errors)
+
+
+def test_the_gradient_is_that_of_implicit_differentiation(problem):
+    """J_z - J_u F_u^-1 F_z by dense matrices of the loop over steps."""
+    reduced, z = ReducedObjective(problem), random_design(problem, 1, 0.3)
+    g = z.duplicate()
+    reduced.gradient(z, g)
+    oracle, n = Oracle(problem), problem.state_size
+    x = torch.cat([entries(problem.solve_state(z)), entries(z)])
+    F, J = jacfwd(oracle.F)(x), jacfwd(oracle.J)(x)
+    expected = J[n:] - F[:, n:].T @ torch.linalg.solve(F[:, :n].T, J[:n])
+    assert relative(entries(g), expected) <= 1e-11
+
+
+def hessian_products(reduced, z, dz):
+    out = z.duplicate()
+    reduced.hvp(z, dz, out)
+    return out
+
+
+@pytest.mark.parametrize("gauss_newton", [False, True])
+def test_the_hessian_is_symmetric(problem, gauss_newton):
+    reduced = ReducedObjective(problem, gauss_newton)
+    z, a, b = (random_design(problem, seed, 0.5) for seed in (1, 2, 3))
+    left, right = hessian_products(reduced, z, a).dot(b), hessian_products(reduced, z, b).dot(a)
+    assert left == pytest.approx(right, rel=1e-11)
+
+
+def test_gauss_newton_is_exact_for_a_linear_constraint():
+    problem = examples.heat()
+    z, dz = random_design(problem, 1), random_design(problem, 2)
+    full, gn = (hessian_products(ReducedObjective(problem, flag), z, dz) for flag in (False, True))
+    assert full.equal(gn)
+
+
+def test_gauss_newton_is_another_hessian_for_a_nonlinear_one():
+    problem = examples.burgers()
+    z, dz = random_design(problem, 1), random_design(problem, 2)
+    full, gn = (hessian_products(ReducedObjective(problem, flag), z, dz) for flag in (False, True))
+    assert relative(entries(gn), entries(full)) > 1e-6
+
+
+def test_the_value_does_not_depend_on_what_was_asked_before(problem):
+    z, y = random_design(problem, 1, 0.5), random_design(problem, 2, 0.5)
+    fresh, used = ReducedObjective(problem), ReducedObjective(problem)
+    used.value(y)
+    assert used.value(z) == pytest.approx(fresh.value(z), rel=1e-12)
+    z.copy(y)  # the same vector with other entries is another design
+    used.value(y)
+    y.scale(0.5)
+    assert used.value(y) == pytest.approx(ReducedObjective(problem).value(y), rel=1e-12)
+
+
+def test_a_design_without_a_state_costs_infinity_and_can_be_left_again():
+    from tests.helpers.failing import blow_up
+
+    problem = blow_up()
+    reduced, g = ReducedObjective(problem), problem.create_design()
+    bad, good = problem.create_design(), problem.create_design()
+    bad.set(1e6)
+    assert reduced.value_and_gradient(bad, g) == math.inf
+    assert math.isfinite(reduced.value_and_gradient(good, g)) and g.norm() > 0
+    assert reduced.value_and_gradient(bad, g) == math.inf
+    assert math.isfinite(reduced.value_and_gradient(randomize(good, 0), g))
+
+
+def test_sweeps_are_counted():
+    problem = examples.heat()
+    reduced, z = ReducedObjective(problem), random_design(problem, 1)
+    reduced.value_and_gradient(z, z.duplicate())
+    reduced.hvp(z, z, z.duplicate())
+    assert (reduced.values, reduced.gradients, reduced.hessian_products) == (1, 1, 1)

@@ -1,0 +1,72 @@
+"""Teams of processes: the same iterates on any number of them, with MPI and with torch.distributed."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch.distributed as dist
+from mpi4py import MPI
+
+from pdeopt.core.errors import InputError
+from pdeopt.core.team import TorchTeam, share, team_of
+from tests.helpers.parallel_apts import runs
+from tests.helpers.support import ROOT, environment, python
+
+
+def gloo(ranks, *words):
+    """`python -m words...` on several processes as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", *map(str, words)],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment() | place | {"RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert all(process.returncode == 0 for process in processes), errors
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    "backend, ranks",
+    [
+        ("mpi", 2),
+        pytest.param("mpi", 4, marks=pytest.mark.slow),
+        pytest.param("gloo", 1, marks=pytest.mark.slow),
+        ("gloo", 2),
+    ],
+)
+def test_any_number_of_ranks_makes_the_same_iterates(tmp_path, backend, ranks):
+    file = tmp_path / "found.json"
+    if backend == "mpi":
+        done = python("-m", "tests.helpers.parallel_apts", backend, file, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    else:
+        if not dist.is_available():
+            pytest.skip("this PyTorch is without torch.distributed")
+        gloo(ranks, "tests.helpers.parallel_apts", backend, file)
+    assert json.loads(file.read_text()) == json.loads(json.dumps(runs(None)))
+
+
+def test_mpi_is_a_team_as_it_is():
+    assert team_of() is MPI.COMM_WORLD
+    assert share(MPI.COMM_SELF, 3, str, None) == ["0", "1", "2"]
+
+
+def test_bad_back_ends_are_named():
+    with pytest.raises(InputError, match="gloo"):
+        team_of("smoke signals")
+    with pytest.raises(InputError, match="not initialized"):
+        TorchTeam()
+    if not dist.is_nccl_available():
+        with pytest.raises(InputError, match="nccl"):
+            team_of("nccl")

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from pdeopt.control.verify import randomize
+from pdeopt.core.monitor import Reason
+from pdeopt.optimize.fullspace.sqp import SQPSolver
+from tests.helpers import examples
+from tests.helpers.oracle import Oracle
+from tests.helpers.support import entries, random_design, relative
+
+
+def test_a_quadratic_problem_takes_exactly_one_step():
+    problem = examples.heat(n=6, num_steps=8)
+    for start in (None, randomize(problem.create_primal(), 0)):
+        result = SQPSolver(problem, type="newton", kkt_rtol=1e-12).solve(start)
+        assert result.converged and result.iterations == 1
+
+
+@pytest.mark.parametrize("name", ["burgers", "dense", "layer"])
+def test_convergence_is_quadratic(name):
+    result = SQPSolver(examples.EXAMPLES[name](), type="newton", kkt_rtol=1e-12, opt_tol=1e-12).solve()
+    errors = [a + b for a, b in zip(result.history["optimality"], result.history["feasibility"])]
+    assert result.converged
+    last = [e for e in errors if e > 1e-13]
+    assert last[-1] <= 1e4 * last[-2] ** 2 or last[-1] < 1e-11
+
+
+@pytest.mark.parametrize("name", examples.EXAMPLES)
+def test_the_solution_is_a_kkt_point_of_the_loop_over_steps(name):
+    problem = examples.EXAMPLES[name]()
+    result = SQPSolver(problem, type="newton", opt_tol=1e-11, feas_tol=1e-11).solve()
+    assert result.reason == Reason.CONVERGED_OPTIMALITY
+    oracle = Oracle(problem)
+    k = torch.cat([entries(part) for part in (result.state, result.design, result.multiplier)])
+    assert torch.func.grad(oracle.L)(k).abs().max() <= 1e-10
+    assert result.objective == pytest.approx(float(oracle.J(k)), rel=1e-13)
+
+
+@pytest.mark.parametrize("name", ["burgers", "dense nodal", "heat"])
+def test_every_start_leads_to_the_same_optimum(name):
+    problem = examples.EXAMPLES[name]()
+    solver = SQPSolver(problem, type="newton", opt_tol=1e-11)
+    expected = solver.solve()
+    for seed in range(3):
+        found = solver.solve(solver.start(random_design(problem, seed, 0.5)))
+        assert found.converged, found.message
+        assert relative(entries(found.design), entries(expected.design)) <= 1e-8
+
+
+def test_the_start_is_not_moved():
+    problem = examples.burgers()
+    x, lam = randomize(problem.create_primal(), 0), randomize(problem.create_multiplier(), 1)
+    before = x.copy(), lam.copy()
+    SQPSolver(problem, type="newton").solve(x, lam)
+    assert x.equal(before[0]) and lam.equal(before[1])

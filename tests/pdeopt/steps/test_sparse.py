@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from torch.func import jvp, vmap
+
+from pdeopt.core.errors import InputError
+from pdeopt.steps.sparse import Sparsity, StepMatrix, StepPattern, block_diagonal, combination
+
+
+def random_pattern(rows, cols, density=0.3, seed=0, diagonal=False):
+    mask = np.random.default_rng(seed).random((rows, cols)) < density
+    return Sparsity(mask | np.eye(rows, cols, dtype=bool) if diagonal else mask)
+
+
+def random_steps(pattern, batch, seed=0, shift=0.0):
+    draw = torch.Generator().manual_seed(seed)
+    values = torch.randn(batch, pattern.nnz, generator=draw, dtype=torch.float64)
+    values[:, torch.from_numpy(pattern.rows == pattern.cols)] += shift
+    return StepMatrix(pattern, values)
+
+
+def densify(matrix):
+    out = torch.zeros(len(matrix.values), *matrix.shape, dtype=torch.float64)
+    out[:, matrix.sparsity.rows, matrix.sparsity.cols] = matrix.values
+    return out
+
+
+def randn(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (7, 5), (1, 4), (4, 1), (1, 1)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_products_are_those_of_the_dense_matrix(shape, batch):
+    matrix = random_steps(random_pattern(*shape), batch)
+    D, x, y = densify(matrix), randn(3, shape[1]), randn(3, shape[0], seed=2)
+    assert torch.allclose(matrix(x), (D @ x[..., None])[..., 0], atol=1e-14)
+    assert torch.allclose(matrix.transpose(y), (D.mT @ y[..., None])[..., 0], atol=1e-14)
+
+
+def test_transposed_product_is_the_adjoint():
+    matrix = random_steps(random_pattern(6, 9), 4)
+    x, y = randn(4, 9), randn(4, 6, seed=2)
+    assert float((matrix(x) * y).sum() - (x * matrix.transpose(y)).sum()) == pytest.approx(0, abs=1e-12)
+
+
+def test_products_work_under_transforms():
+    matrix, x = StepMatrix.constant(sp.random(4, 6, 0.5, random_state=0)), randn(3, 6)
+    assert torch.allclose(jvp(matrix, (x,), (x,))[1], matrix(x))
+    stack = torch.stack([x, 2 * x])
+    assert torch.allclose(vmap(matrix)(stack), torch.stack([matrix(x), 2 * matrix(x)]))
+
+
+def test_an_empty_pattern_is_the_zero_matrix():
+    zero = StepMatrix(Sparsity.empty(3, 4), torch.zeros(2, 0, dtype=torch.float64))
+    assert torch.equal(zero(randn(2, 4)), torch.zeros(2, 3)) and torch.equal(
+        zero.transpose(randn(2, 3)), torch.zeros(2, 4)
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_products_outside_and_under_transforms_are_the_same(batch):
+    """Outside, SciPy and PETSc multiply; under a transform, entries are gathered."""
+    matrix, x, y = random_steps(random_pattern(6, 9), batch), randn(4, 9), randn(4, 6, seed=2)
+    assert torch.allclose(matrix(x), vmap(matrix)(x[None])[0], atol=1e-14)
+    assert torch.allclose(matrix.transpose(y), vmap(matrix.transpose)(y[None])[0], atol=1e-14)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_no_rows_have_no_products(batch):
+    """As on a rank where no window starts."""
+    matrix = random_steps(random_pattern(6, 9), batch)[np.empty(0, dtype=np.int64)]
+    assert matrix(randn(0, 9)).shape == (0, 6) and matrix.transpose(randn(0, 6)).shape == (0, 9)
+
+
+def test_products_take_views():
+    matrix, x = random_steps(random_pattern(6, 9), 1), randn(9, 4).T
+    assert torch.allclose(matrix(x), matrix(x.clone()), atol=1e-15)
+
+
+@pytest.mark.parametrize("batches", [(1, 1), (1, 3), (3, 1), (3, 3)])
+@pytest.mark.parametrize("same", [True, False])
+def test_combinations_are_sums_of_dense_matrices(batches, same):
+    patterns = [random_pattern(4, 5, seed=3)] * 2 if same else [random_pattern(4, 5, seed=k) for k in (3, 4)]
+    left, right = (random_steps(pattern, batch, seed=k) for k, (pattern, batch) in enumerate(zip(patterns, batches)))
+    found = combination([(2.0, left), (-0.5, right)])
+    assert torch.allclose(densify(found), 2 * densify(left) - 0.5 * densify(right), atol=1e-15)
+    assert found.is_constant == (batches == (1, 1))
+    assert set(zip(found.sparsity.rows, found.sparsity.cols)) == {
+        pair for pattern in patterns for pair in zip(pattern.rows, pattern.cols)
+    }
+
+
+def test_a_combination_keeps_a_pattern_that_covers_the_others():
+    large, small = Sparsity.banded(5, 2), Sparsity.banded(5)
+    assert combination([(1.0, random_steps(large, 1)), (1.0, random_steps(small, 1))]).sparsity is large
+
+
+def test_a_pattern_covers_what_it_holds():
+    large, small, empty = Sparsity.banded(5, 2), Sparsity.banded(5), Sparsity.empty(5, 5)
+    assert large.covers(small) and large.covers(large) and large.covers(empty)
+    assert not small.covers(large) and not empty.covers(small)
+    places = large.places(small)
+    assert np.array_equal(large.rows[places], small.rows) and np.array_equal(large.cols[places], small.cols)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_row_sums_and_absolute_values_are_those_of_the_dense_matrix(batch):
+    matrix = random_steps(random_pattern(4, 5), batch)
+    assert torch.allclose(matrix.row_sums(), densify(matrix).abs().sum(2), atol=1e-15)
+    assert torch.equal(densify(matrix.absolute()), densify(matrix).abs())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_columns_of_one_color_share_no_row(seed):
+    pattern = random_pattern(12, 9, 0.25, seed)
+    for color in range(int(pattern.colors.max()) + 1):
+        columns = pattern.csr.toarray()[:, pattern.colors == color]
+        assert columns.sum(axis=1).max() <= 1
+    assert set(np.flatnonzero(pattern.colors >= 0)) == set(pattern.cols)
+
+
+def test_a_tridiagonal_matrix_needs_three_colors():
+    assert len(Sparsity.banded(50).seeds) == 3
+
+
+def test_coloring_recovers_every_entry():
+    matrix = random_steps(random_pattern(8, 6), 3)
+    assert torch.allclose(matrix.sparsity.fill(lambda d: matrix(d.expand(3, -1))), matrix.values, atol=1e-15)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_block_diagonal_places_each_step(lag):
+    B = random_steps(random_pattern(3, 4), 5)
+    whole = block_diagonal(B, lag=lag).toarray()
+    for i in range(lag, 5):
+        block = whole[3 * i : 3 * i + 3, 4 * (i - lag) : 4 * (i - lag) + 4].copy()
+        assert np.array_equal(block, densify(B)[i].numpy())
+        whole[3 * i : 3 * i + 3, 4 * (i - lag) : 4 * (i - lag) + 4] = 0
+    assert not whole.any()
+
+
+def test_stacked_values_split_into_the_blocks():
+    A, B, C = random_pattern(4, 4, seed=1), random_pattern(4, 4, seed=2), random_pattern(4, 3, seed=3)
+    pattern = StepPattern(A, B, C, Sparsity.empty(11, 11))
+    stacked = random_steps(pattern.jacobian, 2)
+    blocks = pattern.split(stacked.values)
+    assert torch.equal(densify(stacked), torch.cat([densify(blocks[name]) for name in "BAC"], dim=2))
+
+
+def test_a_step_pattern_of_wrong_shapes_is_refused():
+    with pytest.raises(InputError, match="shapes"):
+        StepPattern(np.eye(3), np.eye(3), np.ones((3, 2)), np.eye(7))

@@ -1,0 +1,121 @@
+"""The scripts that train PINNs, end to end on small networks."""
+
+import importlib
+import json
+
+import pytest
+import torch
+
+from pdeopt.core.errors import InputError
+from pdeopt.core.monitor import Reason
+from pdeopt.functions.smooth import SmoothFunction
+from pdeopt.optimize.descent.adam import Adam
+from problems import pinn_burgers
+from problems.shared import pinn_training as pinn_run
+from problems.shared.equations import CASES
+
+SMALL = ["-points", "200", "-layers", "2", "-width", "6", "-error_every", "10"]
+
+
+def summary_of(tmp_path, *words, main=pinn_burgers.main):
+    file = tmp_path / "run.json"
+    error = main([*SMALL, *map(str, words), "-summary", str(file)])
+    summary = json.loads(file.read_text())
+    assert summary["relative_l2"] == error
+    return summary
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_equation_is_trained(name, tmp_path):
+    main = importlib.import_module(f"problems.pinn_{name}").main
+    found = summary_of(tmp_path, "-max_gradients", 30, main=main)
+    assert found["problem"] == name and found["loss"] < 0.999 * found["start_loss"]
+    assert 30 <= found["gradients"] <= 50 and found["work"] >= 30 and found["reason"] == Reason.DIVERGED_MAX_WORK
+    measured = [e for e in found["history"]["relative_l2"] if e is not None]
+    assert 3 <= len(measured) <= 4 and found["history"]["work"][-1] == found["work"]
+
+
+@pytest.mark.parametrize("optimizer", pinn_run.OPTIMIZERS)
+def test_every_optimizer_trains(optimizer, tmp_path):
+    found = summary_of(tmp_path, "-max_gradients", 40, "-optimizer", optimizer)
+    assert found["loss"] < found["start_loss"] and found["gradients"] >= 40
+    assert found["parameters"]["optimizer"] == optimizer
+
+
+@pytest.mark.parametrize("optimizer", pinn_run.OPTIMIZERS)
+def test_a_restart_goes_on_with_the_same_iterates(optimizer, tmp_path):
+    file = tmp_path / "run.safetensors"
+    words = ["-optimizer", optimizer, "-resample_every", 15, "-opt_max_it"]
+    whole = summary_of(tmp_path, *words, 40)
+    summary_of(tmp_path, *words, 22, "-checkpoint", file, "-checkpoint_every", 1)
+    rest = summary_of(tmp_path, *words, 40, "-restart", file)
+    assert rest["history"]["objective"] == whole["history"]["objective"]
+    for key in ("loss", "relative_l2", "gradients", "values"):
+        assert rest[key] == whole[key], key
+    assert rest["work"] == pytest.approx(whole["work"], rel=1e-12)
+
+
+def test_new_points_are_drawn_and_counted(tmp_path):
+    plain = summary_of(tmp_path, "-opt_max_it", 30)
+    found = summary_of(tmp_path, "-opt_max_it", 30, "-resample_every", 12)
+    before = [w for w in plain["history"]["work"] if w < 12]
+    assert found["history"]["objective"][: len(before)] == plain["history"]["objective"][: len(before)]
+    assert found["history"]["objective"] != plain["history"]["objective"]
+    assert found["work"] > found["gradients"] + 3  # ten candidates a point, forward alone
+
+
+def test_a_run_stops_at_the_error_that_is_asked_for(tmp_path):
+    found = summary_of(tmp_path, "-target_error", 0.5, "-error_every", 1, "-plot", tmp_path / "run.png")
+    assert found["reason"] == Reason.CONVERGED_TARGET and found["relative_l2"] <= 0.5
+    assert (tmp_path / "run.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["-optimizer", "sgd"], "lbfgs"),
+        (["-layerz", "3"], "did you mean -layers"),
+        (["-points", "0"], ">= 1"),
+        (["-optimizer", "spqn", "-spqn_parts", "3"], "1 to 2"),
+        (["-restart", "nothing"], "a file written by -checkpoint"),
+        (["-plot", "x.txt"], ".png"),
+        (["-sampler", "grid"], "hammersley"),
+    ],
+)
+def test_bad_options_are_named(words, message):
+    with pytest.raises(InputError, match=message):
+        pinn_burgers.main([*SMALL, *words])
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    file = str(tmp_path / "run.safetensors")
+    pinn_burgers.main([*SMALL, "-opt_max_it", "1", "-checkpoint", file, "-checkpoint_every", "1"])
+    with pytest.raises(InputError, match="width of the checkpoint"):
+        pinn_burgers.main([*SMALL, "-width", "7", "-restart", file])
+
+
+class Cliff(SmoothFunction):
+    """|x|^2 where no entry is above 1, else NaN."""
+
+    def _value_and_gradient(self, x):
+        return float("nan") if x.max() > 1.0 else float(x @ x), 2.0 * x
+
+
+def test_adam_is_pytorch_s():
+    start = torch.linspace(-1.0, 0.9, 5, dtype=torch.float64)
+    found = Adam(Cliff(5), lr=0.05, max_it=50).minimize(start)
+    x = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([x], lr=0.05)
+    for _ in range(50):
+        optimizer.zero_grad()
+        (x @ x).backward()
+        optimizer.step()
+    assert torch.allclose(found.design, x.detach(), atol=1e-14)
+
+
+def test_adam_takes_no_point_without_a_value_and_gives_the_best():
+    start = torch.tensor([-0.05, -1.0], dtype=torch.float64)
+    found = Adam(Cliff(2), lr=3.0, max_it=40).minimize(start)
+    objective = found.history["objective"]
+    assert float(found.design @ found.design) == min(objective) <= objective[0]
+    assert all(value == value for value in objective) and min(found.history["radius"][1:]) < 3.0

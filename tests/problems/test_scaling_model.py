@@ -1,0 +1,70 @@
+"""The scaling model's schedule is that of real runs: the same clocks, step solves, messages and sums on each rank."""
+
+import json
+
+import numpy as np
+import pytest
+
+from problems.benchmarks.clocks import Clocks, Costs, Inner, Layout, cycles, propagate, sequential_solves, solve
+from problems.benchmarks.tracing import play
+from tests.helpers.support import python
+
+STEPS = 32
+#: window, cycles and levels: several levels, a window over several ranks, a coarsest level over many.
+LAYOUTS = [(4, 2, 20), (8, 1, 20), (2, 2, 3)]
+NOTHING = dict.fromkeys(("coarse", "couple", "multiply", "blocks", "schur", "operator", "vector"), (0.0, 0.0))
+#: so unlike one another that no other schedule has the same sums
+COSTS = Costs({"sweep": (1.0, 1e-3)} | NOTHING, message=100.0, reduction=0.0)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ranks", [1, 2, 4, pytest.param(8, marks=pytest.mark.slow)])
+def test_the_schedule_is_that_of_a_real_run(tmp_path, ranks):
+    layouts, file = [",".join(map(str, layout)) for layout in LAYOUTS], tmp_path / "trace.json"
+    words = ("-nx", 4, "-ny", 3, "-nt", STEPS, "-layouts", ";".join(layouts), "-trace", file)
+    done = python("-m", "problems.benchmarks.tracing", *words, ranks=ranks, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for words, real in json.loads(file.read_text()).items():
+        layout = Layout(STEPS, ranks, *map(int, words.split(",")))
+        clocks = Clocks(layout, COSTS)
+        propagate(clocks)
+        np.testing.assert_allclose(clocks.time, play(real["propagator"], COSTS), rtol=1e-12)
+        clocks = solve(layout, COSTS, real["iterations"], Inner(**real["inner"]))
+        assert real["iterations"] > 1
+        assert clocks.stages.tolist() == [total(trace, "solve") for trace in real["kkt"]]
+        assert clocks.messages.tolist() == [total(trace, "send") for trace in real["kkt"]]
+        assert [clocks.reductions] * ranks == real["reductions"]
+
+
+def total(trace, what):
+    """Stages of step solves, or messages."""
+    return sum(number if what == "solve" else 1 for event, number, _ in trace if event == what)
+
+
+@pytest.mark.parametrize("window, cycle, levels", [(16, 2, 20), (4, 2, 20), (4, 1, 3), (64, 3, 2)])
+def test_on_one_rank_the_step_solves_in_a_row_are_those_of_the_formula(window, cycle, levels):
+    """Cycles + 1 sweeps of m solves on each level, which is visited by as many cycles; the coarsest in one go."""
+    expected, steps, visits, level = 0, 4096, 1, 1
+    while level < levels and steps > window:
+        expected += visits * (cycle + 1) * window
+        steps, visits, level = steps // window, visits * cycle, level + 1
+    assert sequential_solves(Layout(4096, 1, window, cycle, levels)) == expected + visits * steps
+
+
+def test_more_ranks_never_do_more_solves_in_a_row_and_substitution_does_all():
+    counts = [sequential_solves(Layout(4096, 2**k, 16)) for k in range(13)]
+    assert counts == sorted(counts, reverse=True)
+    assert sequential_solves(Layout(4096, 8, levels=1)) == 4096
+
+
+def test_one_rank_sends_nothing_and_waits_for_nobody():
+    clocks = solve(Layout(256, 1), COSTS, 3, Inner())
+    assert clocks.messages.tolist() == [0]
+    two = solve(Layout(256, 2), Costs(COSTS.parts, 0.0, 0.0), 3, Inner())
+    assert two.time.max() < clocks.time.max()
+
+
+def test_substitution_over_ranks_waits_for_each_of_them():
+    clocks = Clocks(Layout(64, 8, levels=1), COSTS)
+    cycles(clocks, +1)
+    np.testing.assert_allclose(clocks.time, [8.008 * (rank + 1) + 100.0 * rank for rank in range(8)])
