@@ -1,0 +1,5 @@
+"""Physics-informed networks."""
+
+from pdeopt.core.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

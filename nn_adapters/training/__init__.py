@@ -1,0 +1,5 @@
+"""What training needs beside an optimizer."""
+
+from pdeopt.core.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

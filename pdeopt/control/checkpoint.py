@@ -24,7 +24,7 @@ from torch import Tensor
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import Array, assign, copy
 from pdeopt.core.errors import InputError, on_root
-from pdeopt.core.monitor import Descentercord, History, Record
+from pdeopt.core.monitor import DescentRecord, History, Record
 
 FORMAT = "pdeopt checkpoint 2"
 FIELDS = ("state", "control", "parameters", "multiplier")
@@ -91,7 +91,7 @@ def read_memory(path: str, fingerprint: dict[str, Any]) -> tuple[dict[str, Any],
     """
     arrays, text = _load(path, fingerprint)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return tensors | text["memory"], History([Descentercord(**row) for row in text["history"]])
+    return tensors | text["memory"], History([DescentRecord(**row) for row in text["history"]])
 
 
 def _store(path: str, arrays: dict[str, Array], text: dict[str, Any]) -> None:

@@ -78,7 +78,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Descentercord:
+class DescentRecord:
     """One outer iteration of an optimizer of a smooth function; calls and work are totals since the start.
 
     Attributes:
@@ -113,7 +113,7 @@ class Descentercord:
         )
 
 
-AnyRecord = Record | Descentercord
+AnyRecord = Record | DescentRecord
 
 
 class History:

@@ -1,1 +1,5 @@
-"""Preconditioners for KKT operators, as PETSc Python PCs."""
+"""Preconditioners of KKT systems, each a PETSc PC."""
+
+from pdeopt.core.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -16,7 +16,7 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.core.errors import InputError
-from pdeopt.core.monitor import Descentercord, History, Monitor, Reason, Result, print_monitor
+from pdeopt.core.monitor import DescentRecord, History, Monitor, Reason, Result, print_monitor
 from pdeopt.core.settings import Settings, check, read, setting
 from pdeopt.functions.smooth import SmoothFunction, Tally
 from pdeopt.optimize.descent.taotype import TaoType
@@ -109,7 +109,7 @@ class Minimizer(TaoType):
             **given: what `start` takes beside x: `known`, the pair f(x) and f'(x), where somebody knows it.
 
         Returns:
-            the last point, a tensor, with the history of `Descentercord`; it is never worse than the start.
+            the last point, a tensor, with the history of `DescentRecord`; it is never worse than the start.
 
         Raises:
             InputError: x is not of the function's size, or not finite.
@@ -125,7 +125,7 @@ class Minimizer(TaoType):
         if self.stop.monitor:
             monitors = [print_monitor(PETSc.COMM_WORLD, type(self).__name__), *monitors]
 
-        def test(record: Descentercord) -> Reason:
+        def test(record: DescentRecord) -> Reason:
             reason = self._test(record)
             return Reason.CONVERGED_TARGET if reason == Reason.ITERATING and until and until(self) else reason
 
@@ -160,9 +160,9 @@ class Minimizer(TaoType):
         """Calls of the function since the start."""
         return self.function.tally - self._before
 
-    def record(self, iteration: int) -> Descentercord:
+    def record(self, iteration: int) -> DescentRecord:
         tally = self.spent()
-        return Descentercord(
+        return DescentRecord(
             iteration,
             self.f,
             self.optimality(),
@@ -178,13 +178,13 @@ class Minimizer(TaoType):
         """|f'| at x."""
         return self.function.norm(self.g)
 
-    def unsolved(self) -> Descentercord:
-        return Descentercord(0, math.nan, math.nan, math.nan, 0, 0, 0, 0.0, "start")
+    def unsolved(self) -> DescentRecord:
+        return DescentRecord(0, math.nan, math.nan, math.nan, 0, 0, 0, 0.0, "start")
 
     def result(self, reason: Reason, message: str, history: History) -> Result:
         return Result(self.x, reason, message, history)
 
-    def _test(self, record: Descentercord) -> Reason:
+    def _test(self, record: DescentRecord) -> Reason:
         stop = self.stop
         if not (math.isfinite(record.objective) and math.isfinite(record.optimality)):
             return Reason.DIVERGED_NAN

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pdeopt.core.monitor import Descentercord, History, Reason, Result
+from pdeopt.core.monitor import DescentRecord, History, Reason, Result
 from pdeopt.core.settings import Settings, setting
 from pdeopt.functions.hierarchy import as_hierarchy
 from pdeopt.functions.smooth import Operator, SmoothFunction
@@ -88,7 +88,7 @@ class QuasiNewton(Minimizer):
         self.function = self.inverse.function = self.levels[self.level]
         self.f, self.g = self.function.value_and_gradient(self.x)
 
-    def _test(self, record: Descentercord) -> Reason:
+    def _test(self, record: DescentRecord) -> Reason:
         reason = super()._test(record)
         only_here = reason in (Reason.CONVERGED_OPTIMALITY, Reason.CONVERGED_TARGET) and self.level > 0
         return Reason.ITERATING if only_here else reason

@@ -1,0 +1,75 @@
+# What a user states.
+from pdeopt.control.constraint import (
+    TimeDependentConstraint as TimeDependentConstraint,
+    StepJacobian as StepJacobian,
+    SparseStepJacobian as SparseStepJacobian,
+)
+from pdeopt.control.objective import (
+    Objective as Objective,
+    Tracking as Tracking,
+    ControlCost as ControlCost,
+    TerminalLoss as TerminalLoss,
+)
+from pdeopt.control.controlmap import ControlMap as ControlMap
+from pdeopt.control.problem import ControlProblem as ControlProblem
+from pdeopt.steps.timegrid import TimeGrid as TimeGrid, Steps as Steps
+from pdeopt.steps.sparse import StepMatrix as StepMatrix, StepPattern as StepPattern, Sparsity as Sparsity
+
+# Smooth functions.
+from pdeopt.functions.smooth import (
+    SmoothFunction as SmoothFunction,
+    SampledFunction as SampledFunction,
+    Costs as Costs,
+    Tally as Tally,
+)
+from pdeopt.functions.decomposition import Decomposition as Decomposition
+from pdeopt.functions.hierarchy import Hierarchy as Hierarchy, Transfer as Transfer
+from pdeopt.control.reduced import ReducedObjective as ReducedObjective
+
+# Solvers.
+from pdeopt.optimize.fullspace.sqp import SQPSolver as SQPSolver
+from pdeopt.optimize.tao import TaoSolver as TaoSolver
+from pdeopt.optimize.descent.quasinewton import LBFGS as LBFGS, SSBroyden as SSBroyden
+from pdeopt.optimize.descent.schwarz import SPQN as SPQN
+from pdeopt.optimize.descent.trust import TrustRegionMinimizer as TrustRegionMinimizer
+from pdeopt.optimize.descent.apts import APTS as APTS
+from pdeopt.optimize.descent.multilevel import MGOPT as MGOPT
+from pdeopt.optimize.descent.rmtr import RMTR as RMTR
+from pdeopt.optimize.descent.mlvr import MLVR as MLVR
+from pdeopt.optimize.descent.astrom import ASTROM as ASTROM
+
+# What they return.
+from pdeopt.core.monitor import (
+    Result as Result,
+    ControlResult as ControlResult,
+    Reason as Reason,
+    Record as Record,
+    DescentRecord as DescentRecord,
+    History as History,
+)
+from pdeopt.core.errors import PdeoptError as PdeoptError, InputError as InputError, SolveFailure as SolveFailure
+
+# Options.
+from pdeopt.core.settings import Settings as Settings, setting as setting, read as read, check as check
+from pdeopt.core.options import require_all_read as require_all_read
+
+# Checks.
+from pdeopt.control.metric import RieszMetric as RieszMetric
+from pdeopt.control.verify import (
+    assert_consistent as assert_consistent,
+    taylor_rates as taylor_rates,
+    taylor_remainders as taylor_remainders,
+    adjoint_error as adjoint_error,
+    symmetry_error as symmetry_error,
+    randomize as randomize,
+    DerivativeError as DerivativeError,
+)
+from pdeopt.control.checkpoint import (
+    Checkpoint as Checkpoint,
+    read_checkpoint as read_checkpoint,
+    write_checkpoint as write_checkpoint,
+)
+
+__version__: str
+
+__all__: list[str]

@@ -1,0 +1,46 @@
+from pdeopt.control.checkpoint import (
+    Checkpoint as Checkpoint,
+    read_checkpoint as read_checkpoint,
+    read_memory as read_memory,
+    replace_file as replace_file,
+    write_checkpoint as write_checkpoint,
+    write_memory as write_memory,
+)
+from pdeopt.control.constraint import (
+    SparseStepJacobian as SparseStepJacobian,
+    StepJacobian as StepJacobian,
+    TimeDependentConstraint as TimeDependentConstraint,
+)
+from pdeopt.control.controlmap import ControlMap as ControlMap
+from pdeopt.control.metric import DesignForm as DesignForm, RieszMetric as RieszMetric
+from pdeopt.control.objective import (
+    ControlCost as ControlCost,
+    Objective as Objective,
+    Sum as Sum,
+    TerminalLoss as TerminalLoss,
+    Tracking as Tracking,
+)
+from pdeopt.control.problem import ControlProblem as ControlProblem, Linearization as Linearization
+from pdeopt.control.propagator import Propagator as Propagator, PropagatorSettings as PropagatorSettings
+from pdeopt.control.reduced import ReducedObjective as ReducedObjective, SmoothObjective as SmoothObjective
+from pdeopt.control.serial_sweeps import backward as backward, forward as forward, march as march
+from pdeopt.control.time_windows import (
+    LinearTerminal as LinearTerminal,
+    ReducedFunction as ReducedFunction,
+    Window as Window,
+    WindowFunction as WindowFunction,
+    WindowSettings as WindowSettings,
+    time_hierarchy as time_hierarchy,
+    with_coarse_space as with_coarse_space,
+)
+from pdeopt.control.verify import (
+    DerivativeError as DerivativeError,
+    adjoint_error as adjoint_error,
+    assert_consistent as assert_consistent,
+    randomize as randomize,
+    symmetry_error as symmetry_error,
+    taylor_rates as taylor_rates,
+    taylor_remainders as taylor_remainders,
+)
+
+__all__: list[str]

@@ -1,0 +1,49 @@
+from pdeopt.core.arrays import (
+    assign as assign,
+    copy as copy,
+    free_garbage as free_garbage,
+    index_array as index_array,
+    readonly as readonly,
+    writable as writable,
+)
+from pdeopt.core.autodiff import columns as columns, gradient as gradient, is_plain as is_plain, jvp as jvp, vjp as vjp
+from pdeopt.core.errors import (
+    InputError as InputError,
+    PdeoptError as PdeoptError,
+    SolveFailure as SolveFailure,
+    agree as agree,
+    on_root as on_root,
+    together as together,
+)
+from pdeopt.core.lazy import attach as attach
+from pdeopt.core.monitor import (
+    ControlResult as ControlResult,
+    DescentRecord as DescentRecord,
+    History as History,
+    Reason as Reason,
+    Record as Record,
+    Result as Result,
+    explain as explain,
+    logged as logged,
+    print_monitor as print_monitor,
+)
+from pdeopt.core.options import (
+    defaults as defaults,
+    remember as remember,
+    require_all_read as require_all_read,
+    set_default as set_default,
+    unread as unread,
+)
+from pdeopt.core.settings import (
+    Section as Section,
+    Settings as Settings,
+    check as check,
+    merge as merge,
+    read as read,
+    read_inner as read_inner,
+    sections as sections,
+    setting as setting,
+)
+from pdeopt.core.team import Team as Team, TorchTeam as TorchTeam, settle as settle, share as share, team_of as team_of
+
+__all__: list[str]

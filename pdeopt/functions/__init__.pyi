@@ -1,0 +1,26 @@
+from pdeopt.functions.decomposition import Decomposition as Decomposition
+from pdeopt.functions.hierarchy import (
+    Hierarchy as Hierarchy,
+    Transfer as Transfer,
+    as_hierarchy as as_hierarchy,
+    sample_hierarchy as sample_hierarchy,
+    window_transfer as window_transfer,
+)
+from pdeopt.functions.minibatch import Batches as Batches, Evaluation as Evaluation
+from pdeopt.functions.smooth import (
+    Costs as Costs,
+    FirstOrderConsistent as FirstOrderConsistent,
+    Restriction as Restriction,
+    SampledFunction as SampledFunction,
+    SmoothFunction as SmoothFunction,
+    Tally as Tally,
+)
+from pdeopt.functions.subsampling import (
+    NestedSample as NestedSample,
+    WeightedSamples as WeightedSamples,
+    generator as generator,
+    inclusion as inclusion,
+    uniform_numbers as uniform_numbers,
+)
+
+__all__: list[str]

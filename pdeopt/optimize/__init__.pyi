@@ -1,0 +1,19 @@
+from pdeopt.optimize.iterate import (
+    FullSpaceMethod as FullSpaceMethod,
+    Method as Method,
+    full_space_test as full_space_test,
+    iterate as iterate,
+)
+from pdeopt.optimize.tao import TaoSettings as TaoSettings, TaoSolver as TaoSolver
+
+# Optimizers by name: -tao_type python -tao_python_type pdeopt.optimize.SSBroyden.
+from pdeopt.optimize.descent.quasinewton import LBFGS as LBFGS, SSBroyden as SSBroyden
+from pdeopt.optimize.descent.schwarz import SPQN as SPQN
+from pdeopt.optimize.descent.trust import TrustRegionMinimizer as TrustRegionMinimizer
+from pdeopt.optimize.descent.apts import APTS as APTS
+from pdeopt.optimize.descent.multilevel import MGOPT as MGOPT
+from pdeopt.optimize.descent.rmtr import RMTR as RMTR
+from pdeopt.optimize.descent.mlvr import MLVR as MLVR
+from pdeopt.optimize.descent.astrom import ASTROM as ASTROM
+
+__all__: list[str]

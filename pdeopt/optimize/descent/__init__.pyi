@@ -1,0 +1,32 @@
+from pdeopt.optimize.descent.adam import Adam as Adam, AdamSettings as AdamSettings
+from pdeopt.optimize.descent.apts import APTS as APTS, APTSSettings as APTSSettings
+from pdeopt.optimize.descent.astrom import ASTROM as ASTROM, ASTROMSettings as ASTROMSettings, around as around
+from pdeopt.optimize.descent.minimizer import Minimizer as Minimizer, StopSettings as StopSettings
+from pdeopt.optimize.descent.mlvr import MLVR as MLVR, MLVRSettings as MLVRSettings
+from pdeopt.optimize.descent.multilevel import (
+    MGOPT as MGOPT,
+    MGOPTSettings as MGOPTSettings,
+    Multilevel as Multilevel,
+    MultilevelSettings as MultilevelSettings,
+)
+from pdeopt.optimize.descent.quasinewton import (
+    LBFGS as LBFGS,
+    LBFGSSettings as LBFGSSettings,
+    QuasiNewton as QuasiNewton,
+    SSBroyden as SSBroyden,
+    SSBroydenSettings as SSBroydenSettings,
+    first_step_setting as first_step_setting,
+    gap_setting as gap_setting,
+    search_setting as search_setting,
+)
+from pdeopt.optimize.descent.rmtr import RMTR as RMTR, RMTRSettings as RMTRSettings, TrustSmoother as TrustSmoother
+from pdeopt.optimize.descent.schwarz import (
+    Columns as Columns,
+    Correction as Correction,
+    SPQN as SPQN,
+    SPQNSettings as SPQNSettings,
+)
+from pdeopt.optimize.descent.taotype import TaoFunction as TaoFunction, TaoType as TaoType
+from pdeopt.optimize.descent.trust import TrustRegionMinimizer as TrustRegionMinimizer, TrustSettings as TrustSettings
+
+__all__: list[str]

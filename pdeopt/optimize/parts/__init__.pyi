@@ -1,0 +1,35 @@
+from pdeopt.optimize.parts.inversehessian import (
+    DenseInverse as DenseInverse,
+    InverseHessian as InverseHessian,
+    LimitedMemory as LimitedMemory,
+    broyden as broyden,
+)
+from pdeopt.optimize.parts.linesearch import (
+    Backtracking as Backtracking,
+    Ray as Ray,
+    Search as Search,
+    StrongWolfe as StrongWolfe,
+)
+from pdeopt.optimize.parts.lsr1 import LSR1 as LSR1, LowRank as LowRank
+from pdeopt.optimize.parts.trustmodel import (
+    FirstOrder as FirstOrder,
+    HessianProducts as HessianProducts,
+    Secant as Secant,
+    TrustModel as TrustModel,
+    trust_model as trust_model,
+)
+from pdeopt.optimize.parts.trustregion import (
+    RatioRule as RatioRule,
+    TrustRegion as TrustRegion,
+    reduction_ratio as reduction_ratio,
+)
+from pdeopt.optimize.parts.trustsubproblem import (
+    TrustStep as TrustStep,
+    boxed as boxed,
+    first_order as first_order,
+    length as length,
+    spectral as spectral,
+    steihaug as steihaug,
+)
+
+__all__: list[str]

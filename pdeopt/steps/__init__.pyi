@@ -1,0 +1,43 @@
+from pdeopt.steps.innerproduct import InnerProduct as InnerProduct
+from pdeopt.steps.linear_mgrit import (
+    LinearMgrit as LinearMgrit,
+    LinearMgritSettings as LinearMgritSettings,
+    TimeSystem as TimeSystem,
+)
+from pdeopt.steps.mgrit import (
+    Mgrit as Mgrit,
+    MgritSettings as MgritSettings,
+    Outcome as Outcome,
+    whole_intervals as whole_intervals,
+)
+from pdeopt.steps.sparse import (
+    Sparsity as Sparsity,
+    StepMatrix as StepMatrix,
+    StepPattern as StepPattern,
+    block_diagonal as block_diagonal,
+    combination as combination,
+    dense as dense,
+    serial_aij as serial_aij,
+)
+from pdeopt.steps.stepsolve import (
+    StagedSubstitution as StagedSubstitution,
+    StepFactor as StepFactor,
+    StepKrylov as StepKrylov,
+    StepSettings as StepSettings,
+    Substitution as Substitution,
+    natural_lu as natural_lu,
+    step_solver as step_solver,
+    substitution as substitution,
+    superlu as superlu,
+)
+from pdeopt.steps.timegrid import Steps as Steps, TimeGrid as TimeGrid
+from pdeopt.steps.transfer import (
+    constant as constant,
+    injection as injection,
+    linear as linear,
+    linear_adjoint as linear_adjoint,
+    spread as spread,
+)
+from pdeopt.steps.windows import Windows as Windows, alike as alike, sum_windows as sum_windows
+
+__all__: list[str]
