@@ -2,7 +2,7 @@
 
 python -m problems.peaks -layers 1024 -epochs 50
 mpiexec -n 2 python -m problems.peaks -layers 1024 -summary peaks.json
-python -m problems.peaks -mgrit_levels 1          # one layer after the other
+python -m problems.peaks -layer_mgrit_levels 1    # one layer after the other
 """
 
 from __future__ import annotations

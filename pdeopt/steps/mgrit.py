@@ -28,14 +28,14 @@ from pdeopt.core.settings import Settings, setting
 from pdeopt.steps.timegrid import TimeGrid
 
 #: (rows of states, the steps of this rank that take them on) -> rows of states, one step later.
-Propagator = Callable[[Tensor, slice], Tensor]
+StepMap = Callable[[Tensor, slice], Tensor]
 
 ALL = slice(None)
 
 
 @dataclass(frozen=True)
-class MgritSettings(Settings, prefix="mgrit_"):
-    """How a chain of steps is solved, options `-mgrit_...`."""
+class MgritSettings(Settings, prefix="layer_mgrit_"):
+    """MGRIT over the layers of a network."""
 
     levels: int = setting(2, "levels; 1 is one step after the other", at_least=1)
     coarsening: str = setting("16", "steps that become one, on each level: 16, or 16,4 where they differ")
@@ -64,7 +64,7 @@ class MgritSettings(Settings, prefix="mgrit_"):
         except ValueError:
             given = [0]
         if min(given) < 2:
-            raise InputError("-mgrit_coarsening", self.coarsening, "integers >= 2, for instance 16 or 16,4")
+            raise InputError("-layer_mgrit_coarsening", self.coarsening, "integers >= 2, for instance 16 or 16,4")
         given += given[-1:] * (self.levels - 1 - len(given))
         factors: list[int] = []
         for factor in given[: self.levels - 1]:
@@ -121,12 +121,12 @@ class Mgrit:
 
     def solve(
         self,
-        phis: Sequence[Propagator],
+        phis: Sequence[StepMap],
         entry: Tensor,
         g: Tensor | None = None,
         *,
         guess: Tensor | None = None,
-        final: Propagator | None = None,
+        final: StepMap | None = None,
     ) -> Outcome:
         """Solve, and run through the finest steps once more from the C-points that were found.
 
@@ -159,7 +159,7 @@ class Mgrit:
         return self._departures(0, points, entry)
 
     def _cycle(
-        self, level: int, phis: Sequence[Propagator], entry: Tensor, points: Tensor, g: Tensor | None, kind: str
+        self, level: int, phis: Sequence[StepMap], entry: Tensor, points: Tensor, g: Tensor | None, kind: str
     ) -> tuple[Tensor, Tensor]:
         """New C-points of a level, and by how much the old ones miss the steps before them."""
         starts = self._departures(level, points, entry)
@@ -177,7 +177,7 @@ class Mgrit:
             points, _ = self._cycle(coarse, phis, entry, points, source, again)
         return self._states(coarse, phis[coarse], self._departures(coarse, points, entry), source), misfit
 
-    def _start(self, phis: Sequence[Propagator], entry: Tensor, g: Tensor | None) -> Tensor:
+    def _start(self, phis: Sequence[StepMap], entry: Tensor, g: Tensor | None) -> Tensor:
         """C-points to begin with: those of the coarser problems, from the coarsest on."""
         if self.settings.start == "constant":
             return entry.expand(self.grids[1].n_local, *entry.shape).clone()
@@ -190,7 +190,7 @@ class Mgrit:
             states = self._states(level, phis[level], starts, sources[level])
         return states
 
-    def _travel(self, level: int, phi: Propagator, starts: Tensor, g: Tensor | None) -> Tensor:
+    def _travel(self, level: int, phi: StepMap, starts: Tensor, g: Tensor | None) -> Tensor:
         """The states at the ends of all intervals, from those at their starts: F-relaxation and the C-step."""
         size = max(1024 * self.settings.cache // max(starts[0].numel() * starts.element_size(), 1), 1)
         if size >= len(starts):
@@ -198,7 +198,7 @@ class Mgrit:
         parts = ((k, starts[k : k + size]) for k in range(0, len(starts), size))
         return torch.cat([self._through(level, phi, part, g, k) for k, part in parts])
 
-    def _through(self, level: int, phi: Propagator, starts: Tensor, g: Tensor | None, first: int) -> Tensor:
+    def _through(self, level: int, phi: StepMap, starts: Tensor, g: Tensor | None, first: int) -> Tensor:
         """As `_travel`, for the intervals from `first` on."""
         u, m = starts, self.factors[level]
         begin, end = first * m, min((first + len(starts)) * m, self.grids[level].n_local)
@@ -211,7 +211,7 @@ class Mgrit:
             u = arrived if count == len(u) else torch.cat([arrived, u[count:]])
         return u
 
-    def _states(self, level: int, phi: Propagator, starts: Tensor, g: Tensor | None) -> Tensor:
+    def _states(self, level: int, phi: StepMap, starts: Tensor, g: Tensor | None) -> Tensor:
         """The states after all steps of a level."""
         states = starts.new_empty((self.grids[level].n_local, *starts.shape[1:]))
 
@@ -224,7 +224,7 @@ class Mgrit:
         self._travel(level, kept, starts, None)
         return states
 
-    def _march(self, level: int, phi: Propagator, entry: Tensor, g: Tensor | None) -> Tensor:
+    def _march(self, level: int, phi: StepMap, entry: Tensor, g: Tensor | None) -> Tensor:
         """The states after all steps of a level, one after the other, from rank to rank."""
         grid = self.grids[level]
         received = (grid.receive_after if self.adjoint else grid.receive_before)(entry)

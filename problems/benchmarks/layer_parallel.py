@@ -102,7 +102,10 @@ class Benchmark:
                 rows.append(show(Row(f"{name}: left out, no -data_dir", None, "")))
                 continue
             accuracy = {}
-            for way, more in (("parallel", adaptive if name == "peaks" else []), ("serial", ["-mgrit_levels", 1])):
+            for way, more in (
+                ("parallel", adaptive if name == "peaks" else []),
+                ("serial", ["-layer_mgrit_levels", 1]),
+            ):
                 found = script(name, *own, *more)
                 accuracy[way] = found["test_accuracy"]
                 rows.append(plain(f"{name}, {way} ({found['seconds']:.0f} s)", found["test_accuracy"], "accuracy"))
@@ -111,7 +114,7 @@ class Benchmark:
                 bar(f"{name}, serial - parallel", accuracy["serial"] - accuracy["parallel"], "points / 100", 5e-3)
             )
             if name == "har_gru":
-                classic = script(name, *own, "-kind", "classic", "-mgrit_levels", 1)
+                classic = script(name, *own, "-kind", "classic", "-layer_mgrit_levels", 1)
                 gap = classic["test_accuracy"] - accuracy["parallel"]
                 rows.append(bar("har_gru, classic serial - implicit parallel", gap, "points / 100", 1e-2))
         return rows

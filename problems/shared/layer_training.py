@@ -188,7 +188,7 @@ def _picture(ending: str, name: str, history: list[Epoch], confusion: Any, resid
     for which, values in residuals.items():
         if values:
             cycles.semilogy(range(1, len(values) + 1), values, "o-", label=which)
-    cycles.set(title="MGRIT residuals (-mgrit_rtol)", xlabel="cycle")
+    cycles.set(title="MGRIT residuals (-layer_mgrit_rtol)", xlabel="cycle")
     buffer = io.BytesIO()
     figure.savefig(buffer, format=ending[1:])
     return buffer.getvalue()

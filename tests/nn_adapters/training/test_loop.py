@@ -22,11 +22,11 @@ from problems import har_gru, indian_pines, mnist, video_gru
 from problems import peaks as script
 from tests.helpers.support import ROOT, command, environment, python
 
-SMALL = ["-layers", "32", "-epochs", "3", "-samples", "600", "-mgrit_coarsening", "4"]
+SMALL = ["-layers", "32", "-epochs", "3", "-samples", "600", "-layer_mgrit_coarsening", "4"]
 
 
 def test_the_summary_holds_what_the_run_found(tmp_path):
-    words = ["-summary", str(tmp_path / "run.json"), "-plot", str(tmp_path / "run.png"), "-mgrit_rtol", "1e-9"]
+    words = ["-summary", str(tmp_path / "run.json"), "-plot", str(tmp_path / "run.png"), "-layer_mgrit_rtol", "1e-9"]
     accuracy = script.main([*SMALL, *words])
     summary = json.loads((tmp_path / "run.json").read_text())
     assert summary["test_accuracy"] == accuracy and 0.2 < accuracy <= 1
@@ -39,7 +39,7 @@ def test_the_summary_holds_what_the_run_found(tmp_path):
 def test_one_level_is_training_as_pytorch_does_it(tmp_path):
     """A loop in plain PyTorch over the serial network, with the same batches, ends with the same accuracy."""
     accuracy = script.main(
-        [*SMALL, "-mgrit_levels", "1", "-schedule", "constant", "-summary", str(tmp_path / "s.json")]
+        [*SMALL, "-layer_mgrit_levels", "1", "-schedule", "constant", "-summary", str(tmp_path / "s.json")]
     )
     data = peaks(0)
     torch.manual_seed(0)
@@ -168,7 +168,7 @@ def test_nested_iteration_ends_at_full_depth_with_the_work_of_one_run(tmp_path):
         (["-restart", "nothing"], "a checkpoint of this script"),
         (["-layer_ranks", "3"], "divides the 1 ranks"),
         (["-epochz", "3"], "did you mean -epochs"),
-        (["-mgrit_relaxation", "G"], "FCF"),
+        (["-layer_mgrit_relaxation", "G"], "FCF"),
         (["-plot", "x.txt"], ".png"),
     ],
 )
