@@ -5,9 +5,9 @@ from nn_adapters.layers.blocks import LayerStack as LayerStack, activation as ac
 from nn_adapters.layers.init import initialize as initialize
 from nn_adapters.layers.constraint import (
     LayerConstraint as LayerConstraint,
-    classification as classification,
+    classification_loss as classification_loss,
     control_of as control_of,
-    regression as regression,
+    regression_loss as regression_loss,
 )
 
 # Losses as smooth functions.
@@ -23,9 +23,9 @@ from nn_adapters.pinn.jets import JetBasis as JetBasis
 # Training.
 from nn_adapters.training.loop import Training as Training, TrainingSettings as TrainingSettings
 from nn_adapters.training.lsgd import LSGD as LSGD, lsgd as lsgd
-from nn_adapters.training.nested import deepen as deepen, schedule as schedule
+from nn_adapters.training.nested import deepen as deepen, nested_epochs as nested_epochs
 
 # Data.
-from nn_adapters.data.datasets import Dataset as Dataset, load as load
+from nn_adapters.data.datasets import Dataset as Dataset, load_dataset as load_dataset
 
 __all__: list[str]

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nn_adapters.data.datasets import Dataset, load
+from nn_adapters.data.datasets import Dataset, load_dataset
 from nn_adapters.layers.recurrent import GRUParallel
 from pdeopt.core.settings import Settings, setting
 from pdeopt.steps.mgrit import MgritSettings
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     """Train; the test accuracy of the weights run serially."""
 
     def data(own: SequenceSettings, output: training.OutputSettings, seed: int) -> Dataset:
-        return standardized(load(own.data, output.data_dir, output.fetch, seed))
+        return standardized(load_dataset(own.data, output.data_dir, output.fetch, seed))
 
     def make(settings: SequenceSettings, comm: Any, mgrit: MgritSettings, data: Dataset) -> nn.Module:
         return Classifier(data, settings, comm, mgrit)

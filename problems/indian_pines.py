@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nn_adapters.data.datasets import Dataset, load
+from nn_adapters.data.datasets import Dataset, load_dataset
 from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.layerparallel import LayerParallel
 from pdeopt.core.settings import Settings, setting
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     """Train; the test accuracy of the weights run serially."""
 
     def data(own: SpectraSettings, output: training.OutputSettings, seed: int) -> Dataset:
-        return load(own.data, output.data_dir, output.fetch, seed)
+        return load_dataset(own.data, output.data_dir, output.fetch, seed)
 
     def make(settings: SpectraSettings, comm: Any, mgrit: MgritSettings, data: Dataset) -> nn.Module:
         return Classifier(data, settings, comm, mgrit)

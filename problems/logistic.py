@@ -85,7 +85,7 @@ def load(settings: LogisticSettings) -> LogisticLoss:
     if settings.data == "generated":
         x, y = generate(settings.samples, settings.features, settings.decay, settings.noise, settings.seed)
     elif settings.data == "mnist49":
-        data = datasets.load("mnist", settings.data_dir)
+        data = datasets.load_dataset("mnist", settings.data_dir)
         kept = (data.y_train == 4) | (data.y_train == 9)
         x = data.x_train[kept].flatten(1).double().numpy()
         y = np.where(data.y_train[kept].numpy() == 9, 1.0, -1.0)
@@ -93,7 +93,7 @@ def load(settings: LogisticSettings) -> LogisticLoss:
         path = Path(settings.data_dir) / "libsvm" / "australian"
         if not path.exists():
             raise InputError("-data_dir", settings.data_dir or "none", "a folder with libsvm/australian")
-        formats.verify(path, datasets.SHA256["libsvm/australian"])
+        formats.verify_checksum(path, datasets.SHA256["libsvm/australian"])
         x, y = formats.read_libsvm(path, 14)
         x = 2.0 * (x - x.min(0)) / np.ptp(x, axis=0) - 1.0  # as LIBSVM's `australian_scale`
     elif Path(settings.data).is_file():

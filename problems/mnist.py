@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nn_adapters.data.datasets import Dataset, load
+from nn_adapters.data.datasets import Dataset, load_dataset
 from nn_adapters.layers.blocks import ACTIVATIONS, activation, conv
 from nn_adapters.layers.layerparallel import LayerParallel
 from pdeopt.core.settings import Settings, setting
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None, name: str = "mnist", doc: str = __do
     """Train; the test accuracy of the weights run serially."""
 
     def data(own: ImageSettings, output: training.OutputSettings, seed: int) -> Dataset:
-        return load(own.data, output.data_dir, output.fetch, seed)
+        return load_dataset(own.data, output.data_dir, output.fetch, seed)
 
     def make(settings: ImageSettings, comm: Any, mgrit: MgritSettings, data: Dataset) -> nn.Module:
         return Classifier(data, settings, comm, mgrit)

@@ -22,7 +22,7 @@ from petsc4py import PETSc
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nn_adapters.data.datasets import NAMES, load
+from nn_adapters.data.datasets import DATASET_NAMES, load_dataset
 from nn_adapters.layers.blocks import ACTIVATIONS, dense
 from nn_adapters.losses.depth import ResNet, depth_hierarchy
 from nn_adapters.losses.network import NetworkLoss
@@ -53,7 +53,7 @@ MULTILEVEL = ("rmtr", "mgopt")
 class ResNetSettings(Settings):
     """Network, data and optimizer."""
 
-    data: str = setting("fashion_mnist", "data set of images", choices=NAMES)
+    data: str = setting("fashion_mnist", "data set of images", choices=DATASET_NAMES)
     samples: int = setting(2000, "training samples, of a random subset", at_least=1)
     pool: int = setting(4, "pixels on a side of the squares that are averaged; 1 for small images", at_least=1)
     layers: int = setting(32, "residual layers", at_least=1)
@@ -97,7 +97,7 @@ class Classification:
         factor = 2 ** (settings.levels - 1)
         if settings.layers % factor:
             raise InputError("-layers", f"{settings.layers} on {settings.levels} levels", f"a multiple of {factor}")
-        data = load(settings.data, files.data_dir, files.fetch, settings.seed)
+        data = load_dataset(settings.data, files.data_dir, files.fetch, settings.seed)
         if settings.samples > len(data.x_train):
             raise InputError("-samples", settings.samples, f"1 to {len(data.x_train)}")
         generator = torch.Generator().manual_seed(settings.seed)

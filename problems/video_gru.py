@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nn_adapters.data.datasets import Dataset, moving_shapes
-from nn_adapters.layers.recurrent import GRUParallel, add_over_ranks
+from nn_adapters.layers.recurrent import GRUParallel, sum_gradient_over_ranks
 from pdeopt.core.errors import InputError
 from pdeopt.core.settings import Settings, setting
 from pdeopt.steps.mgrit import MgritSettings
@@ -56,7 +56,7 @@ class Classifier(nn.Module):
             comm, settings.features, settings.hidden, length, settings.gru_layers, settings.kind, mgrit
         )
         for parameter in self.encoder.parameters():
-            add_over_ranks(parameter, self.gru.grid.mpi)
+            sum_gradient_over_ranks(parameter, self.gru.grid.mpi)
         self.closing = nn.Linear(settings.hidden, data.classes)
 
     def forward(self, x: Tensor) -> Tensor:

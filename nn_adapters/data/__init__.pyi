@@ -2,7 +2,7 @@ from nn_adapters.data.datasets import (
     Dataset as Dataset,
     digits as digits,
     indian_pines_like as indian_pines_like,
-    load as load,
+    load_dataset as load_dataset,
     moving_shapes as moving_shapes,
     peaks as peaks,
     peaks_grid as peaks_grid,
@@ -16,7 +16,7 @@ from nn_adapters.data.formats import (
     read_libsvm as read_libsvm,
     read_mat as read_mat,
     read_npz as read_npz,
-    verify as verify,
+    verify_checksum as verify_checksum,
 )
 
 __all__: list[str]

@@ -1,6 +1,6 @@
 """Data sets for classification: read from files of known checksums, or generated.
 
-`load(name, ...)` makes any of them. Files are read from `data_dir`; with `fetch`, those that are missing are
+`load_dataset(name, ...)` makes any of them. Files are read from `data_dir`; with `fetch`, those that are missing are
 downloaded, by the package pooch. Without either, only the generated sets and scikit-learn's digits are there: no set
 ever stands in for another.
 """
@@ -91,11 +91,11 @@ class Dataset:
     classes: int
 
 
-def load(name: str, data_dir: str | Path | None = "", fetch: bool = False, seed: int = 0) -> Dataset:
+def load_dataset(name: str, data_dir: str | Path | None = "", fetch: bool = False, seed: int = 0) -> Dataset:
     """The data set of this name.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `DATASET_NAMES`.
         data_dir: the folder of the files, in the layout of `SHA256`; empty for none.
         fetch: download what is missing there (or, without a `data_dir`, in the user's cache). Not by several
             ranks at a time.
@@ -107,7 +107,7 @@ def load(name: str, data_dir: str | Path | None = "", fetch: bool = False, seed:
     if name in GENERATED:
         return GENERATED[name](seed=seed)
     if name not in STORED:
-        raise InputError("data set", name, " | ".join(NAMES))
+        raise InputError("data set", name, " | ".join(DATASET_NAMES))
     return STORED[name](_Source(name, data_dir, fetch), seed)
 
 
@@ -126,7 +126,7 @@ class _Source:
         for place in places:
             if (path := root / place).exists():
                 if place in SHA256:
-                    formats.verify(path, SHA256[place])
+                    formats.verify_checksum(path, SHA256[place])
                 return path
         if not self.fetch:
             raise InputError("-data_dir", f"{root} without {places[0]}", " or ".join(places) + ", or -fetch")
@@ -355,4 +355,4 @@ STORED: dict[str, Callable[[_Source, int], Dataset]] = {
     "australian": _australian,
 }
 
-NAMES = [*GENERATED, *STORED]
+DATASET_NAMES = [*GENERATED, *STORED]

@@ -38,7 +38,7 @@ HAR_WINDOW = 128
 DENSE_LIMIT = 2**28
 
 
-def verify(path: Path, expected: str) -> None:
+def verify_checksum(path: Path, expected: str) -> None:
     """Raise `InputError` unless the SHA-256 checksum of a file is the expected one, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -11,9 +11,9 @@ from nn_adapters.layers.blocks import (
 from nn_adapters.layers.constraint import (
     LayerConstraint as LayerConstraint,
     LayerJacobian as LayerJacobian,
-    classification as classification,
+    classification_loss as classification_loss,
     control_of as control_of,
-    regression as regression,
+    regression_loss as regression_loss,
 )
 from nn_adapters.layers.densestep import (
     DenseLinearized as DenseLinearized,
@@ -43,7 +43,7 @@ from nn_adapters.layers.layerparallel import (
 )
 from nn_adapters.layers.recurrent import (
     GRUParallel as GRUParallel,
-    add_over_ranks as add_over_ranks,
+    sum_gradient_over_ranks as sum_gradient_over_ranks,
     classic as classic,
     implicit as implicit,
 )

@@ -17,7 +17,7 @@ from nn_adapters.layers.blocks import Direct, SmoothReLU
 from pdeopt.core.errors import InputError
 
 #: Modules without parameters that act on each entry alone.
-ENTRYWISE = (
+ENTRYWISE_MODULES = (
     nn.ReLU,
     nn.Tanh,
     nn.Sigmoid,
@@ -55,7 +55,7 @@ def batched(module: nn.Module) -> Batched:
 def _batched(module: nn.Module) -> Batched:
     if isinstance(module, Direct):
         return _batched(module.block)
-    if isinstance(module, ENTRYWISE):
+    if isinstance(module, ENTRYWISE_MODULES):
         return lambda u, theta: module(u)
     if type(module) is nn.Sequential:
         return _sequential(module)

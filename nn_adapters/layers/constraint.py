@@ -77,7 +77,7 @@ class LayerJacobian(StepJacobian):
         return LayerJacobian(self.constraint, u_old[rows], u_new[rows], z[rows], self.steps[rows])  # type: ignore[arg-type]
 
 
-def classification(constraint: LayerConstraint, head: Callable[[Tensor], Tensor], labels: Tensor) -> Objective:
+def classification_loss(constraint: LayerConstraint, head: Callable[[Tensor], Tensor], labels: Tensor) -> Objective:
     """The mean cross-entropy of `head(features)` after the last layer."""
 
     def loss(u: Tensor, p: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def classification(constraint: LayerConstraint, head: Callable[[Tensor], Tensor]
     return TerminalLoss(loss)
 
 
-def regression(constraint: LayerConstraint, head: Callable[[Tensor], Tensor], targets: Tensor) -> Objective:
+def regression_loss(constraint: LayerConstraint, head: Callable[[Tensor], Tensor], targets: Tensor) -> Objective:
     """Half the mean square of `head(features) - targets` after the last layer."""
 
     def loss(u: Tensor, p: Tensor) -> Tensor:

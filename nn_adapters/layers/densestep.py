@@ -18,7 +18,7 @@ from nn_adapters.layers.layer_mgrit import Linearized
 aten = torch.ops.aten
 
 #: act in place, and act'(a) w from w and act(a), of activations whose derivative is a function of their value.
-KNOWN: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+DENSE_ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     nn.ReLU: (torch.relu_, lambda w, v: aten.threshold_backward(w, v, 0.0)),
     nn.Tanh: (torch.tanh_, lambda w, v: aten.tanh_backward(w, v)),
     nn.Sigmoid: (torch.sigmoid_, lambda w, v: aten.sigmoid_backward(w, v)),
@@ -33,7 +33,7 @@ def is_dense(block: nn.Module) -> bool:
         and len(block) == 2
         and type(block[0]) is nn.Linear
         and block[0].bias is not None
-        and type(block[1]) in KNOWN
+        and type(block[1]) in DENSE_ACTIVATIONS
         and not hasattr(block, "step")
     )
 
@@ -42,7 +42,7 @@ class DenseStep:
     """step(u, (W, b), (), dt) of states (rows, width, batch)."""
 
     def __init__(self, block: nn.Sequential) -> None:
-        self.act, self.backward = KNOWN[type(block[1])]
+        self.act, self.backward = DENSE_ACTIVATIONS[type(block[1])]
 
     def __call__(self, u: Tensor, theta: Sequence[Tensor], shared: Sequence[Tensor], dt: Any) -> Tensor:
         return add(u, self.value(u, theta), dt)

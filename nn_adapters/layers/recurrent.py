@@ -65,7 +65,7 @@ class GRUParallel(nn.Module):
                 self.register_parameter(f"weight_{name}_l{layer}", weight)
                 self.register_parameter(f"bias_{name}_l{layer}", bias)
             for name in ("weight_ih", "bias_ih"):  # each rank sees its steps only
-                add_over_ranks(getattr(self, f"{name}_l{layer}"), self.grid.mpi)
+                sum_gradient_over_ranks(getattr(self, f"{name}_l{layer}"), self.grid.mpi)
 
     def forward(self, x: Tensor) -> Tensor:
         """The last hidden state of the last layer, (batch, hidden), of sequences (batch, steps, input). Collective."""
@@ -105,7 +105,7 @@ class GRUParallel(nn.Module):
         return f"{self.kind}, hidden_size={self.hidden_size}, num_layers={self.num_layers}, num_steps={self.num_steps}"
 
 
-def add_over_ranks(parameter: nn.Parameter, mpi: Any) -> None:
+def sum_gradient_over_ranks(parameter: nn.Parameter, mpi: Any) -> None:
     """Make the gradient of a parameter the sum over ranks: for what acts on the steps of a rank, as encoders do."""
 
     def total(gradient: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pdeopt.functions.smooth import Costs, Tally
 from pdeopt.functions.subsampling import WeightedSamples
 
 #: In products with the table: a value takes one, a gradient or a Hessian product (at the point of a gradient) two.
-COSTS = Costs(0.5, 1.0, 1.0)
+LOGISTIC_COSTS = Costs(0.5, 1.0, 1.0)
 
 
 class LogisticLoss(WeightedSamples):
@@ -36,7 +36,7 @@ class LogisticLoss(WeightedSamples):
         rows: Any,
         labels: Any,
         regularization: float | None = None,
-        costs: Costs = COSTS,
+        costs: Costs = LOGISTIC_COSTS,
         tally: Tally | None = None,
     ) -> None:
         self.rows = rows.numpy() if isinstance(rows, Tensor) else rows

@@ -1,12 +1,17 @@
-from nn_adapters.pinn.jets import ActivatedLayer as ActivatedLayer, JetBasis as JetBasis, activated as activated
+from nn_adapters.pinn.jets import ActivatedLayer as ActivatedLayer, JetBasis as JetBasis, activate_jets as activate_jets
 from nn_adapters.pinn.loss import Evaluation as Evaluation, LocalPINN as LocalPINN, PINN as PINN, Term as Term
-from nn_adapters.pinn.network import Layer as Layer, Network as Network, Sweep as Sweep, sloped as sloped
+from nn_adapters.pinn.network import (
+    DenseLayer as DenseLayer,
+    Network as Network,
+    JetSweep as JetSweep,
+    absorb_slopes as absorb_slopes,
+)
 from nn_adapters.pinn.points import (
-    adaptive as adaptive,
+    adaptive_points as adaptive_points,
     hammersley as hammersley,
-    into as into,
+    into_box as into_box,
     latin_hypercube as latin_hypercube,
-    uniform as uniform,
+    uniform_points as uniform_points,
 )
 
 __all__: list[str]

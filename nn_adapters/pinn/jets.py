@@ -124,7 +124,7 @@ def _sin(z: Tensor, a: Tensor, s1: Tensor, s2: Tensor, s3: Tensor) -> None:
     torch.neg(s1, out=s3)
 
 
-ACTIVATIONS: dict[str, Activation] = {"tanh": _tanh, "sin": _sin}
+JET_ACTIVATIONS: dict[str, Activation] = {"tanh": _tanh, "sin": _sin}
 
 
 def _plain_tanh(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,12 +139,15 @@ def _plain_sin(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 #: z -> act(z), act'(z), act''(z), for `torch.func` to differentiate.
-PLAIN: dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {"tanh": _plain_tanh, "sin": _plain_sin}
+TORCH_ACTIVATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {
+    "tanh": _plain_tanh,
+    "sin": _plain_sin,
+}
 
 
-def activated(basis: JetBasis, activation: str, z: Tensor) -> Tensor:
+def activate_jets(basis: JetBasis, activation: str, z: Tensor) -> Tensor:
     """a = act(z) for jets, (J, width, points), by torch operations that are differentiated by `torch.func`."""
-    a, s1, s2 = PLAIN[activation](z[0])
+    a, s1, s2 = TORCH_ACTIVATIONS[activation](z[0])
     rows = [a, *(s1 * row for row in z[1:])]
     for row, i, j in basis.products:
         rows[row] = rows[row] + s2 * z[i] * z[j]

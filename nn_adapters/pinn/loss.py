@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from nn_adapters.pinn.jets import JetBasis
-from nn_adapters.pinn.network import Layer, Network, Sweep, sloped
+from nn_adapters.pinn.network import DenseLayer, JetSweep, Network, absorb_slopes
 from pdeopt.core.errors import InputError
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.smooth import Costs, Restriction, SampledFunction, SmoothFunction, Tally
@@ -105,14 +105,14 @@ class PINN(SampledFunction):
     def predict(self, theta: Tensor, x: Tensor) -> Tensor:
         """u at points x, (points, inputs): (points,)."""
         term = Term(x, lambda u, d, x: u)
-        return Evaluation(self, term).residuals(sloped(self.network.layers(theta)))
+        return Evaluation(self, term).residuals(absorb_slopes(self.network.layers(theta)))
 
     def residuals(self, theta: Tensor, x: Tensor | None = None) -> Tensor:
         """Of the first term, at its points or at others, (points, inputs): (points,); counted as work."""
         term = self.terms[0] if x is None else replace(self.terms[0], points=x, weight=1.0)
         evaluation = self._evaluations[0] if x is None else Evaluation(self, term)
         self.tally.work += self.costs.gradient * evaluation.time(0, self.network.depth)[0] / self.time()
-        return evaluation.residuals(sloped(self.network.layers(theta)))
+        return evaluation.residuals(absorb_slopes(self.network.layers(theta)))
 
     def with_points(self, points: Tensor, weight: float | Tensor | None = None) -> PINN:
         """The same loss, its first term at other points, counted in the same tally."""
@@ -129,7 +129,7 @@ class PINN(SampledFunction):
         return found
 
     def _value(self, x: Tensor) -> float:
-        layers = sloped(self.network.layers(x))
+        layers = absorb_slopes(self.network.layers(x))
         return sum(evaluation.value(layers, evaluation.inputs, 0) for evaluation in self._evaluations)
 
     def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
@@ -142,12 +142,12 @@ class PINN(SampledFunction):
             theta: parameters from layer `first` on.
         """
         raw = self.network.layers(theta, first)
-        layers = sloped(raw)
+        layers = absorb_slopes(raw)
         sums = [(torch.zeros_like(layer.W), torch.zeros_like(layer.b)) for layer in layers[: last - first + 1]]
         value = sum(e.add_gradient(layers, jets, first, last, sums) for e, jets in zip(self._evaluations, inputs))
         return value, self._flat(raw, sums)
 
-    def _flat(self, layers: list[Layer], sums: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def _flat(self, layers: list[DenseLayer], sums: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The gradient by W, b and slope of each layer from that by c W and c b."""
         parts = []
         for layer, (W, b) in zip(layers, sums):
@@ -190,7 +190,7 @@ class PINN(SampledFunction):
         if not (0 < at <= layer and torch.equal(known, theta[: len(known)])):
             at, jets = 0, [e.inputs for e in self._evaluations]
         if at < layer:
-            between = sloped(self.network.layers(theta)[at:layer])
+            between = absorb_slopes(self.network.layers(theta)[at:layer])
             jets = [e.through(between, own, at) for e, own in zip(self._evaluations, jets)]
             self.tally.work += self._forward_share(at, layer)
         self._input = (layer, theta[: sum(self.network.sizes[:layer])].clone(), jets)
@@ -230,7 +230,7 @@ class LocalPINN(SmoothFunction):
 
     def _value(self, x: Tensor) -> float:
         whole = self.whole
-        layers = sloped(whole.network.layers(self._parameters(x), self.first))
+        layers = absorb_slopes(whole.network.layers(self._parameters(x), self.first))
         return sum(e.value(layers, jets, self.first) for e, jets in zip(whole._evaluations, self.inputs))
 
     def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
@@ -268,7 +268,7 @@ class Evaluation:
         number = -(-len(x) // max(64, _TOGETHER // (self.rows * width)))
         self.chunks = [self._chunk(part) for part in torch.arange(len(x)).tensor_split(number)]
         self.inputs = [self.basis.of_inputs(chunk.x) for chunk in self.chunks]
-        self._sweeps: dict[int, Sweep] = {}
+        self._sweeps: dict[int, JetSweep] = {}
 
     def _chunk(self, indices: Tensor) -> _Chunk:
         term, pinn = self.term.subset(indices), self.pinn
@@ -278,11 +278,11 @@ class Evaluation:
         matrices = None if factor is None else self.basis.multiplication(factor)
         return _Chunk(x, lift, matrices, term.weight / len(self.term.points))
 
-    def _sweep(self, chunk: _Chunk) -> Sweep:
+    def _sweep(self, chunk: _Chunk) -> JetSweep:
         """The arrays for so many points."""
         k = len(chunk.x)
         if k not in self._sweeps:
-            self._sweeps[k] = Sweep(self.pinn.network, self.basis, k)
+            self._sweeps[k] = JetSweep(self.pinn.network, self.basis, k)
         return self._sweeps[k]
 
     def _jets(self, chunk: _Chunk, net: Tensor) -> Tensor:
@@ -293,7 +293,7 @@ class Evaluation:
     def _residual(self, u: Tensor, x: Tensor) -> Tensor:
         return self.term.residual(u[0], {name: u[row] for name, row in self.basis.rows.items()}, x)
 
-    def residuals(self, layers: list[Layer]) -> Tensor:
+    def residuals(self, layers: list[DenseLayer]) -> Tensor:
         """(points,)."""
         found = []
         for chunk, jets in zip(self.chunks, self.inputs):
@@ -301,7 +301,7 @@ class Evaluation:
             found.append(self._residual(u, chunk.x))
         return torch.cat(found)
 
-    def value(self, layers: list[Layer], inputs: list[Tensor], first: int) -> float:
+    def value(self, layers: list[DenseLayer], inputs: list[Tensor], first: int) -> float:
         """The term from the jets before layer `first`."""
         total = 0.0
         for chunk, jets in zip(self.chunks, inputs):
@@ -310,7 +310,12 @@ class Evaluation:
         return total
 
     def add_gradient(
-        self, layers: list[Layer], inputs: list[Tensor], first: int, last: int, gradients: list[tuple[Tensor, Tensor]]
+        self,
+        layers: list[DenseLayer],
+        inputs: list[Tensor],
+        first: int,
+        last: int,
+        gradients: list[tuple[Tensor, Tensor]],
     ) -> float:
         """The term; its gradients by W and b of the layers `first` to `last` are added to `gradients`."""
         total = 0.0
@@ -325,7 +330,7 @@ class Evaluation:
             total += float(loss.detach())
         return total
 
-    def through(self, layers: list[Layer], inputs: list[Tensor], first: int) -> list[Tensor]:
+    def through(self, layers: list[DenseLayer], inputs: list[Tensor], first: int) -> list[Tensor]:
         """Jets behind some hidden layers, from those before them."""
         return [self._sweep(chunk).through(layers, jets, first).clone() for chunk, jets in zip(self.chunks, inputs)]
 

@@ -8,14 +8,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from nn_adapters.pinn.jets import ACTIVATIONS, ActivatedLayer, JetBasis, activated
+from nn_adapters.pinn.jets import JET_ACTIVATIONS, ActivatedLayer, JetBasis, activate_jets
 from pdeopt.core.errors import InputError
 
-BODIES = ("mlp", "resnet")
+NETWORK_BODIES = ("mlp", "resnet")
 
 
 @dataclass(frozen=True)
-class Layer:
+class DenseLayer:
     """W, (outputs, inputs), b, and the slope c of act(c (W a + b))."""
 
     W: Tensor
@@ -50,10 +50,10 @@ class Network:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if not self.hidden or min(self.hidden) < 1 or self.inputs < 1:
             raise InputError("network", f"{self.inputs} inputs, layers {self.hidden}", "inputs, layers, widths >= 1")
-        if self.body not in BODIES:
-            raise InputError("body of a network", self.body, " | ".join(BODIES))
-        if self.activation not in ACTIVATIONS:
-            raise InputError("activation", self.activation, " | ".join(ACTIVATIONS))
+        if self.body not in NETWORK_BODIES:
+            raise InputError("body of a network", self.body, " | ".join(NETWORK_BODIES))
+        if self.activation not in JET_ACTIVATIONS:
+            raise InputError("activation", self.activation, " | ".join(JET_ACTIVATIONS))
         if self.body == "resnet" and len(set(self.hidden)) > 1:
             raise InputError("layers of a resnet", self.hidden, "layers of one width")
         if not self.slope_scale > 0:
@@ -91,7 +91,7 @@ class Network:
                 parts.append(torch.full((1,), 1.0 / self.slope_scale, dtype=torch.float64))
         return torch.cat(parts)
 
-    def layers(self, theta: Tensor, first: int = 0) -> list[Layer]:
+    def layers(self, theta: Tensor, first: int = 0) -> list[DenseLayer]:
         """Views of the parameters of the layers from `first` on.
 
         Args:
@@ -100,7 +100,7 @@ class Network:
         found, shapes = [], self.shapes[first:]
         for (o, i), part in zip(shapes, theta.split(self.sizes[first:])):
             slope = self.slope_scale * float(part[-1]) if len(part) > o * i + o else 1.0
-            found.append(Layer(part[: o * i].view(o, i), part[o * i : o * i + o], slope))
+            found.append(DenseLayer(part[: o * i].view(o, i), part[o * i : o * i + o], slope))
         return found
 
     def jets(self, theta: Tensor, basis: JetBasis, inputs: Tensor) -> Tensor:
@@ -110,12 +110,12 @@ class Network:
             z, bias = part[: o * i].view(o, i) @ a, part[o * i : o * i + o, None]
             z = torch.cat([z[:1] + bias, z[1:]])
             if l < self.depth:
-                h = activated(basis, self.activation, z * (self.slope_scale * part[-1]) if self.adaptive else z)
+                h = activate_jets(basis, self.activation, z * (self.slope_scale * part[-1]) if self.adaptive else z)
                 a = a + h if l and self.body == "resnet" else h
         return z[:, 0]
 
 
-class Sweep:
+class JetSweep:
     """Jets through the layers of a network, and cotangents back, for a fixed number of points.
 
     All arrays are made here, once: fresh ones at every call would cost as much as the arithmetic. A sweep holds what
@@ -129,7 +129,7 @@ class Sweep:
 
     def __init__(self, network: Network, basis: JetBasis, points: int) -> None:
         self.network, self.rows = network, len(basis)
-        act = ACTIVATIONS[network.activation]
+        act = JET_ACTIVATIONS[network.activation]
         self.hidden = [ActivatedLayer(basis, act, width, points) for width in network.hidden]
         pairs = {
             width: torch.empty(2, self.rows, width, points, dtype=torch.float64).unbind() for width in network.hidden
@@ -137,11 +137,11 @@ class Sweep:
         self._cotangents = [pairs[width] for width in network.hidden]
         self._out = torch.empty(self.rows, 1, points, dtype=torch.float64)
 
-    def forward(self, layers: list[Layer], jets: Tensor, first: int = 0) -> Tensor:
+    def forward(self, layers: list[DenseLayer], jets: Tensor, first: int = 0) -> Tensor:
         """Jets of u, (J, points), from those at the input of layer `first`, (J, width, points).
 
         Args:
-            layers: from `first` to the closing one, with slopes in W and b; see `sloped`.
+            layers: from `first` to the closing one, with slopes in W and b; see `absorb_slopes`.
         """
         a = self.through(layers[:-1], jets, first)
         self._inputs[-1] = a
@@ -149,7 +149,7 @@ class Sweep:
         self._out[0] += layers[-1].b
         return self._out[:, 0]
 
-    def through(self, layers: list[Layer], jets: Tensor, first: int = 0) -> Tensor:
+    def through(self, layers: list[DenseLayer], jets: Tensor, first: int = 0) -> Tensor:
         """Jets behind some hidden layers, (J, width, points); they belong to this object."""
         self.first, self._layers, self._inputs = first, layers, [jets] * (len(layers) + 1)
         a = jets
@@ -161,7 +161,7 @@ class Sweep:
             a = out.add_(a) if self._residual(first + number) else out
         return a
 
-    def backward(self, closing: Layer, w: Tensor, gradients: list[tuple[Tensor, Tensor]], last: int) -> None:
+    def backward(self, closing: DenseLayer, w: Tensor, gradients: list[tuple[Tensor, Tensor]], last: int) -> None:
         """Add the derivatives by W and b of the layers `first` to `last`, where the last `forward` went.
 
         Args:
@@ -205,6 +205,8 @@ def _accumulate(gradient: tuple[Tensor, Tensor], z: Tensor, a: Tensor) -> None:
     gradient[1].add_(z[0].sum(1))
 
 
-def sloped(layers: list[Layer]) -> list[Layer]:
+def absorb_slopes(layers: list[DenseLayer]) -> list[DenseLayer]:
     """The same layers with the slope in W and b."""
-    return [Layer(layer.slope * layer.W, layer.slope * layer.b) if layer.slope != 1.0 else layer for layer in layers]
+    return [
+        DenseLayer(layer.slope * layer.W, layer.slope * layer.b) if layer.slope != 1.0 else layer for layer in layers
+    ]

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from pdeopt.core.errors import InputError
 
-Box = Sequence[tuple[float, float]]
+Intervals = Sequence[tuple[float, float]]
 
 _PRIMES = (2, 3, 5, 7, 11, 13)
 
 
-def hammersley(n: int, box: Box, seed: int = 0) -> Tensor:
+def hammersley(n: int, box: Intervals, seed: int = 0) -> Tensor:
     """((i + 1/2) / n, radical inverses of i to the bases 2, 3, 5, ...) for i = 0, ..., n - 1: (n, inputs).
 
     J. M. Hammersley, Monte Carlo methods for solving multivariable problems, Ann. New York Acad. Sci. 86, 1960.
@@ -29,26 +29,26 @@ def hammersley(n: int, box: Box, seed: int = 0) -> Tensor:
     _check(n, box)
     i = np.arange(n)
     columns = [(i + 0.5) / n, *(_radical_inverse(i, base) for base in _PRIMES[: len(box) - 1])]
-    return into(box, torch.from_numpy(np.stack(columns, 1)))
+    return into_box(box, torch.from_numpy(np.stack(columns, 1)))
 
 
-def latin_hypercube(n: int, box: Box, seed: int = 0) -> Tensor:
+def latin_hypercube(n: int, box: Intervals, seed: int = 0) -> Tensor:
     """One point in each of n slices of every input, (n, inputs) (M. D. McKay, R. J. Beckman, W. J. Conover, 1979)."""
     _check(n, box)
-    return into(box, torch.from_numpy(qmc.LatinHypercube(len(box), seed=seed).random(n)))
+    return into_box(box, torch.from_numpy(qmc.LatinHypercube(len(box), seed=seed).random(n)))
 
 
-def uniform(n: int, box: Box, seed: int = 0) -> Tensor:
+def uniform_points(n: int, box: Intervals, seed: int = 0) -> Tensor:
     """Independent points, (n, inputs)."""
     _check(n, box)
     generator = torch.Generator().manual_seed(seed)
-    return into(box, torch.rand(n, len(box), generator=generator, dtype=torch.float64))
+    return into_box(box, torch.rand(n, len(box), generator=generator, dtype=torch.float64))
 
 
-def adaptive(
+def adaptive_points(
     residual: Callable[[Tensor], Tensor],
     n: int,
-    box: Box,
+    box: Intervals,
     seed: int = 0,
     power: float = 1.0,
     floor: float = 1.0,
@@ -63,7 +63,7 @@ def adaptive(
         residual: r, (m, inputs) -> (m,).
         candidates: points that are drawn from, times n.
     """
-    points = uniform(n * candidates, box, seed)
+    points = uniform_points(n * candidates, box, seed)
     size = residual(points).abs().double() ** power
     if not bool(torch.isfinite(size).all()):
         raise InputError("residual for sampling", "values that are not finite", "finite ones")
@@ -72,7 +72,7 @@ def adaptive(
     return points[torch.multinomial(density, n, generator=generator)]
 
 
-def into(box: Box, unit: Tensor) -> Tensor:
+def into_box(box: Intervals, unit: Tensor) -> Tensor:
     """Points of the unit cube, (n, inputs), in the box."""
     low, high = torch.tensor(list(box), dtype=torch.float64).unbind(1)
     return unit * (high - low) + low
@@ -88,7 +88,7 @@ def _radical_inverse(i: Any, base: int) -> Any:
     return found
 
 
-def _check(n: int, box: Box) -> None:
+def _check(n: int, box: Intervals) -> None:
     if n < 1:
         raise InputError("points", n, "an integer >= 1")
     if not 1 <= len(box) <= len(_PRIMES) + 1 or any(not low < high for low, high in box):
@@ -96,8 +96,8 @@ def _check(n: int, box: Box) -> None:
 
 
 #: (n, box, seed) -> points.
-SAMPLERS: dict[str, Callable[[int, Box, int], Tensor]] = {
+POINT_SAMPLERS: dict[str, Callable[[int, Intervals, int], Tensor]] = {
     "hammersley": hammersley,
     "lhs": latin_hypercube,
-    "uniform": uniform,
+    "uniform": uniform_points,
 }

@@ -1,7 +1,7 @@
 """The training loop of layer-parallel classifiers: batches, evaluation, bias of gradients, checkpoints, groups.
 
-Loss, optimizer and autograd are PyTorch's. Data parallel x layer parallel: `Groups` splits a communicator into groups
-that share the layers; each group takes its part of a batch, and gradients are averaged over the groups.
+Loss, optimizer and autograd are PyTorch's. Data parallel x layer parallel: `RankGroups` splits a communicator into
+groups that share the layers; each group takes its part of a batch, and gradients are averaged over the groups.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TrainingSettings(Settings):
     restart: str = setting("", "go on from this checkpoint")
 
 
-class Groups:
+class RankGroups:
     """Ranks in groups of `layer_ranks`, `layers` the communicator of a group, `data` that of equal places in groups."""
 
     def __init__(self, comm: Any, layer_ranks: int = 0) -> None:
@@ -95,7 +95,7 @@ class Epoch:
 
 
 @dataclass
-class Bias:
+class GradientBias:
     """The relative error of a gradient, the cycles (forward, adjoint) that gave it, and the step that it entered."""
 
     batch: int
@@ -119,10 +119,10 @@ class Training:
     network: nn.Module
     data: Dataset
     settings: TrainingSettings
-    groups: Groups
+    groups: RankGroups
     observe: Callable[[Epoch], None] = lambda epoch: None
     history: list[Epoch] = field(default_factory=list)
-    bias: list[Bias] = field(default_factory=list)
+    bias: list[GradientBias] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -200,7 +200,7 @@ class Training:
             measure_bias(self.network, lambda: self.loss(rows)),
             (parts[0].forward.cycles, parts[0].adjoint.cycles),
         )
-        self.bias.append(Bias(self._batches_done, error, cycles, rate))
+        self.bias.append(GradientBias(self._batches_done, error, cycles, rate))
         limit = self.settings.bias_limit
         if limit is None:
             return

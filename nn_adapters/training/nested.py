@@ -13,7 +13,7 @@ from nn_adapters.layers.layerparallel import LayerParallel
 from pdeopt.core.errors import InputError
 
 
-def refine(stack: Tensor, factor: int = 2, kind: str = "constant") -> Tensor:
+def refine_weights(stack: Tensor, factor: int = 2, kind: str = "constant") -> Tensor:
     """Weights of `factor` times as many layers, (factor times layers, ...), from those of the layers, axis 0.
 
     Args:
@@ -31,7 +31,7 @@ def refine(stack: Tensor, factor: int = 2, kind: str = "constant") -> Tensor:
     return (1 - share) * stack[below] + share * stack[above]
 
 
-def schedule(epochs: int, levels: int, factor: int = 2) -> list[int]:
+def nested_epochs(epochs: int, levels: int, factor: int = 2) -> list[int]:
     """Epochs on each level, shallowest first: each takes the same part of the work of `epochs` at full depth."""
     return [max(round(epochs * factor**k / levels), 1) for k in reversed(range(levels))]
 
@@ -51,5 +51,5 @@ def deepen(shallow: nn.Module, deep: nn.Module, kind: str = "constant") -> None:
                     factor, rest = divmod(len(target), len(parameter))
                     if rest:
                         raise InputError("layers of the deeper network", len(target), f"a multiple of {len(parameter)}")
-                    value = refine(parameter, factor, kind)
+                    value = refine_weights(parameter, factor, kind)
                 target.copy_(value)

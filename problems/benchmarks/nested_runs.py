@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nn_adapters.data.datasets import peaks
-from nn_adapters.training.nested import refine
+from nn_adapters.training.nested import refine_weights
 
 LAYERS, LEVELS, T, LR = 32, 3, 5.0, 2e-2
 BATCH = 500
@@ -50,7 +50,7 @@ class Runs:
 
     def deepen(self) -> None:
         """Twice as many layers, their weights piecewise constant in time."""
-        self.layers = [refine(stack.detach(), 2) for stack in self.layers]
+        self.layers = [refine_weights(stack.detach(), 2) for stack in self.layers]
 
     def logits(self, x: Tensor) -> Tensor:
         """(runs, samples, classes) of samples (samples, 2) or (runs, samples, 2)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nn_adapters.pinn.loss import PINN, Field, Residual, Term
 from nn_adapters.pinn.network import Network
-from nn_adapters.pinn.points import SAMPLERS, Box, into
+from nn_adapters.pinn.points import POINT_SAMPLERS, Intervals, into_box
 from problems.shared import references
 
 
@@ -32,7 +32,7 @@ class Case:
 
     name: str
     names: str
-    box: Box
+    box: Intervals
     residual: Residual
     derivatives: tuple[str, ...]
     lift: Field
@@ -58,13 +58,13 @@ class Case:
         network = Network(
             len(self.box), (width or self.width,) * (layers or self.layers), body, activation, adaptive, slope_scale
         )
-        term = Term(SAMPLERS[sampler](points, self.box, seed), self.residual, self.derivatives)
+        term = Term(POINT_SAMPLERS[sampler](points, self.box, seed), self.residual, self.derivatives)
         return PINN(network, [term], self.names, self.lift, self.factor)
 
     def grid(self, shape: tuple[int, int] = (256, 101)) -> Tensor:
         """Nodes of a grid on the box, (n, 2)."""
         unit = torch.cartesian_prod(*(torch.linspace(0.0, 1.0, n, dtype=torch.float64) for n in shape))
-        return into(self.box, unit)
+        return into_box(self.box, unit)
 
     def relative_error(self, pinn: PINN, theta: Tensor) -> float:
         """|u - u*| / |u*| over the nodes of the grid."""

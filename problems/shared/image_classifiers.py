@@ -13,7 +13,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from nn_adapters.data.datasets import Dataset, load
+from nn_adapters.data.datasets import Dataset, load_dataset
 from nn_adapters.losses.network import NetworkLoss
 from pdeopt.control.checkpoint import replace_file
 from pdeopt.core.errors import on_root
@@ -171,7 +171,7 @@ def main(
         require_all_read()
         report.check_targets(MPI.COMM_WORLD, output)
         team = team_of(settings.backend)
-        data = on_root(team, lambda: load(settings.data, output.data_dir, output.fetch, settings.seed))
+        data = on_root(team, lambda: load_dataset(settings.data, output.data_dir, output.fetch, settings.seed))
         torch.manual_seed(settings.seed)
         begin = time.perf_counter()
         watch, _, message = train(network(data), data, settings, stop, team, own)

@@ -18,8 +18,8 @@ from torch import nn
 
 from nn_adapters.data.datasets import Dataset
 from nn_adapters.layers.layerparallel import parallel_parts
-from nn_adapters.training.loop import Epoch, Groups, Training, TrainingSettings
-from nn_adapters.training.nested import deepen, schedule
+from nn_adapters.training.loop import Epoch, RankGroups, Training, TrainingSettings
+from nn_adapters.training.nested import deepen, nested_epochs
 from pdeopt.control.checkpoint import replace_file
 from pdeopt.core.errors import InputError, on_root
 from pdeopt.core.options import require_all_read
@@ -74,8 +74,8 @@ def main(
         report.check_targets(MPI.COMM_WORLD, output, settings)
         samples = on_root(MPI.COMM_WORLD, lambda: data(own_settings, output, settings.seed))
         torch.manual_seed(settings.seed)
-        groups = Groups(MPI.COMM_WORLD, settings.layer_ranks)
-        epochs = schedule(settings.epochs, settings.nested) if settings.nested > 1 else [settings.epochs]
+        groups = RankGroups(MPI.COMM_WORLD, settings.layer_ranks)
+        epochs = nested_epochs(settings.epochs, settings.nested) if settings.nested > 1 else [settings.epochs]
         shallow: nn.Module | None = None
         with Progress(name, sum(epochs)) as progress:
             for own_level, its in zip(_levels(own_settings, settings), epochs):

@@ -20,9 +20,9 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from torch import Tensor
 
-from nn_adapters.pinn.jets import ACTIVATIONS
-from nn_adapters.pinn.network import BODIES
-from nn_adapters.pinn.points import SAMPLERS, adaptive
+from nn_adapters.pinn.jets import JET_ACTIVATIONS
+from nn_adapters.pinn.network import NETWORK_BODIES
+from nn_adapters.pinn.points import POINT_SAMPLERS, adaptive_points
 from pdeopt.control.checkpoint import read_memory, replace_file, write_memory
 from pdeopt.core.monitor import History, Result
 from pdeopt.core.options import require_all_read
@@ -56,7 +56,7 @@ class PinnSettings(Settings):
     max_gradients: int = setting(5000, "gradients at most, of parts too; 0 for no limit", at_least=0)
     target_error: float = setting(0.0, "stop at this relative error", at_least=0)
     points: int = setting(10_000, "where the equation is to hold", at_least=1)
-    sampler: str = setting("hammersley", "of the points", choices=tuple(SAMPLERS))
+    sampler: str = setting("hammersley", "of the points", choices=tuple(POINT_SAMPLERS))
     resample_every: float = setting(
         0.0, "work from one drawing of new points, where the residual is large, to the next; 0: never", at_least=0
     )
@@ -64,8 +64,8 @@ class PinnSettings(Settings):
     resample_floor: float = setting(1.0, "c of the density |r|^k / mean + c", at_least=0)
     layers: int = setting(0, "hidden layers; 0: as published", at_least=0)
     width: int = setting(0, "of each; 0: as published", at_least=0)
-    body: str = setting("resnet", "plain layers, or residual ones", choices=BODIES)
-    activation: str = setting("tanh", "activation", choices=tuple(ACTIVATIONS))
+    body: str = setting("resnet", "plain layers, or residual ones", choices=NETWORK_BODIES)
+    activation: str = setting("tanh", "activation", choices=tuple(JET_ACTIVATIONS))
     adaptive: bool = setting(True, "a slope of the activation, to be learned, in each layer")
     slope_scale: float = setting(1.0, "n of the activation act(n slope z)", above=0)
     point_levels: int = setting(
@@ -145,7 +145,7 @@ class Training:
         settings, number = self.settings, self.settings.point_levels or (3 if self.settings.optimizer == "spqn" else 1)
         if number == 1:
             return self.function
-        draw = SAMPLERS[settings.sampler]
+        draw = POINT_SAMPLERS[settings.sampler]
         sizes = [max(settings.points >> level, 1) for level in range(1, number)]
         coarser = [self.function.with_points(draw(n, self.case.box, settings.seed)) for n in sizes]
         same = [Transfer.aggregates(np.arange(self.function.size))] * len(coarser)
@@ -194,7 +194,7 @@ class Training:
         """New points, all of them from now on; the method goes on with all that it knows, and with f and f' there."""
         minimizer, settings = self.minimizer, self.settings
         self.drawings += 1
-        points = adaptive(
+        points = adaptive_points(
             lambda x: self.function.residuals(minimizer.x, x),
             settings.points,
             self.case.box,

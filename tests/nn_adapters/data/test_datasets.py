@@ -9,7 +9,7 @@ import scipy.io
 import torch
 
 from nn_adapters.data import datasets, formats
-from nn_adapters.data.datasets import Dataset, load
+from nn_adapters.data.datasets import Dataset, load_dataset
 from pdeopt.core.errors import InputError
 from tests.helpers.support import ROOT
 from tests.nn_adapters.data.test_formats import CIFAR_NAMES, cifar10_batch, write_har, write_idx
@@ -43,19 +43,19 @@ def register(monkeypatch, root):
 
 def test_an_unknown_name_is_refused():
     with pytest.raises(InputError, match=r"got minst; legal: peaks \| digits .* mnist \| "):
-        load("minst")
+        load_dataset("minst")
 
 
 @pytest.mark.parametrize("name", datasets.STORED)
 def test_no_set_stands_in_for_another(name):
     with pytest.raises(InputError, match=rf"{name}: got no place .* -data_dir FOLDER .* -fetch"):
-        load(name)
+        load_dataset(name)
 
 
 @pytest.mark.parametrize("name", datasets.STORED)
 def test_missing_files_are_named(tmp_path, name):
     with pytest.raises(InputError, match=rf"-data_dir: got {tmp_path} without .*/.* or -fetch"):
-        load(name, tmp_path)
+        load_dataset(name, tmp_path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -67,9 +67,9 @@ def test_mnist_of_small_files(tmp_path, monkeypatch, zipped):
         write_idx(tmp_path / "mnist" / f"{part}-images-idx3-ubyte{end}", images, zipped)
         write_idx(tmp_path / "mnist" / f"{part}-labels-idx1-ubyte{end}", np.arange(n, dtype=np.uint8) % 10, zipped)
     with pytest.raises(InputError, match=rf"train-images-idx3-ubyte.*: damaged .*{64 * '.'}.* legal: {64 * '.'}$"):
-        load("mnist", tmp_path)
+        load_dataset("mnist", tmp_path)
     register(monkeypatch, tmp_path)
-    data = load("mnist", str(tmp_path))
+    data = load_dataset("mnist", str(tmp_path))
     check(data, "mnist", 10, (20, 1, 28, 28), (10, 1, 28, 28))
     assert float(data.x_train.max()) == 1 and torch.equal(data.x_train[:, 0, 3, 4], torch.arange(20) / 255)
 
@@ -81,13 +81,13 @@ def test_cifar10_of_small_files(tmp_path, monkeypatch):
     for name, (content, _, _) in zip(CIFAR_NAMES, batches):
         (folder / name).write_bytes(content)
     with pytest.raises(InputError, match=r"data_batch_1\.bin: damaged"):
-        load("cifar10", tmp_path)
+        load_dataset("cifar10", tmp_path)
     register(monkeypatch, tmp_path)
-    check(load("cifar10", tmp_path), "cifar10", 10, (50, 3, 32, 32), (10, 3, 32, 32))
+    check(load_dataset("cifar10", tmp_path), "cifar10", 10, (50, 3, 32, 32), (10, 3, 32, 32))
     with tarfile.open(tmp_path / "cifar10" / "cifar-10-binary.tar.gz", "w:gz") as archive:
         archive.add(folder, folder.name)
     register(monkeypatch, tmp_path)
-    data = load("cifar10", tmp_path)
+    data = load_dataset("cifar10", tmp_path)
     np.testing.assert_array_equal((255 * data.x_train[10:20]).round().numpy(), batches[1][1])
     np.testing.assert_array_equal((255 * data.x_test).round().numpy(), batches[5][1])
 
@@ -95,7 +95,7 @@ def test_cifar10_of_small_files(tmp_path, monkeypatch):
 def test_har_is_split_by_subject_whatever_the_files_say(tmp_path):
     folder = tmp_path / "uci-har" / "UCI HAR Dataset"
     x, y, subject = write_har(folder, (("train", 24, (1, 2, 3)), ("test", 12, (3, 4, 24))))
-    data = load("har", tmp_path)
+    data = load_dataset("har", tmp_path)
     test = np.isin(subject, [2, 4, 24])
     check(data, "har", 6, ((~test).sum(), 128, 9), (test.sum(), 128, 9))
     np.testing.assert_allclose(data.x_test.numpy(), x[test], rtol=1e-6)
@@ -116,13 +116,13 @@ def write_indian_pines(root, bands=5):
 def test_indian_pines_of_small_files(tmp_path, monkeypatch):
     labels = write_indian_pines(tmp_path)
     register(monkeypatch, tmp_path)
-    data = load("indian_pines", tmp_path)
+    data = load_dataset("indian_pines", tmp_path)
     total = int((labels > 0).sum())
     check(data, "indian_pines", 16, (total - len(data.y_test), 5), (len(data.y_test), 5))
     assert data.x_train.mean(0).abs().max() < 1e-6 and (data.x_train.std(0, correction=0) - 1).abs().max() < 1e-6
     order = data.x_train.mean(1).argsort()
     assert (data.y_train[order].diff() >= 0).all()  # pixels have kept their labels
-    again, other = load("indian_pines", tmp_path), load("indian_pines", tmp_path, seed=1)
+    again, other = load_dataset("indian_pines", tmp_path), load_dataset("indian_pines", tmp_path, seed=1)
     assert torch.equal(again.x_test, data.x_test) and not torch.equal(other.x_test, data.x_test)
 
 
@@ -132,7 +132,7 @@ def test_a_cube_of_another_shape_is_refused(tmp_path, monkeypatch):
     scipy.io.savemat(path, {"indian_pines_corrected": np.ones((3, 4, 5))})
     register(monkeypatch, tmp_path)
     with pytest.raises(InputError, match=r"Indian_pines_corrected\.mat: shape: got \(3, 4, 5\); legal: \(12, 20\)"):
-        load("indian_pines", tmp_path)
+        load_dataset("indian_pines", tmp_path)
 
 
 # Downloads: a package pooch that finds everything, or nothing.
@@ -170,17 +170,17 @@ def test_what_is_missing_is_downloaded_once(pooch, tmp_path, monkeypatch, given)
     pooch.files[ADDRESS] = lines(20).encode()
     monkeypatch.setitem(datasets.SHA256, "libsvm/australian", hashlib.sha256(pooch.files[ADDRESS]).hexdigest())
     folder = tmp_path / "mine" if given else ""
-    data = load("australian", folder, fetch=True)
+    data = load_dataset("australian", folder, fetch=True)
     check(data, "australian", 2, (16, 14), (4, 14))
     assert (data.x_train.abs().max(), pooch.asked) == (1, [ADDRESS])
     assert ((folder or tmp_path / "cache" / "pdeopt") / "libsvm" / "australian").is_file()
-    load("australian", folder, fetch=True)
+    load_dataset("australian", folder, fetch=True)
     assert pooch.asked == [ADDRESS]
 
 
 def test_a_download_without_a_connection_names_all_mirrors(pooch):
     with pytest.raises(InputError, match=r"zalando.*no connection; .*s3-website.*no connection; .*-data_dir with"):
-        load("fashion_mnist", fetch=True)
+        load_dataset("fashion_mnist", fetch=True)
 
 
 def test_another_mirror_is_tried_where_the_checksum_is_wrong(pooch, monkeypatch):
@@ -189,7 +189,7 @@ def test_another_mirror_is_tried_where_the_checksum_is_wrong(pooch, monkeypatch)
     pooch.files = {first: b"damaged", second: b"\0\0\x08\1\0\0\0\1a"}
     monkeypatch.setitem(datasets.SHA256, f"mnist/{name}", hashlib.sha256(pooch.files[second]).hexdigest())
     with pytest.raises(InputError, match="train-labels-idx1-ubyte"):
-        load("mnist", fetch=True)
+        load_dataset("mnist", fetch=True)
     assert pooch.asked[:2] == [first, second]
 
 
@@ -197,14 +197,14 @@ def test_a_damaged_file_is_not_downloaded_again_unasked(pooch, tmp_path):
     (tmp_path / "libsvm").mkdir()
     (tmp_path / "libsvm" / "australian").write_text("mine")
     with pytest.raises(InputError, match=r"libsvm/australian: damaged"):
-        load("australian", tmp_path, fetch=True)
+        load_dataset("australian", tmp_path, fetch=True)
     assert (tmp_path / "libsvm" / "australian").read_text() == "mine" and not pooch.asked
 
 
 @pytest.mark.parametrize("name", datasets.STORED)
 def test_each_set_has_an_address_and_a_checksum(pooch, name):
     with pytest.raises(InputError, match="no connection"):
-        load(name, fetch=True)
+        load_dataset(name, fetch=True)
     assert pooch.asked and not any(" " in address for address in pooch.asked)
     assert all(len(checksum) == 64 for checksum in datasets.SHA256.values())
 
@@ -212,10 +212,10 @@ def test_each_set_has_an_address_and_a_checksum(pooch, name):
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(InputError, match="pip install pooch"):
-        load("mnist", fetch=True)
+        load_dataset("mnist", fetch=True)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(InputError, match="pip install scikit-learn"):
-        load("digits")
+        load_dataset("digits")
 
 
 # Generated sets.
@@ -223,7 +223,7 @@ def test_missing_packages_are_named(monkeypatch):
 
 def test_digits():
     pytest.importorskip("sklearn")
-    data = load("digits")
+    data = load_dataset("digits")
     check(data, "digits", 10, (1438, 1, 8, 8), (359, 1, 8, 8))
     assert (data.x_train.min(), data.x_train.max()) == (0, 1)
 
@@ -236,7 +236,7 @@ def test_peaks_is_the_function_of_matlab():
 
 
 def test_peaks_has_points_of_the_grid_by_level():
-    data = load("peaks")
+    data = load_dataset("peaks")
     check(data, "peaks", 5, (5000, 2), (200, 2))
     assert counts(data.y_train) == [1000] * 5 and counts(data.y_test) == [40] * 5
     points, f = datasets.peaks_grid()
@@ -251,7 +251,7 @@ def test_peaks_has_points_of_the_grid_by_level():
 
 @pytest.mark.parametrize("name", ["peaks", "moving_shapes", "synthetic_har", "indian_pines_like"])
 def test_generated_sets_depend_on_the_seed_alone(name):
-    first, again, other = load(name, seed=3), load(name, seed=3), load(name, seed=4)
+    first, again, other = load_dataset(name, seed=3), load_dataset(name, seed=3), load_dataset(name, seed=4)
     for part in ("x_train", "y_train", "x_test", "y_test"):
         assert torch.equal(getattr(first, part), getattr(again, part))
         assert not torch.equal(getattr(first, part), getattr(other, part))
@@ -278,7 +278,7 @@ def displacement(x):
 
 
 def test_single_frames_of_moving_shapes_do_not_tell():
-    data = load("moving_shapes")
+    data = load_dataset("moving_shapes")
     check(data, "moving_shapes", 6, (600, 8, 1, 16, 16), (120, 8, 1, 16, 16))
     assert (data.x_train.min(), data.x_train.max()) == (0, 1) and counts(data.y_test) == [20] * 6
     assert all(accuracy(data, lambda x, k=k: x[:, k]) < 0.35 for k in (0, 4, 7))
@@ -301,14 +301,14 @@ def spectrum(x):
 
 
 def test_synthetic_har_is_told_by_frequency_and_phase():
-    data = load("synthetic_har")
+    data = load_dataset("synthetic_har")
     check(data, "synthetic_har", 6, (600, 128, 9), (120, 128, 9))
     assert accuracy(data, lambda x: x) < 0.4
     assert accuracy(data, spectrum) > 0.9
 
 
 def test_indian_pines_like():
-    data = load("indian_pines_like")
+    data = load_dataset("indian_pines_like")
     check(data, "indian_pines_like", 16, (2000, 220), (400, 220))
     assert accuracy(data, lambda x: x) > 0.9
     assert data.x_train.diff(dim=1).std() < data.x_train.std()  # neighboring bands are alike
@@ -330,7 +330,7 @@ def test_indian_pines_like():
     ],
 )
 def test_the_real_mnist(name, train, test):
-    data = load(name, DATA)
+    data = load_dataset(name, DATA)
     check(data, name, 10, (60000, 1, 28, 28), (10000, 1, 28, 28))
     assert (counts(data.y_train), counts(data.y_test)) == (train, test)
     assert (data.x_train.min(), data.x_train.max()) == (0, 1)
@@ -338,7 +338,7 @@ def test_the_real_mnist(name, train, test):
 
 @needs_data
 def test_the_real_subset_of_cifar10():
-    data = load("cifar10", DATA)
+    data = load_dataset("cifar10", DATA)
     check(data, "cifar10", 10, (4000, 3, 32, 32), (1000, 3, 32, 32))
     assert counts(data.y_train) == [396, 366, 420, 384, 422, 393, 414, 385, 407, 413]
     assert counts(data.y_test) == [103, 89, 100, 103, 90, 86, 112, 102, 106, 109]
@@ -348,7 +348,7 @@ def test_the_real_subset_of_cifar10():
 
 @needs_data
 def test_the_real_har_leaks_no_subject():
-    data = load("har", DATA)
+    data = load_dataset("har", DATA)
     check(data, "har", 6, (7352, 128, 9), (2947, 128, 9))
     assert counts(data.y_train) == [1226, 1073, 986, 1286, 1374, 1407]
     assert counts(data.y_test) == [496, 471, 420, 491, 532, 537]
@@ -362,7 +362,7 @@ def test_the_real_har_leaks_no_subject():
 
 @needs_data
 def test_the_real_australian():
-    data = load("australian", DATA)
+    data = load_dataset("australian", DATA)
     check(data, "australian", 2, (552, 14), (138, 14))
     x, y = torch.cat([data.x_train, data.x_test]), torch.cat([data.y_train, data.y_test])
     assert counts(y) == [383, 307]
@@ -375,7 +375,7 @@ def test_the_real_labels_of_indian_pines():
     assert labels.shape == (145, 145) and (labels > 0).sum() == 10249 and set(labels.ravel()) == set(range(17))
     if not (DATA / "indian-pines" / "Indian_pines_corrected.mat").exists():
         with pytest.raises(InputError, match=r"without indian-pines/Indian_pines_corrected\.mat"):
-            load("indian_pines", DATA)
+            load_dataset("indian_pines", DATA)
 
 
 @needs_data
@@ -391,7 +391,7 @@ def test_a_damaged_copy_of_a_real_file_is_refused(tmp_path, name, place):
     (tmp_path / place).unlink()
     (tmp_path / place).write_bytes(content[:-1])
     with pytest.raises(InputError) as caught:
-        load(name, tmp_path)
+        load_dataset(name, tmp_path)
     checksum = hashlib.sha256(content[:-1]).hexdigest()
     assert all(word in str(caught.value) for word in (place, checksum, datasets.SHA256[place]))
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nn_adapters.layers.blocks import LayerStack, conv, dense
-from nn_adapters.layers.constraint import LayerConstraint, classification, control_of, regression
+from nn_adapters.layers.constraint import LayerConstraint, classification_loss, control_of, regression_loss
 from pdeopt.control.objective import ControlCost
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.reduced import ReducedObjective
@@ -38,7 +38,7 @@ def problem(name="dense", gamma=1e-3):
     head = nn.Linear(features[0].numel(), 2).double().requires_grad_(False)
     constraint = LayerConstraint(stack.layers[0], features)
     labels = torch.arange(len(features)) % 2
-    loss = classification(constraint, lambda u: head(u.flatten(1)), labels)
+    loss = classification_loss(constraint, lambda u: head(u.flatten(1)), labels)
     grid = TimeGrid.uniform(LAYERS, 1.0)
     control = ControlProblem(constraint, loss + ControlCost(gamma), grid)
     return control, stack, head, features, labels
@@ -90,7 +90,7 @@ def test_quasi_newton_and_sqp_train_it_to_the_same_weights():
     stack, features = network()
     constraint = LayerConstraint(stack.layers[0], features)
     targets = torch.tanh(features @ torch.linspace(-1, 1, 9, dtype=torch.float64).reshape(3, 3))
-    objective = regression(constraint, lambda u: u, targets) + ControlCost(1e-2)
+    objective = regression_loss(constraint, lambda u: u, targets) + ControlCost(1e-2)
     control = ControlProblem(constraint, objective, TimeGrid.uniform(LAYERS, 1.0))
     z = at(control, stack)
     by_tao = TaoSolver(ReducedObjective(control)).solve(z)

@@ -9,7 +9,7 @@ from torch import nn
 from nn_adapters.layers.batched import batched
 from nn_adapters.layers.blocks import ACTIVATIONS, Direct, LayerStack, conv, dense
 from nn_adapters.layers.layerparallel import LayerParallel, exactly, measure_bias
-from nn_adapters.training.nested import deepen, refine
+from nn_adapters.training.nested import deepen, refine_weights
 from nn_adapters.training.regularize import smoothness, tikhonov
 from pdeopt.core.errors import InputError
 
@@ -262,14 +262,14 @@ def test_regularization_and_its_gradient():
 @pytest.mark.parametrize("factor", [1, 2, 3])
 def test_interpolated_weights(factor):
     coarse = torch.linspace(0.0, 1.0, 5, dtype=torch.float64)[:, None]
-    assert torch.equal(refine(coarse, factor)[::factor], coarse)
-    linear = refine(coarse, factor, "linear")
+    assert torch.equal(refine_weights(coarse, factor)[::factor], coarse)
+    linear = refine_weights(coarse, factor, "linear")
     assert linear.shape == (5 * factor, 1)
     inside = slice(factor // 2, len(linear) - factor // 2)  # beyond the outer middles they are constant
     steps = (linear[1:] - linear[:-1])[inside][: -factor or None]
     assert torch.allclose(steps, steps[:1].expand_as(steps))
     with pytest.raises(InputError, match="constant"):
-        refine(coarse, 2, "cubic")
+        refine_weights(coarse, 2, "cubic")
 
 
 def test_a_deeper_network_of_constant_weights_solves_the_same_equation_better():

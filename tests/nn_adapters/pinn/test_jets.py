@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from nn_adapters.pinn.jets import ACTIVATIONS, JetBasis
-from nn_adapters.pinn.network import Network, Sweep, sloped
+from nn_adapters.pinn.jets import JET_ACTIVATIONS, JetBasis
+from nn_adapters.pinn.network import JetSweep, Network, absorb_slopes
 from pdeopt.core.errors import InputError
 from tests.helpers.support import relative
 
@@ -51,9 +51,9 @@ def test_derivatives_that_nobody_knows_are_named(name):
         JetBasis("xt", (name,))
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", JET_ACTIVATIONS)
 def test_activations_have_their_derivatives(name):
-    act, plain = ACTIVATIONS[name], getattr(torch, name)
+    act, plain = JET_ACTIVATIONS[name], getattr(torch, name)
     z = torch.linspace(-3, 3, 61, dtype=torch.float64)
     found = torch.empty(4, 61, dtype=torch.float64)
     act(z, *found)
@@ -73,7 +73,7 @@ def test_sweeps_agree_with_nested_differentiation(inputs, body, adaptive, activa
     network = Network(inputs, (5, 5, 5), body, activation, adaptive, scale)
     basis, x, theta = JetBasis(NAMES[inputs], ALL[inputs]), points(7, inputs), perturbed(network)
     w = points(len(basis), 7, seed=3)
-    layers, sweep = sloped(network.layers(theta)), Sweep(network, basis, 7)
+    layers, sweep = absorb_slopes(network.layers(theta)), JetSweep(network, basis, 7)
     jets = sweep.forward(layers, basis.of_inputs(x)).clone()
     assert relative(jets, basis.of_function(plain(network, theta), x)) < 1e-13
     assert relative(network.jets(theta, basis, basis.of_inputs(x)), jets) < 1e-13
@@ -85,7 +85,7 @@ def test_sweeps_agree_with_nested_differentiation(inputs, body, adaptive, activa
     for first in range(len(layers)):
         for last in range(first, len(layers)):
             before = sweep.through(layers[:first], basis.of_inputs(x)).clone()
-            part = sloped(network.layers(theta)[first:])
+            part = absorb_slopes(network.layers(theta)[first:])
             assert relative(sweep.forward(part, before, first), jets) < 1e-14
             sums = [(torch.zeros_like(layer.W), torch.zeros_like(layer.b)) for layer in layers[first : last + 1]]
             sweep.backward(part[-1], w, sums, last)
@@ -98,7 +98,7 @@ def test_sweeps_agree_with_nested_differentiation(inputs, body, adaptive, activa
 def test_layers_of_several_widths():
     network, basis, x = Network(2, (3, 6, 4)), JetBasis("xt", ("x", "tt")), points(9, 2)
     theta = perturbed(network)
-    found = Sweep(network, basis, 9).forward(network.layers(theta), basis.of_inputs(x))
+    found = JetSweep(network, basis, 9).forward(network.layers(theta), basis.of_inputs(x))
     assert relative(found, basis.of_function(plain(network, theta), x)) < 1e-13
 
 

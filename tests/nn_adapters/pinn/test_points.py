@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nn_adapters.pinn.points import SAMPLERS, adaptive, hammersley, latin_hypercube
+from nn_adapters.pinn.points import POINT_SAMPLERS, adaptive_points, hammersley, latin_hypercube
 from pdeopt.core.errors import InputError
 
 BOX = ((-1.0, 1.0), (0.0, 3.0))
@@ -17,7 +17,7 @@ def test_hammersley_by_hand():
 
 def test_hammersley_integrates_better_than_random_points():
     def error(sampler):
-        x = SAMPLERS[sampler](4096, ((0.0, 1.0), (0.0, 1.0)), 0)
+        x = POINT_SAMPLERS[sampler](4096, ((0.0, 1.0), (0.0, 1.0)), 0)
         return abs(float((x[:, 0] * x[:, 1]).mean()) - 0.25)
 
     assert error("hammersley") < 5e-4 and error("hammersley") < 0.2 * error("uniform")
@@ -30,12 +30,12 @@ def test_a_latin_hypercube_has_one_point_a_slice():
         assert sorted(slices.tolist()) == list(range(50))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", POINT_SAMPLERS)
 def test_points_are_in_the_box_and_of_the_seed(sampler):
-    x = SAMPLERS[sampler](200, BOX, 1)
+    x = POINT_SAMPLERS[sampler](200, BOX, 1)
     assert x.shape == (200, 2) and x.dtype == torch.float64
     assert (x >= torch.tensor([-1.0, 0.0])).all() and (x <= torch.tensor([1.0, 3.0])).all()
-    assert torch.equal(x, SAMPLERS[sampler](200, BOX, 1))
+    assert torch.equal(x, POINT_SAMPLERS[sampler](200, BOX, 1))
 
 
 def test_adaptive_points_come_where_the_residual_is():
@@ -44,11 +44,11 @@ def test_adaptive_points_come_where_the_residual_is():
     def residual(x):
         return (x[:, 0].abs() < 0.1).double()
 
-    x = adaptive(residual, 4000, BOX, seed=5, candidates=20)
+    x = adaptive_points(residual, 4000, BOX, seed=5, candidates=20)
     assert float(residual(x).mean()) == pytest.approx(0.5 + 0.5 * 0.1, abs=0.05)
     assert len(torch.unique(x, dim=0)) == 4000
-    assert torch.equal(x, adaptive(residual, 4000, BOX, seed=5, candidates=20))
-    flat = adaptive(lambda x: torch.zeros(len(x), dtype=torch.float64), 100, BOX)
+    assert torch.equal(x, adaptive_points(residual, 4000, BOX, seed=5, candidates=20))
+    flat = adaptive_points(lambda x: torch.zeros(len(x), dtype=torch.float64), 100, BOX)
     assert flat.shape == (100, 2)
 
 
@@ -57,7 +57,7 @@ def test_adaptive_points_come_where_the_residual_is():
     [
         (lambda: hammersley(0, BOX), ">= 1"),
         (lambda: latin_hypercube(3, ((1.0, 1.0),)), "low < high"),
-        (lambda: adaptive(lambda x: x[:, 0] * torch.nan, 5, BOX), "finite"),
+        (lambda: adaptive_points(lambda x: x[:, 0] * torch.nan, 5, BOX), "finite"),
     ],
 )
 def test_bad_input_is_named(call, message):

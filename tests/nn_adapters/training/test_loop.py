@@ -15,8 +15,8 @@ from mpi4py import MPI
 from nn_adapters.data.datasets import peaks
 from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.layerparallel import LayerParallel
-from nn_adapters.training.loop import Groups, Training, TrainingSettings
-from nn_adapters.training.nested import schedule
+from nn_adapters.training.loop import RankGroups, Training, TrainingSettings
+from nn_adapters.training.nested import nested_epochs
 from pdeopt.core.errors import InputError, SolveFailure
 from problems import har_gru, indian_pines, mnist, video_gru
 from problems import peaks as script
@@ -117,7 +117,7 @@ def training(epochs=1, **words):
     network = torch.nn.Sequential(
         torch.nn.Linear(2, 4), LayerParallel(None, lambda: dense(4), 16, coarsening="4"), torch.nn.Linear(4, 5)
     )
-    return Training(network, peaks(0), TrainingSettings(epochs=epochs, **words), Groups(MPI.COMM_SELF))
+    return Training(network, peaks(0), TrainingSettings(epochs=epochs, **words), RankGroups(MPI.COMM_SELF))
 
 
 def test_a_loss_that_is_not_finite_is_named_and_the_checkpoint_stays(tmp_path):
@@ -154,7 +154,7 @@ def test_no_epochs_and_no_samples_left_over():
 
 
 def test_nested_iteration_ends_at_full_depth_with_the_work_of_one_run(tmp_path):
-    assert schedule(60, 3) == [80, 40, 20]
+    assert nested_epochs(60, 3) == [80, 40, 20]
     file = tmp_path / "run.json"
     script.main([*SMALL, "-epochs", "6", "-nested", "2", "-summary", str(file)])
     summary = json.loads(file.read_text())
