@@ -40,16 +40,19 @@ class Settings:
 
     Class arguments:
         prefix: of the options, `"wathen_"` for `-wathen_schur`; default none.
-        includes: groups that are read wherever this one is, whatever its values; default none.
+        includes: groups that are read wherever this one is, whatever its values; default none. A class stands for a
+            group that is read without an outer prefix; see `Section` for the others.
 
     Raises:
         InputError: `read` and `check`, for a value that is not legal; the message names what was got and what is legal.
     """
 
     prefix: ClassVar[str] = ""
-    includes: ClassVar[tuple[type[Settings], ...]] = ()
+    includes: ClassVar[tuple[type[Settings] | Section, ...]] = ()
 
-    def __init_subclass__(cls, prefix: str = "", includes: tuple[type[Settings], ...] = (), **rest: Any) -> None:
+    def __init_subclass__(
+        cls, prefix: str = "", includes: tuple[type[Settings] | Section, ...] = (), **rest: Any
+    ) -> None:
         super().__init_subclass__(**rest)
         cls.prefix, cls.includes = prefix, includes
 
@@ -68,7 +71,7 @@ def setting(
     above: float | None = None,
     at_most: float | None = None,
     kind: type | None = None,
-    reads: Mapping[str, tuple[type[Settings], ...]] | None = None,
+    reads: Mapping[str, tuple[type[Settings] | Section, ...]] | None = None,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -78,7 +81,7 @@ def setting(
         choices: the legal words.
         at_least, above, at_most: limits of a number.
         kind: its type where the default is None.
-        reads: the groups of options that a choice reads, by choice.
+        reads: the groups of options that a choice reads, by choice; as `includes` of `Settings`.
     """
     metadata = {
         "help": help,
@@ -134,22 +137,25 @@ def check(settings: Settings) -> None:
 
 # -- help --------------------------------------------------------------------------------------------------
 
+#: Choices, (option, value), all of which must hold.
+Path = tuple[tuple[str, str], ...]
+
 
 @dataclass(frozen=True)
 class Section:
-    """A group of options as -help shows it.
+    """A group of options as -help shows it; also what `reads` and `includes` hold where a class does not say enough.
 
     Attributes:
         settings: the group.
         outer: prefix before the group's own.
-        when: the choices that make a run read it; each is a path of pairs (option, value), all of which must hold. A
-            run with the defaults reads the group where a path is empty.
-        defaults: those of the script, where they differ from the group's.
+        when: the choices that make a run read it; one of the paths must hold. A run with the defaults reads the group
+            where a path is empty.
+        defaults: those of the reader, where they differ from the group's.
     """
 
     settings: type[Settings]
     outer: str = ""
-    when: tuple[tuple[tuple[str, str], ...], ...] = ((),)
+    when: tuple[Path, ...] = ((),)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -162,7 +168,7 @@ class Section:
 
     def text(self) -> str:
         """The title, when the group is read, and a line an option."""
-        paths = [" ".join(f"-{option} {value}" for option, value in path) for path in self.when]
+        paths = [" ".join(f"-{option} {value}" for option, value in path) for path in _joined(self.when)]
         read_with = "" if "" in paths else f" (with {', or '.join(paths)})"
         lines = [f"{self.settings.title()}{read_with}:"]
         for each, (name, default) in zip(dataclasses.fields(self.settings), self.options.items()):
@@ -178,39 +184,55 @@ def sections(cls: type[Settings], outer: str = "", **defaults: Any) -> list[Sect
     Args:
         cls, outer, defaults: as for `read`.
     """
-    return merge([Section(cls, outer, defaults=defaults), *_below(cls, outer, (), defaults, frozenset())])
+    first = Section(cls, outer, defaults=defaults)
+    return merge([first, *_below(first, frozenset({cls}))])
 
 
 def merge(found: Sequence[Section]) -> list[Section]:
-    """Each group of options once, with all the choices that read it."""
+    """Each group of options once, with all the choices that read it; the first has the defaults."""
     merged: dict[tuple[type[Settings], str], Section] = {}
     for each in found:
-        key = each.settings, each.outer
-        if key in merged:
-            paths = dict.fromkeys((*merged[key].when, *each.when))
-            each = dataclasses.replace(merged[key], when=((),) if () in paths else tuple(paths))
-        merged[key] = each
+        first = merged.setdefault((each.settings, each.outer), each)
+        paths = _shortest((*first.when, *each.when))
+        merged[each.settings, each.outer] = dataclasses.replace(first, when=paths)
     return list(merged.values())
 
 
-def _below(
-    cls: type[Settings],
-    outer: str,
-    path: tuple[tuple[str, str], ...],
-    defaults: Mapping[str, Any],
-    above: frozenset[type[Settings]],
-) -> Iterator[Section]:
+def _below(above: Section, seen: frozenset[type[Settings]]) -> Iterator[Section]:
     """The groups below one; a group that contains itself, as nested solvers do, is not followed again."""
-    followed: list[tuple[type[Settings], tuple[tuple[str, str], ...]]] = [(part, path) for part in cls.includes]
-    for each in dataclasses.fields(cls):
-        chosen = defaults.get(each.name, each.default)
+    (path,) = above.when
+    followed: list[tuple[type[Settings] | Section, Path]] = [(part, path) for part in above.settings.includes]
+    for each, (option, chosen) in zip(dataclasses.fields(above.settings), above.options.items()):
         for choice, groups in each.metadata["reads"].items():
-            step = () if choice == chosen else ((outer + cls.prefix + each.name, choice),)
-            followed += [(group, path + step) for group in groups]
+            followed += [(group, path if choice == chosen else (*path, (option, choice))) for group in groups]
     for group, way in followed:
-        if group not in above:
-            yield Section(group, when=(way,))
-            yield from _below(group, "", way, {}, above | {cls})
+        if isinstance(group, Section):
+            section = dataclasses.replace(group, outer=above.outer + group.outer, when=(way,))
+        else:
+            section = Section(group, when=(way,))
+        if section.settings not in seen:
+            yield section
+            yield from _below(section, seen | {section.settings})
+
+
+def _shortest(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """The paths without those that ask for more than another one does."""
+    return tuple(path for path in dict.fromkeys(paths) if not any(set(other) < set(path) for other in paths))
+
+
+def _joined(paths: Sequence[Path]) -> Sequence[Path]:
+    """Paths that differ in one value only, as one path with the value "this | that"."""
+    found: list[Path] = []
+    for path in paths:
+        for place, other in enumerate(found):
+            differ = [i for i, (a, b) in enumerate(zip(other, path)) if a != b]
+            if len(other) == len(path) and len(differ) == 1 and other[differ[0]][0] == path[differ[0]][0]:
+                i = differ[0]
+                found[place] = (*path[:i], (path[i][0], f"{other[i][1]} | {path[i][1]}"), *path[i + 1 :])
+                break
+        else:
+            found.append(path)
+    return found if len(found) == len(paths) else _joined(found)
 
 
 # -- values ------------------------------------------------------------------------------------------------
@@ -251,11 +273,9 @@ def _legal(each: Any) -> str:
     if limits["choices"] is not None:
         return " | ".join(limits["choices"])
     words = {bool: "true or false", int: "an integer", float: "a finite number", str: "a text"}
-    parts = [words[limits["kind"]]]
-    parts += [f">= {limits['at_least']}"] if limits["at_least"] is not None else []
-    parts += [f"> {limits['above']}"] if limits["above"] is not None else []
-    parts += [f"<= {limits['at_most']}"] if limits["at_most"] is not None else []
-    return " ".join(parts)
+    signs = {">=": limits["at_least"], ">": limits["above"], "<=": limits["at_most"]}
+    bounds = " and ".join(f"{sign} {limit}" for sign, limit in signs.items() if limit is not None)
+    return f"{words[limits['kind']]} {bounds}".rstrip()
 
 
 def _word(value: Any) -> str:

@@ -28,20 +28,30 @@ from pdeopt.optimize.parts.trustregion import TrustRegion
 class CompositeSettings(Settings, prefix="sqp_"):
     """Composite step: constants of the method and of its inexact solves."""
 
-    radius: float = setting(10.0, "initial trust radius Delta", above=0)
-    radius_min: float = setting(1e-10, "trust radius that counts as stagnation", above=0)
-    normal_fraction: float = setting(0.8, "part of Delta that the quasi-normal step may use", above=0, at_most=1)
+    radius: float = setting(10.0, "initial trust radius Delta of the composite step", above=0)
+    radius_min: float = setting(1e-10, "trust radius below which the composite step stagnates", above=0)
+    normal_fraction: float = setting(
+        0.8, "part of the trust radius that the quasi-normal step may use", above=0, at_most=1
+    )
     penalty: float = setting(
         1e-3, "initial penalty rho of the augmented Lagrangian, relative to |J| at the start", above=0
     )
-    cg_max_it: int = setting(20, "projected CG iterations", at_least=1)
-    cg_rtol: float = setting(1e-2, "relative tolerance of projected CG", above=0, at_most=1)
-    multiplier_rtol: float = setting(1e-3, "tolerance of multiplier solves", above=0, at_most=1)
-    normal_rtol: float = setting(1e-3, "tolerance of quasi-normal solves", above=0, at_most=1)
-    projection_rtol: float = setting(1e-3, "tolerance of null-space projections", above=0, at_most=1)
-    tangential_rtol: float = setting(1e-3, "tolerance of the tangential re-projection", above=0, at_most=1)
-    rpred_fraction: float = setting(0.5, "largest |rpred| / pred", above=0, at_most=1)
-    tightenings: int = setting(10, "how often tolerances are tightened in one iteration", at_least=0)
+    cg_max_it: int = setting(20, "largest number of projected CG iterations in a tangential step", at_least=1)
+    cg_rtol: float = setting(1e-2, "relative tolerance of projected CG in a tangential step", above=0, at_most=1)
+    multiplier_rtol: float = setting(1e-3, "relative tolerance of the multiplier's linear solves", above=0, at_most=1)
+    normal_rtol: float = setting(
+        1e-3, "relative tolerance of the quasi-normal step's linear solves", above=0, at_most=1
+    )
+    projection_rtol: float = setting(
+        1e-3, "relative tolerance of projections into the null space of F'", above=0, at_most=1
+    )
+    tangential_rtol: float = setting(
+        1e-3, "relative tolerance of the last projection of a tangential step", above=0, at_most=1
+    )
+    rpred_fraction: float = setting(
+        0.5, "largest part of the predicted reduction that inexact tangency may take", above=0, at_most=1
+    )
+    tightenings: int = setting(10, "largest number of times that tolerances are tightened in one iteration", at_least=0)
 
 
 @dataclass

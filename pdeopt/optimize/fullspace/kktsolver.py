@@ -34,7 +34,7 @@ ROUNDING = 1e-6
 MUMPS_OUT_OF_ROOM = (-8, -9, -11, -14, -15, -17, -19, -20)
 
 
-#: What `-precond` may be; "auto" is "wathen", and "direct" from where that fails; "none" is up to PETSc's options.
+#: What `-precond` may be; "auto" is "wathen", and "direct" from where that fails; "none" leaves it to PETSc's options.
 PRECONDITIONERS: dict[str, type | None] = {
     "auto": WathenPC,
     "direct": None,
@@ -50,30 +50,32 @@ MAX_ITERATIONS = {"auto": 60}
 
 @dataclass(frozen=True)
 class KKTSettings(Settings, prefix="kkt_"):
-    """KKT systems of the full-space solvers.
+    """KKT systems of the full-space solvers; without `sqp_` the options serve every KKT solver of a run.
 
-    `-sqp_kkt_ksp_...` and `-sqp_kkt_pc_...` reach PETSc; without `sqp_` the options serve every KKT solver of a run.
+    `-sqp_kkt_ksp_...` and `-sqp_kkt_pc_...` reach PETSc.
     """
 
     precond: str = setting(
         "direct",
-        "factors of the whole matrix, or an iteration preconditioned in time",
+        "how KKT systems are solved: by factors of the whole matrix, by an iteration preconditioned in time, or by "
+        "wathen and from where that fails by factors (auto)",
         choices=tuple(PRECONDITIONERS),
         reads={
+            "auto": (WathenSettings,),
             "wathen": (WathenSettings,),
             "block_jacobi": (BlockJacobiSettings,),
             "multigrid": (TimeMultigridSettings, BlockJacobiSettings),
         },
     )
     mat_type: str = setting(
-        "auto", "form of the operator; auto assembles for factors only", choices=("auto", "aij", "shell")
+        "auto", "form of the KKT operator; auto assembles it for factors only", choices=("auto", "aij", "shell")
     )
     form: str = setting(
         "standard",
-        "what is solved; coupled makes continuity in time a constraint of windows",
+        "form of the KKT system; coupled makes continuity in time between windows a constraint",
         choices=("standard", "coupled"),
     )
-    window: int = setting(16, "steps of a window of the coupled form", at_least=1)
+    window: int = setting(16, "steps of a window of the coupled KKT system", at_least=1)
 
 
 class KKTSolver:

@@ -10,7 +10,7 @@ from petsc4py import PETSc
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import History, Monitor, Result, print_monitor
-from pdeopt.core.settings import Settings, read, setting
+from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.optimize.fullspace.activeset import ActiveSetKKT, Bound, Box
 from pdeopt.optimize.fullspace.composite import CompositeSettings, CompositeStep
 from pdeopt.optimize.fullspace.kktsolver import KKTSettings
@@ -18,23 +18,35 @@ from pdeopt.optimize.fullspace.newton import NewtonKKT
 from pdeopt.optimize.iterate import Observer, full_space_test, iterate
 
 
+def _kkt(precond: str) -> Section:
+    """The options of the KKT systems, with this default preconditioner."""
+    return Section(KKTSettings, outer="sqp_", defaults={"precond": precond})
+
+
 @dataclass(frozen=True)
-class SQPSettings(Settings, prefix="sqp_", includes=(KKTSettings,)):
+class SQPSettings(Settings, prefix="sqp_"):
     """Full-space solvers: sqp, newton, active_set."""
 
     type: str = setting(
-        "composite", "method", choices=("composite", "newton", "active_set"), reads={"composite": (CompositeSettings,)}
+        "composite",
+        "full-space method: composite step, Newton, or Newton with bounds on the controls",
+        choices=("composite", "newton", "active_set"),
+        reads={
+            "composite": (Section(CompositeSettings), _kkt("auto")),
+            "newton": (_kkt("direct"),),
+            "active_set": (_kkt("wathen"),),
+        },
     )
     max_it: int = setting(100, "largest number of outer iterations", at_least=0)
-    opt_tol: float = setting(1e-8, "tolerance of |L_x| in the dual norm", above=0)
-    feas_tol: float = setting(1e-8, "tolerance of |F| in the dual norm", above=0)
-    gauss_newton: bool = setting(False, "leave the constraint's curvature out (composite)")
+    opt_tol: float = setting(1e-8, "tolerance of the Lagrangian's gradient |L_x| in the dual norm", above=0)
+    feas_tol: float = setting(1e-8, "tolerance of the constraint's residual |F| in the dual norm", above=0)
+    gauss_newton: bool = setting(False, "leave the constraint's curvature out of the Hessian (composite)")
     kkt_rtol: float = setting(1e-8, "relative tolerance of the KKT solves (newton, active_set)", above=0, at_most=1)
     start: str = setting(
-        "initial", "state to begin with: u_0 at all times, or solved for", choices=("initial", "state")
+        "initial", "first state: u_0 at all times, or that of the first control", choices=("initial", "state")
     )
     monitor: bool = setting(False, "print a line an iteration")
-    view: bool = setting(False, "print settings and outcome")
+    view: bool = setting(False, "print the solver's settings and the outcome")
 
 
 class SQPSolver:

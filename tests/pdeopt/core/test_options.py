@@ -5,7 +5,7 @@ from petsc4py import PETSc
 
 from pdeopt.core.errors import InputError
 from pdeopt.core.options import require_all_read, set_default, unread
-from pdeopt.core.settings import Settings, check, read, read_inner, sections, setting
+from pdeopt.core.settings import Section, Settings, check, read, read_inner, sections, setting
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def test_help_names_every_setting_with_default_and_legal_values():
     (section,) = sections(Some, number=5)
     text = section.text()
     assert text.startswith("A group of options:\n")
-    for words in ("-t_number <5>: a number (an integer >= 2 <= 9)", "-t_word <one>: a word (one | two)"):
+    for words in ("-t_number <5>: a number (an integer >= 2 and <= 9)", "-t_word <one>: a word (one | two)"):
         assert words in text
 
 
@@ -115,6 +115,32 @@ def test_help_follows_what_is_read_and_under_which_choice():
 def test_a_choice_that_is_the_scripts_default_needs_no_words():
     found = {section.settings: section for section in sections(Outer, kind="nested")}
     assert found[Inner].when == ((),) and found[Outer].options == {"outer_kind": "nested"}
+
+
+@dataclass(frozen=True)
+class Solver(Settings, prefix="solver_"):
+    """A solver with others inside."""
+
+    method: str = setting(
+        "fast",
+        "method",
+        choices=("fast", "safe", "slow"),
+        reads={
+            "fast": (Section(Outer, outer="solver_", defaults={"kind": "nested"}),),
+            "safe": (Section(Outer, outer="solver_"), Inner),
+            "slow": (Inner,),
+        },
+    )
+
+
+def test_help_shows_the_shortest_conditions_and_the_prefix_that_is_read():
+    found = {section.settings: section for section in sections(Solver, outer="my_")}
+    assert found[Outer].outer == "my_solver_" and found[Outer].options == {"my_solver_outer_kind": "nested"}
+    assert found[Outer].when == found[Inner].when == ((),)  # as the default reads them
+    found = {section.settings: section for section in sections(Solver, method="other")}
+    nested = (("solver_method", "safe"), ("solver_outer_kind", "nested"))
+    assert nested not in found[Inner].when  # says no more than ("solver_method", "safe")
+    assert found[Inner].text().startswith("An inner solver (with -solver_method fast | safe | slow):")
 
 
 def test_options_with_the_outer_prefix_win_over_those_without(options):
