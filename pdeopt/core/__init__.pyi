@@ -44,6 +44,6 @@ from pdeopt.core.settings import (
     sections as sections,
     setting as setting,
 )
-from pdeopt.core.team import Team as Team, TorchTeam as TorchTeam, settle as settle, share as share, team_of as team_of
+from pdeopt.core.team import Team as Team, TorchTeam as TorchTeam, team_of as team_of
 
 __all__: list[str]

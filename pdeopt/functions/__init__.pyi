@@ -7,6 +7,7 @@ from pdeopt.functions.hierarchy import (
     window_transfer as window_transfer,
 )
 from pdeopt.functions.minibatch import Batches as Batches, Evaluation as Evaluation
+from pdeopt.functions.sharing import settle as settle, share as share
 from pdeopt.functions.smooth import (
     Costs as Costs,
     FirstOrderConsistent as FirstOrderConsistent,

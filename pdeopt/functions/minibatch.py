@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.errors import InputError
-from pdeopt.core.team import Team, share
+from pdeopt.core.team import Team
+from pdeopt.functions.sharing import share
 from pdeopt.functions.smooth import SampledFunction, SmoothFunction
 
 

@@ -1,12 +1,7 @@
-from pdeopt.optimize.iterate import (
-    FullSpaceMethod as FullSpaceMethod,
-    Method as Method,
-    full_space_test as full_space_test,
-    iterate as iterate,
-)
 from pdeopt.optimize.tao import TaoSettings as TaoSettings, TaoSolver as TaoSolver
 
 # Optimizers by name: -tao_type python -tao_python_type pdeopt.optimize.SSBroyden.
+from pdeopt.optimize.descent.adam import Adam as Adam
 from pdeopt.optimize.descent.quasinewton import LBFGS as LBFGS, SSBroyden as SSBroyden
 from pdeopt.optimize.descent.schwarz import SPQN as SPQN
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer as TrustRegionMinimizer

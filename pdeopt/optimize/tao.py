@@ -23,13 +23,15 @@ from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record,
 from pdeopt.core.options import defaults, set_default
 from pdeopt.core.settings import Settings, read, setting
 from pdeopt.functions.smooth import SmoothFunction
-from pdeopt.optimize import __all__ as TYPES
 
 # TaoConvergedReason; petsc4py names the class `Reason` or `ConvergedReason`, by its version.
 TAO_CONTINUE_ITERATING, TAO_DIVERGED_MAXITS, TAO_DIVERGED_USER, TAO_CONVERGED_USER = 0, -2, -8, 8
 
 #: TAO types that honor bounds on the variables.
 BOUNDED = ("blmvm", "bncg", "bnls", "bntr", "bntl", "bqnls", "bqnkls", "bqnktr", "bqnktl", "tron", "gpcg")
+
+#: Optimizers of pdeopt as TAO's type python, `-tao_python_type pdeopt.optimize.SPQN`.
+TYPES = ("LBFGS", "SSBroyden", "SPQN", "TrustRegionMinimizer", "APTS", "MGOPT", "RMTR", "MLVR", "ASTROM", "Adam")
 
 #: TAO types that approximate the Hessian from gradients.
 QUASI_NEWTON = ("lmvm", "blmvm", "bqnls", "bqnkls", "bqnktr", "bqnktl")

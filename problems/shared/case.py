@@ -30,7 +30,7 @@ from pdeopt.core.monitor import History, Reason, Result
 from pdeopt.core.options import require_all_read
 from pdeopt.core.settings import Settings, merge, read, sections, setting
 from pdeopt.optimize.fullspace.sqp import SQPSettings, SQPSolver
-from pdeopt.optimize.iterate import Method
+from pdeopt.optimize.parts.loop import Method
 from pdeopt.optimize.tao import TaoSettings, TaoSolver
 from pdeopt.steps.stepsolve import StepSettings
 from problems.shared import report

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from pdeopt.core.errors import SolveFailure
-from pdeopt.core.team import share, team_of
+from pdeopt.core.team import team_of
 from pdeopt.functions.decomposition import Decomposition
+from pdeopt.functions.sharing import share
 from pdeopt.functions.smooth import Tally
 from pdeopt.optimize.descent.apts import APTS
 from tests.pdeopt.optimize.descent.test_trust import network

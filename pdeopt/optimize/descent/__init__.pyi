@@ -26,7 +26,7 @@ from pdeopt.optimize.descent.schwarz import (
     SPQN as SPQN,
     SPQNSettings as SPQNSettings,
 )
-from pdeopt.optimize.descent.taotype import TaoFunction as TaoFunction, TaoType as TaoType
+from pdeopt.optimize.descent.taotype import Solver as Solver, TaoFunction as TaoFunction, solve as solve
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer as TrustRegionMinimizer, TrustSettings as TrustSettings
 
 __all__: list[str]

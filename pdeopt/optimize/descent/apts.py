@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pdeopt.core.monitor import Reason
 from pdeopt.core.settings import setting
-from pdeopt.core.team import Team, share
+from pdeopt.core.team import Team
 from pdeopt.functions.decomposition import Decomposition
+from pdeopt.functions.sharing import share
 from pdeopt.functions.smooth import FirstOrderConsistent, SmoothFunction
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer, TrustSettings
 from pdeopt.optimize.parts.trustmodel import TrustModel

@@ -6,7 +6,7 @@ An optimizer writes `start` and `step`, and `memory` and `recall` for what it re
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import Any, ClassVar
@@ -19,8 +19,8 @@ from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import DescentRecord, History, Monitor, Reason, Result, print_monitor
 from pdeopt.core.settings import Settings, check, read, setting
 from pdeopt.functions.smooth import SmoothFunction, Tally
-from pdeopt.optimize.descent.taotype import TaoType
-from pdeopt.optimize.iterate import Observer, iterate
+from pdeopt.optimize.descent import taotype
+from pdeopt.optimize.parts.loop import Observer, iterate
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class StopSettings(Settings, prefix="opt_"):
     monitor: bool = setting(False, "print a line an iteration")
 
 
-class Minimizer(TaoType):
+class Minimizer(ABC):
     """min f(x) over x in R^n.
 
     Args:
@@ -88,6 +88,14 @@ class Minimizer(TaoType):
         self.function = function
         self._before = function.tally.copy()  # for steps without `minimize`, as a part of another method
 
+    def setFromOptions(self, tao: PETSc.TAO) -> None:
+        """TAO's hook: read the settings again, with its prefix."""
+        type(self).__init__(self, prefix=tao.getOptionsPrefix() or "")
+
+    def solve(self, tao: PETSc.TAO) -> None:
+        """TAO's hook: minimize its objective from its solution, which is overwritten."""
+        taotype.solve(self, tao)
+
     def minimize(
         self,
         x: Tensor,
@@ -114,7 +122,7 @@ class Minimizer(TaoType):
         Raises:
             InputError: x is not of the function's size, or not finite.
         """
-        self._check_start(x)
+        _check_start(x, self.function.size)
         self.radius, self.note = math.nan, "start"
         if memory is None:
             self._before = self.function.tally.copy()
@@ -197,11 +205,12 @@ class Minimizer(TaoType):
         spent = 0 < stop.max_gradients <= record.gradients or 0 < stop.max_work <= record.work
         return Reason.DIVERGED_MAX_WORK if spent else Reason.ITERATING
 
-    def _check_start(self, x: Tensor) -> None:
-        if x.shape != (self.function.size,):
-            raise InputError("start", f"a tensor of shape {tuple(x.shape)}", f"({self.function.size},), the unknowns")
-        if not bool(torch.isfinite(x).all()):
-            raise InputError("start", "entries that are not finite", "finite numbers")
+
+def _check_start(x: Tensor, size: int) -> None:
+    if x.shape != (size,):
+        raise InputError("start", f"a tensor of shape {tuple(x.shape)}", f"({size},), the unknowns")
+    if not bool(torch.isfinite(x).all()):
+        raise InputError("start", "entries that are not finite", "finite numbers")
 
 
 def _without_last(history: History | None) -> History | None:

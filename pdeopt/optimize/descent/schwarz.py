@@ -24,9 +24,10 @@ from torch import Tensor
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import Reason
 from pdeopt.core.settings import Settings, setting
-from pdeopt.core.team import Team, settle
+from pdeopt.core.team import Team
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.hierarchy import as_hierarchy
+from pdeopt.functions.sharing import settle
 from pdeopt.functions.smooth import Operator, SmoothFunction
 from pdeopt.optimize.descent.minimizer import StopSettings
 from pdeopt.optimize.descent.quasinewton import (

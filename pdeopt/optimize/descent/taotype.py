@@ -7,16 +7,15 @@ decomposition or coarser problems, say.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.core.arrays import assign, copy
+from pdeopt.core.monitor import Result
 from pdeopt.functions.smooth import Costs, SmoothFunction
-
-if TYPE_CHECKING:
-    from pdeopt.optimize.descent.minimizer import Minimizer
 
 # TaoConvergedReason
 CONTINUE, CONVERGED_GATOL, CONVERGED_GRTOL, CONVERGED_GTTOL = 0, 3, 4, 5
@@ -49,26 +48,47 @@ class TaoFunction(SmoothFunction):
         return copy(self._out)
 
 
-class TaoType:
-    """The context of a TAO of type python, for a `Minimizer`."""
+class Solver(Protocol):
+    """An optimizer as TAO needs it: its point in numbers, and a run that asks after each step whether to stop.
 
-    def setFromOptions(self, tao: PETSc.TAO) -> None:
-        """Read the settings again, with TAO's prefix."""
-        type(self).__init__(self, prefix=tao.getOptionsPrefix() or "")  # type: ignore[call-arg]
+    Attributes:
+        x, f: the present point, (size,), and its value.
+        radius: step size or trust radius of the last step.
+        stop: when to stop; TAO's limits replace it.
+    """
 
-    def solve(self, tao: PETSc.TAO) -> None:
-        """Minimize TAO's objective from TAO's solution, which is overwritten."""
-        context = tao.getAppCtx()
-        make = getattr(context, "smooth_function", TaoFunction)
-        minimizer: Minimizer = self  # type: ignore[assignment]
-        minimizer.attach(make(tao))
-        minimizer.stop = _Limits()
-        run = _Run(minimizer, tao)
-        result = minimizer.minimize(copy(tao.getSolution()), until=run)
-        assign(tao.getSolution(), result.design)
-        if run.reason == CONTINUE:
-            run.reason = DIVERGED_NAN if "nan" in result.message else DIVERGED_LS_FAILURE
-        tao.setConvergedReason(run.reason)
+    x: Tensor
+    f: float
+    radius: float
+    stop: Any
+
+    def attach(self, function: SmoothFunction) -> None:
+        """Make `function` the one that is minimized."""
+
+    def optimality(self) -> float:
+        """|f'| at x."""
+
+    def minimize(self, x: Tensor, *, until: Callable[[Any], bool]) -> Result:
+        """Go down from x until the callback, called with this object, says so."""
+
+
+def solve(solver: Solver, tao: PETSc.TAO) -> None:
+    """Minimize TAO's objective from TAO's solution, which is overwritten. Collective.
+
+    Args:
+        tao: with an objective and its gradient; limits, tolerances, monitors and the convergence test are its own. Its
+            application context may offer `smooth_function(tao)`, the objective with more than TAO can say of it.
+    """
+    context = tao.getAppCtx()
+    make = getattr(context, "smooth_function", TaoFunction)
+    solver.attach(make(tao))
+    solver.stop = _Limits()
+    run = _Run(tao)
+    result = solver.minimize(copy(tao.getSolution()), until=run)
+    assign(tao.getSolution(), result.design)
+    if run.reason == CONTINUE:
+        run.reason = DIVERGED_NAN if "nan" in result.message else DIVERGED_LS_FAILURE
+    tao.setConvergedReason(run.reason)
 
 
 class _Limits:
@@ -80,17 +100,17 @@ class _Limits:
 class _Run:
     """Tells TAO of each iteration, and whether it wants to stop."""
 
-    def __init__(self, minimizer: Minimizer, tao: PETSc.TAO) -> None:
+    def __init__(self, tao: PETSc.TAO) -> None:
         self.tao, self.reason, self.iteration = tao, CONTINUE, 0
         self.first = float("nan")
 
-    def __call__(self, minimizer: Any) -> bool:
-        tao, f, norm = self.tao, minimizer.f, minimizer.optimality()
+    def __call__(self, solver: Solver) -> bool:
+        tao, f, norm = self.tao, solver.f, solver.optimality()
         if self.iteration == 0:
             self.first = norm
-        assign(tao.getSolution(), minimizer.x)
+        assign(tao.getSolution(), solver.x)
         tao.setIterationNumber(self.iteration)
-        tao.monitor(its=self.iteration, f=f, res=norm, cnorm=0.0, step=minimizer.radius)
+        tao.monitor(its=self.iteration, f=f, res=norm, cnorm=0.0, step=solver.radius)
         self.reason = self._test(f, norm)
         self.iteration += 1
         return self.reason != CONTINUE

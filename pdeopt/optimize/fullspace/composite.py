@@ -20,7 +20,7 @@ from pdeopt.core.errors import SolveFailure
 from pdeopt.core.monitor import Reason, Record
 from pdeopt.core.settings import Settings, setting
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
-from pdeopt.optimize.iterate import FullSpaceMethod
+from pdeopt.optimize.fullspace.method import FullSpaceMethod
 from pdeopt.optimize.parts.trustregion import TrustRegion
 
 

@@ -17,7 +17,7 @@ from pdeopt.control.problem import ControlProblem, Linearization
 from pdeopt.core.monitor import Reason, Record
 from pdeopt.kkt.operator import Hessian
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
-from pdeopt.optimize.iterate import FullSpaceMethod
+from pdeopt.optimize.fullspace.method import FullSpaceMethod
 from pdeopt.optimize.parts.linesearch import Backtracking
 
 #: The Hessians in the order in which they are tried, and the step size below which the next one is.

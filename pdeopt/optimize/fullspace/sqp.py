@@ -14,8 +14,9 @@ from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.optimize.fullspace.activeset import ActiveSetKKT, Bound, Box
 from pdeopt.optimize.fullspace.composite import CompositeSettings, CompositeStep
 from pdeopt.optimize.fullspace.kktsolver import KKTSettings
+from pdeopt.optimize.fullspace.method import full_space_test
 from pdeopt.optimize.fullspace.newton import NewtonKKT
-from pdeopt.optimize.iterate import Observer, full_space_test, iterate
+from pdeopt.optimize.parts.loop import Observer, iterate
 
 
 def _kkt(precond: str) -> Section:

@@ -4,6 +4,7 @@ from pdeopt.optimize.parts.inversehessian import (
     LimitedMemory as LimitedMemory,
     broyden as broyden,
 )
+from pdeopt.optimize.parts.loop import Method as Method, Observer as Observer, iterate as iterate
 from pdeopt.optimize.parts.linesearch import (
     Backtracking as Backtracking,
     Ray as Ray,

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from mpi4py import MPI
 
 from pdeopt.core.errors import InputError
-from pdeopt.core.team import TorchTeam, share, team_of
+from pdeopt.core.team import TorchTeam, team_of
+from pdeopt.functions.sharing import share
 from tests.helpers.parallel_apts import runs
 from tests.helpers.support import ROOT, environment, python
 
