@@ -1,13 +1,42 @@
-from nn_adapters.layers.batched import batched as batched
+# Networks whose layers or time steps are solved in parallel.
+from nn_adapters.layers.layerparallel import LayerParallel as LayerParallel, layer_step as layer_step
+from nn_adapters.layers.recurrent import (
+    GRU_STEPS as GRU_STEPS,
+    GRUParallel as GRUParallel,
+    classic_step as classic_step,
+    implicit_step as implicit_step,
+    sum_gradient_over_ranks as sum_gradient_over_ranks,
+)
+from nn_adapters.layers.parallelmodule import (
+    ParallelModule as ParallelModule,
+    exactly as exactly,
+    measure_bias as measure_bias,
+    mgrit_solvers as mgrit_solvers,
+)
+
+# Blocks, and the network that is the reference.
 from nn_adapters.layers.blocks import (
+    ACTIVATIONS as ACTIVATIONS,
     Direct as Direct,
     LayerStack as LayerStack,
     SmoothReLU as SmoothReLU,
+    SteppingBlock as SteppingBlock,
     activation as activation,
     conv as conv,
     dense as dense,
-    step as step,
 )
+
+# First weights.
+from nn_adapters.layers.init import (
+    INITIALIZATIONS as INITIALIZATIONS,
+    box_linear as box_linear,
+    box_neurons as box_neurons,
+    box_stack as box_stack,
+    box_weights as box_weights,
+    initialize as initialize,
+)
+
+# A network as the constraint of a control problem.
 from nn_adapters.layers.constraint import (
     LayerConstraint as LayerConstraint,
     LayerJacobian as LayerJacobian,
@@ -15,37 +44,22 @@ from nn_adapters.layers.constraint import (
     control_of as control_of,
     regression_loss as regression_loss,
 )
+
+# Chains of steps: the solver, steps, and their derivatives.
+from nn_adapters.layers.layer_mgrit import LayerMgrit as LayerMgrit, solve_layers as solve_layers
+from nn_adapters.layers.layerstep import (
+    AutogradLinearized as AutogradLinearized,
+    AutogradStep as AutogradStep,
+    LayerStep as LayerStep,
+    LinearizedSteps as LinearizedSteps,
+    StepLength as StepLength,
+)
 from nn_adapters.layers.densestep import (
     DenseLinearized as DenseLinearized,
     DenseStep as DenseStep,
-    add as add,
+    add_scaled as add_scaled,
     is_dense as is_dense,
 )
-from nn_adapters.layers.init import (
-    box_linear as box_linear,
-    box_neurons as box_neurons,
-    box_stack as box_stack,
-    box_weights as box_weights,
-    initialize as initialize,
-)
-from nn_adapters.layers.layer_mgrit import (
-    Hierarchy as Hierarchy,
-    Linearized as Linearized,
-    Pieces as Pieces,
-    Propagation as Propagation,
-)
-from nn_adapters.layers.layerparallel import (
-    LayerParallel as LayerParallel,
-    exactly as exactly,
-    layer_step as layer_step,
-    measure_bias as measure_bias,
-    parallel_parts as parallel_parts,
-)
-from nn_adapters.layers.recurrent import (
-    GRUParallel as GRUParallel,
-    sum_gradient_over_ranks as sum_gradient_over_ranks,
-    classic as classic,
-    implicit as implicit,
-)
+from nn_adapters.layers.batched import Batched as Batched, batched as batched
 
 __all__: list[str]

@@ -1,29 +1,18 @@
 """Blocks whose repetition is a deep network, and the network as PyTorch would run it, layer after layer.
 
 A block F is any `nn.Module` that maps features to features. A layer of step dt is u + dt F(u), an Euler step of
-du/dt = F(u; theta(t)) (E. Haber, L. Ruthotto, Stable architectures for deep neural networks, 2017); a block with a
-method `step(u, dt)` says itself what its layer is.
+du/dt = F(u; theta(t)) (E. Haber, L. Ruthotto, Stable architectures for deep neural networks, Inverse Problems 34,
+2017); a `SteppingBlock` says itself what its layer is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pdeopt.core.errors import InputError
-
-#: Activations by name.
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "identity": nn.Identity,
-}
 
 
 class SmoothReLU(nn.Module):
@@ -35,29 +24,69 @@ class SmoothReLU(nn.Module):
         return torch.where(x.abs() < width, inside, x.clamp(min=0.0))
 
 
-ACTIVATIONS["smooth_relu"] = SmoothReLU
+#: Activations by name.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "identity": nn.Identity,
+    "smooth_relu": SmoothReLU,
+}
 
 
 def activation(name: str) -> nn.Module:
-    """The activation of this name."""
+    """The activation of this name.
+
+    Args:
+        name: one of `ACTIVATIONS`: relu, tanh, sigmoid, silu, gelu, identity, smooth_relu.
+
+    Raises:
+        InputError: another name.
+    """
     if name not in ACTIVATIONS:
         raise InputError("activation", name, " | ".join(ACTIVATIONS))
     return ACTIVATIONS[name]()
 
 
 def dense(width: int, act: str = "tanh") -> nn.Sequential:
-    """act(W u + b) for features of shape (batch, width)."""
+    """The block act(W u + b).
+
+    Args:
+        width: of the features, whose shape is (batch, ..., width).
+        act: name of the activation.
+    """
     return nn.Sequential(nn.Linear(width, width), activation(act))
 
 
 def conv(channels: int, kernel: int = 3, act: str = "tanh", dim: int = 2) -> nn.Sequential:
-    """act(W * u + b) for images of shape (batch, channels, height, width), their size kept; dim 1 for signals."""
+    """The block act(W * u + b), which keeps the size of images or signals.
+
+    Args:
+        channels: of the features, (batch, channels, height, width), or (batch, channels, length) for signals.
+        kernel: its odd width.
+        act: name of the activation.
+        dim: 2 for images, 1 for signals.
+    """
     kind = {1: nn.Conv1d, 2: nn.Conv2d}[dim]
     return nn.Sequential(kind(channels, channels, kernel, padding=kernel // 2), activation(act))
 
 
-class Direct(nn.Module):
-    """A feedforward layer: its step is the block itself, whatever dt."""
+class SteppingBlock(nn.Module):
+    """A block that says itself what its layer is, by `step`."""
+
+    def step(self, u: Tensor, dt: float) -> Tensor:
+        """The features after a layer of length dt, of the shape of u."""
+        raise NotImplementedError
+
+
+class Direct(SteppingBlock):
+    """A feedforward layer: its step is the block itself, whatever dt.
+
+    Args:
+        block: maps features to features of the same shape.
+    """
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -70,17 +99,24 @@ class Direct(nn.Module):
         return self.block(u)  # type: ignore[no-any-return]
 
 
-def step(block: nn.Module, u: Tensor, dt: Any) -> Tensor:
-    """The layer of a block: its own `step`, or u + dt F(u)."""
-    if hasattr(block, "step"):
-        return block.step(u, dt)  # type: ignore[no-any-return,operator]
-    return torch.add(u, block(u), alpha=dt)
-
-
 class LayerStack(nn.Module):
-    """`num_steps` layers of the block that `block()` makes, over the time Tf, one after the other: the reference.
+    """`num_steps` layers of a block over the time Tf, one after the other: the reference for `LayerParallel`.
 
-    Its `state_dict` has the keys `layers.{i}.{name}`, as that of the layer-parallel network has.
+    Args:
+        block: makes the module F of a layer; called once a layer, in order.
+        num_steps: layers.
+        Tf: time; a layer is u + dt F(u) with dt = Tf / num_steps, or the block's own `step`.
+
+    Called with features (batch, ...), it returns those after all layers, of the same shape. Its `state_dict` has the
+    keys `layers.{i}.{name}`, as that of the layer-parallel network has.
+
+    Raises:
+        InputError: fewer than one layer, or a time that is not positive.
+
+    Example:
+        >>> network = LayerStack(lambda: dense(8), num_steps=64, Tf=2.0)
+        >>> network(torch.zeros(100, 8)).shape
+        torch.Size([100, 8])
     """
 
     def __init__(self, block: Callable[[], nn.Module], num_steps: int, Tf: float = 1.0) -> None:
@@ -92,5 +128,5 @@ class LayerStack(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         for block in self.layers:
-            u = step(block, u, self.dt)
+            u = block.step(u, self.dt) if isinstance(block, SteppingBlock) else torch.add(u, block(u), alpha=self.dt)
         return u

@@ -1,19 +1,18 @@
 """The step u + dt act(W u + b) of many layers at once, with its derivatives by hand.
 
-The chain of a narrow network costs calls, not arithmetic: here a step is three, its adjoint two. States have the
-shape (layers, width, batch), samples last: products of small matrices with long rows are five times as fast as the
-other way round.
+In a narrow network calls cost more than arithmetic: here a step takes three, its adjoint two. States have the shape
+(layers, width, batch), samples last: products of small matrices with long rows are five times as fast as the other way
+round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nn_adapters.layers.layer_mgrit import Linearized
+from nn_adapters.layers.layerstep import LinearizedSteps, StepLength
 
 aten = torch.ops.aten
 
@@ -34,39 +33,43 @@ def is_dense(block: nn.Module) -> bool:
         and type(block[0]) is nn.Linear
         and block[0].bias is not None
         and type(block[1]) in DENSE_ACTIVATIONS
-        and not hasattr(block, "step")
     )
 
 
 class DenseStep:
-    """step(u, (W, b), (), dt) of states (rows, width, batch)."""
+    """The layer u + dt act(W u + b) as a `LayerStep`: controls (W, b), nothing shared, derivatives by hand.
+
+    Args:
+        block: a block for which `is_dense` holds. States are (layers, width, batch), W (layers, width, width), b
+            (layers, width).
+    """
 
     def __init__(self, block: nn.Sequential) -> None:
         self.act, self.backward = DENSE_ACTIVATIONS[type(block[1])]
 
-    def __call__(self, u: Tensor, theta: Sequence[Tensor], shared: Sequence[Tensor], dt: Any) -> Tensor:
-        return add(u, self.value(u, theta), dt)
+    def __call__(self, u: Tensor, theta: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
+        return add_scaled(u, self.value(u, theta), dt)
 
     def value(self, u: Tensor, theta: Sequence[Tensor]) -> Tensor:
         """act(W u + b)."""
         W, b = theta
         return self.act(torch.baddbmm(b[:, :, None], W, u))
 
-    @staticmethod
-    def linearized(*words: Any) -> Linearized:
-        """Derivatives by hand."""
-        return DenseLinearized(*words)
+    def linearize(
+        self, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: Callable[[slice], StepLength]
+    ) -> LinearizedSteps:
+        return DenseLinearized(self, controls, shared, dt)
 
 
-class DenseLinearized(Linearized):
-    """As `Linearized`; a piece is (u, act(W u + b))."""
+class DenseLinearized(LinearizedSteps):
+    """Dense steps with derivatives by hand; a piece is (u, act(W u + b))."""
 
     step: DenseStep
 
     def remember(self, u: Tensor, rows: slice) -> Tensor:
         value = self.step.value(u, [z[rows] for z in self.controls])
         self.pieces[rows.start, rows.stop, rows.step] = (u, value)
-        return add(u, value, self.dt(rows))
+        return add_scaled(u, value, self.dt(rows))
 
     def pullback(self, w: Tensor, rows: slice) -> Tensor:
         _, value = self._piece(rows)
@@ -84,22 +87,26 @@ class DenseLinearized(Linearized):
         W, dt = self.controls[0][rows], self.dt(rows)
         if isinstance(dt, float):
             return torch.baddbmm(w, W.mT, s, alpha=dt)
-        return add(w, torch.bmm(W.mT, s), dt)
+        return add_scaled(w, torch.bmm(W.mT, s), dt)
 
     def _piece(self, rows: slice) -> tuple[Tensor, Tensor]:
         key = rows.start, rows.stop, rows.step
         if key in self.pieces:
-            return self.pieces[key]
-        whole = slice(None)
+            return self.pieces[key]  # type: ignore[no-any-return]
         if (None, None, None) not in self.pieces:  # a coarse level: all its steps at once
             assert self.states is not None
-            self.remember(self.states, whole)
+            self.remember(self.states, slice(None))
         u, value = self.pieces[None, None, None]
         return u[rows], value[rows]
 
 
-def add(u: Tensor, v: Tensor, dt: Any) -> Tensor:
-    """u + dt v for a number, or one number a row."""
+def add_scaled(u: Tensor, v: Tensor, dt: StepLength) -> Tensor:
+    """u + dt v, dt a number or one a row.
+
+    Args:
+        u, v: (rows, ...).
+        dt: a number, or (rows,).
+    """
     if isinstance(dt, float):
         return torch.add(u, v, alpha=dt)
     return torch.addcmul(u, v, _column(dt, u.dim()).to(u))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nn_adapters.layers.blocks import Direct, LayerStack
+from nn_adapters.layers.blocks import Direct, LayerStack, SteppingBlock
 from pdeopt.core.errors import InputError
 
 Generator = torch.Generator | None
@@ -146,7 +146,7 @@ def _linear_of(block: nn.Module) -> nn.Linear:
     """The one layer with weights of a block."""
     own = [module for module in block.modules() if any(True for _ in module.parameters(recurse=False))]
     square = len(own) == 1 and isinstance(own[0], nn.Linear) and own[0].in_features == own[0].out_features
-    if not square or (hasattr(block, "step") and not isinstance(block, Direct)):
+    if not square or (isinstance(block, SteppingBlock) and not isinstance(block, Direct)):
         raise InputError("box: block", type(block).__name__, "one linear layer, width to width, and its activation")
     return own[0]  # type: ignore[return-value]
 

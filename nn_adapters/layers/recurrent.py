@@ -18,23 +18,42 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from nn_adapters.layers.densestep import add
-from nn_adapters.layers.layer_mgrit import Hierarchy, Propagation
+from nn_adapters.layers.densestep import add_scaled
+from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
+from nn_adapters.layers.layerstep import AutogradStep, StepLength
+from nn_adapters.layers.parallelmodule import ParallelModule
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import MgritSettings
 
 
-class GRUParallel(nn.Module):
-    """Stacked GRUs over sequences of `num_steps`; the parameters are named as those of `nn.GRU`.
+class GRUParallel(ParallelModule):
+    """Stacked GRUs whose sequence of `num_steps` is solved by MGRIT; parameters are named as those of `nn.GRU`.
 
-    Under MPI every rank gives the whole sequences and works on its part of them; parameters and their gradients are
-    equal on all ranks.
+    Called with whole sequences (batch, num_steps, input_size), equal on all ranks, it returns the last hidden state of
+    the last layer, (batch, hidden_size), equal on all ranks. Collective over `comm`, and so is the backward pass. A
+    rank works on its part of the steps; parameters and their gradients are equal on all ranks, so that any optimizer
+    will do. Gates of the inputs are found once, outside of the cycles.
+
+    Source: G. E. Moon, E. C. Cyr, Parallel training of GRU networks with a multi-grid solver for long sequences,
+    ICLR 2022; the solver is that of `LayerParallel`.
 
     Args:
         comm: an mpi4py or PETSc communicator; None for this process alone.
-        input_size, hidden_size, num_steps, num_layers: sizes.
-        kind: "implicit" or "classic".
-        settings: of MGRIT; keywords replace single ones.
+        input_size: features of a step of the sequence.
+        hidden_size: of a layer's state.
+        num_steps: length of the sequences.
+        num_layers: GRUs, one on top of the other.
+        kind: "implicit", stable on coarse levels, or "classic", the unit of PyTorch.
+        settings: of MGRIT; keywords replace single ones. By default three levels and a coarsening factor of 4.
+
+    Raises:
+        InputError: another kind, coarsening factors that are not legal, more ranks than intervals; when called,
+            sequences of another shape.
+
+    Example:
+        >>> gru = GRUParallel(MPI.COMM_WORLD, input_size=9, hidden_size=32, num_steps=128)
+        >>> head = nn.Linear(32, 6)
+        >>> nn.functional.cross_entropy(head(gru(x)), labels).backward()  # x (batch, 128, 9)
     """
 
     def __init__(
@@ -49,13 +68,13 @@ class GRUParallel(nn.Module):
         **words: Any,
     ) -> None:
         super().__init__()
-        if kind not in STEPS:
-            raise InputError("kind of GRU", kind, " | ".join(STEPS))
+        if kind not in GRU_STEPS:
+            raise InputError("kind of GRU", kind, " | ".join(GRU_STEPS))
         self.kind, self.hidden_size, self.num_layers, self.num_steps = kind, hidden_size, num_layers, num_steps
         settings = settings or MgritSettings(**{"coarsening": "4", "levels": 3, **words})
         comm = MPI.COMM_SELF if comm is None else comm
-        self.hierarchies = [Hierarchy(num_steps, float(num_steps), comm, settings) for _ in range(num_layers)]
-        self.grid = self.hierarchies[0].grid
+        self.solvers = [LayerMgrit(num_steps, float(num_steps), comm, settings) for _ in range(num_layers)]
+        self.grid = self.solvers[0].grid
         bound = 1.0 / math.sqrt(hidden_size)
         for layer in range(num_layers):
             sizes = (input_size if layer == 0 else hidden_size, hidden_size)
@@ -75,28 +94,29 @@ class GRUParallel(nn.Module):
         return self.from_rows(rows)
 
     def from_rows(self, rows: Tensor) -> Tensor:
-        """As `forward`, of the inputs of this rank's steps, (n_local, batch, input): encoders work on these alone."""
+        """As `forward`, from the inputs of this rank's steps, (n_local, batch, input), as an encoder makes them."""
         hidden = rows.new_zeros((rows.shape[1], self.hidden_size))
         end = hidden
-        for layer, hierarchy in enumerate(self.hierarchies):
-            names = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
-            W, b, U, c = (getattr(self, f"{name}_l{layer}") for name in names)
-            gates = torch.nn.functional.linear(rows, W, b)  # of all steps at once
+        for layer, solver in enumerate(self.solvers):
+            gates, shared = self._gates_and_shared(layer, rows)
             more = layer < self.num_layers - 1
-            end, states = Propagation.apply(hierarchy, STEPS[self.kind], more, 1, hidden, gates, U, c)  # type: ignore[no-untyped-call]
-            rows = states
-        return end  # type: ignore[no-any-return]
+            end, rows = solve_layers(solver, AutogradStep(GRU_STEPS[self.kind]), hidden, [gates], shared, more)
+        return end
 
-    def serial(self, x: Tensor) -> Tensor:
+    def _gates_and_shared(self, layer: int, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """W x + b of all steps at once, (steps, batch, 3 hidden), and U and c."""
+        names = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
+        W, b, U, c = (getattr(self, f"{name}_l{layer}") for name in names)
+        return torch.nn.functional.linear(rows, W, b), [U, c]
+
+    def forward_in_series(self, x: Tensor) -> Tensor:
         """As `forward`, one step after the other on this process, by PyTorch's operations alone."""
         rows = x.transpose(0, 1)
         for layer in range(self.num_layers):
-            names = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
-            W, b, U, c = (getattr(self, f"{name}_l{layer}") for name in names)
-            gates = torch.nn.functional.linear(rows, W, b)
+            gates, shared = self._gates_and_shared(layer, rows)
             h, states = x.new_zeros((1, len(x), self.hidden_size)), []
             for i in range(len(rows)):
-                h = STEPS[self.kind](h, (gates[i : i + 1],), (U, c), 1.0)
+                h = GRU_STEPS[self.kind](h, (gates[i : i + 1],), shared, 1.0)
                 states.append(h)
             rows = torch.cat(states)
         return rows[-1]
@@ -106,7 +126,14 @@ class GRUParallel(nn.Module):
 
 
 def sum_gradient_over_ranks(parameter: nn.Parameter, mpi: Any) -> None:
-    """Make the gradient of a parameter the sum over ranks: for what acts on the steps of a rank, as encoders do."""
+    """Make the gradient of a parameter the sum over ranks, from now on.
+
+    For modules that act on the steps of their rank alone, as encoders before `GRUParallel.from_rows` do.
+
+    Args:
+        parameter: equal on all ranks.
+        mpi: the communicator, `network.grid.mpi`. The backward pass is then collective over it.
+    """
 
     def total(gradient: Tensor) -> Tensor:
         buffer = gradient.detach().cpu().contiguous()
@@ -127,21 +154,22 @@ def _gates(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor]) -> tuple[Tensor,
     return torch.sigmoid(-x_z - h_z), n
 
 
-def _scale(keep: Tensor, dt: Any) -> Tensor:
+def _scale(keep: Tensor, dt: StepLength) -> Tensor:
     return keep * (dt if isinstance(dt, float) else dt.to(keep).reshape(-1, 1, 1))
 
 
-def classic(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: Any) -> Tensor:
+def classic_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: StepLength) -> Tensor:
     """h + dt (1 - z) (n - h)."""
     keep, n = _gates(h, z, p)
-    return add(h, keep * (n - h), dt)
+    return add_scaled(h, keep * (n - h), dt)
 
 
-def implicit(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: Any) -> Tensor:
+def implicit_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: StepLength) -> Tensor:
     """(h + dt (1 - z) n) / (1 + dt (1 - z))."""
     keep, n = _gates(h, z, p)
     d = _scale(keep, dt)
     return (h + d * n) / (1.0 + d)
 
 
-STEPS = {"implicit": implicit, "classic": classic}
+#: Steps of a GRU by its kind.
+GRU_STEPS = {"implicit": implicit_step, "classic": classic_step}

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nn_adapters.data.datasets import Dataset
-from nn_adapters.layers.layerparallel import LayerParallel, exactly, measure_bias, parallel_parts
+from nn_adapters.layers.layerparallel import LayerParallel
+from nn_adapters.layers.parallelmodule import exactly, measure_bias, mgrit_solvers
 from nn_adapters.training.regularize import smoothness, tikhonov
 from pdeopt.core.errors import InputError, SolveFailure, on_root
 from pdeopt.core.settings import Settings, setting
@@ -182,8 +183,8 @@ class Training:
                 "a smaller -lr; -restart goes on from the last checkpoint",
             )
         loss.backward()
-        for part in parallel_parts(self.network)[:1]:
-            self.residuals = part.residuals
+        for solver in mgrit_solvers(self.network)[:1]:
+            self.residuals = solver.residuals
         self.groups.average([p.grad for p in self.network.parameters() if p.grad is not None])
         self.optimizer.step()
         return value
@@ -193,20 +194,18 @@ class Training:
 
         SGD with gradients of relative errors b_k and step lengths a_k converges if sum a_k b_k is bounded.
         """
-        parts, rate = parallel_parts(self.network), self.optimizer.param_groups[0]["lr"]
-        if not parts or not parts[0].factors:
+        solvers, rate = mgrit_solvers(self.network), self.optimizer.param_groups[0]["lr"]
+        if not solvers or not solvers[0].factors:
             return
-        error, cycles = (
-            measure_bias(self.network, lambda: self.loss(rows)),
-            (parts[0].forward.cycles, parts[0].adjoint.cycles),
-        )
+        cycles = solvers[0].forward.cycles, solvers[0].adjoint.cycles
+        error = measure_bias(self.network, lambda: self.loss(rows))
         self.bias.append(GradientBias(self._batches_done, error, cycles, rate))
         limit = self.settings.bias_limit
         if limit is None:
             return
         change = 1 if error > limit else -1 if error < 0.1 * limit else 0
-        for part in parts:
-            for solver in (part.forward, part.adjoint):
+        for each in solvers:
+            for solver in (each.forward, each.adjoint):
                 solver.cycles = max(solver.cycles + change, 1)
 
     @property
@@ -228,7 +227,7 @@ class Training:
 
     def gradient_error(self) -> float:
         """Of the first batch, relative. Collective."""
-        if not any(part.factors for part in parallel_parts(self.network)) or self.samples == 0:
+        if not any(solver.factors for solver in mgrit_solvers(self.network)) or self.samples == 0:
             return 0.0
         rows = torch.arange(min(self.settings.batch, self.samples))
         return measure_bias(self.network, lambda: self.loss(rows))

@@ -17,7 +17,7 @@ from petsc4py import PETSc
 from torch import nn
 
 from nn_adapters.data.datasets import Dataset
-from nn_adapters.layers.layerparallel import parallel_parts
+from nn_adapters.layers.parallelmodule import mgrit_solvers
 from nn_adapters.training.loop import Epoch, RankGroups, Training, TrainingSettings
 from nn_adapters.training.nested import deepen, nested_epochs
 from pdeopt.control.checkpoint import replace_file
@@ -139,7 +139,7 @@ class Progress:
 
 def write(name: str, output: OutputSettings, training: Training, last: Epoch, parameters: dict[str, Any]) -> None:
     """Write what the options ask for. Collective."""
-    parts = parallel_parts(training.network)
+    solvers = mgrit_solvers(training.network)
     residuals = dict(zip(("forward", "adjoint"), training.residuals))
     summary = {
         "problem": name,
@@ -149,8 +149,8 @@ def write(name: str, output: OutputSettings, training: Training, last: Epoch, pa
         "gradient_error": last.gradient_error,
         "seconds": last.seconds,
         "ranks": MPI.COMM_WORLD.size,
-        "coarsening": parts[0].factors if parts else [],
-        "cycles": [parts[0].forward.cycles, parts[0].adjoint.cycles] if parts else [],
+        "coarsening": solvers[0].factors if solvers else [],
+        "cycles": [solvers[0].forward.cycles, solvers[0].adjoint.cycles] if solvers else [],
         "bias": [vars(each) for each in training.bias],
         "accumulated_bias": training.accumulated_bias,
         "residuals": residuals,

@@ -11,7 +11,8 @@ from mpi4py import MPI
 from torch import nn
 
 from nn_adapters.layers.blocks import conv, dense
-from nn_adapters.layers.layerparallel import LayerParallel, measure_bias
+from nn_adapters.layers.layerparallel import LayerParallel
+from nn_adapters.layers.parallelmodule import measure_bias
 from nn_adapters.layers.recurrent import GRUParallel
 
 WORLD = MPI.COMM_WORLD
@@ -98,7 +99,7 @@ def sequences():
         torch.manual_seed(3)
         network = GRUParallel(WORLD, 3, 4, 24, 2, kind, **words).double()
         x = torch.randn(5, 24, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        ends = network(x), network.serial(x)
+        ends = network(x), network.forward_in_series(x)
         equal([ends[0].detach()], [ends[1].detach()], 1e-12)
         with_hooks = gradients(network, ends[0].square().sum())
         alone = GRUParallel(None, 3, 4, 24, 2, kind, levels=1).double()

@@ -8,7 +8,8 @@ from torch import nn
 
 from nn_adapters.layers.batched import batched
 from nn_adapters.layers.blocks import ACTIVATIONS, Direct, LayerStack, conv, dense
-from nn_adapters.layers.layerparallel import LayerParallel, exactly, measure_bias
+from nn_adapters.layers.layerparallel import LayerParallel
+from nn_adapters.layers.parallelmodule import exactly, measure_bias
 from nn_adapters.training.nested import deepen, refine_weights
 from nn_adapters.training.regularize import smoothness, tikhonov
 from pdeopt.core.errors import InputError

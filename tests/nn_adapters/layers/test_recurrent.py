@@ -52,7 +52,7 @@ def test_a_step_of_the_implicit_unit_solves_its_equation():
 def test_parallel_solves_converge_to_serial_values_and_gradients(kind):
     network, x = gru(kind, cycles=6, adjoint_cycles=6), sequences().requires_grad_()
     parameters = [x, *network.parameters()]
-    found, expected = network(x), network.serial(x)
+    found, expected = network(x), network.forward_in_series(x)
     assert torch.allclose(found, expected, atol=1e-13)
     pairs = zip(*(torch.autograd.grad(y.square().sum(), parameters) for y in (found, expected)))
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in pairs)

@@ -141,7 +141,7 @@ def test_a_limit_of_the_bias_adds_cycles_and_takes_them_away():
     run.run()
     assert [b.cycles for b in run.bias[:3]] == [(1, 1), (2, 2), (3, 3)]
     assert 0 < run.accumulated_bias < 1
-    solver = run.network[1].hierarchy.forward
+    solver = run.network[1].solvers[0].forward
     solver.cycles, run.settings = 9, TrainingSettings(epochs=1, bias_every=1, bias_limit=1e3)
     run._measure(torch.arange(50))
     assert solver.cycles == 8
