@@ -1,7 +1,7 @@
 """Settings: dataclasses whose values come from options, checked, with the help that -help prints.
 
 A group of options is a frozen dataclass that inherits `Settings`. It states its prefix, its fields state help, default
-and legal values, and a field that chooses states which other groups each choice reads:
+and legal values, and a field that chooses states which other groups each choice reads::
 
     @dataclass(frozen=True)
     class WathenSettings(Settings, prefix="wathen_"):
