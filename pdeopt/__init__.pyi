@@ -22,6 +22,7 @@ from pdeopt.functions.smooth import (
     Costs as Costs,
     Tally as Tally,
 )
+from pdeopt.functions.petsc import PetscFunction as PetscFunction
 from pdeopt.functions.decomposition import Decomposition as Decomposition
 from pdeopt.functions.hierarchy import Hierarchy as Hierarchy, Transfer as Transfer
 from pdeopt.control.reduced import ReducedObjective as ReducedObjective

@@ -22,17 +22,14 @@ from pdeopt.control.objective import (
 )
 from pdeopt.control.problem import ControlProblem as ControlProblem, Linearization as Linearization
 from pdeopt.control.propagator import Propagator as Propagator, PropagatorSettings as PropagatorSettings
-from pdeopt.control.reduced import ReducedObjective as ReducedObjective, SmoothObjective as SmoothObjective
-from pdeopt.control.serial_sweeps import backward as backward, forward as forward, march as march
-from pdeopt.control.time_windows import (
-    LinearTerminal as LinearTerminal,
-    ReducedFunction as ReducedFunction,
-    Window as Window,
+from pdeopt.control.reduced import (
+    ReducedObjective as ReducedObjective,
     WindowFunction as WindowFunction,
     WindowSettings as WindowSettings,
-    time_hierarchy as time_hierarchy,
-    with_coarse_space as with_coarse_space,
 )
+from pdeopt.control.serial_sweeps import backward as backward, forward as forward, march as march
+from pdeopt.control.time_hierarchy import time_hierarchy as time_hierarchy, with_coarse_space as with_coarse_space
+from pdeopt.control.time_windows import LinearTerminal as LinearTerminal, Window as Window
 from pdeopt.control.verify import (
     DerivativeError as DerivativeError,
     adjoint_error as adjoint_error,

@@ -1,118 +1,249 @@
-"""The reduced objective z -> J(u(z), z): what L-BFGS, trust regions and TAO minimize."""
+"""The reduced objective z -> J(u(z), z) as a smooth function, with windows of time as the parts of its unknowns.
+
+The local function of a window of steps a+1..b is the objective of these steps alone, from the state u_a that the whole
+has, with what the steps after them say about u_b:
+
+    sum_{i in window} J_i(u_i, z_i) + c.u_b,   c = (dF_{b+1}/du_b)' lam_{b+1}
+
+Its gradient at the present controls is that of the whole, and it costs the window's share of the steps. With a horizon
+of h steps, h more steps are solved for, their controls fixed, before c stands for the rest.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
 
+import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from pdeopt.control.metric import DesignForm
 from pdeopt.control.problem import ControlProblem, Linearization
+from pdeopt.control.time_windows import Window
 from pdeopt.core.arrays import assign, copy
-from pdeopt.core.errors import SolveFailure
+from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.settings import Settings, read, setting
+from pdeopt.functions.decomposition import Decomposition
+from pdeopt.functions.smooth import Costs, Operator, Restriction, SmoothFunction
+from pdeopt.steps.innerproduct import InnerProduct
+
+#: A state solve and an adjoint solve; a Hessian product takes one of each, too.
+COSTS = Costs(value=0.5, gradient=1.0, hessian_product=1.0)
 
 
-class SmoothObjective(Protocol):
-    """What an optimizer needs: a value with its gradient, and Hessian products at that point."""
+@dataclass(frozen=True)
+class WindowSettings(Settings, prefix="window_"):
+    """Windows of time as parts of the controls."""
 
-    def value_and_gradient(self, z: PETSc.Vec, g: PETSc.Vec) -> float:
-        """J at z; writes the gradient into g."""
+    coarse: int = setting(
+        8, "windows of the coarse space of a time hierarchy, where the steps allow it; 0 for none", at_least=0
+    )
+    horizon: int = setting(0, "steps beyond a window that its local function solves for", at_least=0)
 
-    def hvp(self, z: PETSc.Vec, dz: PETSc.Vec, out: PETSc.Vec) -> None:
-        """out = J'' dz at z."""
 
-
-class ReducedObjective:
+class ReducedObjective(SmoothFunction):
     """J(u(z, p), z, p) over the design variables [z | p], by adjoints.
 
-    The state solve starts from the state of the last design. A design whose state cannot be solved for
-    has the value infinity, which every line search and trust region backs away from.
+    The unknowns are the flat entries of `problem.create_design()` on this rank; `PetscFunction` gives the same function
+    on PETSc vectors. A value is a state solve, which starts from the state of the last design; a gradient is one
+    adjoint solve more, and a Hessian product one forward and one backward sweep (second-order adjoint). A design whose
+    state cannot be solved for has the value infinity, which every line search and trust region backs away from.
+
+        f = ReducedObjective(problem)
+        value, gradient = f.value_and_gradient(torch.zeros(f.size, dtype=torch.float64))
+        result = LBFGS(f).minimize(torch.zeros(f.size, dtype=torch.float64))
 
     Args:
         problem: the control problem.
         gauss_newton: leave the constraint's curvature out of Hessian products.
+        costs: of the calls; default `COSTS`.
+        **defaults: settings that replace the defaults of `WindowSettings`; options win.
     """
 
-    def __init__(self, problem: ControlProblem, gauss_newton: bool = False) -> None:
-        self.problem, self.gauss_newton = problem, gauss_newton
-        self._design = problem.create_design()
+    def __init__(
+        self, problem: ControlProblem, gauss_newton: bool = False, costs: Costs = COSTS, **defaults: Any
+    ) -> None:
+        super().__init__(problem.control_size + problem.param_size, problem.grid.mpi, costs)
+        self.problem, self.gauss_newton, self.settings = problem, gauss_newton, read(WindowSettings, **defaults)
+        self._design: Tensor | None = None
         self._state: PETSc.Vec | None = None
         self._lin: Linearization | None = None
         self._multiplier: PETSc.Vec | None = None
-        self.values = self.gradients = self.hessian_products = 0
 
-    def value(self, z: PETSc.Vec) -> float:
-        """J at z."""
-        self.values += 1
+    def _value(self, x: Tensor) -> float:
         try:
-            return self.linearization(z).value
+            return self.linearization(x).value
         except SolveFailure:
             return math.inf
 
-    def value_and_gradient(self, z: PETSc.Vec, g: PETSc.Vec) -> float:
-        """J at z; writes the gradient into g."""
-        value = self.value(z)
-        if math.isfinite(value):
-            self.gradient(z, g)
-        else:
-            g.set(0.0)
-        return value
-
-    def gradient(self, z: PETSc.Vec, g: PETSc.Vec) -> None:
-        """Writes J_z + F_z' lam at z into g."""
-        self.gradients += 1
-        lin = self.linearization(z)
+    def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        """J, and J_z + F_z' lam."""
+        value = self._value(x)
+        if not math.isfinite(value):
+            return value, torch.zeros_like(x)
+        lin = self.linearization(x)
         _, jz, jp = lin.gradient_fields
-        _, fz, fp = lin.vjp_fields(self._rows(self.multiplier(z)))
-        assign(g, jz + fz, (jp + fp)[: self.problem.param_size])
+        _, fz, fp = lin.vjp_fields(self._rows(self.multiplier(x)))
+        return value, torch.cat([jz + fz, (jp + fp)[: self.problem.param_size]])
 
-    def hvp(self, z: PETSc.Vec, dz: PETSc.Vec, out: PETSc.Vec) -> None:
-        """out = J'' dz at z: one forward and one backward sweep (second-order adjoint)."""
-        self.hessian_products += 1
-        problem, lin = self.problem, self.linearization(z)
+    def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
+        problem, lin, dz = self.problem, self.linearization(x), self._design_vector(d)
         dx = problem.join(problem.create_multiplier(), dz)
         du = problem.propagator.forward(lin.jacobian, -self._rows(lin.jvp(dx, problem.create_multiplier())))
         problem.pack(dx, du, *problem.design_fields(dz))
-        w = lin.hvp(None if self.gauss_newton else self.multiplier(z), dx, problem.create_primal())
+        w = lin.hvp(None if self.gauss_newton else self.multiplier(x), dx, problem.create_primal())
         w_u, w_z, w_p = problem.fields(w)
         dlam = problem.propagator.backward(lin.jacobian, -w_u)
         _, fz, fp = lin.vjp_fields(dlam)
-        assign(out, w_z + fz, (w_p + fp)[: problem.param_size])
+        return torch.cat([w_z + fz, (w_p + fp)[: problem.param_size]])
 
-    def linearization(self, z: PETSc.Vec) -> Linearization:
-        """The problem at (u(z), z); kept until another z is asked for. Raises `SolveFailure`."""
-        if not self.is_at(z):
+    # -- the point -------------------------------------------------------------------------------------------
+
+    def linearization(self, x: Tensor) -> Linearization:
+        """The problem at (u(z), z); kept until another design is asked for. Collective. Raises `SolveFailure`."""
+        if not self.is_at(x):
             jacobian = None if self._lin is None else self._lin.jacobian
             self._lin = self._multiplier = None
-            state = self.problem.solve_state(z, self._state, jacobian)
-            z.copy(self._design)
-            self._state = state
-            self._lin = self.problem.at(self.problem.join(state, z))
+            z = self._design_vector(x)
+            self._state = self.problem.solve_state(z, self._state, jacobian)
+            self._design = x.clone()
+            self._lin = self.problem.at(self.problem.join(self._state, z))
         assert self._lin is not None
         return self._lin
 
-    def is_at(self, z: PETSc.Vec) -> bool:
-        """Whether z is the design whose linearization is kept."""
-        return self._lin is not None and bool(z.equal(self._design))
+    def is_at(self, x: Tensor) -> bool:
+        """Whether x is the design whose linearization is kept, on all ranks. Collective."""
+        is_kept = self._lin is not None and self._design is not None and torch.equal(x, self._design)
+        return bool(self.comm.allreduce(int(not is_kept)) == 0)
 
     def start_from(self, u: Tensor) -> None:
         """Begin the next state solve with these states, (n_local, n)."""
         self._state = self.problem.create_multiplier()
         assign(self._state, u)
 
-    def state(self, z: PETSc.Vec) -> PETSc.Vec:
-        """The state at z, a new vector. Raises `SolveFailure`."""
-        self.linearization(z)
+    def state(self, x: Tensor) -> PETSc.Vec:
+        """The state at x, a new vector. Collective. Raises `SolveFailure`."""
+        self.linearization(x)
         assert self._state is not None
         return self._state.copy()
 
-    def multiplier(self, z: PETSc.Vec) -> PETSc.Vec:
-        """The adjoint at z."""
-        lin = self.linearization(z)
+    def multiplier(self, x: Tensor) -> PETSc.Vec:
+        """The adjoint at x. Collective. Raises `SolveFailure`."""
+        lin = self.linearization(x)
         if self._multiplier is None:
             self._multiplier = self.problem.solve_adjoint(lin)
         return self._multiplier
 
+    def _design_vector(self, x: Tensor) -> PETSc.Vec:
+        z = self.problem.create_design()
+        assign(z, x)
+        return z
+
     def _rows(self, vec: PETSc.Vec) -> Tensor:
         return copy(vec).reshape(-1, self.problem.n)
+
+    # -- windows of time ---------------------------------------------------------------------------------------
+
+    def decompose(self, parts: int, overlap: int = 0, team: object = None) -> Decomposition:
+        """Windows of time of nearly equal numbers of steps; a rank works alone on windows that it owns whole.
+
+        Raises:
+            InputError: more windows than steps.
+        """
+        problem, grid = self.problem, self.problem.grid
+        if not self._has_windows:
+            return super().decompose(parts, overlap)
+        N, m = grid.num_steps, problem.m
+        if not 1 <= parts <= N:
+            raise InputError("windows", parts, f"1 to {N}, the number of steps")
+        cuts = [round(N * s / parts) for s in range(parts + 1)]
+        windows = [(max(a - overlap, 0), min(b + overlap, N)) for a, b in pairwise(cuts)]
+        own = [(max(a - grid.begin, 0), min(b - grid.begin, grid.n_local)) for a, b in windows]
+        indices = [torch.arange(a * m, max(a, b) * m) for a, b in own]
+        ends = grid.offsets
+        owners = [r for a, b in windows for r in range(grid.mpi.size) if ends[r] <= a and b <= ends[r + 1]]
+        if grid.mpi.size == 1 or len(owners) < parts:  # a window of several ranks
+            return Decomposition(self.size, indices, grid.mpi)
+        return Decomposition(self.size, indices, grid.mpi, grid.mpi, owners)
+
+    def local(self, decomposition: Decomposition, part: int, x: Tensor) -> SmoothFunction:
+        """The objective of a window; of other parts, the whole one. Collective.
+
+        Costs a gradient where f and f' at x are not those that were asked for last.
+        """
+        m, indices = self.problem.m, decomposition.parts[part]
+        a, b = (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 0)
+        is_window = b - a == len(indices) and a % m == b % m == 0
+        is_mine = self.comm.size == 1 or decomposition.team is not None
+        if not (self._has_windows and is_window and is_mine):
+            return super().local(decomposition, part, x)
+        if not self.is_at(x):
+            self.value_and_gradient(x)
+        return WindowFunction(self, a // m, b // m, x)
+
+    @property
+    def _has_windows(self) -> bool:
+        return self.problem.control_map is None and self.problem.param_dim == 0
+
+    def preconditioner(self) -> Operator | None:
+        """The inverse of the objective's own Hessian in the controls: the whole is this plus a compact operator."""
+        return None if self.control_form is None else DesignForm(self.problem, self.control_form).solve
+
+    @cached_property
+    def control_form(self) -> InnerProduct | None:
+        """The objective's Hessian in the controls of each step; None where it is singular."""
+        problem = self.problem
+        if problem.param_dim:
+            return None
+        z = torch.zeros(problem.grid.n_local, problem.m, dtype=torch.float64)
+        u = problem.initial_state(torch.zeros(problem.param_dim, dtype=torch.float64)).expand(len(z), -1)
+        _, form = problem.objective.hessian_blocks(u, z, problem.grid.steps)
+        form = form.agreed(problem.grid)
+        if problem.grid.mpi.allreduce(int(bool(form.zero_rows().any()))):
+            return None
+        return form
+
+
+class WindowFunction(SmoothFunction):
+    """d -> the objective of the steps of rows a to b of this rank at x + R' d, see above; its value at 0 is J.
+
+    Args:
+        whole: the function of all steps.
+        a, b: rows of this rank, a <= row < b; an empty window for a part of another rank.
+        x: the present design of this rank.
+    """
+
+    def __init__(self, whole: ReducedObjective, a: int, b: int, x: Tensor) -> None:
+        problem = whole.problem
+        self.m, last = problem.m, min(b + whole.settings.horizon, problem.grid.n_local)
+        share = (last - a) / problem.grid.num_steps
+        super().__init__((b - a) * self.m, costs=whole.costs.times(share), tally=whole.tally)
+        lin, lam = whole.linearization(x), copy(whole.multiplier(x))
+        following, _ = problem.grid.shift_adjoint(lin.jacobian.vjp(lam.reshape(-1, problem.n))[0])
+        if a == b:
+            return
+        self._form = None if whole.control_form is None else whole.control_form[a:b]
+        steps = problem.grid.begin + a, problem.grid.begin + last
+        reduced = ReducedObjective(Window(problem, *steps, lin.u_old[a], following[last - 1]))
+        reduced.start_from(lin.u[a:last])
+        present = x[a * self.m : last * self.m]
+        self.steps = Restriction(reduced, torch.arange(self.size), present)
+        self._offset = lin.value - reduced._value(present)
+
+    def _value(self, x: Tensor) -> float:
+        return self._offset + self.steps._value(x)
+
+    def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        value, gradient = self.steps._value_and_gradient(x)
+        return self._offset + value, gradient
+
+    def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
+        return self.steps._hvp(x, d)
+
+    def preconditioner(self) -> Operator | None:
+        form = self._form
+        return None if form is None else lambda g: form.solve(g.reshape(-1, self.m)).reshape(-1)

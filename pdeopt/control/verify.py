@@ -8,17 +8,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from petsc4py import PETSc
 
+from pdeopt.control.problem import ControlProblem, Linearization
 from pdeopt.core.arrays import writable
 from pdeopt.core.errors import PdeoptError
-
-if TYPE_CHECKING:
-    from pdeopt.control.problem import ControlProblem, Linearization
-    from pdeopt.control.reduced import SmoothObjective
+from pdeopt.functions.petsc import PetscFunction
+from pdeopt.functions.smooth import SmoothFunction
 
 
 class DerivativeError(PdeoptError, AssertionError):
@@ -33,12 +31,13 @@ def taylor_rates(errors: list[float], factor: float = 0.5) -> list[float]:
 
 
 def taylor_remainders(
-    objective: SmoothObjective, z: PETSc.Vec, dz: PETSc.Vec, start: float = 1e-1, number: int = 5
+    function: SmoothFunction, z: PETSc.Vec, dz: PETSc.Vec, start: float = 1e-1, number: int = 5
 ) -> dict[str, list[float]]:
     """|J(z + h dz) - its Taylor polynomial| of degree 0, 1 and 2 for h = start, start/2, ...
 
     The rates (`taylor_rates`) are 1, 2 and 3 where gradient and Hessian are right.
     """
+    objective = PetscFunction(function)
     g, H_dz, work = z.duplicate(), z.duplicate(), z.duplicate()
     value = objective.value_and_gradient(z, g)
     objective.hvp(z, dz, H_dz)

@@ -8,11 +8,13 @@ from pdeopt.functions.hierarchy import (
 )
 from pdeopt.functions.minibatch import Batches as Batches, Evaluation as Evaluation
 from pdeopt.functions.sharing import settle as settle, share as share
+from pdeopt.functions.petsc import PetscFunction as PetscFunction
 from pdeopt.functions.smooth import (
     Costs as Costs,
     FirstOrderConsistent as FirstOrderConsistent,
     Restriction as Restriction,
     SampledFunction as SampledFunction,
+    ScaledFunction as ScaledFunction,
     SmoothFunction as SmoothFunction,
     Tally as Tally,
 )

@@ -175,6 +175,40 @@ class Restriction(SmoothFunction):
         return self.whole._hvp(self._at(x), direction)[self.indices]
 
 
+class ScaledFunction(SmoothFunction):
+    """y -> f(y / scale): where scale^2 is the diagonal of a metric, Euclidean products of y are products of the metric.
+
+    Args:
+        whole: f.
+        scale: positive, (size,).
+    """
+
+    def __init__(self, whole: SmoothFunction, scale: Tensor) -> None:
+        super().__init__(whole.size, whole.comm, whole.costs, whole.tally)
+        self.whole, self.scale = whole, scale
+
+    def _value(self, x: Tensor) -> float:
+        return self.whole._value(x / self.scale)
+
+    def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        value, gradient = self.whole._value_and_gradient(x / self.scale)
+        return value, gradient / self.scale
+
+    def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
+        return self.whole._hvp(x / self.scale, d / self.scale) / self.scale
+
+    def local(self, decomposition: Decomposition, part: int, x: Tensor) -> SmoothFunction:
+        local = self.whole.local(decomposition, part, x / self.scale)
+        return ScaledFunction(local, self.scale[decomposition.parts[part]])
+
+    def decompose(self, parts: int, overlap: int = 0, team: Any = None) -> Decomposition:
+        return self.whole.decompose(parts, overlap, team)
+
+    def preconditioner(self) -> Operator | None:
+        inverse, scale = self.whole.preconditioner(), self.scale
+        return None if inverse is None else lambda g: inverse(g * scale) * scale
+
+
 class SampledFunction(SmoothFunction):
     """f(x) = (1/N) sum_i f_i(x) + r(x): a mean over samples, of which subsets are functions of the same unknowns.
 

@@ -16,13 +16,14 @@ from petsc4py import PETSc
 
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import ReducedObjective
-from pdeopt.control.time_windows import with_coarse_space
-from pdeopt.core.arrays import readonly
+from pdeopt.control.time_hierarchy import with_coarse_space
+from pdeopt.core.arrays import copy, readonly
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor
 from pdeopt.core.options import defaults, set_default
 from pdeopt.core.settings import Settings, read, setting
-from pdeopt.functions.smooth import SmoothFunction
+from pdeopt.functions.petsc import PetscFunction
+from pdeopt.functions.smooth import ScaledFunction, SmoothFunction
 
 # TaoConvergedReason; petsc4py names the class `Reason` or `ConvergedReason`, by its version.
 TAO_CONTINUE_ITERATING, TAO_DIVERGED_MAXITS, TAO_DIVERGED_USER, TAO_CONVERGED_USER = 0, -2, -8, 8
@@ -81,19 +82,21 @@ class TaoSolver:
         if self.type == "python":
             _check_python_type(PETSc.Options(prefix).getString("tao_python_type", ""))
         self._scale = self.metric.root()
+        self._function = PetscFunction(ScaledFunction(reduced, copy(self._scale)))
 
     def solve(
         self, z: PETSc.Vec | None = None, *, monitors: Sequence[Monitor] = (), history: History | None = None
     ) -> ControlResult:
         """Solve from the design z (default zero), which is copied. Collective."""
-        self.design = self.problem.create_design() if z is None else z.copy()  #: of the last iteration
+        #: design, state and multiplier of the last iteration
+        self.design = self.problem.create_design() if z is None else z.copy()
+        self.state, self.multiplier = self.problem.constant_state(self.design), self.problem.create_multiplier()
         self.history, self._failure = history or History(), ""
-        self._state, self._multiplier = self.problem.constant_state(self.design), self.problem.create_multiplier()
         self._first = int(self.history[-1].iteration) + 1 if len(self.history) else 0
         title = f"TAO ({self.type})"
         printing = [print_monitor(self.problem.grid.comm, title)] if self.settings.monitor else []
         self._monitors = [*printing, *monitors]
-        hessian = _ScaledHessian(self.reduced, self._scale)
+        hessian = _Hessian(self._function)
         size = self._scale.getSizes()
         matrix = PETSc.Mat().createPython((size, size), hessian, comm=self.problem.grid.comm)
         matrix.setUp()
@@ -107,14 +110,14 @@ class TaoSolver:
             tao.destroy()
             matrix.destroy()
 
-    def _create(self, matrix: PETSc.Mat, hessian: _ScaledHessian) -> PETSc.TAO:
+    def _create(self, matrix: PETSc.Mat, hessian: _Hessian) -> PETSc.TAO:
         tao = PETSc.TAO().create(self.problem.grid.comm)
         tao.setOptionsPrefix(self.prefix)
         tao.setType(self.type)
         tao.setObjective(_callback(self._value))
         tao.setObjectiveGradient(_callback(self._value_and_gradient), self._scale.duplicate())
         tao.setGradient(_callback(self._gradient), self._scale.duplicate())
-        tao.setHessian(_callback(lambda y, H, P: hessian.set_point(self._unscaled(y))), matrix)
+        tao.setHessian(_callback(lambda y, H, P: hessian.set_point(y)), matrix)
         tao.setMaximumIterations(1000)
         tao.setAppCtx(_Context(self.reduced, self._scale))
         if self.bounds is not None:
@@ -134,20 +137,15 @@ class TaoSolver:
         return z
 
     def _value(self, y: PETSc.Vec) -> float:
-        value = self.reduced.value(self._unscaled(y))
+        value = self._function.value(y)
         return value if math.isfinite(value) else self._bowl(y, None)
 
     def _value_and_gradient(self, y: PETSc.Vec, g: PETSc.Vec) -> float:
-        value = self.reduced.value_and_gradient(self._unscaled(y), g)
-        g.pointwiseDivide(g, self._scale)
+        value = self._function.value_and_gradient(y, g)
         return value if math.isfinite(value) else self._bowl(y, g)
 
     def _gradient(self, y: PETSc.Vec, g: PETSc.Vec) -> None:
-        try:
-            self.reduced.gradient(self._unscaled(y), g)
-            g.pointwiseDivide(g, self._scale)
-        except SolveFailure:
-            self._bowl(y, g)
+        self._value_and_gradient(y, g)
 
     def _bowl(self, y: PETSc.Vec, g: PETSc.Vec | None) -> float:
         """Where there is no state: a steep paraboloid about the last good point, from which line searches,
@@ -188,7 +186,7 @@ class TaoSolver:
         elif code == TAO_DIVERGED_MAXITS:
             reason = Reason.DIVERGED_MAX_IT
         message = explain(reason, detail)
-        return ControlResult(self.design, reason, message, self.history, self._state, self._multiplier)
+        return ControlResult(self.design, reason, message, self.history, self.state, self.multiplier)
 
     def _test(self, tao: PETSc.TAO) -> int:
         """Record the iteration, and stop by the dual norm of the (projected) gradient."""
@@ -201,7 +199,7 @@ class TaoSolver:
                 nan = math.nan
                 self.history.append(Record(self._first, nan, nan, nan, nan, 0, "no state"))
             return TAO_DIVERGED_USER
-        self._state, self._multiplier = self.reduced.state(z), self.reduced.multiplier(z)
+        self.state, self.multiplier = self.reduced.state(copy(z)), self.reduced.multiplier(copy(z))
         z.copy(self.design)
         self.history.append(record)
         for monitor in self._monitors:
@@ -211,9 +209,9 @@ class TaoSolver:
         return TAO_DIVERGED_MAXITS if iteration >= tao.getMaximumIterations() else TAO_CONTINUE_ITERATING
 
     def _record(self, tao: PETSc.TAO, z: PETSc.Vec, iteration: int) -> Record:
-        g = z.duplicate()
-        self.reduced.gradient(z, g)
-        feasibility = self.metric.residual_norm(self.reduced.linearization(z).residual)
+        lin, lam = self.reduced.linearization(copy(z)), self.reduced.multiplier(copy(z))
+        _, g = self.problem.split(lin.lagrangian_gradient(lam))
+        feasibility = self.metric.residual_norm(lin.residual)
         krylov = int(tao.getKSP().getIterationNumber()) if tao.getKSP() and iteration else 0
         value, optimality = tao.getObjectiveValue(), self._optimality(z, g)
         return Record(self._first + iteration, value, feasibility, optimality, math.nan, krylov)
@@ -242,21 +240,18 @@ class _Context:
         return with_coarse_space(self.reduced, self.scale)
 
 
-class _ScaledHessian:
-    """Context of the shell matrix D^-1 J'' D^-1 at a point, plus multiples of the identity from TAO."""
+class _Hessian:
+    """Context of the shell matrix of a function's Hessian at a point, plus multiples of the identity from TAO."""
 
-    def __init__(self, reduced: ReducedObjective, scale: PETSc.Vec) -> None:
-        self.reduced, self.scale, self.moved = reduced, scale, 0.0
+    def __init__(self, function: PetscFunction) -> None:
+        self.function, self.moved = function, 0.0
 
-    def set_point(self, z: PETSc.Vec) -> None:
-        self.z, self.moved = z, 0.0
+    def set_point(self, y: PETSc.Vec) -> None:
+        self.y, self.moved = y.copy(), 0.0
 
     def mult(self, matrix: PETSc.Mat, dy: PETSc.Vec, out: PETSc.Vec) -> None:
         del matrix  # see `_callback`
-        dz = dy.duplicate()
-        dz.pointwiseDivide(dy, self.scale)
-        self.reduced.hvp(self.z, dz, out)
-        out.pointwiseDivide(out, self.scale)
+        self.function.hvp(self.y, dy, out)
         out.axpy(self.moved, dy)
 
     def shift(self, matrix: PETSc.Mat, amount: float) -> None:

@@ -20,8 +20,9 @@ from torch import zeros
 
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import ReducedObjective
-from pdeopt.control.time_windows import ReducedFunction
+from pdeopt.core.arrays import copy
 from pdeopt.functions.hierarchy import Hierarchy, window_transfer
+from pdeopt.functions.smooth import ScaledFunction
 from pdeopt.optimize.descent.minimizer import Minimizer
 from pdeopt.optimize.descent.multilevel import MGOPT
 from pdeopt.optimize.descent.quasinewton import LBFGS
@@ -127,7 +128,7 @@ def _reach(minimizer: Minimizer, problem: Classification) -> dict[str, tuple[flo
 def burgers(nt: int, levels: int, nx: int = 64) -> Hierarchy:
     """The reduced objective of Burgers' equation on nt, nt / 2, ... time steps; unknowns D z, D^2 the lumped metric."""
     problems = [BurgersCase(BurgersSettings(nx=nx, nt=nt >> level)).problem for level in range(levels)]
-    functions = [ReducedFunction(ReducedObjective(p), RieszMetric(p).root()) for p in problems]
+    functions = [ScaledFunction(ReducedObjective(p), copy(RieszMetric(p).root())) for p in problems]
     for level, function in enumerate(functions):
         function.costs = functions[0].costs.times(0.5**level) if level else function.costs
     return Hierarchy(functions, [window_transfer(p.grid, p.m) for p in problems[:-1]])

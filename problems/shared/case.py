@@ -194,14 +194,12 @@ class Run:
 
     def _tao(self, saved: Checkpoint | None) -> Result:
         problem, settings = self.case.problem, self.settings
-        reduced = ReducedObjective(problem)
-        solver = TaoSolver(reduced, settings.lower, settings.upper)
+        solver = TaoSolver(ReducedObjective(problem), settings.lower, settings.upper)
 
         def save(record: Any) -> None:
             if settings.checkpoint and record.iteration % settings.checkpoint_every == 0:
-                z = solver.design
-                x = problem.join(reduced.state(z), z)
-                self._save(Checkpoint(x, reduced.multiplier(z), {}, solver.history))
+                x = problem.join(solver.state, solver.design)
+                self._save(Checkpoint(x, solver.multiplier, {}, solver.history))
 
         if saved is None:
             return solver.solve(monitors=[save])

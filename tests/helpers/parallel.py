@@ -15,6 +15,7 @@ from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import ReducedObjective
 from pdeopt.control.verify import adjoint_error, symmetry_error
 from pdeopt.core.errors import SolveFailure
+from pdeopt.functions.petsc import PetscFunction
 from pdeopt.kkt.coupled import CoupledKKT
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.optimize.fullspace.sqp import SQPSolver
@@ -75,9 +76,8 @@ def evaluations(make):
     design = problem.split(x)[1]
     state = problem.solve_state(design)
     out |= whole.rows_of("state", state)
-    reduced, dz = ReducedObjective(problem), problem.split(dx)[1]
-    h = dz.duplicate()
-    reduced.hvp(design, dz, h)
+    dz = problem.split(dx)[1]
+    h = PetscFunction(ReducedObjective(problem)).hvp(design, dz, dz.duplicate())
     out |= whole.arrays("reduced", problem.join(state, h))
     out["adjoint_error"] = adjoint_error(lin.jvp, lin.vjp, x.duplicate(), lam.duplicate())
     for hessian in ("metric", "full", "gauss-newton"):

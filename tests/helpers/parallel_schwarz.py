@@ -4,7 +4,7 @@ import torch
 from mpi4py import MPI
 
 from pdeopt.control.reduced import ReducedObjective
-from pdeopt.control.time_windows import with_coarse_space
+from pdeopt.control.time_hierarchy import with_coarse_space
 from pdeopt.optimize.descent.quasinewton import SSBroyden
 from pdeopt.optimize.descent.schwarz import SPQN
 from tests.helpers import examples

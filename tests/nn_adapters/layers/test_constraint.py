@@ -11,6 +11,7 @@ from pdeopt.control.objective import ControlCost
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.reduced import ReducedObjective
 from pdeopt.control.verify import adjoint_error, taylor_rates, taylor_remainders
+from pdeopt.functions.petsc import PetscFunction
 from pdeopt.optimize.fullspace.sqp import SQPSolver
 from pdeopt.optimize.tao import TaoSolver
 from pdeopt.steps.timegrid import TimeGrid
@@ -62,7 +63,7 @@ def test_the_reduced_gradient_is_that_of_autograd(name):
     control, stack, head, features, labels = problem(name, gamma=1e-3)
     reduced, z = ReducedObjective(control), at(control, stack)
     gradient = z.duplicate()
-    value = reduced.value_and_gradient(z, gradient)
+    value = PetscFunction(reduced).value_and_gradient(z, gradient)
     loss = nn.functional.cross_entropy(head(stack(features).flatten(1)), labels)
     dt = 1.0 / LAYERS
     penalty = sum(p.square().sum() for p in stack.parameters())

@@ -1,10 +1,12 @@
 import pytest
 import torch
 
+from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import ReducedObjective
-from pdeopt.control.time_windows import ReducedFunction, time_hierarchy, with_coarse_space
+from pdeopt.control.time_hierarchy import time_hierarchy, with_coarse_space
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import Reason
+from pdeopt.functions.smooth import ScaledFunction
 from pdeopt.optimize.descent.schwarz import SPQN
 from pdeopt.optimize.tao import TaoSolver
 from tests.helpers import examples
@@ -14,9 +16,14 @@ from tests.helpers.support import entries, relative
 NAMES = ["burgers", "burgers nodal", "layer"]
 
 
-def function_of(name, **words):
+def scaled(reduced):
+    """A function of y = D z, D^2 the lumped metric."""
+    return ScaledFunction(reduced, entries(RieszMetric(reduced.problem).root()))
+
+
+def function_of(name):
     problem = examples.EXAMPLES[name]()
-    return ReducedFunction(ReducedObjective(problem), TaoSolver(ReducedObjective(problem))._scale, **words)
+    return scaled(ReducedObjective(problem))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -33,7 +40,7 @@ def test_gradients_and_hessians_are_those_of_the_values(name):
 
 @pytest.mark.parametrize("horizon", [0, 2, 100])
 def test_windows_are_first_order_consistent(horizon):
-    f = ReducedFunction(ReducedObjective(examples.burgers(nx=8, nt=12)), horizon=horizon)
+    f = scaled(ReducedObjective(examples.burgers(nx=8, nt=12), horizon=horizon))
     x, d = 0.1 * start(f.size), f.decompose(5, overlap=1)
     value, g = f.value_and_gradient(x)
     for s, indices in enumerate(d.parts):
@@ -49,7 +56,7 @@ def test_windows_are_first_order_consistent(horizon):
 
 
 def test_a_window_with_the_whole_horizon_is_the_restriction():
-    f = ReducedFunction(ReducedObjective(examples.burgers(nx=8, nt=12)), horizon=100)
+    f = ReducedObjective(examples.burgers(nx=8, nt=12), horizon=100)
     x, d = 0.1 * start(f.size), f.decompose(3)
     f.value_and_gradient(x)
     for s, indices in enumerate(d.parts):
@@ -58,7 +65,7 @@ def test_a_window_with_the_whole_horizon_is_the_restriction():
 
 
 def test_windows_cost_their_share():
-    f = ReducedFunction(ReducedObjective(examples.burgers(nx=8, nt=12)))
+    f = ReducedObjective(examples.burgers(nx=8, nt=12))
     x = start(f.size)
     f.value_and_gradient(x)
     local, before = f.local(f.decompose(4), 2, x), f.tally.work
@@ -71,7 +78,7 @@ def test_windows_cost_their_share():
 def test_the_preconditioner_inverts_the_control_cost():
     """Without the state's part, the Hessian of J is that of the control cost."""
     problem = examples.burgers(nx=8, nt=6)
-    f = ReducedFunction(ReducedObjective(problem), TaoSolver(ReducedObjective(problem))._scale)
+    f = scaled(ReducedObjective(problem))
     H, d = f.preconditioner(), start(f.size)
     z = (H(d) / f.scale).reshape(problem.grid.n_local, problem.m)
     _, gz, _ = problem.objective.gradient(
@@ -94,12 +101,10 @@ def test_tao_types_find_the_optimum(options, name, problem):
 def test_the_coarse_space_pays():
     """Two levels need fewer gradients than TAO's limited-memory method, everything counted."""
     problem = examples.burgers(nx=16, nt=32)
-    reduced = ReducedObjective(problem)
-    f = with_coarse_space(ReducedObjective(problem), TaoSolver(reduced)._scale)
+    f = with_coarse_space(ReducedObjective(problem))
     assert len(f) == 2
     result = SPQN(f, local_it=0, memory=50, coarse_rtol=1e-3).minimize(torch.zeros(f.size, dtype=torch.float64))
-    reduced.gradients = 0
-    tao = TaoSolver(reduced).solve()
+    tao = TaoSolver(ReducedObjective(problem)).solve()
     assert result.converged and result.history[-1].objective == pytest.approx(tao.objective, rel=1e-10)
     assert result.history[-1].work < 0.7 * tao.iterations
 
@@ -122,4 +127,4 @@ def test_what_has_no_coarser_steps_says_so():
     with pytest.raises(InputError, match="control map"):
         time_hierarchy(ReducedObjective(examples.EXAMPLES["burgers nodal"]()), 2)
     with pytest.raises(InputError, match="1 to 12"):
-        ReducedFunction(ReducedObjective(examples.burgers(nx=8, nt=12))).decompose(13)
+        ReducedObjective(examples.burgers(nx=8, nt=12)).decompose(13)

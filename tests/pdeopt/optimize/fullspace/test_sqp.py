@@ -27,7 +27,7 @@ def test_convergence_is_within_the_tolerances(method, tolerance):
 def test_the_result_is_a_point_of_the_problem(method):
     problem = examples.dense()
     result = SQPSolver(problem, type=method, opt_tol=1e-10, feas_tol=1e-12).solve()
-    assert result.objective == pytest.approx(ReducedObjective(problem).value(result.design), rel=1e-10)
+    assert result.objective == pytest.approx(ReducedObjective(problem).value(entries(result.design)), rel=1e-10)
     assert relative(entries(result.state), entries(problem.solve_state(result.design))) <= 1e-10
 
 
