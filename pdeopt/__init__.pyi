@@ -28,6 +28,7 @@ from pdeopt.functions.hierarchy import Hierarchy as Hierarchy, Transfer as Trans
 from pdeopt.control.reduced import ReducedObjective as ReducedObjective
 
 # Solvers.
+from pdeopt.optimize.minimization import minimize as minimize, MinimizeResult as MinimizeResult
 from pdeopt.optimize.fullspace.sqp import SQPSolver as SQPSolver
 from pdeopt.optimize.tao import TaoSolver as TaoSolver
 from pdeopt.optimize.descent.quasinewton import LBFGS as LBFGS, SSBroyden as SSBroyden
@@ -38,6 +39,7 @@ from pdeopt.optimize.descent.multilevel import MGOPT as MGOPT
 from pdeopt.optimize.descent.rmtr import RMTR as RMTR
 from pdeopt.optimize.descent.mlvr import MLVR as MLVR
 from pdeopt.optimize.descent.astrom import ASTROM as ASTROM
+from pdeopt.optimize.descent.adam import Adam as Adam
 
 # What they return.
 from pdeopt.core.monitor import (

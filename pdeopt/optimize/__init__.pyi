@@ -1,3 +1,8 @@
+# SciPy's way.
+from pdeopt.optimize.minimization import MinimizeResult as MinimizeResult, minimize as minimize
+from pdeopt.optimize.bounded import BoundedLBFGS as BoundedLBFGS
+
+# TAO's.
 from pdeopt.optimize.tao import TaoSettings as TaoSettings, TaoSolver as TaoSolver
 
 # Optimizers by name: -tao_type python -tao_python_type pdeopt.optimize.SSBroyden.
