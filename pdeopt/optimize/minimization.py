@@ -160,7 +160,8 @@ class UserFunction(SmoothFunction):
         super().__init__(len(x))
         if not (jac is None or isinstance(jac, bool) or callable(jac)):
             raise InputError("jac", repr(jac), "a function x -> f'(x) | True, where fun returns both | None, for torch")
-        self.fun, self.jac, self.hessp = fun, jac or None, hessp
+        self.fun, self.hessp = fun, hessp
+        self.jac: Any = jac or None
         self.is_differentiated = self.jac is None
         self.as_tensor = as_tensor or self.is_differentiated
         self.nfev = self.njev = self.nhev = 0

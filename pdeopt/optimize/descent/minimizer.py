@@ -22,6 +22,9 @@ from pdeopt.functions.smooth import SmoothFunction, Tally
 from pdeopt.optimize.descent import taotype
 from pdeopt.optimize.parts.loop import Observer, iterate
 
+#: The settings of a method.
+SettingsGroup = type[Settings]
+
 
 @dataclass(frozen=True)
 class StopSettings(Settings, prefix="opt_"):
@@ -55,11 +58,12 @@ class Minimizer(ABC):
     """
 
     name: ClassVar[str]
-    Settings: ClassVar[type]
+    Settings: ClassVar[SettingsGroup]
 
     x: Tensor
     f: float
     g: Tensor
+    settings: Any
     stop: Any
 
     def __init__(
