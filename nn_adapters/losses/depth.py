@@ -24,13 +24,17 @@ from pdeopt.functions.smooth import SmoothFunction
 
 
 class ResNet(nn.Module):
-    """Opening, layers u + dt F(u; theta_l) with dt = Tf / layers, head.
+    """Opening, layers u + dt F(u; theta_l) with dt = Tf / layers, head, one after the other.
 
     Args:
-        opening, head: maps of a batch before and after the layers.
-        block: makes F, which maps features to features.
+        opening: maps samples (batch, ...) to features.
+        block: makes F, which maps features to features of the same shape.
         layers: how many.
-        Tf: time of the layers.
+        head: maps features to outputs.
+        Tf: time of the layers, the same for networks of one `depth_hierarchy`.
+
+    Raises:
+        InputError: fewer than one layer, or a time that is not positive.
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class ResNet(nn.Module):
 
 
 class Rescaled(SmoothFunction):
-    """v -> f(v / s) + tikhonov/2 |v|^2.
+    """v -> f(v / s) + tikhonov/2 |v|^2: a smooth function in scaled unknowns, with the tally and the costs of f.
 
     Args:
         function: f.
@@ -68,18 +72,29 @@ class Rescaled(SmoothFunction):
 
 
 def depth_hierarchy(losses: Sequence[NetworkLoss], tikhonov: float = 0.0) -> Hierarchy:
-    """Losses of residual networks of decreasing depth, alike in all else.
+    """A `Hierarchy` of the losses of residual networks of decreasing depth, alike in all else; for RMTR and others.
 
     The unknowns of the finest level are its parameters. Those of a coarse layer are sqrt(k) times its parameters where
     it stands for k layers of the finest: so P has orthonormal columns. A call costs its part of the operations; so
     fewer samples on coarse levels are cheaper, too.
 
+    Source: L. Gaedke-Merzhaeuser, A. Kopanicakova, R. Krause, Multilevel minimization for deep residual networks,
+    ESAIM: Proc. 71, 2021, with their prolongation of weights that are constant on layers.
+
     Args:
-        losses: of networks with one `LayerStack` each, finest first.
+        losses: of networks with one `LayerStack` each, finest first; each number of layers divides the one before.
         tikhonov: factor of 1/2 |unknowns|^2, on all levels.
+
+    Returns:
+        The hierarchy; as a function it is the loss of the finest network, with the regularization.
 
     Raises:
         InputError: networks that differ in more than the number of layers, or numbers that do not divide.
+
+    Example:
+        >>> networks = [ResNet(nn.Linear(2, 8), lambda: dense(8), layers, nn.Linear(8, 5)) for layers in (32, 16, 8)]
+        >>> hierarchy = depth_hierarchy([NetworkLoss(n, nn.functional.cross_entropy, x, labels) for n in networks])
+        >>> result = RMTR(hierarchy).minimize(hierarchy.functions[0].function.parameters())
     """
     transfers = [Transfer.aggregates(_parents(fine, coarse)) for fine, coarse in pairwise(losses)]
     scale = torch.ones(losses[0].size, dtype=torch.float64)
@@ -93,7 +108,7 @@ def depth_hierarchy(losses: Sequence[NetworkLoss], tikhonov: float = 0.0) -> Hie
 
 
 def operations(loss: NetworkLoss) -> float:
-    """Multiplications of matrices and convolutions in one evaluation, over all samples."""
+    """Floating-point operations of matrix products and convolutions in one evaluation, over all samples."""
     with FlopCounterMode(display=False) as counter:
         loss.predict(loss.parameters(), loss.x[:1])
     return float(counter.get_total_flops() * loss.samples)
@@ -101,14 +116,12 @@ def operations(loss: NetworkLoss) -> float:
 
 def _parents(fine: NetworkLoss, coarse: NetworkLoss) -> np.ndarray:
     """The parameter of the coarse network for each of the fine one."""
-    factor, rest = divmod(len(_stack(fine.network)[1]), len(_stack(coarse.network)[1]))
+    (name, fine_layers), (_, coarse_layers) = _stack(fine.network), _stack(coarse.network)
+    factor, rest = divmod(len(fine_layers), len(coarse_layers))
     if rest:
-        raise InputError(
-            "layers of neighboring levels",
-            f"{len(_stack(fine.network)[1])} and {len(_stack(coarse.network)[1])}",
-            "numbers that divide",
-        )
-    prefix = _stack(fine.network)[0] + ".layers."
+        got = f"{len(fine_layers)} and {len(coarse_layers)}"
+        raise InputError("layers of neighboring levels", got, "numbers that divide")
+    prefix = name + ".layers."
     places, start = {}, 0
     for name, parameter in coarse.network.named_parameters():
         places[name] = np.arange(start, start + parameter.numel())

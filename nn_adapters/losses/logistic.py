@@ -17,18 +17,25 @@ LOGISTIC_COSTS = Costs(0.5, 1.0, 1.0)
 
 
 class LogisticLoss(WeightedSamples):
-    """f(x) = sum_i w_i log(1 + exp(-y_i a_i.x)) + lambda/2 |x|^2, w_i = 1/N.
+    """f(x) = sum_i w_i log(1 + exp(-y_i a_i.x)) + lambda/2 |x|^2, w_i = 1/N, with all Hessian products.
 
     The margins y * A x of the last point are kept: a Hessian product there takes two products with A or A'. One
-    elsewhere takes a third, which counts as a value's work.
+    elsewhere takes a third, which counts as a value's work. As a `WeightedSamples` it serves sub-sampled methods.
 
     Args:
         rows: A, (N, n) double precision: a NumPy array, a tensor, or a sparse matrix of SciPy (CSR). Not copied.
         labels: y, (N,), -1 or 1.
         regularization: lambda; by default 1/N, which subsets keep.
+        costs, tally: see `SmoothFunction`.
 
     Raises:
-        InputError: no samples, numbers that are not finite, other labels, or more or fewer than samples.
+        InputError: no samples, numbers that are not finite or not of double precision, other labels, or more or fewer
+            labels than samples.
+
+    Example:
+        >>> f = LogisticLoss(rows, labels)
+        >>> result = LBFGS(f).minimize(torch.zeros(f.size, dtype=torch.float64))
+        >>> f.accuracy(result.design)
     """
 
     def __init__(
@@ -50,7 +57,15 @@ class LogisticLoss(WeightedSamples):
         self._at = self._kept = self._squares = None
 
     def subset(self, indices: Tensor, factors: Tensor | None = None) -> LogisticLoss:
-        """The mean over these samples, or their sum with these factors; a slice shares the memory of the table."""
+        """The mean over these samples, or their weighted sum; a slice shares the memory of the table.
+
+        Args:
+            indices: of the samples, (k,).
+            factors: of their weights, (k,); None for the mean.
+
+        Raises:
+            InputError: no indices.
+        """
         if not len(indices):
             raise InputError("subset of samples", "none", f"1 to {self.samples} of them")
         first, last = int(indices[0]), int(indices[-1])
@@ -64,7 +79,7 @@ class LogisticLoss(WeightedSamples):
         return part
 
     def importance(self, x: Tensor) -> Tensor:
-        """w_i p_i (1 - p_i) |a_i|^2, p_i the probability of a label other than y_i."""
+        """w_i p_i (1 - p_i) |a_i|^2, (N,), p_i the probability of a label other than y_i."""
         self._count_margins(x)
         p = torch.sigmoid(self._margins(x))
         if self._squares is None:  # about as much work as a product with the table
@@ -75,7 +90,7 @@ class LogisticLoss(WeightedSamples):
         return self.weights * p * (1.0 - p) * self._squares
 
     def accuracy(self, x: Tensor) -> float:
-        """The part of the samples on their side of the hyperplane a.x = 0."""
+        """The share of the samples on their side of the hyperplane a.x = 0, 0..1."""
         return float((self._margins(x) > 0).double().mean())
 
     def _value(self, x: Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -23,25 +23,34 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class NetworkLoss(SampledFunction):
     """f(theta) = mean over samples of loss(network(x; theta), y) + tikhonov/2 |theta|^2.
 
-    theta holds all parameters in the order of `network.parameters()`, in double precision and on the CPU. The network
-    is evaluated in `precision`, on the device of the samples; its own parameters are neither read nor written but by
-    `parameters` and `assign`.
+    The loss of any module as a `SmoothFunction`, for all optimizers of pdeopt. theta, (size,), holds all parameters in
+    the order of `network.parameters()`, in double precision and on the CPU. The network is evaluated in `precision`,
+    on the device of the samples; its own parameters are neither read nor written but by `parameters` and `assign`.
+    Nothing is collective: with data or unknowns on every rank, each evaluates all samples.
 
     Args:
         network: whose outputs of a sample depend on that sample only: no batch normalization in training mode.
-        loss: the mean over the samples that it gets.
-        x, y: samples and targets, of equal leading size.
+        loss: (outputs, targets) -> their mean loss, over the samples that it gets.
+        x, y: samples (samples, ...) and targets (samples, ...); floating-point ones are converted to `precision`.
         precision: of the evaluation; single precision is twice as fast, and leaves values about 7 digits.
         tikhonov: factor of the regularization.
         chunk: samples at a time, which bounds the memory.
+        free: for each parameter of the network, whether it is differentiated; all are by default. The entries of the
+            gradient for the others are those of the regularization alone.
+        constant: number added to f.
         costs, tally: see `SmoothFunction`.
 
     Attributes:
-        layers: parameters of each layer, in order: blocks of `Decomposition.blocks`. A layer is a module that has
-            parameters of its own.
+        layers: number of parameters of each layer, in order: blocks of `Decomposition.blocks`. A layer is a module that
+            has parameters of its own.
 
     Raises:
         InputError: no samples, or no parameters, or samples and targets of different number.
+
+    Example:
+        >>> f = NetworkLoss(network, nn.functional.cross_entropy, x, labels, tikhonov=1e-4)
+        >>> result = LBFGS(f).minimize(f.parameters())
+        >>> f.assign(result.design)
     """
 
     def __init__(
@@ -54,6 +63,8 @@ class NetworkLoss(SampledFunction):
         precision: torch.dtype = torch.float64,
         tikhonov: float = 0.0,
         chunk: int = 10_000,
+        free: Sequence[bool] | None = None,
+        constant: float = 0.0,
         costs: Costs | None = None,
         tally: Tally | None = None,
     ) -> None:
@@ -64,30 +75,36 @@ class NetworkLoss(SampledFunction):
             raise InputError("network", type(network).__name__ + " without parameters", "a network with parameters")
         super().__init__(sum(p.numel() for _, p in named), len(x), costs=costs, tally=tally)
         self.network, self.loss, self.precision = network, loss, precision
-        self.tikhonov, self.chunk = tikhonov, chunk
+        self.tikhonov, self.chunk, self.constant = tikhonov, chunk, constant
         self.x, self.y = _in_precision(x, precision), _in_precision(y, precision)
         self._shapes = {name: p.shape for name, p in named}
         self._sizes = [p.numel() for _, p in named]
-        self._free, self._constant = [True] * len(named), 0.0
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by child: weights before it, and the features they make
+        self._free = [True] * len(named) if free is None else list(free)
         self._buffers = {n: _in_precision(b, precision).to(x.device) for n, b in network.named_buffers()}
+        self._children = _Children(network, x[:1]) if isinstance(network, nn.Sequential) else None
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by child: weights before it, and the features they make
         self.layers = [
             sum(size for _, size in group)
             for _, group in groupby(zip(self._shapes, self._sizes), key=lambda pair: pair[0].rpartition(".")[0])
         ]
 
+    def _like(self, network: nn.Module, x: Tensor, y: Tensor, **words: Any) -> NetworkLoss:
+        """Another loss in the same precision, chunks and tally."""
+        words = {"tikhonov": self.tikhonov, "tally": self.tally, **words}
+        return NetworkLoss(network, self.loss, x, y, precision=self.precision, chunk=self.chunk, **words)
+
     def parameters(self) -> Tensor:
-        """The network's own parameters as one vector, (size,) double precision."""
+        """The network's own parameters as one vector, (size,) double precision: where training starts."""
         return torch.cat([p.detach().reshape(-1) for p in self.network.parameters()]).double().cpu()
 
     def assign(self, theta: Tensor) -> None:
-        """Give the network these parameters."""
+        """Give the network these parameters, (size,)."""
         with torch.no_grad():
             for p, part in zip(self.network.parameters(), theta.split(self._sizes)):
                 p.copy_(part.view_as(p))
 
     def predict(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Outputs for other samples, on the device of the samples."""
+        """Outputs for other samples, (samples, ...), on the device of the loss's own samples."""
         with torch.no_grad():
             flat = theta.to(self.x.device, self.precision)
             parts = _in_precision(x, self.precision).to(self.x.device).split(self.chunk)
@@ -97,17 +114,7 @@ class NetworkLoss(SampledFunction):
         """The mean over these samples, with the same tally, and costs by its part of the samples."""
         rows = indices.to(self.x.device)
         costs = self.costs.times(len(indices) / self.samples)
-        return type(self)(
-            self.network,
-            self.loss,
-            self.x[rows],
-            self.y[rows],
-            precision=self.precision,
-            tikhonov=self.tikhonov,
-            chunk=self.chunk,
-            costs=costs,
-            tally=self.tally,
-        )
+        return self._like(self.network, self.x[rows], self.y[rows], costs=costs)
 
     def decompose(self, parts: int, overlap: int = 0, team: Any = None) -> Decomposition:
         """The parameters in parts of neighboring layers."""
@@ -119,35 +126,14 @@ class NetworkLoss(SampledFunction):
         Neither they nor the weights after the part are differentiated. The costs say so, from the multiplications of
         the layers; those of a network that is no `nn.Sequential` are the whole function's.
         """
-        indices = decomposition.parts[part]
-        if isinstance(self.network, nn.Sequential):
-            first = _child_of(self.network, int(indices[0]))
-            begin = sum(p.numel() for p in self.network[:first].parameters())
-            first = first if begin else 0
-        else:
-            first = begin = 0
-        tail = self._tail(first, x[:begin])
-        ends = torch.tensor(tail._sizes).cumsum(0)
-        touched = torch.bincount(torch.bucketize(indices - begin, ends, right=True), minlength=len(ends)) > 0
-        tail._free = touched.tolist()
-        tail.costs = self._costs_of_part(first, tail._free)
+        indices, children = decomposition.parts[part], self._children
+        first, begin = (0, 0) if children is None else children.start_of(int(indices[0]))
+        network, samples = (self.network[first:], self._features(first, x[:begin])) if first else (self.network, self.x)  # type: ignore[index]
+        free = _touched([p.numel() for p in network.parameters()], indices - begin)
+        costs = self.costs if children is None else children.costs(self.costs, first, free)
+        constant = 0.5 * self.tikhonov * float(x[:begin] @ x[:begin])
+        tail = self._like(network, samples, self.y, free=free, constant=constant, costs=costs)
         return Restriction(tail, indices - begin, x[begin:])
-
-    def _tail(self, first: int, fixed: Tensor) -> NetworkLoss:
-        """The loss as a function of the parameters from this child of the network on."""
-        network, x = (self.network[first:], self._features(first, fixed)) if first else (self.network, self.x)
-        tail = NetworkLoss(
-            network,
-            self.loss,
-            x,
-            self.y,
-            precision=self.precision,
-            tikhonov=self.tikhonov,
-            chunk=self.chunk,
-            tally=self.tally,
-        )
-        tail._constant = 0.5 * self.tikhonov * float(fixed @ fixed)
-        return tail
 
     def _features(self, first: int, fixed: Tensor) -> Tensor:
         """What goes into this child of the network; goes on from an earlier child's that is kept for these weights."""
@@ -159,41 +145,12 @@ class NetworkLoss(SampledFunction):
         begin = max(kept, default=0)
         theta, x = self._kept[begin] if kept else (fixed[:0], self.x)
         if begin < first:
-            between = NetworkLoss(
-                self.network[begin:first], self.loss, x, self.y, precision=self.precision, chunk=self.chunk
-            )
+            assert self._children is not None
+            between = self._like(self.network[begin:first], x, self.y, tikhonov=0.0, tally=None)  # type: ignore[index]
             x = between.predict(fixed[len(theta) :], x)
-            share = sum(self._multiplications[begin:first]) / sum(self._multiplications)
-            self.tally.work += self.costs.value * share
+            self.tally.work += self.costs.value * self._children.share(begin, first)
             self._kept[first] = fixed.clone(), x
         return x
-
-    @cached_property
-    def _multiplications(self) -> list[int]:
-        """Of a sample in each child of the network, about: parameters times the pixels that they serve."""
-        found, x = [], self.x[:1].to(next(self.network.parameters()))
-        for child in self.network.children():
-            with torch.no_grad():
-                x = child(x)
-            parameters = sum(p.numel() for p in child.parameters())
-            found.append(parameters * x[0, 0].numel() if x.dim() > 1 else parameters)
-        return found
-
-    def _costs_of_part(self, first: int, free: list[bool]) -> Costs:
-        """Values and features from child `first` on, gradients of features after it, and of the free parameters."""
-        if not isinstance(self.network, nn.Sequential):
-            return self.costs
-        p, flags = self._multiplications, iter(free)
-        free_children = [sum(next(flags) for _ in child.parameters()) > 0 for child in self.network[first:]]
-        tail = p[first:]
-        leading = next(number for number, amount in enumerate(p) if amount)
-        differentiated = (
-            sum(tail) - tail[free_children.index(True)] + sum(q for q, on in zip(tail, free_children) if on)
-        )
-        share = (sum(tail) + differentiated) / (3 * sum(p) - p[leading])
-        return Costs(
-            self.costs.value * sum(tail) / sum(p), share * self.costs.gradient, share * self.costs.hessian_product
-        )
 
     def _outputs(self, flat: Tensor, x: Tensor) -> Tensor:
         parts = [part if free else part.detach() for part, free in zip(flat.split(self._sizes), self._free)]
@@ -215,7 +172,7 @@ class NetworkLoss(SampledFunction):
     def _value(self, x: Tensor) -> float:
         with torch.no_grad():
             parts = self._sum(x, lambda theta, part: float(part(theta)))
-        return math.fsum(parts) + self._constant + 0.5 * self.tikhonov * float(x @ x)
+        return math.fsum(parts) + self.constant + 0.5 * self.tikhonov * float(x @ x)
 
     def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         def one(theta: Tensor, part: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:
@@ -224,9 +181,8 @@ class NetworkLoss(SampledFunction):
             return float(value.detach()), torch.autograd.grad(value, theta)[0].to("cpu", torch.float64)
 
         values, gradients = zip(*self._sum(x, one))
-        return math.fsum(values) + self._constant + 0.5 * self.tikhonov * float(x @ x), sum(
-            gradients
-        ) + self.tikhonov * x
+        value = math.fsum(values) + self.constant + 0.5 * self.tikhonov * float(x @ x)
+        return value, sum(gradients) + self.tikhonov * x
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
         direction = d.to(self.x.device, self.precision)
@@ -241,10 +197,60 @@ class NetworkLoss(SampledFunction):
         return product
 
 
-def _child_of(network: nn.Sequential, index: int) -> int:
-    """The child that has this parameter of the flat vector."""
-    ends = torch.tensor([sum(p.numel() for p in child.parameters()) for child in network]).cumsum(0)
-    return int(torch.bucketize(torch.tensor(index), ends, right=True))
+class _Children:
+    """The children of an `nn.Sequential`: where their parameters stand in the flat vector, and what they cost.
+
+    Args:
+        network: the module.
+        sample: one sample, (1, ...).
+    """
+
+    def __init__(self, network: nn.Sequential, sample: Tensor) -> None:
+        self.network, self.sample = network, sample
+        self.sizes = [sum(p.numel() for p in child.parameters()) for child in network]
+
+    @cached_property
+    def multiplications(self) -> list[int]:
+        """Of a sample in each child, about: parameters times the pixels that they serve."""
+        found, x = [], self.sample.to(next(self.network.parameters()))
+        for child, size in zip(self.network, self.sizes):
+            with torch.no_grad():
+                x = child(x)
+            found.append(size * x[0, 0].numel() if x.dim() > 1 else size)
+        return found
+
+    def start_of(self, index: int) -> tuple[int, int]:
+        """The child that has this parameter, and its first parameter; 0, 0 where no earlier child has parameters."""
+        ends = torch.tensor(self.sizes).cumsum(0)
+        first = int(torch.bucketize(torch.tensor(index), ends, right=True))
+        begin = sum(self.sizes[:first])
+        return (first, begin) if begin else (0, 0)
+
+    def share(self, begin: int, end: int) -> float:
+        """The part of the multiplications that is in some children."""
+        return sum(self.multiplications[begin:end]) / sum(self.multiplications)
+
+    def costs(self, whole: Costs, first: int, free: Sequence[bool]) -> Costs:
+        """Of the loss from child `first` on, whose parameters are differentiated where they are free.
+
+        A value takes a product for each weight. A gradient takes one more for each free weight, and one for the
+        features after the first child with free weights; that of the whole has none for the samples.
+        """
+        p, flags = self.multiplications, iter(free)
+        is_free = [sum(next(flags) for _ in child.parameters()) > 0 for child in self.network[first:]]
+        tail = p[first:]
+        leading = next(amount for amount in p if amount)
+        of_features = sum(tail) - tail[is_free.index(True)]
+        of_weights = sum(amount for amount, on in zip(tail, is_free) if on)
+        share = (sum(tail) + of_features + of_weights) / (3 * sum(p) - leading)
+        value = whole.value * sum(tail) / sum(p)
+        return Costs(value, share * whole.gradient, share * whole.hessian_product)
+
+
+def _touched(sizes: Sequence[int], indices: Tensor) -> list[bool]:
+    """Whether any of the indices is one of each parameter's, for parameters of these sizes in a row."""
+    ends = torch.tensor(sizes).cumsum(0)
+    return (torch.bincount(torch.bucketize(indices, ends, right=True), minlength=len(ends)) > 0).tolist()
 
 
 def _in_precision(x: Tensor, precision: torch.dtype) -> Tensor:
