@@ -16,7 +16,8 @@ from nn_adapters.losses.logistic import LogisticLoss as LogisticLoss
 from nn_adapters.losses.depth import ResNet as ResNet, depth_hierarchy as depth_hierarchy
 
 # Physics-informed networks.
-from nn_adapters.pinn.loss import PINN as PINN, Term as Term
+from nn_adapters.pinn.loss import PINN as PINN
+from nn_adapters.pinn.terms import Term as Term
 from nn_adapters.pinn.network import Network as Network
 from nn_adapters.pinn.jets import JetBasis as JetBasis
 

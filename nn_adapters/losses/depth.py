@@ -93,8 +93,8 @@ def depth_hierarchy(losses: Sequence[NetworkLoss], tikhonov: float = 0.0) -> Hie
 
     Example:
         >>> networks = [ResNet(nn.Linear(2, 8), lambda: dense(8), layers, nn.Linear(8, 5)) for layers in (32, 16, 8)]
-        >>> hierarchy = depth_hierarchy([NetworkLoss(n, nn.functional.cross_entropy, x, labels) for n in networks])
-        >>> result = RMTR(hierarchy).minimize(hierarchy.functions[0].function.parameters())
+        >>> losses = [NetworkLoss(network, nn.functional.cross_entropy, x, labels) for network in networks]
+        >>> result = RMTR(depth_hierarchy(losses)).minimize(losses[0].parameters())
     """
     transfers = [Transfer.aggregates(_parents(fine, coarse)) for fine, coarse in pairwise(losses)]
     scale = torch.ones(losses[0].size, dtype=torch.float64)

@@ -1,17 +1,39 @@
-from nn_adapters.pinn.jets import ActivatedLayer as ActivatedLayer, JetBasis as JetBasis, activate_jets as activate_jets
-from nn_adapters.pinn.loss import Evaluation as Evaluation, LocalPINN as LocalPINN, PINN as PINN, Term as Term
+# The loss, its terms, and the shape of the network.
+from nn_adapters.pinn.loss import LocalPINN as LocalPINN, PINN as PINN
+from nn_adapters.pinn.terms import (
+    Ansatz as Ansatz,
+    Chunk as Chunk,
+    Field as Field,
+    Residual as Residual,
+    Term as Term,
+    TermAtPoints as TermAtPoints,
+)
+from nn_adapters.pinn.costs import CallTimes as CallTimes
 from nn_adapters.pinn.network import (
+    NETWORK_BODIES as NETWORK_BODIES,
     DenseLayer as DenseLayer,
-    Network as Network,
     JetSweep as JetSweep,
+    Network as Network,
     absorb_slopes as absorb_slopes,
 )
+
+# Points in a box.
 from nn_adapters.pinn.points import (
+    POINT_SAMPLERS as POINT_SAMPLERS,
+    Intervals as Intervals,
     adaptive_points as adaptive_points,
     hammersley as hammersley,
     into_box as into_box,
     latin_hypercube as latin_hypercube,
     uniform_points as uniform_points,
+)
+
+# Values with their derivatives.
+from nn_adapters.pinn.jets import (
+    JET_ACTIVATIONS as JET_ACTIVATIONS,
+    ActivatedLayer as ActivatedLayer,
+    JetBasis as JetBasis,
+    activate_jets as activate_jets,
 )
 
 __all__: list[str]

@@ -25,18 +25,22 @@ class DenseLayer:
 
 @dataclass(frozen=True)
 class Network:
-    """A scalar network: a_1 = act(W a + b); a_{l+1} = act(W a_l + b), or a_l + act(W a_l + b); u = W a_L + b.
+    """The shape of a scalar network: a_1 = act(W a_0 + b); a_{l+1} = act(W a_l + b); u = W a_L + b.
 
-    With adaptive slopes act(z) is act(n s_l z), n fixed and s_l, of layer l, a parameter that starts at 1/n
-    (A. D. Jagtap, K. Kawaguchi, G. E. Karniadakis, Proc. R. Soc. A 476, 2020).
+    In a resnet a_{l+1} = a_l + act(W a_l + b) for l >= 1. With adaptive slopes act(z) is act(n s_l z), n fixed and
+    s_l, of layer l, a parameter that starts at 1/n (A. D. Jagtap, K. Kawaguchi, G. E. Karniadakis, Proc. R. Soc. A 476,
+    2020). It holds no parameters: these are one flat vector theta, (size,), layer after layer W, b, s.
 
     Args:
-        inputs: of the network.
-        hidden: widths of the layers.
+        inputs: number of inputs.
+        hidden: widths of the hidden layers, such as (20, 20, 20).
         body: "mlp" or "resnet".
         activation: "tanh" or "sin".
         adaptive: whether there are slopes.
         slope_scale: n.
+
+    Raises:
+        InputError: no layers, widths below 1 or, in a resnet, of several sizes; an unknown body or activation.
     """
 
     inputs: int
@@ -61,22 +65,22 @@ class Network:
 
     @property
     def depth(self) -> int:
-        """Hidden layers."""
+        """Number of hidden layers."""
         return len(self.hidden)
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Of W in each layer, the closing one too."""
+        """(outputs, inputs) of W in each layer, the closing one too."""
         return [(after, before) for before, after in pairwise([self.inputs, *self.hidden, 1])]
 
     @property
     def sizes(self) -> list[int]:
-        """Parameters of each layer, the closing one too."""
+        """Number of parameters of each layer, the closing one too."""
         return [o * i + o + (self.adaptive and l < self.depth) for l, (o, i) in enumerate(self.shapes)]
 
     @property
     def size(self) -> int:
-        """Parameters."""
+        """Number of parameters."""
         return sum(self.sizes)
 
     def initial(self, seed: int = 0) -> Tensor:
@@ -92,16 +96,33 @@ class Network:
         return torch.cat(parts)
 
     def layers(self, theta: Tensor, first: int = 0) -> list[DenseLayer]:
-        """Views of the parameters of the layers from `first` on.
-
-        Args:
-            theta: their parameters, flat.
-        """
+        """Views of the parameters of the layers from `first` on, in theta, which holds these only, flat."""
         found, shapes = [], self.shapes[first:]
         for (o, i), part in zip(shapes, theta.split(self.sizes[first:])):
             slope = self.slope_scale * float(part[-1]) if len(part) > o * i + o else 1.0
             found.append(DenseLayer(part[: o * i].view(o, i), part[o * i : o * i + o], slope))
         return found
+
+    def whole_layers(self, indices: Tensor) -> tuple[int, int] | None:
+        """First and last layer of parameters that are those of some layers in a row; None if they are not."""
+        starts = torch.tensor([0, *self.sizes]).cumsum(0).tolist()
+        begin, end = int(indices[0]), int(indices[-1]) + 1
+        whole = begin in starts and end in starts and end - begin == len(indices)
+        return (starts.index(begin), starts.index(end) - 1) if whole else None
+
+    def flat_gradient(self, layers: list[DenseLayer], gradients: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The gradient by W, b and slope of some layers in a row, flat, from that by c W and c b.
+
+        Args:
+            layers: these and those behind, with their slopes c.
+            gradients: by c W and c b of these layers.
+        """
+        parts = []
+        for layer, (W, b) in zip(layers, gradients):
+            parts += [layer.slope * W.flatten(), layer.slope * b]
+            if self.adaptive and layer is not layers[-1]:
+                parts.append(self.slope_scale * ((layer.W * W).sum() + (layer.b * b).sum())[None])
+        return torch.cat(parts)
 
     def jets(self, theta: Tensor, basis: JetBasis, inputs: Tensor) -> Tensor:
         """Jets of u, (J, points), from those of the inputs, by operations that `torch.func` differentiates."""

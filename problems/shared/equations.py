@@ -10,9 +10,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from nn_adapters.pinn.loss import PINN, Field, Residual, Term
+from nn_adapters.pinn.loss import PINN
 from nn_adapters.pinn.network import Network
 from nn_adapters.pinn.points import POINT_SAMPLERS, Intervals, into_box
+from nn_adapters.pinn.terms import Field, Residual, Term
 from problems.shared import references
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.func import grad
 
-from nn_adapters.pinn.loss import PINN, LocalPINN, Term
+from nn_adapters.pinn.loss import PINN, LocalPINN
 from nn_adapters.pinn.network import Network
+from nn_adapters.pinn.terms import Term
 from pdeopt.core.errors import InputError
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.smooth import Restriction
@@ -68,7 +69,7 @@ def oracle(function, theta):
 
 @pytest.mark.parametrize("make", [hard, soft])
 def test_value_and_gradient_are_those_of_the_formula(make, monkeypatch):
-    monkeypatch.setattr("nn_adapters.pinn.loss._TOGETHER", 24 * 64)  # several chunks, of two sizes
+    monkeypatch.setattr("nn_adapters.pinn.terms.JETS_IN_CACHE", 24 * 64)  # several chunks, of two sizes
     function = make()
     theta = somewhere(function)
     value, gradient = function.value_and_gradient(theta)
