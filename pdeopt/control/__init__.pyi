@@ -11,7 +11,7 @@ from pdeopt.control.constraint import (
     StepJacobian as StepJacobian,
     TimeDependentConstraint as TimeDependentConstraint,
 )
-from pdeopt.control.controlmap import ControlMap as ControlMap
+from pdeopt.control.controlmap import ControlMap as ControlMap, StepControls as StepControls
 from pdeopt.control.metric import DesignForm as DesignForm, RieszMetric as RieszMetric
 from pdeopt.control.objective import (
     ControlCost as ControlCost,
@@ -20,7 +20,8 @@ from pdeopt.control.objective import (
     TerminalLoss as TerminalLoss,
     Tracking as Tracking,
 )
-from pdeopt.control.problem import ControlProblem as ControlProblem, Linearization as Linearization
+from pdeopt.control.linearization import InitialNode as InitialNode, Linearization as Linearization
+from pdeopt.control.problem import ControlProblem as ControlProblem
 from pdeopt.control.propagator import Propagator as Propagator, PropagatorSettings as PropagatorSettings
 from pdeopt.control.reduced import (
     ReducedObjective as ReducedObjective,
@@ -29,7 +30,9 @@ from pdeopt.control.reduced import (
 )
 from pdeopt.control.serial_sweeps import backward as backward, forward as forward, march as march
 from pdeopt.control.time_hierarchy import time_hierarchy as time_hierarchy, with_coarse_space as with_coarse_space
-from pdeopt.control.time_windows import LinearTerminal as LinearTerminal, Window as Window
+from pdeopt.control.state_solve import newton_over_time as newton_over_time, solve_steps as solve_steps
+from pdeopt.control.time_windows import LinearTerminal as LinearTerminal, window_problem as window_problem
+from pdeopt.control.vectorlayout import VectorLayout as VectorLayout
 from pdeopt.control.verify import (
     DerivativeError as DerivativeError,
     adjoint_error as adjoint_error,

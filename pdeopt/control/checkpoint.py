@@ -123,7 +123,7 @@ def replace_file(path: str, content: bytes) -> None:
 
 
 def _sizes(problem: ControlProblem) -> tuple[int, int, int, int]:
-    return problem.state_size, problem.control_size, problem.param_size, problem.state_size
+    return problem.layout.state_size, problem.layout.control_size, problem.layout.param_size, problem.layout.state_size
 
 
 def _gather(problem: ControlProblem, checkpoint: Checkpoint) -> list[Array]:

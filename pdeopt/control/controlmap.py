@@ -58,3 +58,33 @@ class ControlMap:
         assign(self._steps, w)
         self.matrix.multTranspose(self._steps, self._design)
         return copy(self._design)
+
+
+class StepControls:
+    """Flat design controls -> controls of the steps of this rank: E z, or z itself where there is no E.
+
+    Args:
+        grid: the time steps.
+        m: controls of a step.
+        control_map: E; None for one control a step.
+
+    Attributes:
+        size: flat design controls of this rank.
+
+    Raises:
+        InputError: the rows of E are not the steps of `grid`.
+    """
+
+    def __init__(self, grid: TimeGrid, m: int, control_map: ControlMap | None = None) -> None:
+        if control_map is not None:
+            control_map.check(grid, m)
+        self.shape, self.control_map = (grid.n_local, m), control_map
+        self.size = grid.n_local * m if control_map is None else control_map.n_local
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """z_step, (n_local, m), of flat controls z, (size,). Collective."""
+        return (z if self.control_map is None else self.control_map(z)).reshape(self.shape)
+
+    def adjoint(self, w: Tensor) -> Tensor:
+        """The transpose: (n_local, m) -> (size,). Collective."""
+        return w.reshape(-1) if self.control_map is None else self.control_map.adjoint(w.reshape(-1))

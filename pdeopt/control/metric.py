@@ -13,7 +13,8 @@ from functools import cached_property
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.control.problem import ControlProblem, Linearization
+from pdeopt.control.linearization import Linearization
+from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import assign, copy, index_array
 from pdeopt.core.options import set_default
 from pdeopt.steps.innerproduct import InnerProduct
@@ -33,7 +34,7 @@ class DesignForm:
 
     def multiply(self, z: Tensor) -> Tensor:
         """The form times z. Collective."""
-        return self.problem.controls_adjoint(self.form.multiply(self.problem.controls(z)))
+        return self.problem.controls.adjoint(self.form.multiply(self.problem.controls(z)))
 
     def solve(self, g: Tensor) -> Tensor:
         """Its inverse times g. Collective."""
@@ -82,23 +83,23 @@ class RieszMetric:
     def primal(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R x: from x to the layout of gradients."""
         u, z, p = self.problem.fields(x)
-        return self.problem.pack(out, self.state.multiply(u), self.design.multiply(z), p)
+        return self.problem.layout.pack(out, self.state.multiply(u), self.design.multiply(z), p)
 
     def primal_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R^-1 g: the Riesz representative of a gradient."""
         u, z, p = self.problem.fields(g)
-        return self.problem.pack(out, self.state.solve(u), self.design.solve(z), p)
+        return self.problem.layout.pack(out, self.state.solve(u), self.design.solve(z), p)
 
     def design_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R^-1 g for a gradient in the design variables alone."""
-        z, p = self.problem.design_fields(g)
-        assign(out, self.design.solve(z), p[: self.problem.param_size])
+        z, p = self.problem.layout.design_fields(g)
+        assign(out, self.design.solve(z), p[: self.problem.layout.param_size])
         return out
 
     def design_lumped(self) -> PETSc.Vec:
         """The row sums of the metric of the design variables, a new vector."""
-        out, z, p = self.problem.create_design(), *self.problem.design_fields(self.problem.create_design())
-        assign(out, self.design.multiply(z + 1.0), (p + 1.0)[: self.problem.param_size])
+        out, z, p = self.problem.create_design(), *self.problem.layout.design_fields(self.problem.create_design())
+        assign(out, self.design.multiply(z + 1.0), (p + 1.0)[: self.problem.layout.param_size])
         return out
 
     def root(self) -> PETSc.Vec:

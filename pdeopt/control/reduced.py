@@ -21,9 +21,10 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import DesignForm
-from pdeopt.control.problem import ControlProblem, Linearization
-from pdeopt.control.time_windows import Window
+from pdeopt.control.problem import ControlProblem
+from pdeopt.control.time_windows import window_problem
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.settings import Settings, read, setting
@@ -67,7 +68,7 @@ class ReducedObjective(SmoothFunction):
     def __init__(
         self, problem: ControlProblem, gauss_newton: bool = False, costs: Costs = COSTS, **defaults: Any
     ) -> None:
-        super().__init__(problem.control_size + problem.param_size, problem.grid.mpi, costs)
+        super().__init__(problem.layout.design_size, problem.grid.mpi, costs)
         self.problem, self.gauss_newton, self.settings = problem, gauss_newton, read(WindowSettings, **defaults)
         self._design: Tensor | None = None
         self._state: PETSc.Vec | None = None
@@ -87,19 +88,20 @@ class ReducedObjective(SmoothFunction):
             return value, torch.zeros_like(x)
         lin = self.linearization(x)
         _, jz, jp = lin.gradient_fields
-        _, fz, fp = lin.vjp_fields(self._rows(self.multiplier(x)))
-        return value, torch.cat([jz + fz, (jp + fp)[: self.problem.param_size]])
+        _, fz, fp = lin.vjp_fields(self.problem.layout.rows(self.multiplier(x)))
+        return value, torch.cat([jz + fz, (jp + fp)[: self.problem.layout.param_size]])
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
-        problem, lin, dz = self.problem, self.linearization(x), self._design_vector(d)
-        dx = problem.join(problem.create_multiplier(), dz)
-        du = problem.propagator.forward(lin.jacobian, -self._rows(lin.jvp(dx, problem.create_multiplier())))
-        problem.pack(dx, du, *problem.design_fields(dz))
-        w = lin.hvp(None if self.gauss_newton else self.multiplier(x), dx, problem.create_primal())
-        w_u, w_z, w_p = problem.fields(w)
-        dlam = problem.propagator.backward(lin.jacobian, -w_u)
+        lin, layout, propagator = self.linearization(x), self.problem.layout, self.problem.propagator
+        dz = self._design_vector(d)
+        dx = layout.join(layout.create_multiplier(), dz)
+        du = propagator.forward(lin.jacobian, -layout.rows(lin.jvp(dx, layout.create_multiplier())))
+        layout.pack(dx, du, *layout.design_fields(dz))
+        w = lin.hvp(None if self.gauss_newton else self.multiplier(x), dx, layout.create_primal())
+        w_u, w_z, w_p = layout.fields(w)
+        dlam = propagator.backward(lin.jacobian, -w_u)
         _, fz, fp = lin.vjp_fields(dlam)
-        return torch.cat([w_z + fz, (w_p + fp)[: problem.param_size]])
+        return torch.cat([w_z + fz, (w_p + fp)[: layout.param_size]])
 
     # -- the point -------------------------------------------------------------------------------------------
 
@@ -142,9 +144,6 @@ class ReducedObjective(SmoothFunction):
         z = self.problem.create_design()
         assign(z, x)
         return z
-
-    def _rows(self, vec: PETSc.Vec) -> Tensor:
-        return copy(vec).reshape(-1, self.problem.n)
 
     # -- windows of time ---------------------------------------------------------------------------------------
 
@@ -228,7 +227,7 @@ class WindowFunction(SmoothFunction):
             return
         self._form = None if whole.control_form is None else whole.control_form[a:b]
         steps = problem.grid.begin + a, problem.grid.begin + last
-        reduced = ReducedObjective(Window(problem, *steps, lin.u_old[a], following[last - 1]))
+        reduced = ReducedObjective(window_problem(problem, *steps, lin.u_old[a], following[last - 1]))
         reduced.start_from(lin.u[a:last])
         present = x[a * self.m : last * self.m]
         self.steps = Restriction(reduced, torch.arange(self.size), present)

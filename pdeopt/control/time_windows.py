@@ -10,7 +10,7 @@ from pdeopt.control.problem import ControlProblem
 from pdeopt.steps.timegrid import Steps
 
 
-class Window(ControlProblem):
+def window_problem(problem: ControlProblem, begin: int, end: int, start: Tensor, slope: Tensor) -> ControlProblem:
     """The steps begin + 1 to end of a problem, from a given state, on this rank alone.
 
     Args:
@@ -19,14 +19,9 @@ class Window(ControlProblem):
         start: the state u_begin, (n,).
         slope: what the steps after the window say about its last state: slope.u_end is added to the objective, (n,).
     """
-
-    def __init__(self, problem: ControlProblem, begin: int, end: int, start: Tensor, slope: Tensor) -> None:
-        self.start = start.clone()
-        objective = problem.objective + LinearTerminal(slope, end)
-        super().__init__(problem.constraint, objective, problem.grid.window(begin, end))
-
-    def initial_state(self, p: Tensor) -> Tensor:
-        return self.start
+    start, objective = start.clone(), problem.objective + LinearTerminal(slope, end)
+    grid = problem.grid.window(begin, end)
+    return ControlProblem(problem.constraint, objective, grid, initial_state=lambda p: start)
 
 
 class LinearTerminal(Objective):

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from petsc4py import PETSc
 
-from pdeopt.control.problem import ControlProblem, Linearization
+from pdeopt.control.linearization import Linearization
+from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import writable
 from pdeopt.core.errors import PdeoptError
 from pdeopt.functions.petsc import PetscFunction

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.func import jacfwd
 
 from pdeopt.control.constraint import SparseStepJacobian
-from pdeopt.control.problem import ControlProblem, Linearization
+from pdeopt.control.linearization import Linearization
+from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import Array, index_array
 from pdeopt.core.errors import InputError
 from pdeopt.kkt.layout import KKTLayout, selection

@@ -19,6 +19,7 @@ from torch import Tensor
 from pdeopt.control.constraint import SparseStepJacobian
 from pdeopt.control.controlmap import ControlMap
 from pdeopt.control.metric import DesignForm
+from pdeopt.control.vectorlayout import Fields, VectorLayout
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError, SolveFailure, agree
 from pdeopt.kkt.operator import KKTOperator
@@ -27,8 +28,6 @@ from pdeopt.steps.linear_mgrit import TimeSystem
 from pdeopt.steps.sparse import Sparsity, StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.windows import Windows, alike, sum_windows
-
-Fields = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass
@@ -117,29 +116,29 @@ class KKTBlocks:
         """z_step = E z, where there is one."""
         return None if self.design is None else self.design.problem.control_map
 
+    @cached_property
+    def layout(self) -> VectorLayout:
+        """Of the vectors [u | z | p | lam]."""
+        controls = self.grid.n_local * self.C.shape[1] if self.design is None else self.design.problem.controls.size
+        return VectorLayout(self.grid, self.n, controls, 0 if self.F_p is None else len(self.F_p))
+
     @property
     def param_size(self) -> int:
         """Parameters that stand on this rank."""
-        return len(self.F_p) if self.F_p is not None and self.grid.is_first else 0
+        return self.layout.param_size
 
     def fields(self, k: PETSc.Vec) -> tuple[Fields, Tensor]:
         """Copies of (u, z, p) and lam of a KKT vector."""
-        entries, states, params = copy(k), self.grid.n_local * self.n, self.param_size
-        u, z, p, lam = entries.split([states, len(entries) - 2 * states - params, params, states])
-        if self.F_p is not None:
-            p = self.grid.from_first(p if self.grid.is_first else p.new_zeros(len(self.F_p)))
-        return (u.reshape(-1, self.n), z, p), lam.reshape(-1, self.n)
+        return self.layout.kkt_fields(k)
 
     def pack(self, k: PETSc.Vec, x: Fields, lam: Tensor) -> None:
         """Write (u, z, p) and lam into a KKT vector."""
-        u, z, p = x
-        assign(k, u, z, p[: self.param_size], lam)
+        self.layout.pack(k, *x, lam)
 
     @property
     def local_size(self) -> int:
         """Entries of a KKT vector on this rank."""
-        design = self.grid.n_local * self.C.shape[1] if self.design is None else self.design.problem.control_size
-        return 2 * self.grid.n_local * self.n + design + self.param_size
+        return self.layout.kkt_size
 
     def apply(self, k: PETSc.Vec, out: PETSc.Vec) -> None:
         """out = [W F'; F 0] k. Collective."""
@@ -347,6 +346,6 @@ def _parameter_columns(operator: KKTOperator) -> Tensor:
     u, z, _ = problem.fields(x)
     columns = []
     for dp in torch.eye(problem.param_dim, dtype=torch.float64):
-        operator.lin.jvp(problem.pack(x, u, z, dp), out)
+        operator.lin.jvp(problem.layout.pack(x, u, z, dp), out)
         columns.append(copy(out).reshape(-1, problem.n))
     return torch.stack(columns)

@@ -115,7 +115,7 @@ class CoupledLayout(KKTLayout):
     def standard(self) -> tuple[Array, Array, Array]:
         """Numbers of u, [z | p] and lam of this rank, flat."""
         step, dof = np.arange(self.grid.begin, self.grid.end)[:, None], np.arange(self.problem.n)
-        p = self.parameters()[: self.problem.param_size]
+        p = self.parameters()[: self.problem.layout.param_size]
         return self.state(step, dof).ravel(), np.r_[self.own_controls(), p], self.multiplier(step, dof).ravel()
 
     def index_sets(self, two: bool = False) -> dict[str, PETSc.IS]:

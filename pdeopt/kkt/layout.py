@@ -16,7 +16,7 @@ class KKTLayout:
     def __init__(self, problem: ControlProblem) -> None:
         self.problem, self.grid = problem, problem.grid
         mpi, rank = self.grid.mpi, self.grid.mpi.rank
-        sizes = (problem.state_size, problem.control_size, problem.param_size)
+        sizes = (problem.layout.state_size, problem.layout.control_size, problem.layout.param_size)
         self._sizes = np.array(mpi.allgather(sizes))  # (ranks, 3)
         ends = np.cumsum(self._sizes.sum(1) + self._sizes[:, 0])
         self._starts = np.r_[0, ends[:-1]]

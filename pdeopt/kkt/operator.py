@@ -17,8 +17,8 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
-from pdeopt.control.problem import Linearization
 from pdeopt.core.arrays import copy, index_array, writable
 from pdeopt.core.errors import InputError
 from pdeopt.kkt.assembly import KKTAssembly, require_pattern
@@ -64,20 +64,20 @@ class KKTOperator:
     def _mean_control_form(self) -> float:
         """1'Wzz 1 / 1'1 without the constraint's curvature; that of the metric where controls have no price."""
         u, z, p = self.problem.fields(self._x)
-        ones = self.problem.pack(self._x, torch.zeros_like(u), torch.ones_like(z), torch.zeros_like(p))
+        ones = self.problem.layout.pack(self._x, torch.zeros_like(u), torch.ones_like(z), torch.zeros_like(p))
         size = 0.0 if self.hessian == "metric" else ones.dot(self.lin.hvp(None, ones, self._w))
         return float((size if size > 0 else ones.dot(self.metric.primal(ones, self._w))) / ones.dot(ones))
 
     def mult(self, matrix: PETSc.Mat | None, k: PETSc.Vec, out: PETSc.Vec) -> None:
         """out = K k; the verb of a PETSc shell matrix."""
         x, lam = self._x, self._lam
-        self.problem.split_kkt(k, x, lam)
+        self.problem.layout.split_kkt(k, x, lam)
         held = self._exchange_fixed(x)
         Wx = self.apply_hessian(x, self._w)
         JT_lam = self.lin.vjp(lam, self.problem.create_primal())
         Wx.axpy(1.0, JT_lam)
         self._exchange_fixed(Wx, held)
-        self.problem.join_kkt(Wx, self.lin.jvp(x, self._c), out)
+        self.problem.layout.join_kkt(Wx, self.lin.jvp(x, self._c), out)
 
     multTranspose = mult  # K is symmetric
 
@@ -85,7 +85,7 @@ class KKTOperator:
         """Write zeros, or the pin times values, into the fixed controls of x; returns what they were."""
         if self.fixed is None:
             return None
-        place = torch.nonzero(self.fixed)[:, 0] + self.problem.state_size
+        place = torch.nonzero(self.fixed)[:, 0] + self.problem.layout.state_size
         with writable(x) as entries:
             before = entries[place]
             entries[place] = 0.0 if values is None else self.pin * values
@@ -118,7 +118,7 @@ class KKTOperator:
         columns = [self._parameter_column(lam, dp) for dp in torch.eye(self.problem.param_dim, dtype=torch.float64)]
         self._assembled = self._assembly.matrix(self.lin, values, columns, self._assembled)
         if self.fixed is not None:
-            start = self._assembled.getOwnershipRange()[0] + self.problem.state_size
+            start = self._assembled.getOwnershipRange()[0] + self.problem.layout.state_size
             self._assembled.zeroRowsColumns(index_array(start + torch.nonzero(self.fixed)[:, 0]), diag=self.pin)
         return self._assembled
 

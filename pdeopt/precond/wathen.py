@@ -194,10 +194,10 @@ class ExactSchur:
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         problem = self.operator.problem
-        problem.join_kkt(problem.create_primal(), x, self._right)
+        problem.layout.join_kkt(problem.create_primal(), x, self._right)
         self._right.scale(-1.0)
         self._ksp.solve(self._right, self._left)
-        problem.split_kkt(self._left, problem.create_primal(), y)
+        problem.layout.split_kkt(self._left, problem.create_primal(), y)
 
     applyTranspose = apply
 

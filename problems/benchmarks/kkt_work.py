@@ -61,7 +61,7 @@ class System:
         self.problem = problem
         design = problem.create_design()
         lin = problem.at(problem.join(problem.constant_state(design), design))
-        self.newton = problem.join_kkt(lin.gradient, lin.residual, problem.create_kkt())
+        self.newton = problem.layout.join_kkt(lin.gradient, lin.residual, problem.create_kkt())
         problem.grid.mpi.Barrier()
         begin = time.perf_counter()
         self.solver = KKTSolver(RieszMetric(problem), hessian, "sqp_", precond)  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ class System:
         grid, c = self.problem.grid, self.problem.create_multiplier()
         steps = [np.random.default_rng([1, step]) for step in range(grid.begin, grid.end)]
         assign(c, torch.from_numpy(np.stack([step.standard_normal(self.problem.n) for step in steps])))
-        return self.problem.join_kkt(self.problem.create_primal(), c, self.problem.create_kkt())
+        return self.problem.layout.join_kkt(self.problem.create_primal(), c, self.problem.create_kkt())
 
     def solve(self, rhs: PETSc.Vec) -> dict[str, float]:
         """Iterations, seconds, and the true residual in the Euclidean and the dual norm."""

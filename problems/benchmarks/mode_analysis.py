@@ -101,7 +101,7 @@ def measured(steps: int, alpha: float, cycles: int) -> int:
     lin = problem.at(problem.create_primal())
     solver = KKTSolver(RieszMetric(problem), "gauss-newton", prefix, "wathen")
     solver.set_point(lin)
-    right = problem.join_kkt(lin.gradient, lin.residual, problem.create_kkt())
+    right = problem.layout.join_kkt(lin.gradient, lin.residual, problem.create_kkt())
     solver.ksp.solve(right, right.duplicate())
     iterations = solver.ksp.getPC().getPythonContext().schur_iterations
     solver.destroy()

@@ -48,7 +48,7 @@ def operator_at_zero(problem, hessian="gauss-newton"):
 def newton_right_hand_side(problem):
     """[J' | F] at x = 0: the first right-hand side of Newton's method, its fields scaled as the problem's are."""
     lin = problem.at(problem.create_primal())
-    return problem.join_kkt(lin.gradient, lin.residual, problem.create_kkt())
+    return problem.layout.join_kkt(lin.gradient, lin.residual, problem.create_kkt())
 
 
 @contextmanager

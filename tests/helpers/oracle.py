@@ -17,11 +17,12 @@ class Oracle:
 
     def __init__(self, problem: ControlProblem) -> None:
         self.problem, grid = problem, problem.grid
-        self.sizes = [problem.state_size, problem.control_size, problem.param_size, problem.state_size]
+        layout = problem.layout
+        self.sizes = [layout.state_size, layout.control_size, layout.param_size, layout.state_size]
         n_rows = grid.n_local * problem.m
-        unit = torch.eye(problem.control_size, dtype=torch.float64)
+        unit = torch.eye(layout.control_size, dtype=torch.float64)
         self.E = torch.stack([problem.controls(z).reshape(-1) for z in unit], dim=1)
-        assert self.E.shape == (n_rows, problem.control_size)
+        assert self.E.shape == (n_rows, layout.control_size)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         u, z, p = x[: sum(self.sizes[:3])].split(self.sizes[:3])

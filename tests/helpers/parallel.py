@@ -45,7 +45,7 @@ class Whole:
         )
         start, end = self.problem.grid.begin, self.problem.grid.end
         z = z[start + (self.nodal and start > 0) : end + self.nodal]
-        return problem.pack(problem.create_primal(), u[self.rows], z.reshape(-1), p)
+        return problem.layout.pack(problem.create_primal(), u[self.rows], z.reshape(-1), p)
 
     def multiplier(self, seed):
         vec = self.problem.create_multiplier()
@@ -83,7 +83,7 @@ def evaluations(make):
     for hessian in ("metric", "full", "gauss-newton"):
         operator, k = KKTOperator(metric, hessian), problem.create_kkt()
         operator.set_point(lin, lam)
-        problem.join_kkt(dx, lam, k)
+        problem.layout.join_kkt(dx, lam, k)
         y, products = k.duplicate(), []
         operator.mult(None, k, y)
         products.append(y.copy())
@@ -93,7 +93,7 @@ def evaluations(make):
             products.append(y.copy())
             assert symmetry_error(matrix) <= 1e-14
         for way, product in zip(("shell", "aij"), products):
-            problem.split_kkt(product, g, c)
+            problem.layout.split_kkt(product, g, c)
             name = f"{way}_{hessian}"
             out |= whole.arrays(name, g) | whole.rows_of(f"{name}_c", c)
     return problem, out

@@ -212,7 +212,7 @@ def operator_of(make, comm, hessian="gauss-newton"):
     grid, (n, m) = problem.grid, (problem.n, problem.m)
     own = slice(grid.begin, grid.end)
     u, z = 0.5 * randn(grid.num_steps, n, seed=3), 0.5 * randn(grid.num_steps, m, seed=4)
-    x = problem.pack(problem.create_primal(), u[own], z[own].ravel(), torch.zeros(0, dtype=u.dtype))
+    x = problem.layout.pack(problem.create_primal(), u[own], z[own].ravel(), torch.zeros(0, dtype=u.dtype))
     operator, lam = KKTOperator(RieszMetric(problem), hessian), problem.create_multiplier()
     lam.setArray(randn(grid.num_steps, n, seed=5)[own].numpy())
     operator.set_point(problem.at(x), lam)

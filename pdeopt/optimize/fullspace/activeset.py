@@ -26,7 +26,8 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.control.problem import ControlProblem, Linearization
+from pdeopt.control.linearization import Linearization
+from pdeopt.control.problem import ControlProblem
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import Reason, Record
 from pdeopt.kkt.operator import Hessian
@@ -63,7 +64,7 @@ class Box:
             torch.as_tensor(np.asarray(infinite if end is None else end), dtype=torch.float64).reshape(-1)
             for end, infinite in ((lower, -math.inf), (upper, math.inf))
         ]
-        size, largest = problem.control_size, problem.grid.max
+        size, largest = problem.layout.control_size, problem.grid.max
         if largest(torch.tensor(float(any(end.numel() not in (1, size) for end in ends)))) > 0:
             got = " and ".join(str(end.numel()) for end in ends)
             raise InputError("bounds on the control", f"{got} numbers", f"one, or those of this rank, {size}")
@@ -125,7 +126,7 @@ class ActiveSetKKT(NewtonKKT):
 
     def _threshold(self) -> Tensor:
         """c, (control_size,)."""
-        lumped, _ = self.problem.design_fields(self.metric.design_lumped())
+        lumped, _ = self.problem.layout.design_fields(self.metric.design_lumped())
         ones = self._primal(torch.ones_like(lumped))
         price = ones.dot(self.lin.hvp(None, ones, ones.duplicate())) / float(self.problem.grid.sum(lumped.sum()))
         return CAUTION * (price if price > 0 else 1.0) * lumped
@@ -133,7 +134,7 @@ class ActiveSetKKT(NewtonKKT):
     def record(self, iteration: int) -> Record:
         self._evaluate()
         u, z, p = self.problem.fields(self._gradient)
-        gradient = self.problem.pack(self._gradient.duplicate(), u, z + self.bound_multiplier, p)
+        gradient = self.problem.layout.pack(self._gradient.duplicate(), u, z + self.bound_multiplier, p)
         optimality, miss = self.metric.dual_norm(gradient), self.box.miss(self.lin.z, self.side)
         feasibility = math.hypot(self._feasibility, self.metric.control_norm(miss))
         self._residual = math.hypot(feasibility, optimality)
@@ -185,7 +186,7 @@ class ActiveSetKKT(NewtonKKT):
         """The norm of L_u, L_p, F and L_z of the free controls."""
         g = lin.lagrangian_gradient(lam)
         u, z, p = self.problem.fields(g)
-        g = self.problem.pack(g, u, torch.where(self.side == 0, z, 0.0), p)
+        g = self.problem.layout.pack(g, u, torch.where(self.side == 0, z, 0.0), p)
         return math.hypot(self.metric.dual_norm(g), self.metric.residual_norm(lin.residual))
 
     def _enter_box(self) -> bool:
@@ -194,7 +195,7 @@ class ActiveSetKKT(NewtonKKT):
         near = self.box.nearest(z)
         moves = float(self.problem.grid.max((near != z).any().double())) > 0
         if moves:
-            self.lin, self._note = self.problem.at(self.problem.pack(self.x, u, near, p)), "into the box"
+            self.lin, self._note = self.problem.at(self.problem.layout.pack(self.x, u, near, p)), "into the box"
         return moves
 
     def _direction(self, hessian: Hessian) -> tuple[PETSc.Vec, PETSc.Vec, float]:
@@ -233,7 +234,7 @@ class ActiveSetKKT(NewtonKKT):
         g.axpy(1.0, self._gradient)
         c.axpy(1.0, self.lin.residual)
         u, z, p = self.problem.fields(g)
-        free, dlam = solver.solve_blocks(self.problem.pack(g, u, torch.where(fixed, 0.0, z), p), c, self.rtol)
+        free, dlam = solver.solve_blocks(self.problem.layout.pack(g, u, torch.where(fixed, 0.0, z), p), c, self.rtol)
         dx.axpy(-1.0, free)
         dlam.scale(-1.0)
         g = W(dx, g)
@@ -245,7 +246,7 @@ class ActiveSetKKT(NewtonKKT):
         """[0 | z | 0]."""
         x = self.problem.create_primal()
         u, _, p = self.problem.fields(x)
-        return self.problem.pack(x, u, z, p)
+        return self.problem.layout.pack(x, u, z, p)
 
     def _digest(self, side: Tensor) -> bytes:
         """The same for equal sets. Collective."""

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 
 from petsc4py import PETSc
 
+from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
-from pdeopt.control.problem import ControlProblem, Linearization
+from pdeopt.control.problem import ControlProblem
 from pdeopt.core.errors import SolveFailure
 from pdeopt.core.monitor import Reason, Record
 from pdeopt.core.settings import Settings, setting

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from petsc4py import PETSc
 from torch import Tensor
 
+from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
-from pdeopt.control.problem import Linearization
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import logged
 from pdeopt.core.settings import Settings, read_inner, setting
@@ -208,9 +208,9 @@ class KKTSolver:
 
     def solve_blocks(self, g: PETSc.Vec, c: PETSc.Vec, rtol: float) -> tuple[PETSc.Vec, PETSc.Vec]:
         """The primal and the multiplier part of K s = [g | c]; see `solve`."""
-        solution = self.solve(self.problem.join_kkt(g, c, self.problem.create_kkt()), rtol)
+        solution = self.solve(self.problem.layout.join_kkt(g, c, self.problem.create_kkt()), rtol)
         x, lam = self.problem.create_primal(), self.problem.create_multiplier()
-        self.problem.split_kkt(solution, x, lam)
+        self.problem.layout.split_kkt(solution, x, lam)
         return x, lam
 
     def _correct(self, rhs: PETSc.Vec, out: PETSc.Vec) -> None:
@@ -242,7 +242,7 @@ class KKTSolver:
     def norm(self, k: PETSc.Vec) -> float:
         """The dual norm of a right-hand side or residual [g | c]."""
         g, c = self.problem.create_primal(), self.problem.create_multiplier()
-        self.problem.split_kkt(k, g, c)
+        self.problem.layout.split_kkt(k, g, c)
         return float((self.metric.dual_norm(g) ** 2 + self.metric.residual_norm(c) ** 2) ** 0.5)
 
     @property

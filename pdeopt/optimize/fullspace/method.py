@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from petsc4py import PETSc
 
-from pdeopt.control.problem import ControlProblem, Linearization
+from pdeopt.control.linearization import Linearization
+from pdeopt.control.problem import ControlProblem
 from pdeopt.core.monitor import ControlResult, History, Reason, Record
 
 

@@ -12,8 +12,9 @@ import math
 
 from petsc4py import PETSc
 
+from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
-from pdeopt.control.problem import ControlProblem, Linearization
+from pdeopt.control.problem import ControlProblem
 from pdeopt.core.monitor import Reason, Record
 from pdeopt.kkt.operator import Hessian
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver

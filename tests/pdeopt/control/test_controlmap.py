@@ -26,7 +26,7 @@ def test_the_adjoint_is_the_transpose():
 def test_weights_shared_by_all_steps():
     """E = (I, ..., I)': one control for all steps; its gradient is the sum over the steps."""
     base = examples.dense()
-    n_rows, m = base.control_size, base.m
+    n_rows, m = base.layout.control_size, base.m
     matrix = PETSc.Mat().createAIJ((n_rows, m), nnz=1, comm=base.grid.comm)
     for k in range(n_rows):
         matrix.setValue(k, k % m, 1.0)

@@ -32,13 +32,13 @@ def test_the_dual_norm_is_that_of_the_representative(problem):
 
 
 def test_lumping_keeps_row_sums(problem):
-    metric, R = RieszMetric(problem), Oracle(problem).metric()[problem.state_size :, problem.state_size :]
+    metric, R = RieszMetric(problem), Oracle(problem).metric()[problem.layout.state_size :, problem.layout.state_size :]
     assert relative(entries(metric.design_lumped()), R.sum(1)) <= 1e-13
 
 
 def test_residuals_are_measured_in_the_dual_of_the_state(problem):
     metric, c = RieszMetric(problem), randomize(problem.create_multiplier(), 0)
-    R = Oracle(problem).metric()[: problem.state_size, : problem.state_size]
+    R = Oracle(problem).metric()[: problem.layout.state_size, : problem.layout.state_size]
     expected = entries(c) @ torch.linalg.solve(R, entries(c))
     assert metric.residual_norm(c) == pytest.approx(float(expected**0.5), rel=1e-12)
 
@@ -54,7 +54,7 @@ def test_norms_of_fields_are_norms(problem):
 def test_the_norm_of_a_constant_is_its_integral(nx):
     """On the unit square, whatever the mesh: the control lives on all nodes."""
     problem = examples.burgers(nx=nx, nt=4)
-    z = torch.full((problem.control_size,), 3.0, dtype=torch.float64)
+    z = torch.full((problem.layout.control_size,), 3.0, dtype=torch.float64)
     assert RieszMetric(problem).control_norm(z) == pytest.approx(3.0, rel=1e-13)
 
 

@@ -71,17 +71,17 @@ def test_the_adjoint_makes_the_lagrangian_stationary_in_the_state(problem, x):
     lam = problem.solve_adjoint(lin)
     g = lin.vjp(lam, problem.create_primal())
     g.axpy(1.0, lin.gradient)
-    assert entries(g)[: problem.state_size].abs().max() <= 1e-12 * (1 + lam.norm())
+    assert entries(g)[: problem.layout.state_size].abs().max() <= 1e-12 * (1 + lam.norm())
 
 
 def test_splitting_and_joining_are_inverse(problem, x):
     assert problem.join(*problem.split(x)).equal(x)
     k, lam = problem.create_kkt(), randomize(problem.create_multiplier(), 3)
-    problem.join_kkt(x, lam, k)
+    problem.layout.join_kkt(x, lam, k)
     y, mu = problem.create_primal(), problem.create_multiplier()
-    problem.split_kkt(k, y, mu)
+    problem.layout.split_kkt(k, y, mu)
     assert y.equal(x) and mu.equal(lam)
-    assert problem.pack(problem.create_primal(), *problem.fields(x)).equal(x)
+    assert problem.layout.pack(problem.create_primal(), *problem.fields(x)).equal(x)
 
 
 def test_one_step_is_a_time_grid_too():

@@ -31,7 +31,7 @@ def test_the_gradient_is_that_of_implicit_differentiation(problem):
     """J_z - J_u F_u^-1 F_z by dense matrices of the loop over steps."""
     z = random_design(problem, 1, 0.3)
     _, g = ReducedObjective(problem).value_and_gradient(entries(z))
-    oracle, n = Oracle(problem), problem.state_size
+    oracle, n = Oracle(problem), problem.layout.state_size
     x = torch.cat([entries(problem.solve_state(z)), entries(z)])
     F, J = jacfwd(oracle.F)(x), jacfwd(oracle.J)(x)
     expected = J[n:] - F[:, n:].T @ torch.linalg.solve(F[:, :n].T, J[:n])

@@ -15,7 +15,7 @@ def setting(name, seed=0):
     x = problem.create_primal()
     x.setArray(0.5 * torch.randn(x.getLocalSize(), generator=draw, dtype=torch.float64).numpy())
     r = torch.randn(problem.grid.n_local, problem.n, generator=draw, dtype=torch.float64)
-    F_u = jacfwd(Oracle(problem).F)(entries(x))[:, : problem.state_size]
+    F_u = jacfwd(Oracle(problem).F)(entries(x))[:, : problem.layout.state_size]
     return problem, problem.at(x).jacobian, r, F_u
 
 
@@ -45,7 +45,7 @@ def test_forward_and_backward_are_adjoint(name):
 def test_marching_and_newton_over_all_steps_find_the_same_state(name):
     problem = examples.EXAMPLES[name]()
     design = random_design(problem, 2, 0.5)
-    z, p = problem.design_fields(design)
+    z, p = problem.layout.design_fields(design)
     steps = problem.grid.steps.with_parameters(p)
     marched = march(problem.grid, problem.constraint, problem.constraint.initial_state(p), problem.controls(z), steps)
     assert torch.allclose(entries(problem.solve_state(design)), marched.ravel(), rtol=1e-11, atol=1e-12)

@@ -163,7 +163,7 @@ def test_fixed_controls_do_not_act(name, hessian):
     """Their rows and columns are those of a diagonal; the Schur complement is that of the free controls alone."""
     problem = examples.EXAMPLES[name]()
     operator, k = operator_at_random(problem, hessian)
-    fixed = torch.rand(problem.control_size, generator=torch.Generator().manual_seed(2)) < 0.4
+    fixed = torch.rand(problem.layout.control_size, generator=torch.Generator().manual_seed(2)) < 0.4
     operator.set_point(operator.lin, fixed=fixed)
     blocks, K = KKTBlocks.of(operator), Oracle(problem).kkt(k, hessian)
     u, z, _, lam = fields(blocks)
@@ -179,7 +179,7 @@ def test_fixed_controls_do_not_act(name, hessian):
 def test_fixed_controls_with_a_control_map_are_refused():
     problem = examples.burgers(nodal=True)
     operator, _ = operator_at_random(problem, "metric")
-    operator.set_point(operator.lin, fixed=torch.ones(problem.control_size, dtype=torch.bool))
+    operator.set_point(operator.lin, fixed=torch.ones(problem.layout.control_size, dtype=torch.bool))
     with pytest.raises(InputError, match="control map"):
         KKTBlocks.of(operator)
 

@@ -103,7 +103,7 @@ def at_random(name, hessian, window, seed=4):
 def test_the_matrix_is_the_dense_hessian_of_the_coupled_lagrangian(name, hessian, window):
     problem, operator, k = at_random(name, hessian, window)
     oracle = CoupledOracle(problem, window)
-    u = k[: problem.state_size].reshape(-1, problem.n)
+    u = k[: problem.layout.state_size].reshape(-1, problem.n)
     v = u[[start - 1 for start in oracle.starts]].reshape(-1)
     k = torch.cat([k, v, torch.zeros_like(v)])  # v is u_prev, where the operator is linearized
     order, matrix = oracle.order(), operator.assemble()
@@ -135,7 +135,7 @@ def test_continuity_multipliers_are_the_adjoint_where_a_window_starts(name, hess
     right = operator.to_coupled(randomize(problem.create_kkt(), 6))
     solution = vector(right, torch.linalg.solve(dense(operator.assemble()), entries(right)))
     x, lam = problem.create_primal(), problem.create_multiplier()
-    problem.split_kkt(operator.to_standard(solution, problem.create_kkt()), x, lam)
+    problem.layout.split_kkt(operator.to_standard(solution, problem.create_kkt()), x, lam)
     lin, rows = operator.lin, entries(lam).reshape(-1, problem.n)
     expected = lin.jacobian.vjp(rows)[0]
     if hessian == "full":
@@ -156,7 +156,7 @@ def test_at_the_optimum_they_belong_to_the_multiplier_of_the_solution():
     result = SQPSolver(problem, type="newton", opt_tol=1e-12, feas_tol=1e-12).solve()
     operator, lin = CoupledKKT(RieszMetric(problem), "full", 3), problem.at(problem.join(result.state, result.design))
     operator.set_point(lin, result.multiplier)
-    k = problem.join_kkt(lin.gradient, lin.residual, problem.create_kkt())
+    k = problem.layout.join_kkt(lin.gradient, lin.residual, problem.create_kkt())
     k.scale(-1.0)
     right = operator.to_coupled(k)
     solution = vector(right, torch.linalg.solve(dense(operator.assemble()), entries(right)))
@@ -196,7 +196,7 @@ def test_a_matrix_refilled_at_another_point_is_that_of_the_point():
 def test_fixed_controls_do_not_move(options, name):
     problem = examples.EXAMPLES[name]()
     x, lam = randomize(problem.create_primal(), 4), randomize(problem.create_multiplier(), 5)
-    fixed, r = torch.arange(problem.control_size) % 3 == 0, randomize(problem.create_kkt(), 6)
+    fixed, r = torch.arange(problem.layout.control_size) % 3 == 0, randomize(problem.create_kkt(), 6)
     found = []
     for form in ("standard", "coupled"):
         options(test_kkt_form=form, test_kkt_window=3)

@@ -118,7 +118,7 @@ def test_without_krylov_iterations_inside_it_is_symmetric_and_indefinite(options
     options(wathen_schur=schur, wathen_propagator=propagator, test_wathen_ksp_type="preonly", mgrit_window=4)
     options(test_wathen_mg_levels_ksp_max_it=1, test_wathen_mg_levels_ksp_richardson_scale=1.0)
     operator = operator_at_zero(heat(8))
-    P, lam = preconditioner(operator, WathenPC()), operator.problem.state_size
+    P, lam = preconditioner(operator, WathenPC()), operator.problem.layout.state_size
     tolerance = 1e-12 if propagator != "multigrid" else 1e-8  # its coarsest problem is solved to 1e-10
     assert relative(P, P.T) <= tolerance
     assert int((torch.linalg.eigvalsh(0.5 * (P + P.T)) < 0).sum()) == lam
@@ -271,7 +271,7 @@ def test_the_newton_step_of_the_linear_problem_is_its_optimum():
         b, s = newton_right_hand_side(problem), problem.create_kkt()
         ksp.solve(b, s)
     x, lam = problem.create_primal(), problem.create_multiplier()
-    problem.split_kkt(s, x, lam)
+    problem.layout.split_kkt(s, x, lam)
     x.scale(-1.0), lam.scale(-1.0)
     lin = problem.at(x)
     assert lin.lagrangian_gradient(lam).norm() <= 1e-9 * b.norm() and lin.residual.norm() <= 1e-9 * b.norm()

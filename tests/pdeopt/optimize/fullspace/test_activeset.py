@@ -32,7 +32,7 @@ def bounded(problem, **words):
 
 def narrow_box(problem):
     """The middle of what the optimum without bounds uses."""
-    z = problem.design_fields(bounded(problem).solve().design)[0]
+    z = problem.layout.design_fields(bounded(problem).solve().design)[0]
     return {"lower": float(z.quantile(0.2)), "upper": float(z.quantile(0.7))}
 
 
@@ -57,7 +57,7 @@ def test_the_kkt_conditions_hold_in_every_component(name, options):
     oracle = Oracle(problem)
     k = torch.cat([entries(part) for part in (result.state, result.design, result.multiplier)])
     gradient = torch.func.grad(oracle.L)(k)
-    start, z = problem.state_size, problem.design_fields(result.design)[0]
+    start, z = problem.layout.state_size, problem.layout.design_fields(result.design)[0]
     mu = -gradient[start : start + len(z)]
     gradient[start : start + len(z)] = 0.0
     assert gradient.abs().max() <= 1e-9  # L_u, L_p and F
@@ -181,9 +181,9 @@ def fixed_system(name, hessian):
     problem = examples.EXAMPLES[name]()
     x, lam = randomize(problem.create_primal(), 4), randomize(problem.create_multiplier(), 5)
     x.scale(0.5)
-    lin, fixed = problem.at(x), torch.arange(problem.control_size) % 3 == 0
+    lin, fixed = problem.at(x), torch.arange(problem.layout.control_size) % 3 == 0
     K = Oracle(problem).kkt(torch.cat([entries(x), entries(lam)]), hessian)
-    place = torch.nonzero(fixed)[:, 0] + problem.state_size
+    place = torch.nonzero(fixed)[:, 0] + problem.layout.state_size
     K[place], K[:, place] = 0.0, 0.0
     return problem, lin, lam, fixed, K, place
 

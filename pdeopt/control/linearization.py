@@ -1,0 +1,197 @@
+"""J, F and their derivatives at a point, for vectors of all steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+from pdeopt.control.constraint import StepJacobian, TimeDependentConstraint
+from pdeopt.control.controlmap import StepControls
+from pdeopt.control.objective import Objective
+from pdeopt.control.vectorlayout import Fields, VectorLayout
+from pdeopt.core.arrays import assign
+from pdeopt.core.autodiff import gradient, jvp, vjp
+from pdeopt.steps.timegrid import Steps
+
+
+class InitialNode:
+    """The node t_0: its state u_0 = G(p), and its term J_0(G(p), 0; p) of the objective.
+
+    Args:
+        state: G, (param_dim,) -> (n,).
+        objective: its terms; that of step 0 is J_0.
+        node: t_0 as a step of length 0.
+        m: controls of a step.
+    """
+
+    def __init__(self, state: Callable[[Tensor], Tensor], objective: Objective, node: Steps, m: int) -> None:
+        self.state, self.objective, self.node = state, objective, node
+        self._no_control = torch.zeros(1, m, dtype=torch.float64)
+
+    def jvp(self, p: Tensor, dp: Tensor) -> Tensor:
+        """G'(p) dp, shape (n,)."""
+        return jvp(self.state, (p,), (dp,)) if len(p) else torch.zeros_like(self.state(p))
+
+    def vjp(self, p: Tensor, w: Tensor) -> Tensor:
+        """G'(p)' w, shape (param_dim,)."""
+        return vjp(self.state, (p,), w)[0]
+
+    def curvature(self, p: Tensor, w: Tensor, dp: Tensor) -> Tensor:
+        """(d/dp G'(p)' w) dp, shape (param_dim,)."""
+        return jvp(lambda q: self.vjp(q, w), (p,), (dp,))
+
+    def value(self, p: Tensor) -> Tensor:
+        """J_0(G(p), 0; p), a scalar."""
+        return self.objective.value(self.state(p)[None], self._no_control, self.node.with_parameters(p)).sum()
+
+    def gradient(self, p: Tensor) -> Tensor:
+        """The gradient of `value`, shape (param_dim,)."""
+        du, _, dp = self.objective.gradient(self.state(p)[None], self._no_control, self.node.with_parameters(p))
+        return dp + self.vjp(p, du[0])
+
+    def hvp(self, p: Tensor, dp: Tensor) -> Tensor:
+        """The Hessian of `value` times dp, shape (param_dim,)."""
+        return jvp(lambda q: gradient(self.value, q), (p,), (dp,))
+
+
+class Linearization:
+    """J, F and their derivatives at a point x = [u | z | p]. Every member is collective.
+
+    Derivatives of the Lagrangian L = J + sum_i lam_i.F_i; vectors are in the layout of x (primal) and of
+    the multiplier. The initial map u_0 = G(p) is differentiated through. `ControlProblem.at` makes it; it is a value:
+    linearizations at several points live side by side, and each evaluates what it is asked for once.
+
+        lin = problem.at(x)
+        lin.value, lin.residual.norm()
+        lin.hvp(lam, dx, out)                  # out = L'' dx
+
+    Args:
+        constraint, objective: F and the J_i.
+        initial: G and J_0; J_0 is counted on rank 0.
+        layout: of the vectors.
+        controls: flat design controls -> controls of steps.
+        x: the point, which is copied.
+
+    Attributes:
+        u, z, p: the fields of x: rows (n_local, n), flat controls, global parameters.
+        u0, u_old, z_step: G(p), (n,); the states before the steps, (n_local, n); their controls, (n_local, m).
+        steps: the steps of this rank at p.
+    """
+
+    def __init__(
+        self,
+        constraint: TimeDependentConstraint,
+        objective: Objective,
+        initial: InitialNode,
+        layout: VectorLayout,
+        controls: StepControls,
+        x: PETSc.Vec,
+    ) -> None:
+        self.constraint, self.objective, self.initial = constraint, objective, initial
+        self.layout, self.controls, self.grid = layout, controls, layout.grid
+        self.u, self.z, self.p = layout.fields(x)
+        self.steps = self.grid.steps.with_parameters(self.p)
+        self.z_step, self.u0 = controls(self.z), initial.state(self.p)
+        self.u_old = self.grid.shift(self.u, self.u0)
+        self._starts_at_p = bool(layout.param_size)  # this rank has step 1, whose u_old depends on p
+
+    @cached_property
+    def value(self) -> float:
+        """J at the point; NaN where a term is."""
+        total = self.objective.value(self.u, self.z_step, self.steps).sum()
+        return float(self.grid.sum(total + self.initial.value(self.p) if self.grid.is_first else total))
+
+    @cached_property
+    def residual(self) -> PETSc.Vec:
+        """F at the point, in the layout of the multiplier."""
+        out = self.layout.create_multiplier()
+        assign(out, self.constraint.residual(self.u_old, self.u, self.z_step, self.steps))
+        return out
+
+    @cached_property
+    def jacobian(self) -> StepJacobian:
+        """The step Jacobians of this rank."""
+        return self.constraint.linearize(self.u_old, self.u, self.z_step, self.steps)
+
+    @cached_property
+    def gradient_fields(self) -> Fields:
+        """dJ/du (n_local, n), dJ/dz (flat) and dJ/dp, the latter summed over the ranks."""
+        u, z, p = self.objective.gradient(self.u, self.z_step, self.steps)
+        if self._starts_at_p:
+            p = p + self.initial.gradient(self.p)
+        return u, self.controls.adjoint(z), self.grid.sum(p)
+
+    @cached_property
+    def gradient(self) -> PETSc.Vec:
+        """J' at the point, in the layout of x."""
+        return self.layout.pack(self.layout.create_primal(), *self.gradient_fields)
+
+    def jvp(self, dx: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out = F' dx, in the layout of the multiplier."""
+        du, dz, dp = self.layout.fields(dx)
+        assign(out, self.jacobian.jvp(self._old_direction(du, dp), du, self.controls(dz), dp))
+        return out
+
+    def _old_direction(self, du: Tensor, dp: Tensor) -> Tensor:
+        """du_{i-1} at row i, with du_0 = G'(p) dp."""
+        return self.grid.shift(du, self.initial.jvp(self.p, dp))
+
+    def vjp(self, lam: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out = F'^T lam (the transposed Jacobian), in the layout of x."""
+        return self.layout.pack(out, *self.vjp_fields(self.layout.rows(lam)))
+
+    def vjp_fields(self, lam: Tensor) -> Fields:
+        """F_u' lam (n_local, n), F_z' lam (flat) and F_p' lam, the latter summed over the ranks."""
+        w_old, w_new, w_z, w_p = self.jacobian.vjp(lam)
+        following, first = self.grid.shift_adjoint(w_old)
+        if self.layout.param_dim:
+            w_p = self.grid.sum(w_p + self.initial.vjp(self.p, first))
+        return w_new + following, self.controls.adjoint(w_z), w_p
+
+    def lagrangian_gradient(self, lam: PETSc.Vec) -> PETSc.Vec:
+        """J' + F'^T lam, in the layout of x, a new vector."""
+        gradient = self.vjp(lam, self.layout.create_primal())
+        gradient.axpy(1.0, self.gradient)
+        return gradient
+
+    def hvp(self, lam: PETSc.Vec | None, dx: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out = L'' dx with the multiplier `lam`; None leaves the constraint out (Gauss-Newton)."""
+        du, dz, dp = self.layout.fields(dx)
+        dz = self.controls(dz)
+        h_u, h_z, h_p = self.objective.hvp(self.u, self.z_step, self.steps, du, dz, dp)
+        if lam is not None:
+            rows = self.layout.rows(lam)
+            w_old, w_new, w_z, w_p = self.jacobian.hvp(rows, self._old_direction(du, dp), du, dz, dp)
+            following, first = self.grid.shift_adjoint(w_old)
+            h_u, h_z, h_p = h_u + w_new + following, h_z + w_z, h_p + w_p
+            if self._starts_at_p:
+                h_p = h_p + self.initial.vjp(self.p, first) + self._initial_curvature(rows, dp)
+        if self._starts_at_p:
+            h_p = h_p + self.initial.hvp(self.p, dp)
+        return self.layout.pack(out, h_u, self.controls.adjoint(h_z), self.grid.sum(h_p))
+
+    def parameter_column(self, lam: Tensor | None, dp: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Second derivatives of each step's L_i and the Jacobian F_i in the direction dp, for assembly.
+
+        Returns rows for u_old, u_new and z, the sum for p over the steps of this rank, and rows of F_p dp.
+        The path through u_0 = G(p) is left out but for its curvature.
+        """
+        no_u, no_z = torch.zeros_like(self.u), torch.zeros_like(self.z_step)
+        h_u, h_z, h_p = self.objective.hvp(self.u, self.z_step, self.steps, no_u, no_z, dp)
+        h_old = no_u
+        if lam is not None:
+            h_old, w_new, w_z, w_p = self.jacobian.hvp(lam, dp=dp)
+            h_u, h_z, h_p = h_u + w_new, h_z + w_z, h_p + w_p
+        if self._starts_at_p:
+            h_p = h_p + self.initial.hvp(self.p, dp)
+            if lam is not None:
+                h_p = h_p + self._initial_curvature(lam, dp)
+        return h_old, h_u, h_z, h_p, self.jacobian.jvp(dp=dp)
+
+    def _initial_curvature(self, lam: Tensor, dp: Tensor) -> Tensor:
+        """The curvature of the initial map in L: that of B_1' lam_1 . G."""
+        return self.initial.curvature(self.p, self.jacobian.vjp(lam)[0][0], dp)
