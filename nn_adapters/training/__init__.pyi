@@ -1,16 +1,20 @@
+# The loop, and what it is made of.
 from nn_adapters.training.loop import (
-    GradientBias as GradientBias,
     Epoch as Epoch,
-    RankGroups as RankGroups,
+    GradientBias as GradientBias,
     Training as Training,
     TrainingSettings as TrainingSettings,
 )
+from nn_adapters.training.groups import RankGroups as RankGroups
+from nn_adapters.training.checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
+from nn_adapters.training.regularize import smoothness as smoothness, tikhonov as tikhonov
+
+# Ways to train.
 from nn_adapters.training.lsgd import LSGD as LSGD, Triangle as Triangle, least_squares as least_squares, lsgd as lsgd
 from nn_adapters.training.nested import (
     deepen as deepen,
-    refine_weights as refine_weights,
     nested_epochs as nested_epochs,
+    refine_weights as refine_weights,
 )
-from nn_adapters.training.regularize import smoothness as smoothness, tikhonov as tikhonov
 
 __all__: list[str]

@@ -18,7 +18,8 @@ from torch import nn
 
 from nn_adapters.data.datasets import Dataset
 from nn_adapters.layers.parallelmodule import mgrit_solvers
-from nn_adapters.training.loop import Epoch, RankGroups, Training, TrainingSettings
+from nn_adapters.training.groups import RankGroups
+from nn_adapters.training.loop import Epoch, Training, TrainingSettings
 from nn_adapters.training.nested import deepen, nested_epochs
 from pdeopt.control.checkpoint import replace_file
 from pdeopt.core.errors import InputError, on_root

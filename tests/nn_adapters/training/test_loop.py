@@ -15,7 +15,8 @@ from mpi4py import MPI
 from nn_adapters.data.datasets import peaks
 from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.layerparallel import LayerParallel
-from nn_adapters.training.loop import RankGroups, Training, TrainingSettings
+from nn_adapters.training.groups import RankGroups
+from nn_adapters.training.loop import Training, TrainingSettings
 from nn_adapters.training.nested import nested_epochs
 from pdeopt.core.errors import InputError, SolveFailure
 from problems import har_gru, indian_pines, mnist, video_gru
