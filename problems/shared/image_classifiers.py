@@ -167,7 +167,7 @@ def main(
         kind = MINIMIZERS.get(settings.optimizer)
         words = {"apts": STOCHASTIC_APTS, "tr": STOCHASTIC}.get(settings.optimizer, {})
         words = words | {"seed": settings.seed} if words else {}
-        own = None if kind is None else read(kind.Settings, f"{kind.name}_", **words)  # type: ignore[attr-defined]
+        own = None if kind is None else read(kind.Settings, **words)  # type: ignore[attr-defined]
         require_all_read()
         report.check_targets(MPI.COMM_WORLD, output)
         team = team_of(settings.backend)

@@ -20,11 +20,17 @@ from pdeopt.optimize.descent.quasinewton import (
     search_setting as search_setting,
 )
 from pdeopt.optimize.descent.rmtr import RMTR as RMTR, RMTRSettings as RMTRSettings, TrustSmoother as TrustSmoother
+from pdeopt.optimize.descent.localsolves import (
+    LocalSolves as LocalSolves,
+    flattened as flattened,
+    part_of as part_of,
+    quasi_newton as quasi_newton,
+)
 from pdeopt.optimize.descent.schwarz import (
-    Columns as Columns,
-    Correction as Correction,
+    CoarseSpace as CoarseSpace,
     SPQN as SPQN,
     SPQNSettings as SPQNSettings,
+    search_along as search_along,
 )
 from pdeopt.optimize.descent.taotype import Solver as Solver, TaoFunction as TaoFunction, solve as solve
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer as TrustRegionMinimizer, TrustSettings as TrustSettings

@@ -31,7 +31,7 @@ class Adam(Minimizer):
     means begin anew. The result is the best point met, for f may rise from step to step.
     """
 
-    name, Settings = "adam", AdamSettings
+    Settings = AdamSettings
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         super().start(x, known)

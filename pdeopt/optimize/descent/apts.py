@@ -54,7 +54,7 @@ class APTS(TrustRegionMinimizer):
             by default that of the decomposition.
     """
 
-    name, Settings = "apts", APTSSettings
+    Settings = APTSSettings
 
     def __init__(
         self,

@@ -63,7 +63,7 @@ class ASTROM(Minimizer):
         InputError: a function without samples.
     """
 
-    name, Settings = "astrom", ASTROMSettings
+    Settings = ASTROMSettings
     function: SampledFunction
     rule = RatioRule(grow=3.0)
 

@@ -57,7 +57,6 @@ class Minimizer(ABC):
         InputError: settings that nobody knows, or that are not legal.
     """
 
-    name: ClassVar[str]
     Settings: ClassVar[SettingsGroup]
 
     x: Tensor
@@ -138,7 +137,7 @@ class Minimizer(ABC):
             monitors = [print_monitor(PETSc.COMM_WORLD, type(self).__name__), *monitors]
 
         def test(record: DescentRecord) -> Reason:
-            reason = self._test(record)
+            reason = self.test(record)
             return Reason.CONVERGED_TARGET if reason == Reason.ITERATING and until and until(self) else reason
 
         return iterate(self, test, monitors=monitors, observers=observers, history=_without_last(history))
@@ -196,7 +195,8 @@ class Minimizer(ABC):
     def result(self, reason: Reason, message: str, history: History) -> Result:
         return Result(self.x, reason, message, history)
 
-    def _test(self, record: DescentRecord) -> Reason:
+    def test(self, record: DescentRecord) -> Reason:
+        """Why to stop at a record, or ITERATING."""
         stop = self.stop
         if not (math.isfinite(record.objective) and math.isfinite(record.optimality)):
             return Reason.DIVERGED_NAN

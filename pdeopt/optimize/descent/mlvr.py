@@ -80,7 +80,7 @@ class MLVR(Minimizer):
         InputError: a function without samples, or fewer samples than levels need.
     """
 
-    name, Settings = "mlvr", MLVRSettings
+    Settings = MLVRSettings
     function: SampledFunction
 
     def attach(self, function: Any) -> None:

@@ -223,7 +223,7 @@ class MGOPT(Multilevel):
     With one level it is its smoother.
     """
 
-    name, Settings = "mgopt", MGOPTSettings
+    Settings = MGOPTSettings
 
     def __init__(
         self,
@@ -233,7 +233,7 @@ class MGOPT(Multilevel):
         prefix: str = "",
         **defaults: Any,
     ) -> None:
-        self._prefix = f"{prefix}{self.name}_"
+        self._prefix = prefix + self.Settings.prefix
         super().__init__(function, settings, stop, prefix, **defaults)
 
     def smoother(self, function: SmoothFunction) -> Minimizer:

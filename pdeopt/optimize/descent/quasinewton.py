@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,20 +21,27 @@ from pdeopt.functions.hierarchy import as_hierarchy
 from pdeopt.functions.smooth import Operator, SmoothFunction
 from pdeopt.optimize.descent.minimizer import Minimizer
 from pdeopt.optimize.parts.inversehessian import DenseInverse, InverseHessian, LimitedMemory
-from pdeopt.optimize.parts.linesearch import SEARCHES, Ray
+from pdeopt.optimize.parts.linesearch import SEARCHES, Ray, Search
 
-#: Steps on a coarser level from one look at the next finer one to the next.
-LOOK = 10
+#: Steps on a coarser level between two looks at the value of the next finer one.
+STEPS_BETWEEN_LOOKS = 10
 
 
 class QuasiNewton(Minimizer):
-    """x <- x - size H f'(x), H updated by the pair of the step.
+    """x <- x - size H f'(x): a line search says how far, an approximate inverse Hessian H where.
+
+    H is updated by the pair s, y of each step, the changes of x and f'(x). A subclass says which H it is. Where no step
+    is found, H is started again.
 
     Attributes:
+        search: how far.
+        inverse: H.
+        preconditioner: the first H, as far as the function knows it; None where it does not.
         levels: the functions, finest first; the other levels of a hierarchy that has other unknowns there are left out.
         level: the number of the one that is minimized now; f and g are its.
     """
 
+    search: Search
     inverse: InverseHessian
     preconditioner: Operator | None
     levels: Sequence[SmoothFunction]
@@ -42,6 +49,7 @@ class QuasiNewton(Minimizer):
     def attach(self, function: SmoothFunction) -> None:
         hierarchy = as_hierarchy(function)
         self.levels = hierarchy.functions if hierarchy.shares_unknowns else hierarchy.functions[:1]
+        self.search = SEARCHES[self.settings.line_search]
         super().attach(self.levels[0])
 
     @abstractmethod
@@ -61,12 +69,20 @@ class QuasiNewton(Minimizer):
         self._usual_size = 1.0
 
     def step(self) -> Reason:
+        return self.on_level(self.iteration)
+
+    def on_level(self, iteration: Callable[[], Reason]) -> Reason:
+        """An iteration on the present level, or on the next finer one where this has nothing left to say.
+
+        Args:
+            iteration: moves x, f and g of this object.
+        """
         before = self.level
         if self.level and self._has_left():
             self._refine()
             if self.optimality() <= self.stop.gtol:
                 return Reason.ITERATING
-        reason = self.iteration()
+        reason = iteration()
         self._taken += 1
         if self.level < before:
             self.note = f"level {self.level} {self.note}".strip()
@@ -79,7 +95,7 @@ class QuasiNewton(Minimizer):
         """Whether this level has no more to say of the next finer one: its own error is most of what is left."""
         if self.optimality() <= self.stop.gtol:
             return True
-        if not self.settings.gap or self._taken % LOOK != LOOK - 1:
+        if not self.settings.gap or self._taken % STEPS_BETWEEN_LOOKS != STEPS_BETWEEN_LOOKS - 1:
             return False
         return not self.levels[self.level - 1].value(self.x) - self.f <= self.settings.gap * abs(self.f)
 
@@ -88,8 +104,8 @@ class QuasiNewton(Minimizer):
         self.function = self.inverse.function = self.levels[self.level]
         self.f, self.g = self.function.value_and_gradient(self.x)
 
-    def _test(self, record: DescentRecord) -> Reason:
-        reason = super()._test(record)
+    def test(self, record: DescentRecord) -> Reason:
+        reason = super().test(record)
         only_here = reason in (Reason.CONVERGED_OPTIMALITY, Reason.CONVERGED_TARGET) and self.level > 0
         return Reason.ITERATING if only_here else reason
 
@@ -100,19 +116,28 @@ class QuasiNewton(Minimizer):
             found.design = x
         return found
 
-    def direction(self) -> tuple[Tensor, bool]:
-        """Where to go, and whether it is -H f'."""
-        return -self.inverse.times(self.g), True
+    def direction(self) -> Tensor:
+        """-H f', where to go."""
+        return -self.inverse.times(self.g)
 
-    def iteration(self) -> Reason:
-        """Move x, f and g on this level."""
-        direction, is_newton = self.direction()
+    def learn(self, s: Tensor, y: Tensor) -> None:
+        """Take in the pair of a step that something else has made."""
+        if self.inverse.update(s, y):
+            self._pairs += 1
+
+    def iteration(self, along: Tensor | None = None) -> Reason:
+        """Move x, f and g on this level.
+
+        Args:
+            along: direction with a negative slope; -H f' by default.
+        """
+        direction, is_newton = (self.direction(), True) if along is None else (along, False)
         ray, size = self._search(direction)
         self.note = ""
         if size is None and self._pairs:  # H may be what is wrong
-            self.inverse, self._pairs, self.note, is_newton = self.new_inverse(), 0, "anew", True
+            self.inverse, self._pairs, self.note, is_newton = self.new_inverse(), 0, "restarted", True
             self._usual_size = 1.0
-            ray, size = self._search(-self.inverse.times(self.g))
+            ray, size = self._search(self.direction())
         if size is None:
             return Reason.DIVERGED_LINE_SEARCH if math.isfinite(ray(1e-8)) else Reason.DIVERGED_NAN
         x, f, g = ray.point(size), ray(size), ray.gradient(size)
@@ -135,7 +160,7 @@ class QuasiNewton(Minimizer):
         ray = Ray(self.function, self.x, self.f, self.g, direction)
         if not ray.slope_at_start < 0:
             return ray, None
-        return ray, SEARCHES[self.settings.line_search].along(ray, self._first_trial())
+        return ray, self.search.along(ray, self._first_trial())
 
     def memory(self) -> dict[str, Any]:
         inverse = {f"inverse.{name}": value for name, value in self.inverse.memory().items()}
@@ -190,7 +215,7 @@ class LBFGSSettings(Settings, prefix="lbfgs_"):
 class LBFGS(QuasiNewton):
     """L-BFGS (D. C. Liu, J. Nocedal, Math. Program. 45, 1989) in compact form."""
 
-    name, Settings = "lbfgs", LBFGSSettings
+    Settings = LBFGSSettings
 
     def new_inverse(self) -> LimitedMemory:
         return LimitedMemory(self.function, self.settings.memory, self.preconditioner)
@@ -215,7 +240,7 @@ class SSBroyden(QuasiNewton):
         team: communicator whose ranks share the rows of H, where the unknowns are on every rank; see `DenseInverse`.
     """
 
-    name, Settings = "ssbroyden", SSBroydenSettings
+    Settings = SSBroydenSettings
     inverse: DenseInverse
 
     def __init__(self, function: SmoothFunction | None = None, *args: Any, team: Any = None, **defaults: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class TrustSmoother(Minimizer):
         center, room: the ball, |x - center| <= room.
     """
 
-    name, Settings = "rmtr", RMTRSettings
+    Settings = RMTRSettings
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         super().start(x, known)
@@ -115,8 +115,7 @@ class RMTR(Multilevel):
     N. I. M. Gould, Ph. L. Toint, Trust-Region Methods, 2000, section 10.4).
     """
 
-    name: ClassVar[str] = "rmtr"
-    Settings: ClassVar[type] = RMTRSettings
+    Settings = RMTRSettings
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         super().start(x, known)

@@ -14,7 +14,7 @@ H takes in the pairs of the global steps, x_new - x_half, and on request those o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,80 +22,101 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.errors import InputError
-from pdeopt.core.monitor import Reason
-from pdeopt.core.settings import Settings, setting
+from pdeopt.core.monitor import DescentRecord, History, Reason, Result
+from pdeopt.core.settings import Section, Settings, setting
 from pdeopt.core.team import Team
 from pdeopt.functions.decomposition import Decomposition
-from pdeopt.functions.hierarchy import as_hierarchy
-from pdeopt.functions.sharing import settle
-from pdeopt.functions.smooth import Operator, SmoothFunction
-from pdeopt.optimize.descent.minimizer import StopSettings
+from pdeopt.functions.hierarchy import Hierarchy, as_hierarchy
+from pdeopt.functions.smooth import SmoothFunction
+from pdeopt.optimize.descent.localsolves import METHODS, LocalSolves, flattened, part_of, quasi_newton
+from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
 from pdeopt.optimize.descent.quasinewton import (
     LBFGS,
     LBFGSSettings,
     QuasiNewton,
-    SSBroyden,
-    SSBroydenSettings,
     first_step_setting,
     gap_setting,
     search_setting,
 )
-from pdeopt.optimize.parts.inversehessian import DenseInverse, InverseHessian, LimitedMemory
+from pdeopt.optimize.parts.inversehessian import InverseHessian
 from pdeopt.optimize.parts.linesearch import SEARCHES, Ray
-
-METHODS = ("lbfgs", "ssbroyden")
+from pdeopt.optimize.parts.subspace import Columns, Correction
 
 
 @dataclass(frozen=True)
-class SPQNSettings(Settings, prefix="spqn_"):
-    """Options `-spqn_*`."""
+class SPQNSettings(Settings, prefix="spqn_", includes=(Section(StopSettings),)):
+    """Schwarz-preconditioned quasi-Newton methods."""
 
     type: str = setting(
-        "additive", "parts at the same time, or one after the other", choices=("additive", "multiplicative")
+        "additive",
+        "solve on the parts at the same time, or one after the other",
+        choices=("additive", "multiplicative"),
     )
-    parts: int = setting(8, "parts, where no decomposition is given", at_least=1)
+    parts: int = setting(8, "parts of the unknowns, where no decomposition is given", at_least=1)
     overlap: int = setting(
         0, "blocks that a part shares with each neighbor, where no decomposition is given", at_least=0
     )
-    local_it: int = setting(10, "k_s, steps on each part; 0 leaves the global method alone", at_least=0)
+    local_it: int = setting(10, "steps on each part; 0 leaves the global method alone", at_least=0)
     local: str = setting("lbfgs", "method on the parts", choices=METHODS)
-    local_memory: int = setting(10, "pairs of a local L-BFGS", at_least=0)
-    keep: bool = setting(False, "local H goes on in the next iteration instead of starting anew")
+    local_memory: int = setting(10, "pairs of L-BFGS on the parts", at_least=0)
+    keep: bool = setting(False, "inverse Hessians of the parts are kept from iteration to iteration")
     sync: str = setting(
-        "subspace", "one step size for all parts, or those that minimize f", choices=("line", "subspace")
+        "subspace",
+        "lengths of the corrections: one for all parts, or those that minimize f",
+        choices=("line", "subspace"),
     )
-    sync_it: int = setting(3, "steps of the minimization over the corrections", at_least=1)
+    sync_it: int = setting(3, "steps of the minimization over the lengths of the corrections", at_least=1)
     directions: str = setting(
         "none",
-        "more of the subspace, by parts: the last step, or it and the gradient",
+        "directions beside the corrections, split by parts: none, the last step, or it and the gradient",
         choices=("none", "step", "both"),
     )
     colors: int = setting(
-        0, "of a multiplicative sweep, parts of one at the same time; 0 for one part each", at_least=0
+        0,
+        "groups of parts in a multiplicative sweep, those of a group at the same time; 0: each part alone",
+        at_least=0,
     )
     coarse_it: int = setting(100, "steps on the coarse function of a hierarchy, before the first iteration", at_least=0)
-    coarse_rtol: float = setting(1e-2, "of its gradient at which they end", above=0)
-    every: int = setting(1, "local solves in every so many iterations", at_least=1)
+    coarse_rtol: float = setting(
+        1e-2, "part of the first gradient at which the steps on the coarse function end", above=0
+    )
+    every: int = setting(1, "iterations from one with local solves to the next", at_least=1)
     method: str = setting("lbfgs", "global method", choices=METHODS)
     memory: int = setting(10, "pairs of the global L-BFGS; 0 for steepest descent", at_least=0)
-    momentum: float = setting(1.0, "mu of v <- (1 - mu) v + mu p, the global direction", above=0, at_most=1)
-    pairs: str = setting("global", "steps that H learns from: the global ones, or all", choices=("global", "all"))
-    update: str = setting("ssbroyden", "of dense H", choices=("ssbroyden", "ssbfgs", "bfgs"))
+    momentum: float = setting(
+        1.0, "weight of the new direction in the mean with the last ones; 1: no momentum", above=0, at_most=1
+    )
+    pairs: str = setting(
+        "global",
+        "steps that the global inverse Hessian learns from: the global ones, or local ones, too",
+        choices=("global", "all"),
+    )
+    update: str = setting("ssbroyden", "update of dense inverse Hessians", choices=("ssbroyden", "ssbfgs", "bfgs"))
     line_search: str = search_setting()
     first_step: str = first_step_setting()
     gap: float = gap_setting()
 
 
-class SPQN(QuasiNewton):
-    """Additive and multiplicative Schwarz-preconditioned quasi-Newton methods.
+class SPQN(Minimizer):
+    """Additive and multiplicative Schwarz-preconditioned quasi-Newton methods: one around a global method.
 
     Args:
         function: f; its `local` gives the functions of the parts.
         decomposition: default -spqn_parts blocks of neighboring unknowns, or what `function.decompose` makes of them.
         team: ranks that share the parts of that default, where the unknowns are on every rank.
+
+    Attributes:
+        method: the global method, `LBFGS` or `SSBroyden`; its point is that of this object.
+
+    Example:
+        >>> f = MyFunction()                                      # a SmoothFunction
+        >>> solver = SPQN(f, parts=4, local_it=5, gtol=1e-6)
+        >>> result = solver.minimize(torch.zeros(f.size, dtype=torch.float64))
     """
 
-    name, Settings = "spqn", SPQNSettings
+    Settings = SPQNSettings
+    method: QuasiNewton
+    decomposition: Decomposition | None
 
     def __init__(
         self,
@@ -109,258 +130,180 @@ class SPQN(QuasiNewton):
         super().__init__(function, *args, **defaults)
 
     def attach(self, function: SmoothFunction) -> None:
-        super().attach(function)
-        function, self.hierarchy = self.function, as_hierarchy(function)
+        self.method, hierarchy = self._method(function, self.stop, self.settings.first_step), as_hierarchy(function)
+        self.coarse = None if hierarchy.shares_unknowns else CoarseSpace(hierarchy, self._method)
+        super().attach(self.method.function)
         if self.decomposition is None:
-            self.decomposition = function.decompose(self.settings.parts, self.settings.overlap, self.team)
-        if self.decomposition.size != function.size:
-            raise InputError("unknowns of the decomposition", self.decomposition.size, f"{function.size}")
+            self.decomposition = self.function.decompose(self.settings.parts, self.settings.overlap, self.team)
+        if self.decomposition.size != self.function.size:
+            raise InputError("unknowns of the decomposition", self.decomposition.size, f"{self.function.size}")
 
-    def new_inverse(self) -> InverseHessian:
-        return self._inverse_of(self.function, self.settings.method, self.settings.memory, self.preconditioner)
+    def _method(self, function: SmoothFunction, stop: Any, first_step: str = "normalized") -> QuasiNewton:
+        s = self.settings
+        words = {"line_search": s.line_search, "first_step": first_step, "gap": s.gap}
+        return quasi_newton(s.method, function, s.memory, s.update, stop, **words)
 
-    def _inverse_of(
-        self, function: SmoothFunction, method: str, pairs: int, initial: Operator | None = None
-    ) -> InverseHessian:
-        if method == "lbfgs":
-            return LimitedMemory(function, pairs, initial)
-        return DenseInverse(function, self.settings.update, initial=initial)
-
-    def start(self, x: Tensor, known: tuple[float, Tensor] | None = None, inverse: Any = None) -> None:
-        super().start(x, known, inverse)
-        self._coarse: InverseHessian | None = None
-        if not self.hierarchy.shares_unknowns and self.settings.coarse_it:
-            self._begin_coarse()
-        self._locals: dict[int, InverseHessian] = {}
+    def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
+        self._begin()
+        self.method.start(x, known)
+        if self.coarse is not None and self.settings.coarse_it:
+            gtol = self.settings.coarse_rtol * self.method.optimality()
+            correction = self.coarse.descend(x, StopSettings(max_it=self.settings.coarse_it, gtol=gtol))
+            self.method.note = search_along(self.method, correction)
+            self.coarse.teach(self.method)
         self._velocity, self._last_step, self._count = torch.zeros_like(x), torch.zeros_like(x), 0
+        self._follow()
 
-    def _begin_coarse(self) -> None:
-        """Go down on the coarse function; what its steps found moves x, and its H is the first one, where it serves.
+    def _begin(self) -> None:
+        """What start and restart share."""
+        assert self.decomposition is not None
+        self.method.stop, self.method.radius, self.method.note = self.stop, self.radius, self.note
+        self.parts = LocalSolves(self.decomposition, self.settings, self.stop.gtol)
 
-        H_0 = h + P (H_c - h_c) R, h and h_c what the functions know of their inverse Hessians: quasi-Newton methods
-        learn what the levels share on the coarse one, at its price.
-        """
-        coarse, transfer = self.hierarchy.functions[1], self.hierarchy.transfers[0]
-        stop = StopSettings(max_it=self.settings.coarse_it, gtol=self.settings.coarse_rtol * self.optimality())
-        method, start = self._method(coarse, self.settings.method, self.settings.memory, stop), transfer.project(self.x)
+    def _follow(self) -> None:
+        """The point of the global method is that of this one."""
+        method = self.method
+        self.function, self.x, self.f, self.g = method.function, method.x, method.f, method.g
+        self.radius, self.note = method.radius, method.note
+
+    def step(self) -> Reason:
+        reason = self.method.on_level(self._iteration)
+        self._follow()
+        return reason
+
+    def _iteration(self) -> Reason:
+        """Local solves, and a global step after them."""
+        method, begin, local = self.method, self.method.x, ""
+        if self.settings.local_it and self._count % self.settings.every == 0:
+            local = self._precondition()
+        self._count += 1
+        if method.optimality() > self.stop.gtol:
+            reason = method.iteration(self._momentum())
+            if reason < 0 and method.x is begin:
+                return reason
+        self._last_step = method.x - begin
+        method.note = " ".join(part for part in (local, method.note) if part)
+        return Reason.ITERATING if math.isfinite(method.f) else Reason.DIVERGED_NAN
+
+    def _momentum(self) -> Tensor | None:
+        """v <- (1 - mu) v + mu p, p = -H f'; None where p itself serves, without momentum or where v goes up."""
+        mu, method = self.settings.momentum, self.method
+        if mu == 1.0:
+            return None
+        self._velocity = (1.0 - mu) * self._velocity + mu * method.direction()
+        return self._velocity if method.function.dot(self._velocity, method.g) < 0 else None
+
+    def _precondition(self) -> str:
+        """Move x to x_half; in words what happened."""
+        method, parts = self.method, self.parts
+        x, f, g = method.x, method.f, method.g
+        if self.settings.type == "multiplicative":
+            done = search_along(method, parts.multiplicative(method.function, x, f, g))
+        elif self.settings.sync == "line":
+            steps = {s: c.d for s, c in parts.additive(method.function, x, f, g).items()}
+            done = search_along(method, parts.decomposition.assemble(steps))
+        else:
+            done = self._minimize_half(parts.additive(method.function, x, f, g))
+        if self.settings.pairs == "all" and method.f < f:
+            method.learn(method.x - x, method.g - g)
+        return done
+
+    def _minimize_half(self, corrections: dict[int, Correction]) -> str:
+        """x + sum_s a_s R_s' W_s d_s, a by a few quasi-Newton steps, or x where there is no decrease."""
+        method, parts = self.method, self.parts.decomposition
+        columns = Columns(method.function, method.x, method.f, method.g)
+        for s, correction in sorted(corrections.items()):
+            columns.add(parts.assemble({s: correction.d}), correction.decrease)
+        more = {"none": (), "step": (self._last_step,), "both": (self._last_step, -method.g)}[self.settings.directions]
+        for whole in more:
+            for s, indices in enumerate(parts.parts):
+                columns.add(parts.assemble({s: whole[indices]}), math.nan)
+        if columns.size == 0:
+            return "no correction"
+        it = self.settings.sync_it
+        inner = LBFGS(columns, LBFGSSettings(it, first_step="unit"), StopSettings(max_it=it, gtol=self.stop.gtol))
+        inner.minimize(torch.zeros(columns.size, dtype=torch.float64), known=columns.start())
+        if not columns.best[0] < method.f:
+            return "no correction"
+        method.f, method.x, method.g = columns.best
+        return f"local {columns.size}"
+
+    def test(self, record: DescentRecord) -> Reason:
+        return self.method.test(record)
+
+    def result(self, reason: Reason, message: str, history: History) -> Result:
+        return self.method.result(reason, message, history)
+
+    def memory(self) -> dict[str, Any]:
+        own = {"velocity": self._velocity.clone(), "last_step": self._last_step.clone(), "count": self._count}
+        coarse = {} if self.coarse is None else self.coarse.memory()
+        return self.method.memory() | super().memory() | own | flattened(self.parts.memory() | coarse)
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        self._begin()
+        self.method.recall(memory)
+        self._velocity, self._last_step = memory["velocity"].clone(), memory["last_step"].clone()
+        self._count = int(memory["count"])
+        self.parts.recall(self.method.function, self.method.x, memory)
+        if self.coarse is not None and (kept := part_of(memory, "coarse")):
+            self.coarse.recall(kept)
+            self.coarse.teach(self.method)
+            self.method.inverse.recall(part_of(memory, "inverse"))
+        self._follow()
+
+
+def search_along(method: QuasiNewton, total: Tensor) -> str:
+    """Move a method to x + a total with a decrease, if there is one; in words what happened."""
+    ray = Ray(method.function, method.x, method.f, method.g, total)
+    size = SEARCHES["cubic"].along(ray) if ray.slope_at_start < 0 else None
+    if size is None:
+        return "no correction"
+    method.x, method.f, method.g = ray.point(size), ray(size), ray.gradient(size)
+    return f"local {size:.2g}"
+
+
+class CoarseSpace:
+    """The coarse function of a hierarchy, for the start and for the first inverse Hessian.
+
+    H_0 = h + P (H_c - h_c) R, h and h_c what the functions know of their inverse Hessians: quasi-Newton methods learn
+    what the levels share on the coarse one, at its price.
+
+    Args:
+        hierarchy: of two levels or more; the second is the coarse one.
+        method: makes the quasi-Newton method of a function, from it and when to stop.
+    """
+
+    def __init__(self, hierarchy: Hierarchy, method: Callable[[SmoothFunction, Any], QuasiNewton]) -> None:
+        self.function, self.transfer, self._method = hierarchy.functions[1], hierarchy.transfers[0], method
+        self.inverse: InverseHessian | None = None
+
+    def descend(self, x: Tensor, stop: StopSettings) -> Tensor:
+        """P d, d the way down on the coarse function from the projection of x."""
+        method, start = self._method(self.function, stop), self.transfer.project(x)
         found = method.minimize(start).design
-        self.note = self._search_half(transfer.prolong(found - start))
-        self._coarse = method.inverse
-        self._take_over()
+        self.inverse = method.inverse
+        return self.transfer.prolong(found - start)
 
-    def _take_over(self) -> None:
-        coarse, transfer, H = self.hierarchy.functions[1], self.hierarchy.transfers[0], self._coarse
-        h, h_c = self.preconditioner, coarse.preconditioner()
+    def teach(self, method: QuasiNewton) -> None:
+        """Make H_0 the first inverse Hessian of a method on the fine function, if both levels know theirs."""
+        H, h, h_c = self.inverse, method.preconditioner, self.function.preconditioner()
         if H is None or h is None or h_c is None:
             return
 
         def two_levels(g: Tensor) -> Tensor:
-            Rg = transfer.restrict(g)
-            return h(g) + transfer.prolong(H.times(Rg) - h_c(Rg))
+            Rg = self.transfer.restrict(g)
+            return h(g) + self.transfer.prolong(H.times(Rg) - h_c(Rg))
 
-        self.preconditioner = two_levels
-        self.inverse = self.new_inverse()
+        method.preconditioner = two_levels
+        method.inverse = method.new_inverse()
 
-    def iteration(self) -> Reason:
-        begin, local = self.x, ""
-        if self.settings.local_it and self._count % self.settings.every == 0:
-            local = self._precondition()
-        self._count += 1
-        if self.optimality() > self.stop.gtol:
-            reason = super().iteration()
-            if reason < 0 and self.x is begin:
-                return reason
-        self._last_step = self.x - begin
-        self.note = " ".join(part for part in (local, self.note) if part)
-        return Reason.ITERATING if math.isfinite(self.f) else Reason.DIVERGED_NAN
-
-    def direction(self) -> tuple[Tensor, bool]:
-        """v of the momentum; -H f' without one, or where v goes up."""
-        mu, (p, is_newton) = self.settings.momentum, super().direction()
-        if mu == 1.0:
-            return p, is_newton
-        self._velocity = (1.0 - mu) * self._velocity + mu * p
-        return (self._velocity, False) if self.function.dot(self._velocity, self.g) < 0 else (p, is_newton)
-
-    # -- local solves ------------------------------------------------------------------------------------
-
-    def _precondition(self) -> str:
-        """Move x to x_half; in words what happened."""
-        x, f, g = self.x, self.f, self.g
-        if self.settings.type == "multiplicative":
-            done = self._search_half(self._sweep())
-        elif self.settings.sync == "line":
-            done = self._search_half(self._parts.assemble(self._steps(range(len(self._parts)))))
-        else:
-            done = self._minimize_half(self._corrections(range(len(self._parts)), x, known=True))
-        if self.settings.pairs == "all" and self.f < f and self.inverse.update(self.x - x, self.g - g):
-            self._pairs += 1
-        return done
-
-    @property
-    def _parts(self) -> Decomposition:
-        assert self.decomposition is not None
-        return self.decomposition
-
-    def _corrections(self, parts: Sequence[int], x: Tensor, known: bool) -> dict[int, Correction]:
-        """What local solves on these parts from x give, on all ranks. Collective over the team.
-
-        Args:
-            known: whether f and g are those of x.
-        """
-        mine = self._parts.mine()
-        if not self._parts.is_replicated:  # all ranks have a part in evaluations at x
-            functions = {s: self.function.local(self._parts, s, x) for s in parts}
-        before = self.function.tally.copy()
-        if self._parts.is_replicated:
-            functions = {s: self.function.local(self._parts, s, x) for s in parts if s in mine}
-        found = {s: self._solve(s, local, known) for s, local in functions.items() if s in mine}
-        if self._parts.team is None:
-            return found
-        tally, gathered = self.function.tally, self._parts.team.allgather((self.function.tally - before, found))
-        settle(tally, before, [calls for calls, _ in gathered])
-        for rank, (_, others) in enumerate(gathered):
-            if rank != self._parts.team.rank:
-                found |= others if self._parts.is_replicated else {s: c.without_step() for s, c in others.items()}
-        return found
-
-    def _solve(self, s: int, local: SmoothFunction, known: bool) -> Correction:
-        settings, stop = self.settings, StopSettings(max_it=self.settings.local_it, gtol=0.1 * self.stop.gtol)
-        method = self._method(local, settings.local, settings.local_memory, stop)
-        at_zero = (self.f, self.g[self._parts.parts[s]]) if known else None
-        zero = torch.zeros(local.size, dtype=torch.float64)
-        result = method.minimize(zero, known=at_zero, inverse=self._locals.get(s))
-        if settings.keep:
-            self._locals[s] = method.inverse
-        return Correction(result.design, result.history[0].objective - result.objective)
-
-    def _method(self, function: SmoothFunction, name: str, memory: int, stop: StopSettings) -> QuasiNewton:
-        """A method of its own on a part, or on the coarse function."""
-        if name == "lbfgs":
-            return LBFGS(function, LBFGSSettings(memory, self.settings.line_search), stop)
-        return SSBroyden(function, SSBroydenSettings(self.settings.update, self.settings.line_search), stop)
-
-    def _sweep(self) -> Tensor:
-        """The sum of all corrections, one color after the other, each from where the last ones led."""
-        x = self.x
-        for color in self._parts.colors(self.settings.colors):
-            found = self._corrections(color, x, known=x is self.x)
-            x = x + self._parts.assemble({s: c.d for s, c in found.items()}, weighted=False)
-        return x - self.x
-
-    def _steps(self, parts: Sequence[int]) -> dict[int, Tensor]:
-        return {s: c.d for s, c in self._corrections(parts, self.x, known=True).items()}
-
-    # -- synchronization ---------------------------------------------------------------------------------
-
-    def _search_half(self, total: Tensor) -> str:
-        """x + a total with a decrease, or x where there is none."""
-        ray = Ray(self.function, self.x, self.f, self.g, total)
-        size = SEARCHES["cubic"].along(ray) if ray.slope_at_start < 0 else None
-        if size is None:
-            return "no correction"
-        self.x, self.f, self.g = ray.point(size), ray(size), ray.gradient(size)
-        return f"local {size:.2g}"
-
-    def _minimize_half(self, corrections: dict[int, Correction]) -> str:
-        """x + sum_s a_s R_s' W_s d_s, a by a few quasi-Newton steps, or x where there is no decrease."""
-        columns = Columns(self.function, self.x, self.f, self.g)
-        for s, correction in sorted(corrections.items()):
-            columns.add(self._parts.assemble({s: correction.d}), correction.decrease)
-        more = {"none": (), "step": (self._last_step,), "both": (self._last_step, -self.g)}[self.settings.directions]
-        for whole in more:
-            for s, indices in enumerate(self._parts.parts):
-                columns.add(self._parts.assemble({s: whole[indices]}), math.nan)
-        if columns.size == 0:
-            return "no correction"
-        it = self.settings.sync_it
-        method = LBFGS(columns, LBFGSSettings(it, first_step="unit"), StopSettings(max_it=it, gtol=self.stop.gtol))
-        method.minimize(torch.zeros(columns.size, dtype=torch.float64), known=columns.start())
-        if not columns.best[0] < self.f:
-            return "no correction"
-        self.f, self.x, self.g = columns.best
-        return f"local {columns.size}"
-
-    # -- restarts ----------------------------------------------------------------------------------------
-
-    def memory(self) -> dict[str, Any]:
-        own = {"velocity": self._velocity.clone(), "last_step": self._last_step.clone(), "count": self._count}
-        kept = {f"local.{s}": H.memory() for s, H in self._locals.items()}
-        if self._parts.team is not None and self._parts.is_replicated:  # any rank's memory serves any number of ranks
-            kept = {name: H for of_rank in self._parts.team.allgather(kept) for name, H in of_rank.items()}
-        coarse = {} if self._coarse is None else {"coarse": self._coarse.memory()}
-        return super().memory() | own | _flat(kept | coarse)
+    def memory(self) -> dict[str, dict[str, Any]]:
+        """What `recall` takes, under the name "coarse"."""
+        return {} if self.inverse is None else {"coarse": self.inverse.memory()}
 
     def recall(self, memory: dict[str, Any]) -> None:
-        super().recall(memory)
-        self._velocity, self._last_step = memory["velocity"].clone(), memory["last_step"].clone()
-        self._count, self._locals, self._coarse = int(memory["count"]), {}, None
-        for s in self._parts.mine():
-            if kept := _part(memory, f"local.{s}"):
-                local = self.function.local(self._parts, s, self.x)
-                self._locals[s] = self._inverse_of(local, self.settings.local, self.settings.local_memory)
-                self._locals[s].recall(kept)
-        if kept := _part(memory, "coarse"):
-            coarse = self.hierarchy.functions[1]
-            self._coarse = self._inverse_of(coarse, self.settings.method, self.settings.memory, coarse.preconditioner())
-            self._coarse.recall(kept)
-            self._take_over()
-            self.inverse.recall(_part(memory, "inverse"))
-
-
-def _flat(nested: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {f"{name}.{key}": value for name, inner in nested.items() for key, value in inner.items()}
-
-
-def _part(memory: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key.removeprefix(f"{name}."): value for key, value in memory.items() if key.startswith(f"{name}.")}
-
-
-@dataclass(frozen=True)
-class Correction:
-    """Of one part: the step d, and the decrease of the local function."""
-
-    d: Tensor
-    decrease: float
-
-    def without_step(self) -> Correction:
-        """On a rank that has none of its unknowns."""
-        return Correction(self.d[:0], self.decrease)
-
-
-class Columns(SmoothFunction):
-    """a -> f(x + C a), the columns of C scaled by what is known of their curvature; remembers the best point.
-
-    A. Kopanicakova and others (arXiv 2601.08709) minimize over the corrections of the parts in this way.
-    """
-
-    def __init__(self, function: SmoothFunction, x: Tensor, f: float, g: Tensor) -> None:
-        super().__init__(0, costs=function.costs, tally=function.tally)
-        self.function, self.x, self.g0 = function, x, g
-        self.rows: list[Tensor] = []
-        self.best = (f, x, g)
-
-    def add(self, column: Tensor, decrease: float) -> None:
-        """A direction that goes down; along it, f falls by `decrease` to where it is 1; NaN where nobody knows."""
-        slope = self.function.dot(self.g0, column)
-        if slope > 0 and not math.isfinite(decrease):
-            column, slope = -column, -slope
-        if not slope < 0:
-            return
-        curvature = 2.0 * (-decrease - slope)
-        if not (math.isfinite(curvature) and curvature > 0):
-            curvature = -slope
-        self.rows.append(column / math.sqrt(curvature))
-        self.size = len(self.rows)
-
-    def start(self) -> tuple[float, Tensor]:
-        """Value and gradient at a = 0."""
-        return self.best[0], self.function.products(self.rows, self.g0)
-
-    def _value_and_gradient(self, a: Tensor) -> tuple[float, Tensor]:
-        C = torch.stack(self.rows)
-        x = self.x + a @ C
-        f, g = self.function._value_and_gradient(x)
-        if f < self.best[0]:
-            self.best = (f, x, g)
-        return f, self.function.products(C, g)
+        """Go on from what `memory` gave."""
+        method = self._method(self.function, StopSettings())
+        method.preconditioner = self.function.preconditioner()
+        self.inverse = method.new_inverse()
+        self.inverse.recall(memory)

@@ -66,7 +66,7 @@ class TrustRegionMinimizer(Minimizer):
             Stochastic gradient descent for non-smooth optimization, ICML 2013); the point where there are no batches.
     """
 
-    name, Settings = "tr", TrustSettings
+    Settings = TrustSettings
     model: TrustModel
     batches: Batches
 

@@ -246,7 +246,7 @@ class Context:
         return Hierarchy([TaoFunction(tao), coarse], [interpolation(31)])
 
 
-@pytest.mark.parametrize("name", ["multilevel.MGOPT", "rmtr.RMTR"])
+@pytest.mark.parametrize("name", ["MGOPT", "RMTR"])
 def test_tao_takes_its_steps_on_the_levels_of_a_context(name):
     energy, x = Energy(31, 10.0), PETSc.Vec().createSeq(31, comm=PETSc.COMM_SELF)
 

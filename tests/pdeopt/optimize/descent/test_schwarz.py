@@ -53,7 +53,7 @@ def test_a_multiplicative_sweep_with_exact_solves_is_block_gauss_seidel():
     minimizer = SPQN(f, decomposition=split(9), type="multiplicative", local_it=200, gtol=1e-12)
     minimizer.attach(f)
     minimizer.minimize(x, until=lambda m: True)
-    assert relative(x + minimizer._sweep(), expected) < 1e-9
+    assert relative(x + minimizer.parts.multiplicative(f, minimizer.x, minimizer.f, minimizer.g), expected) < 1e-9
 
 
 WORDS = [
@@ -100,7 +100,7 @@ def test_secant_pairs_are_those_of_the_global_steps():
     """s = x_new - x_half, y the gradients' difference at exactly these points."""
     f, pairs = Quadratic.random(9), []
     minimizer = SPQN(f, decomposition=split(9), local_it=2, max_it=5)
-    new = minimizer.new_inverse
+    new = minimizer.method.new_inverse
 
     def spy():
         inverse = new()
@@ -108,7 +108,7 @@ def test_secant_pairs_are_those_of_the_global_steps():
         inverse.update = lambda s, y, *rest: pairs.append((s, y)) or update(s, y, *rest)
         return inverse
 
-    minimizer.new_inverse = spy
+    minimizer.method.new_inverse = spy
     minimizer.minimize(start(9))
     assert len(pairs) >= 4 and all(relative(y, f.A @ s) < 1e-9 for s, y in pairs)
 
