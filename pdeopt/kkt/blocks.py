@@ -8,7 +8,6 @@ the metric, where alpha is the price of control.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -25,9 +24,9 @@ from pdeopt.core.errors import InputError, SolveFailure, agree
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.linear_mgrit import TimeSystem
-from pdeopt.steps.sparse import Sparsity, StepMatrix
+from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
-from pdeopt.steps.windows import Windows, alike, sum_windows
+from pdeopt.steps.windows import Windows, sum_windows
 
 
 @dataclass
@@ -140,16 +139,6 @@ class KKTBlocks:
         """Entries of a KKT vector on this rank."""
         return self.layout.kkt_size
 
-    def apply(self, k: PETSc.Vec, out: PETSc.Vec) -> None:
-        """out = [W F'; F 0] k. Collective."""
-        x, lam = self.fields(k)
-        (u, z, p), (v, y, q) = self.multiply(x), self.adjoint(lam)
-        self.pack(out, (u + v, z + y, p + q), self.jacobian(x))
-
-    def apply_schur(self, lam: PETSc.Vec, out: PETSc.Vec) -> None:
-        """out = S lam. Collective."""
-        assign(out, self.schur(copy(lam).reshape(-1, self.n)))
-
     def cut(self, window: int) -> KKTBlocks:
         """The blocks without what couples windows of so many steps."""
         return replace(self, window=window)
@@ -226,52 +215,6 @@ class KKTBlocks:
         """S lam = F W^-1 F'lam. Collective."""
         return self.jacobian(self.inverse(self.adjoint(lam)))
 
-    def shift(self, with_old_state: bool = False) -> StepMatrix:
-        """N with N W^-1 N' close to G = C Wzz^-1 C', so that (F_u + N) W^-1 (F_u + N)' matches S.
-
-        (J. W. Pearson, M. Stoll, A. J. Wathen, Regularization-robust preconditioners for time-dependent
-        PDE-constrained optimization problems, SIAM J. Matrix Anal. Appl. 33, 2012.) With lumped forms
-        gamma^2 = G 1 / W 1 in each unknown, N = gamma^1/2 W gamma^1/2; for mass matrices that is exact, N =
-        sqrt(tau w / alpha) M. `with_old_state` adds B W^-1 B' to G, for the diagonal block of S alone. Collective.
-        """
-        if self.whole is not None and not with_old_state:
-            return self._shift_of_free(*self.whole)
-        squared = self._lumped(self.C, self.control)
-        if with_old_state:
-            squared = squared + self._lumped(self.B, self.state)  # of the step before: its weight is nearly the same
-        root = (squared / self.state.row_sums()).sqrt().sqrt()
-        if alike(self.grid, self.A, self.C, self.state.matrix):  # one shift keeps steps alike
-            root = self._largest(root * self.state.weight[:, None].sqrt())
-            values = self.state.matrix.values
-        else:
-            values = self.state.spread().values
-        pattern = self.state.matrix.sparsity
-        return StepMatrix(pattern, root[:, pattern.rows] * values * root[:, pattern.cols])
-
-    def _shift_of_free(self, C: StepMatrix, control: InnerProduct) -> StepMatrix:
-        """`shift` where controls are fixed, of which C and its form have none left out.
-
-        G has no full rank then, and a multiple of W would hold what is fixed beside a free control, too. Instead
-        N = (W 1 / G 1)^1/4 C L^-1 C' (W 1 / G 1)^1/4 with C of the free controls; the lumped form L and G are of all.
-        """
-        squared, pattern = self._lumped(C, control), Sparsity(C.sparsity.csr @ C.sparsity.csr.T)
-        root = torch.where(squared > 0, self.state.row_sums() / squared, 0.0).sqrt().sqrt()
-        values = _outer(self.C, 1.0 / control.row_sums(), pattern)
-        return StepMatrix(pattern, root[:, pattern.rows] * values * root[:, pattern.cols])
-
-    def _lumped(self, block: StepMatrix, form: InnerProduct) -> Tensor:
-        """Row sums of block form^-1 block' with absolute entries and a lumped form, (batch or 1, n)."""
-        size = block.absolute()
-        ones = torch.ones(len(form.weight), block.shape[0], dtype=torch.float64)
-        return size(size.transpose(ones) / form.row_sums())
-
-    def _largest(self, rows: Tensor) -> Tensor:
-        """The largest entry of each column over all ranks, (1, n)."""
-        largest = rows.amax(0, keepdim=True)
-        if self.grid.mpi.size > 1:
-            largest = torch.stack([torch.from_numpy(part) for part in self.grid.mpi.allgather(largest.numpy())]).amax(0)
-        return largest
-
 
 def _seen(grid: TimeGrid, state: InnerProduct, metric: InnerProduct, price: float) -> InnerProduct:
     """The form of the state, with `price` times the metric for unknowns that it does not see. Collective."""
@@ -312,20 +255,6 @@ def _freed(operator: KKTOperator, C: StepMatrix, control: InnerProduct) -> tuple
     values += diagonal * fixed[:, pattern.rows] * operator.pin / control.weight[:, None]
     C = StepMatrix(C.sparsity, free[:, C.sparsity.cols] * C.values)
     return C, InnerProduct(control.weight, StepMatrix(pattern, values))
-
-
-def _outer(C: StepMatrix, weight: Tensor, pattern: Sparsity) -> Tensor:
-    """Those entries of C diag(weight) C' that stand in a pattern, (batch, nnz)."""
-    entries, rows = C.sparsity.padded_transpose  # of each column, (width, columns)
-    values = torch.cat([C.values, torch.zeros_like(C.values[:, :1])], dim=1)[:, entries]
-    keys = torch.from_numpy(pattern.rows * pattern.shape[1] + pattern.cols)
-    out = torch.zeros(max(len(C.values), len(weight)), pattern.nnz, dtype=torch.float64)
-    for i, k in itertools.product(range(len(rows)), repeat=2):
-        key = rows[i] * pattern.shape[1] + rows[k]
-        place = torch.searchsorted(keys, key).clamp(max=pattern.nnz - 1)
-        found = keys[place] == key
-        out.index_add_(1, place[found], (values[:, i] * values[:, k] * weight)[:, found])
-    return out
 
 
 def _parameter_hessian(operator: KKTOperator) -> Tensor:

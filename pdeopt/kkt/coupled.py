@@ -154,6 +154,7 @@ class CoupledKKT(KKTOperator):
             self._assembly = KKTAssembly(self.problem, self._sparsity(), self.coupled, self._continuity())
         fixed, self.fixed = self.fixed, None  # they have other numbers here
         matrix = super().assemble()
+        matrix.setAttr("kkt", None)  # preconditioners of the standard form do not fit
         self.fixed = fixed
         if fixed is not None:
             matrix.zeroRowsColumns(index_array(self.coupled.own_controls()[fixed.numpy()]), diag=self.pin)

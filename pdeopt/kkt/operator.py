@@ -9,6 +9,7 @@ the identity, so small that sums over windows of steps, as of coarser grids, are
 
 from __future__ import annotations
 
+from copy import copy as copy_of
 from typing import Literal, get_args
 
 import numpy as np
@@ -120,7 +121,14 @@ class KKTOperator:
         if self.fixed is not None:
             start = self._assembled.getOwnershipRange()[0] + self.problem.layout.state_size
             self._assembled.zeroRowsColumns(index_array(start + torch.nonzero(self.fixed)[:, 0]), diag=self.pin)
+        self._assembled.setAttr("kkt", self._at_this_point())
         return self._assembled
+
+    def _at_this_point(self) -> KKTOperator:
+        """This operator for preconditioners, which find it behind the assembled matrix, which it does not hold."""
+        own = copy_of(self)
+        own._assembled = None
+        return own
 
     def free(self) -> None:
         """Free the assembled matrix. (`destroy` would be the verb of the shell matrix.)"""

@@ -17,6 +17,7 @@ from pdeopt.core.arrays import copy
 from pdeopt.core.errors import InputError, SolveFailure, together
 from pdeopt.core.settings import Settings, read_inner, setting
 from pdeopt.kkt.blocks import KKTBlocks
+from pdeopt.precond.base import Preconditioner
 from pdeopt.precond.operator import BlockOperator, blocks_of, leave
 from pdeopt.precond.wathen import WathenPC, WathenSettings
 from pdeopt.steps.sparse import block_diagonal
@@ -25,46 +26,55 @@ from pdeopt.steps.windows import Windows
 
 @dataclass(frozen=True)
 class BlockJacobiSettings(Settings, prefix="block_jacobi_"):
-    """Block Jacobi in time.
+    """Block Jacobi in time: the KKT systems of windows of steps, each alone.
 
     A PC's own prefix may stand before the options.
     """
 
-    window: int = setting(16, "steps of a window", at_least=1)
+    window: int = setting(16, "time steps of a window", at_least=1)
     local: str = setting(
         "wathen",
-        "solve in a window: LU, block factorization, or Krylov iterations with it",
+        "solve with the KKT system of a window: LU, block factorization (wathen), or Krylov iterations with it",
         choices=("exact", "wathen", "krylov"),
         reads={"wathen": (WathenSettings,), "krylov": (WathenSettings,)},
     )
-    iterations: int = setting(5, "Krylov iterations in a window (local krylov)", at_least=1)
-    damping: float = setting(1.0, "factor of the correction", above=0)
+    iterations: int = setting(5, "Krylov iterations in a window, with -block_jacobi_local krylov", at_least=1)
+    damping: float = setting(1.0, "factor of the correction by all windows", above=0)
 
 
-class TimeBlockJacobi:
-    """The preconditioner. Krylov iterations and block factorization have the prefix `{prefix}sub_`."""
+class TimeBlockJacobi(Preconditioner):
+    """Block Jacobi in time. Krylov iterations and block factorization have the prefix `{prefix}sub_`.
 
+    With LU or the block factorization it is symmetric, unless that iterates itself.
+
+    Attributes:
+        settings: as they are read.
+    """
+
+    reads = (BlockJacobiSettings,)
     _ksp: PETSc.KSP | None = None
-    _factor: WindowFactors | None = None
+    _factors: WindowFactors | None = None
 
-    def setUp(self, pc: PETSc.PC) -> None:
-        prefix = pc.getOptionsPrefix() or ""
-        self.settings = read_inner(BlockJacobiSettings, prefix)
+    def initialize(self, pc: PETSc.PC) -> None:
+        super().initialize(pc)
+        self.settings = read_inner(BlockJacobiSettings, self.prefix)
+
+    def update(self, pc: PETSc.PC) -> None:
         blocks = blocks_of(pc.getOperators()[1])
-        self._free()
-        together(pc.getComm().tompi4py(), lambda: None if blocks is None else self._factorize(blocks, prefix + "sub_"))
-
-    def _factorize(self, blocks: KKTBlocks, prefix: str) -> None:
-        self.blocks = blocks.cut(self.settings.window)
+        self._ksp = self._factors = None
+        if blocks is None:
+            return
+        blocks = blocks.cut(self.settings.window)
         if self.settings.local == "exact":
-            self._factor = WindowFactors(self.blocks)
+            self._factors = WindowFactors(blocks)
         else:
-            self._ksp = self._local_solver(prefix)
+            self._ksp = self._local_solver(blocks)
 
-    def _local_solver(self, prefix: str) -> PETSc.KSP:
-        ksp = PETSc.KSP().create(self.blocks.grid.comm)
-        ksp.setOptionsPrefix(prefix)
-        ksp.setOperators(BlockOperator(self.blocks).shell())
+    def _local_solver(self, blocks: KKTBlocks) -> PETSc.KSP:
+        K, ksp = BlockOperator(blocks).shell(), PETSc.KSP().create(blocks.grid.comm)
+        self.own(K.destroy, ksp.destroy)
+        ksp.setOptionsPrefix(self.prefix + "sub_")
+        ksp.setOperators(K)
         if self.settings.local == "krylov":
             ksp.setType("fgmres")
             ksp.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
@@ -75,12 +85,12 @@ class TimeBlockJacobi:
         ksp.getPC().setPythonContext(WathenPC())
         ksp.setFromOptions()
         ksp.setUp()  # now, where a failure reaches all ranks
-        self._right, self._left = ksp.getOperators()[0].createVecs()
+        self._right, self._left = K.createVecs()
         return ksp
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
-        if self._factor is not None:
-            self._factor.apply(x, y)
+        if self._factors is not None:
+            self._factors.apply(x, y)
         elif self._ksp is not None:
             self._right.setArray(x.getArray(readonly=True))
             self._ksp.solve(self._right, self._left)
@@ -89,20 +99,19 @@ class TimeBlockJacobi:
             leave(y)
         y.scale(self.settings.damping)
 
-    applyTranspose = apply  # symmetric, unless the windows are solved by Krylov iterations
-
-    def destroy(self, pc: PETSc.PC) -> None:
-        self._free()
-
-    def _free(self) -> None:
-        if self._ksp is not None:
-            self._ksp.getOperators()[0].destroy()
-            self._ksp.destroy()
-        self._ksp = self._factor = None
+    def view(self, pc: PETSc.PC, viewer: PETSc.Viewer) -> None:
+        settings = self.settings
+        solver = "LU" if settings.local == "exact" else settings.local
+        self.tell(pc, viewer, f"windows of {settings.window} steps, by {solver}, damping {settings.damping:g}")
+        if settings.local != "exact":
+            self.view_inner(pc, viewer, self._ksp)
 
 
 class WindowFactors:
-    """LU of the KKT matrices of the windows of this rank, as one block diagonal matrix.
+    """LU of the KKT matrices of the windows of this rank, as one block diagonal matrix. Collective.
+
+    Args:
+        blocks: of the steps, cut into windows (`KKTBlocks.cut`), with one control a step and no global parameters.
 
     Raises:
         InputError: a window reaches over the border of a rank.

@@ -15,10 +15,11 @@ from pdeopt.core.arrays import index_array
 from pdeopt.core.options import set_default
 from pdeopt.kkt.layout import KKTLayout
 from pdeopt.kkt.operator import KKTOperator
+from pdeopt.precond.base import Preconditioner
 from pdeopt.steps.stepsolve import natural_lu
 
 
-class KKTDirectPC:
+class KKTDirectPC(Preconditioner):
     """LU of the assembled KKT matrix, factored whole on every rank (as PCREDUNDANT does).
 
     Args:
@@ -29,10 +30,9 @@ class KKTDirectPC:
         rows, cols = layout.pairing()
         self._rows = PETSc.IS().createGeneral(index_array(rows), comm=PETSc.COMM_SELF)
         self._cols = PETSc.IS().createGeneral(index_array(cols), comm=PETSc.COMM_SELF)
-        self._factor: PETSc.Mat | None = None
         self._gather: PETSc.Scatter | None = None
 
-    def setUp(self, pc: PETSc.PC) -> None:
+    def update(self, pc: PETSc.PC) -> None:
         matrix = pc.getOperators()[1]
         everything = PETSc.IS().createStride(matrix.getSize()[0], 0, 1, comm=PETSc.COMM_SELF)
         (whole,) = matrix.createSubMatrices(everything, everything)
@@ -49,7 +49,6 @@ class KKTDirectPC:
         right = self._all.duplicate()
         right.setArray(self._all.getArray(readonly=True)[self._rows.getIndices()])
         left = right.duplicate()
-        assert self._factor is not None  # PETSc sets up first
         self._factor.solve(right, left)
         solution = self._all.getArray()
         solution[self._cols.getIndices()] = left.getArray(readonly=True)
@@ -58,7 +57,12 @@ class KKTDirectPC:
 
 
 def use_direct(pc: PETSc.PC, layout: KKTLayout) -> None:
-    """The best factorization for KKT matrices that this PETSc has."""
+    """Make `pc` the best factorization for KKT matrices that this PETSc has.
+
+    Args:
+        pc: whose matrix is that of `KKTOperator.assemble`, or of the coupled form; its prefix is set.
+        layout: of the KKT vectors.
+    """
     if PETSc.Sys.hasExternalPackage("mumps"):
         pc.setType("cholesky")
         pc.setFactorSolverType("mumps")
@@ -71,7 +75,14 @@ def use_direct(pc: PETSc.PC, layout: KKTLayout) -> None:
 
 
 def factor_kkt(operator: KKTOperator) -> PETSc.KSP:
-    """A solver with the factors of the operator's assembled matrix; the caller destroys it."""
+    """A solver with the factors of the operator's matrix; the caller destroys it and frees the operator. Collective.
+
+    Args:
+        operator: at a point; its matrix is assembled here.
+
+    Raises:
+        InputError: the constraint has no sparsity pattern.
+    """
     ksp = PETSc.KSP().create(operator.problem.grid.comm)
     ksp.setOperators(operator.assemble())
     ksp.setType("preonly")

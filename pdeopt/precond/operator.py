@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from petsc4py import PETSc
 
+from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
 
 
-class BlockOperator:
-    """[W F'; F 0] of blocks, as a PETSc shell matrix; on ranks without steps, where blocks are None, empty.
+class BlockMatrix(ABC):
+    """A symmetric matrix made of the blocks of the steps: the context of a PETSc shell matrix.
 
     Args:
-        blocks: of the steps.
+        blocks: of the steps; None on a rank without steps, whose rows are none.
         comm: of the vectors; default that of the blocks.
     """
 
@@ -23,33 +25,78 @@ class BlockOperator:
         self.blocks = blocks
         self.comm = blocks.grid.comm if comm is None and blocks is not None else comm
 
-    def mult(self, matrix: PETSc.Mat, k: PETSc.Vec, out: PETSc.Vec) -> None:
-        """out = K k."""
-        if self.blocks is None:
-            leave(out)
-        else:
-            self.blocks.apply(k, out)
+    @property
+    @abstractmethod
+    def local_size(self) -> int:
+        """Rows of this rank."""
 
-    multTranspose = mult
+    @abstractmethod
+    def mult(self, matrix: PETSc.Mat | None, x: PETSc.Vec, out: PETSc.Vec) -> None:
+        """out = the matrix times x; a verb of PETSc's. Collective."""
 
-    def shell(self) -> PETSc.Mat:
-        """A new matrix; the caller destroys it."""
-        return shell(self, self.comm, 0 if self.blocks is None else self.blocks.local_size)
-
-
-class SchurOperator(BlockOperator):
-    """S = F W^-1 F' over rows of multipliers."""
-
-    def mult(self, matrix: PETSc.Mat, k: PETSc.Vec, out: PETSc.Vec) -> None:
-        if self.blocks is None:
-            leave(out)
-        else:
-            self.blocks.apply_schur(k, out)
-
-    multTranspose = mult
+    def multTranspose(self, matrix: PETSc.Mat | None, x: PETSc.Vec, out: PETSc.Vec) -> None:
+        """The same: it is symmetric. Collective."""
+        self.mult(matrix, x, out)
 
     def shell(self) -> PETSc.Mat:
-        return shell(self, self.comm, 0 if self.blocks is None else self.blocks.grid.n_local * self.blocks.n)
+        """A new PETSc matrix; the caller destroys it. Collective."""
+        sizes = (self.local_size, None)
+        matrix = PETSc.Mat().createPython((sizes, sizes), context=self, comm=self.comm)
+        matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
+        matrix.setUp()
+        return matrix
+
+
+class BlockOperator(BlockMatrix):
+    """The KKT matrix K = [W F'; F 0] over [u | z | p | lam]."""
+
+    @property
+    def local_size(self) -> int:
+        return 0 if self.blocks is None else self.blocks.local_size
+
+    def mult(self, matrix: PETSc.Mat | None, x: PETSc.Vec, out: PETSc.Vec) -> None:
+        if self.blocks is None:
+            return leave(out)
+        primal, lam = self.blocks.fields(x)
+        (u, z, p), (v, y, q) = self.blocks.multiply(primal), self.blocks.adjoint(lam)
+        self.blocks.pack(out, (u + v, z + y, p + q), self.blocks.jacobian(primal))
+
+
+class SchurOperator(BlockMatrix):
+    """The Schur complement S = F W^-1 F' over rows of multipliers, (n_local, n)."""
+
+    @property
+    def local_size(self) -> int:
+        return 0 if self.blocks is None else self.blocks.grid.n_local * self.blocks.n
+
+    def mult(self, matrix: PETSc.Mat | None, x: PETSc.Vec, out: PETSc.Vec) -> None:
+        if self.blocks is None:
+            return leave(out)
+        assign(out, self.blocks.schur(copy(x).reshape(-1, self.blocks.n)))
+
+
+class GalerkinOperator(BlockMatrix):
+    """The product P'KP, with the blocks of the rediscretized operator for its preconditioners.
+
+    Args:
+        blocks: of the coarse steps, see `BlockMatrix`.
+        fine: K.
+        P: the prolongation.
+    """
+
+    def __init__(self, blocks: KKTBlocks | None, fine: PETSc.Mat, P: PETSc.Mat) -> None:
+        super().__init__(blocks, fine.getComm())
+        self._fine, self._P = fine, P
+        self._x, self._Kx = P.createVecLeft(), P.createVecLeft()
+
+    @property
+    def local_size(self) -> int:
+        return int(self._P.getLocalSize()[1])
+
+    def mult(self, matrix: PETSc.Mat | None, x: PETSc.Vec, out: PETSc.Vec) -> None:
+        self._P.mult(x, self._x)
+        self._fine.mult(self._x, self._Kx)
+        self._P.multTranspose(self._Kx, out)
 
 
 def leave(out: PETSc.Vec) -> None:
@@ -58,22 +105,29 @@ def leave(out: PETSc.Vec) -> None:
     out.stateIncrease()
 
 
-def shell(context: Any, comm: Any, local: int) -> PETSc.Mat:
-    """A symmetric Python matrix with `local` rows on this rank."""
-    matrix = PETSc.Mat().createPython(((local, None), (local, None)), context=context, comm=comm)
-    matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
-    matrix.setUp()
-    return matrix
-
-
 def blocks_of(matrix: PETSc.Mat) -> KKTBlocks | None:
-    """The blocks of the steps of a KKT matrix; None on a rank without steps. Collective."""
+    """The blocks of the steps behind a matrix; None on a rank without steps. Collective.
+
+    Args:
+        matrix: that of a `KKTOperator`, shell or assembled, or of a `BlockMatrix`.
+
+    Raises:
+        InputError: a matrix of another kind, or an operator without blocks; see `KKTBlocks.of`.
+        SolveFailure: a control without a price.
+    """
     context = _context(matrix)
-    return context.blocks if isinstance(context, BlockOperator) else KKTBlocks.of(operator_of(matrix))
+    return context.blocks if isinstance(context, BlockMatrix) else KKTBlocks.of(operator_of(matrix))
 
 
 def operator_of(matrix: PETSc.Mat) -> KKTOperator:
-    """The operator of a KKT matrix, shell or assembled."""
+    """The operator of a KKT matrix.
+
+    Args:
+        matrix: `KKTOperator.shell()` or `KKTOperator.assemble()`.
+
+    Raises:
+        InputError: a matrix of another kind.
+    """
     context = _context(matrix)
     if not isinstance(context, KKTOperator):
         raise InputError(

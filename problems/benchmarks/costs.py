@@ -20,6 +20,7 @@ from petsc4py import PETSc
 
 from pdeopt.core.options import set_default
 from pdeopt.core.settings import read
+from pdeopt.precond.matching import matched_shift
 from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings, TimeSystem
 from pdeopt.steps.sparse import combination
 from problems.benchmarks.kkt_work import PREFIX, System, problem_of
@@ -66,7 +67,7 @@ class Timings:
         self.system = System(problem_of(name, nt=steps), "gauss-newton")
         self.blocks = blocks = self.system.ksp.getPC().getPythonContext().blocks
         self.rows = torch.randn(steps, blocks.n, dtype=torch.float64)
-        A = combination([(1.0, blocks.A), (1.0, blocks.shift())])
+        A = combination([(1.0, blocks.A), (1.0, matched_shift(blocks))])
         self.levels = LinearMgrit(blocks.grid, A, blocks.B, read(LinearMgritSettings))
         self.serial = TimeSystem(blocks.grid, A, blocks.B)
 

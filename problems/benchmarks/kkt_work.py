@@ -28,7 +28,8 @@ from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.optimize.fullspace.sqp import SQPSolver
 from pdeopt.precond.operator import SchurOperator, blocks_of
-from pdeopt.precond.wathen import PropagatedSchur, WathenPC, WathenSettings
+from pdeopt.precond.schur import PropagatedSchur
+from pdeopt.precond.wathen import WathenPC
 from problems.benchmarks.processes import counted, peak_mb
 from problems.burgers import BurgersCase, BurgersSettings
 from problems.heat import HeatCase, HeatSettings
@@ -103,7 +104,7 @@ class System:
         """The Krylov method on the Schur complement, if there is one."""
         pc = self.ksp.getPC()
         context = pc.getPythonContext() if pc.getType() == "python" else None
-        return str(context._ksp.getType()) if isinstance(context, WathenPC) else ""
+        return str(context.schur_solver.getType()) if isinstance(context, WathenPC) and context.schur_solver else ""
 
     def _latest(self, begin: float) -> float:
         return max(self.problem.grid.mpi.allgather(time.perf_counter() - begin))
@@ -174,7 +175,8 @@ class BlockDiagonal:
     """
 
     def __init__(self, blocks: KKTBlocks) -> None:
-        self.blocks, self.schur = blocks, PropagatedSchur(blocks, WathenSettings("matched", "forward"))
+        self.blocks, self.schur = blocks, PropagatedSchur("matched", "forward")
+        self.schur.factor(blocks)
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """y = the inverse times x."""

@@ -103,7 +103,7 @@ def measured(steps: int, alpha: float, cycles: int) -> int:
     solver.set_point(lin)
     right = problem.layout.join_kkt(lin.gradient, lin.residual, problem.create_kkt())
     solver.ksp.solve(right, right.duplicate())
-    iterations = solver.ksp.getPC().getPythonContext().schur_iterations
+    iterations = solver.ksp.getPC().getPythonContext().schur_solver.getIterationNumber()
     solver.destroy()
     for name in options:
         PETSc.Options().delValue(name)

@@ -23,7 +23,8 @@ from torch import Tensor
 import pdeopt.steps.linear_mgrit
 from pdeopt.core.settings import read
 from pdeopt.precond.operator import SchurOperator, blocks_of
-from pdeopt.precond.wathen import PropagatedSchur, WathenSettings
+from pdeopt.precond.schur import PropagatedSchur
+from pdeopt.steps.linear_mgrit import LinearMgritSettings
 from pdeopt.steps.stepsolve import StagedSubstitution, Substitution, substitution
 from problems.benchmarks.clocks import Costs, Inner
 from problems.benchmarks.kkt_work import System
@@ -132,7 +133,8 @@ def trace_heat(comm: TracedComm) -> dict[str, Any]:
     system.ksp.setTolerances(rtol=1e-4)
     blocks, solution = blocks_of(system.ksp.getOperators()[0]), system.newton.duplicate()
     assert blocks is not None  # every rank has steps
-    schur, lam = PropagatedSchur(blocks, WathenSettings("matched", "mgrit")), system.problem.create_multiplier()
+    schur, lam = PropagatedSchur("matched", "mgrit", read(LinearMgritSettings)), system.problem.create_multiplier()
+    schur.factor(blocks)
     system.ksp.solve(system.newton, solution)  # what is made once is there now
     PETSc.Log.begin()
     comm.events.clear()

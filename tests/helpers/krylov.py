@@ -12,6 +12,7 @@ from pdeopt.control.metric import RieszMetric
 from pdeopt.control.objective import ControlCost, Tracking
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.verify import randomize
+from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.precond.operator import BlockOperator
 from pdeopt.steps.timegrid import TimeGrid
@@ -125,3 +126,17 @@ def vector_of(blocks):
     vec = shell.createVecLeft()
     shell.destroy()
     return vec
+
+
+def windows_of(blocks, window):
+    """Which entries of a KKT vector belong to the same window."""
+    u, z, _, lam = fields(blocks)
+    N = blocks.grid.num_steps
+    step = torch.cat([torch.arange(len(own)) // (len(own) // N) for own in (u, z, lam)])
+    return step[:, None] // window == step // window
+
+
+def inverse_of_windows(operator, window):
+    """The dense inverse of K without what couples windows."""
+    blocks = operator.blocks if isinstance(operator, BlockOperator) else KKTBlocks.of(operator)
+    return torch.linalg.inv(torch.where(windows_of(blocks, window), matrix_of(operator), 0.0))

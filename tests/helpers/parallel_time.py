@@ -25,6 +25,7 @@ from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.precond.blockjacobi import TimeBlockJacobi
+from pdeopt.precond.matching import matched_shift
 from pdeopt.precond.operator import BlockOperator
 from pdeopt.precond.timemg import TimeMultigridPC
 from pdeopt.precond.wathen import WathenPC
@@ -36,8 +37,8 @@ from pdeopt.steps.transfer import constant, injection, linear, linear_adjoint, s
 from pdeopt.steps.windows import Windows, alike, sum_windows
 from tests.helpers import examples
 from tests.helpers.krylov import heat, history, operator_at_zero, solver
+from tests.helpers.matrices import densify, randn, random_pattern, random_steps
 from tests.helpers.support import python
-from tests.pdeopt.steps.test_sparse import densify, randn, random_pattern, random_steps
 
 RANKS = (*(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (2, 3)), 5)
 
@@ -230,8 +231,8 @@ def blocks():
                 empty = torch.zeros(0, n, dtype=torch.float64)
                 assert_same(gathered(part.schur(lam[own]) if part else empty), whole.schur(lam), 1e-12)
                 for with_old_state in (False, True):
-                    expected = densify(whole.shift(with_old_state)).expand(whole.grid.num_steps, -1, -1)
-                    found = expected[:0] if part is None else densify(part.shift(with_old_state))
+                    expected = densify(matched_shift(whole, with_old_state)).expand(whole.grid.num_steps, -1, -1)
+                    found = expected[:0] if part is None else densify(matched_shift(part, with_old_state))
                     found = found.expand(len(range(*own.indices(N))), -1, -1)
                     assert_same(gathered(found), expected, 1e-12)
                 cut = None if part is None else part.cut(2)

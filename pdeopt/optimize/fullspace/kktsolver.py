@@ -19,10 +19,11 @@ from pdeopt.core.monitor import logged
 from pdeopt.core.settings import Settings, read_inner, setting
 from pdeopt.kkt.coupled import CoupledKKT
 from pdeopt.kkt.operator import Hessian, KKTOperator
-from pdeopt.precond.blockjacobi import BlockJacobiSettings, TimeBlockJacobi
+from pdeopt.precond.base import Preconditioner
+from pdeopt.precond.blockjacobi import TimeBlockJacobi
 from pdeopt.precond.direct import use_direct
-from pdeopt.precond.timemg import TimeMultigridPC, TimeMultigridSettings
-from pdeopt.precond.wathen import WathenPC, WathenSettings
+from pdeopt.precond.timemg import TimeMultigridPC
+from pdeopt.precond.wathen import WathenPC
 
 #: Corrections after a solve whose residual, in the problem's norms, is still above the tolerance.
 MAX_REFINEMENTS = 5
@@ -35,7 +36,7 @@ MUMPS_OUT_OF_ROOM = (-8, -9, -11, -14, -15, -17, -19, -20)
 
 
 #: What `-precond` may be; "auto" is "wathen", and "direct" from where that fails; "none" leaves it to PETSc's options.
-PRECONDITIONERS: dict[str, type | None] = {
+PRECONDITIONERS: dict[str, type[Preconditioner] | None] = {
     "auto": WathenPC,
     "direct": None,
     "wathen": WathenPC,
@@ -60,12 +61,7 @@ class KKTSettings(Settings, prefix="kkt_"):
         "how KKT systems are solved: by factors of the whole matrix, by an iteration preconditioned in time, or by "
         "wathen and from where that fails by factors (auto)",
         choices=tuple(PRECONDITIONERS),
-        reads={
-            "auto": (WathenSettings,),
-            "wathen": (WathenSettings,),
-            "block_jacobi": (BlockJacobiSettings,),
-            "multigrid": (TimeMultigridSettings, BlockJacobiSettings),
-        },
+        reads={name: context.reads for name, context in PRECONDITIONERS.items() if context is not None},
     )
     mat_type: str = setting(
         "auto", "form of the KKT operator; auto assembles it for factors only", choices=("auto", "aij", "shell")
@@ -149,7 +145,6 @@ class KKTSolver:
         self.operator.set_point(lin, lam, fixed)
         if self.is_assembled:
             self._matrix = self.operator.assemble()
-            self._matrix.setAttr("kkt", self.operator)  # for preconditioners, which see the matrix alone
         else:
             self._matrix = self._matrix or self.operator.shell()
             self._matrix.stateIncrease()  # tells PETSc that it changed

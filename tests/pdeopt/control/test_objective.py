@@ -8,7 +8,7 @@ from pdeopt.core.errors import InputError
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
 from tests.helpers import examples
-from tests.pdeopt.steps.test_sparse import densify
+from tests.helpers.matrices import densify
 
 N, n, m = 4, 3, 2
 GRID = TimeGrid([0.0, 0.2, 0.3, 0.6, 1.0])

@@ -11,8 +11,8 @@ from pdeopt.precond.operator import BlockOperator
 from pdeopt.steps.sparse import StepMatrix
 from tests.helpers import examples
 from tests.helpers.krylov import (
-    fields,
     heat,
+    inverse_of_windows,
     iterations,
     matrix_of,
     operator_at_random,
@@ -20,26 +20,12 @@ from tests.helpers.krylov import (
     preconditioner,
     solver,
 )
+from tests.helpers.matrices import randn
 from tests.helpers.parallel_time import RANKS, check
 from tests.helpers.support import entries, relative
-from tests.pdeopt.steps.test_sparse import randn
 
 #: those with neither control map nor global parameters, whose windows have factors
 PLAIN = ["burgers", "burgers theta", "heat"]
-
-
-def windows_of(blocks, window):
-    """Which entries of a KKT vector belong to the same window."""
-    u, z, _, lam = fields(blocks)
-    N = blocks.grid.num_steps
-    step = torch.cat([torch.arange(len(own)) // (len(own) // N) for own in (u, z, lam)])
-    return step[:, None] // window == step // window
-
-
-def inverse_of_windows(operator, window):
-    """The dense inverse of K without what couples windows."""
-    blocks = operator.blocks if isinstance(operator, BlockOperator) else KKTBlocks.of(operator)
-    return torch.linalg.inv(torch.where(windows_of(blocks, window), matrix_of(operator), 0.0))
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 9])

@@ -5,22 +5,15 @@ from pdeopt.control.verify import randomize
 from pdeopt.core.errors import InputError
 from pdeopt.core.settings import read
 from pdeopt.kkt.blocks import KKTBlocks
-from pdeopt.precond.operator import BlockOperator, SchurOperator
-from pdeopt.precond.timemg import (
-    GalerkinOperator,
-    MatchedBlock,
-    SchurMultigrid,
-    TimeMultigridPC,
-    TimeMultigridSettings,
-    hierarchy,
-)
-from pdeopt.precond.wathen import WathenPC
+from pdeopt.precond.levels import TimeMultigridSettings, hierarchy
+from pdeopt.precond.operator import BlockOperator, GalerkinOperator
+from pdeopt.precond.timemg import TimeMultigridPC
 from pdeopt.steps.transfer import constant, injection, linear, linear_adjoint, spread
 from tests.helpers import examples
 from tests.helpers.krylov import (
-    applied,
     heat,
     history,
+    inverse_of_windows,
     iterations,
     matrix_of,
     newton_right_hand_side,
@@ -29,10 +22,9 @@ from tests.helpers.krylov import (
     preconditioner,
     solver,
 )
+from tests.helpers.matrices import densify, randn
 from tests.helpers.parallel_time import RANKS, check
 from tests.helpers.support import dense, relative
-from tests.pdeopt.precond.test_blockjacobi import inverse_of_windows
-from tests.pdeopt.steps.test_sparse import densify, randn
 
 
 def blocks_of_heat(N, hessian="gauss-newton"):
@@ -204,64 +196,6 @@ def test_settings_that_are_none_name_the_legal_ones(options, field, bad, legal):
     options(**{f"timemg_{field}": bad})
     with pytest.raises(InputError, match=f"timemg_{field}.*{legal}"):
         read(TimeMultigridSettings)
-
-
-def test_the_smoother_of_the_schur_complement_is_its_matched_diagonal_block():
-    """(A + N) W^-1 (A + N)' with N W^-1 N' = B W^-1 B' + C Wzz^-1 C': within a factor of 2 of the block, as the
-    eigenvalues say; for equal weights."""
-    blocks = blocks_of_heat(6, "metric")
-    shell = SchurOperator(blocks).shell()
-    S, n, context = dense(shell), blocks.n, MatchedBlock(blocks)
-    x, y = shell.createVecs()
-    columns = []
-    for k in range(n, 2 * n):
-        x.set(0.0)
-        x.setValue(k, 1.0)
-        x.assemble()
-        context.apply(None, x, y)
-        columns.append(torch.from_numpy(y.getArray().copy()))
-    shell.destroy()
-    inverse = torch.stack(columns, 1)
-    A, W = densify(blocks.A)[0], densify(blocks.state.spread())[0]
-    N = densify(blocks.shift(with_old_state=True))[0]
-    assert relative(inverse[n : 2 * n], torch.linalg.inv((A + N) @ torch.linalg.solve(W, (A + N).T))) <= 1e-10
-    assert not inverse[:n].any() and not inverse[2 * n :].any()
-    values = torch.linalg.eigvals(inverse[n : 2 * n] @ S[n : 2 * n, n : 2 * n]).real
-    assert float(values.min()) >= 0.5 and float(values.max()) <= 1.0
-
-
-@pytest.mark.parametrize("N", [6, 7])
-def test_two_levels_on_the_schur_complement(options, N):
-    """As above, with two smoothings before and after and the multiplier's linear interpolation."""
-    options(schur_timemg_levels=2, schur_mg_coarse_ksp_rtol=1e-13)
-    fine = blocks_of_heat(N)
-    shell, coarse, grid = SchurOperator(fine).shell(), fine.coarsen(2), fine.grid
-    S, S_c = dense(shell), matrix_of(SchurOperator(coarse))
-    interpolation = spread(grid, coarse.grid, grid.comm, [(linear_adjoint(grid, 2), fine.n)])
-    P, eye = dense(interpolation), torch.eye(len(S), dtype=S.dtype)
-    with solver(SchurOperator(fine), MatchedBlock(fine)) as ksp:
-        ksp.setUp()
-        smooth = torch.matrix_power(eye - 1.3 * applied(ksp.getPC()) @ S, 2)
-    expected = smooth @ (eye - P @ torch.linalg.solve(S_c, P.T @ S)) @ smooth
-    with solver(SchurOperator(fine), None, kind="preonly", prefix="schur_") as ksp:
-        SchurMultigrid(fine).configure(ksp.getPC())
-        ksp.setFromOptions()
-        ksp.setUp()
-        x = randn(len(S), 3)
-        assert relative(x - applied(ksp.getPC(), S @ x), expected @ x) <= 1e-7
-    shell.destroy(), interpolation.destroy()
-
-
-@pytest.mark.parametrize("alpha", [1.0, 1e-4])
-def test_multigrid_on_the_schur_complement_is_flat(options, alpha):
-    options(wathen_propagator="multigrid", test_wathen_timemg_coarsening=4)
-    counts = [iterations(operator_at_zero(heat(N, alpha)), WathenPC()) for N in (16, 64)]
-    assert max(counts) - min(counts) <= 1 and max(counts) <= 6
-
-
-def test_multigrid_on_the_schur_complement_with_many_levels(options):
-    options(wathen_propagator="multigrid")
-    assert iterations(operator_at_zero(heat(17)), WathenPC()) <= 4
 
 
 @pytest.mark.mpi

@@ -25,10 +25,10 @@ from tests.helpers.krylov import (
     preconditioner,
     solver,
 )
+from tests.helpers.matrices import randn
 from tests.helpers.oracle import Oracle
 from tests.helpers.parallel_time import RANKS, check
 from tests.helpers.support import dense, entries, relative
-from tests.pdeopt.steps.test_sparse import randn
 
 HESSIANS = ["metric", "full", "gauss-newton"]
 
@@ -68,7 +68,7 @@ def schur_parts(operator):
     """The dense Schur complement and the dense approximate inverse of it."""
     with solver(operator, WathenPC()) as ksp:
         ksp.setUp()
-        inner = ksp.getPC().getPythonContext()._ksp
+        inner = ksp.getPC().getPythonContext().schur_solver
         return dense(inner.getOperators()[0]), applied(inner.getPC())
 
 

@@ -7,8 +7,8 @@ from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.sparse import Sparsity, StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.windows import Windows
+from tests.helpers.matrices import densify, randn
 from tests.helpers.parallel_time import RANKS, check
-from tests.pdeopt.steps.test_sparse import densify, randn
 
 n, N = 4, 5
 WEIGHT = torch.tensor([0.3, 0.5, 0.5, 2.0, 0.1], dtype=torch.float64)

@@ -8,9 +8,8 @@ from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings, TimeSyst
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
 from tests.helpers import examples
+from tests.helpers.matrices import coupled, densify, randn, random_pattern, random_steps
 from tests.helpers.parallel_time import RANKS, check
-from tests.pdeopt.steps.test_sparse import densify, randn, random_pattern, random_steps
-from tests.pdeopt.steps.test_stepsolve import coupled
 
 n = 3
 CASES = [(8, 2), (8, 4), (7, 2), (7, 3), (5, 9), (1, 2)]

@@ -6,28 +6,7 @@ from torch.func import jvp, vmap
 
 from pdeopt.core.errors import InputError
 from pdeopt.steps.sparse import Sparsity, StepMatrix, StepPattern, block_diagonal, combination
-
-
-def random_pattern(rows, cols, density=0.3, seed=0, diagonal=False):
-    mask = np.random.default_rng(seed).random((rows, cols)) < density
-    return Sparsity(mask | np.eye(rows, cols, dtype=bool) if diagonal else mask)
-
-
-def random_steps(pattern, batch, seed=0, shift=0.0):
-    draw = torch.Generator().manual_seed(seed)
-    values = torch.randn(batch, pattern.nnz, generator=draw, dtype=torch.float64)
-    values[:, torch.from_numpy(pattern.rows == pattern.cols)] += shift
-    return StepMatrix(pattern, values)
-
-
-def densify(matrix):
-    out = torch.zeros(len(matrix.values), *matrix.shape, dtype=torch.float64)
-    out[:, matrix.sparsity.rows, matrix.sparsity.cols] = matrix.values
-    return out
-
-
-def randn(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.helpers.matrices import densify, randn, random_pattern, random_steps
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (7, 5), (1, 4), (4, 1), (1, 1)])

@@ -6,16 +6,7 @@ from petsc4py import PETSc
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.steps.sparse import Sparsity, StepMatrix
 from pdeopt.steps.stepsolve import StagedSubstitution, StepFactor, StepKrylov, Substitution, step_solver, substitution
-from tests.pdeopt.steps.test_sparse import densify, randn, random_pattern, random_steps
-
-
-def coupled(A, B):
-    """The dense block lower bidiagonal matrix of A_i and B_i."""
-    batch, n = len(A), A.shape[1]
-    whole = torch.block_diag(*A)
-    for i in range(1, batch):
-        whole[i * n : (i + 1) * n, (i - 1) * n : i * n] = B[i]
-    return whole
+from tests.helpers.matrices import coupled, densify, randn, random_pattern, random_steps
 
 
 @pytest.mark.parametrize("density", [0.4, 1.0])

@@ -5,8 +5,8 @@ import torch
 from pdeopt.steps.sparse import Sparsity, StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.windows import Windows, alike, sum_windows
+from tests.helpers.matrices import densify, randn, random_pattern, random_steps
 from tests.helpers.parallel_time import RANKS, check
-from tests.pdeopt.steps.test_sparse import densify, randn, random_pattern, random_steps
 
 CASES = [(8, 4), (7, 3), (5, 5), (5, 9), (6, 1), (1, 1)]
 
