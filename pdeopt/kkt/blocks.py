@@ -19,7 +19,7 @@ from pdeopt.control.constraint import SparseStepJacobian
 from pdeopt.control.controlmap import ControlMap
 from pdeopt.control.metric import DesignForm
 from pdeopt.control.vectorlayout import Fields, VectorLayout
-from pdeopt.core.arrays import assign, copy
+from pdeopt.core.arrays import copy
 from pdeopt.core.errors import InputError, SolveFailure, agree
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.steps.innerproduct import InnerProduct
