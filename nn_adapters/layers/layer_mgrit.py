@@ -208,7 +208,7 @@ class _LayerSolve(torch.autograd.Function):
 
 def _sources(mgrit: LayerMgrit, w: Tensor) -> Tensor:
     """What enters the adjoint where each step arrives, at its first node: the cotangent of the state before it."""
-    before = mgrit.grid.neighbor(w[-1], toward=+1)
+    before = mgrit.grid.neighbors.exchange(w[-1], toward=+1)
     return torch.cat([(torch.zeros_like(w[0]) if before is None else before)[None], w[:-1]])
 
 

@@ -22,12 +22,12 @@ class _Before(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, grid: TimeGrid) -> Tensor:  # type: ignore[override]
         ctx.grid = grid
-        before = grid.neighbor(rows[-1], toward=+1)
+        before = grid.neighbors.exchange(rows[-1], toward=+1)
         return torch.cat([(rows[0] if before is None else before)[None], rows[:-1]])
 
     @staticmethod
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        after = ctx.grid.neighbor(w[0], toward=-1)
+        after = ctx.grid.neighbors.exchange(w[0], toward=-1)
         result = torch.cat([w[1:], (torch.zeros_like(w[0]) if after is None else after)[None]])
         if ctx.grid.is_first:
             result[0] += w[0]

@@ -22,11 +22,11 @@ def forward(grid: TimeGrid, jacobian: StepJacobian, r: Tensor) -> Tensor:
 
     Raises `SolveFailure` on all ranks where a step of one of them is singular.
     """
-    before = grid.receive_before(r[0])
+    before = grid.neighbors.receive_before(r[0])
     if before is not None:
         r = r - jacobian.jvp(d_old=_only_row(r, 0, before))
     x, failure = _attempt(jacobian.forward_sweep, r)
-    grid.send_after(x[-1])
+    grid.neighbors.send_after(x[-1])
     agree(grid.mpi, failure)
     return x
 
@@ -36,12 +36,12 @@ def backward(grid: TimeGrid, jacobian: StepJacobian, r: Tensor) -> Tensor:
 
     Raises `SolveFailure` on all ranks where a step of one of them is singular.
     """
-    known = grid.receive_after(r[0])  # B_{i+1}' x_{i+1} of the step that follows this slab
+    known = grid.neighbors.receive_after(r[0])  # B_{i+1}' x_{i+1} of the step that follows this slab
     if known is not None:
         r = r - _only_row(r, -1, known)
     x, failure = _attempt(jacobian.backward_sweep, r)
     if not grid.is_first:
-        grid.send_before(jacobian.vjp(_only_row(x, 0, x[0]))[0][0])
+        grid.neighbors.send_before(jacobian.vjp(_only_row(x, 0, x[0]))[0][0])
     agree(grid.mpi, failure)
     return x
 
@@ -59,9 +59,9 @@ def march(grid: TimeGrid, constraint: TimeDependentConstraint, u0: Tensor, z: Te
             rows.append(u)
         return torch.cat(rows)
 
-    before = grid.receive_before(u0)
+    before = grid.neighbors.receive_before(u0)
     u, failure = _attempt(sweep, z)
-    grid.send_after(u[-1] if failure is None else torch.full_like(u0, torch.nan))
+    grid.neighbors.send_after(u[-1] if failure is None else torch.full_like(u0, torch.nan))
     agree(grid.mpi, failure)
     return u
 

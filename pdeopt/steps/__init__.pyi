@@ -10,7 +10,9 @@ from pdeopt.steps.mgrit import (
     Outcome as Outcome,
     whole_intervals as whole_intervals,
 )
+from pdeopt.steps.neighbors import Neighbors as Neighbors
 from pdeopt.steps.sparse import (
+    PaddedProduct as PaddedProduct,
     Sparsity as Sparsity,
     StepMatrix as StepMatrix,
     StepPattern as StepPattern,

@@ -75,27 +75,27 @@ class TimeSystem:
     def sweep(self, r: Tensor) -> Tensor:
         """The windows solved, each from a zero state. Collective."""
         windows, waits = self.windows, len(self.windows.starts) == 1
-        before = self.grid.receive_before(r[0]) if windows.enters and waits else None
+        before = self.grid.neighbors.receive_before(r[0]) if windows.enters and waits else None
         if before is not None:
             r = r - self._entering(r, before)
         x = self._sweeps.forward(r)
         if windows.enters and not waits:
-            x += self._sweeps.forward(-self._entering(r, self.grid.receive_before(r[0])))
+            x += self._sweeps.forward(-self._entering(r, self.grid.neighbors.receive_before(r[0])))
         if windows.leaves:
-            self.grid.send_after(x[-1])
+            self.grid.neighbors.send_after(x[-1])
         return x
 
     def sweep_adjoint(self, r: Tensor) -> Tensor:
         """The transpose of `sweep`. Collective."""
         windows, waits = self.windows, len(self.windows.starts) == 1
-        after = self.grid.receive_after(r[0]) if windows.leaves and waits else None
+        after = self.grid.neighbors.receive_after(r[0]) if windows.leaves and waits else None
         if after is not None:
             r = r - _only_row(r, -1, after)
         x = self._sweeps.backward(r)
         if windows.leaves and not waits:
-            x += self._sweeps.backward(-_only_row(r, -1, self.grid.receive_after(r[0])))
+            x += self._sweeps.backward(-_only_row(r, -1, self.grid.neighbors.receive_after(r[0])))
         if windows.enters:
-            self.grid.send_before(self.B[:1].transpose(x[:1])[0])
+            self.grid.neighbors.send_before(self.B[:1].transpose(x[:1])[0])
         return x
 
     def couple(self, values: Tensor) -> Tensor:

@@ -227,7 +227,7 @@ class Mgrit:
     def _march(self, level: int, phi: StepMap, entry: Tensor, g: Tensor | None) -> Tensor:
         """The states after all steps of a level, one after the other, from rank to rank."""
         grid = self.grids[level]
-        received = (grid.receive_after if self.adjoint else grid.receive_before)(entry)
+        received = (grid.neighbors.receive_after if self.adjoint else grid.neighbors.receive_before)(entry)
         u = (entry if received is None else received)[None]
         states: list[Tensor] = []
         for i in reversed(range(grid.n_local)) if self.adjoint else range(grid.n_local):
@@ -236,16 +236,16 @@ class Mgrit:
             if g is not None:
                 u = u + g[rows]
             states.append(u)
-        (grid.send_before if self.adjoint else grid.send_after)(u[0])
+        (grid.neighbors.send_before if self.adjoint else grid.neighbors.send_after)(u[0])
         return torch.cat(states[::-1] if self.adjoint else states)
 
     def _departures(self, level: int, points: Tensor, entry: Tensor) -> Tensor:
         """The states at which the intervals begin, from those at their ends; one message."""
-        neighbor = self.grids[level].neighbor
+        exchange = self.grids[level].neighbors.exchange
         if self.adjoint:
-            after = neighbor(points[0], toward=-1)
+            after = exchange(points[0], toward=-1)
             return torch.cat([points[1:], (entry if after is None else after)[None]])
-        before = neighbor(points[-1], toward=+1)
+        before = exchange(points[-1], toward=+1)
         return torch.cat([(entry if before is None else before)[None], points[:-1]])
 
     def _arrivals(self, level: int) -> slice | Array:

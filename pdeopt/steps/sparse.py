@@ -128,17 +128,49 @@ def _pad(rows: Array, cols: Array, entries: Array, num_rows: int) -> tuple[Tenso
     return torch.from_numpy(entry), torch.from_numpy(col)
 
 
+class PaddedProduct:
+    """Products of sparse matrices with rows as a sum of a few gathers: as many as the widest row has entries.
+
+    All its operations are torch's, so it works under every transform of torch.func.
+
+    Args:
+        values: of the entries, (batch, nnz).
+        entries, columns: the row-padded form of the pattern, each (width, rows).
+    """
+
+    def __init__(self, values: Tensor, entries: Tensor, columns: Tensor) -> None:
+        extended = torch.cat([values, torch.zeros_like(values[:, :1])], dim=1)  # the value of the padding
+        self.values, self.columns = [extended[:, e].contiguous() for e in entries], columns
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product with each row of x, (..., columns) -> (..., rows)."""
+        terms = (v * x[..., c] for v, c in zip(self.values, self.columns))
+        total = next(terms, None)
+        if total is None:
+            return torch.zeros((*x.shape[:-1], self.columns.shape[-1]), dtype=x.dtype)
+        for term in terms:
+            total = total + term
+        return total
+
+
 class StepMatrix:
     """A sparse matrix a step on one sparsity, acting on rows: (batch, columns) -> (batch, rows).
 
+    A value: the matrices of a constraint's step (mass, stiffness, blocks of the Jacobian) are StepMatrices, and user
+    code multiplies with them inside residuals, where torch.func differentiates through the product.
+
+        M = StepMatrix.constant(mass)             # the same scipy matrix in all steps
+        r = M(u_new - u_old)                      # (batch, rows)
+        w = M.transpose(r)                        # (batch, columns)
+
     Args:
-        sparsity: the pattern.
-        values: shape (batch, nnz); (1, nnz) where all steps share one matrix.
+        sparsity: the pattern, (rows, columns).
+        values: of its entries in their order, (batch, nnz), float64; (1, nnz) where all steps share one matrix.
     """
 
     def __init__(self, sparsity: Sparsity, values: Tensor) -> None:
-        self.sparsity = sparsity
-        self.values = values
+        self.sparsity, self.values = sparsity, values
+        self._matrices: dict[bool, PETSc.Mat] = {}
 
     @classmethod
     def constant(cls, matrix: Any) -> StepMatrix:
@@ -147,7 +179,7 @@ class StepMatrix:
         csr.sum_duplicates()
         csr.sort_indices()
         constant = cls(Sparsity(csr), torch.from_numpy(csr.data.copy()).reshape(1, -1))
-        _ = constant._values_by_row, constant._values_by_column  # now, not inside somebody's vmap or jvp
+        _ = constant._by_row, constant._by_column  # now, not inside a vmap or jvp
         return constant
 
     @classmethod
@@ -182,13 +214,13 @@ class StepMatrix:
         """The product with each row of `x`; works under every torch.func transform."""
         if x.ndim == 2 and is_plain(x):
             return self._product(x, transpose=False)
-        return self._gather(self._values_by_row, self.sparsity.padded[1], x)
+        return self._by_row(x)
 
     def transpose(self, y: Tensor) -> Tensor:
         """The transposed product with each row of `y`, (batch, rows) -> (batch, columns)."""
         if y.ndim == 2 and is_plain(y):
             return self._product(y, transpose=True)
-        return self._gather(self._values_by_column, self.sparsity.padded_transpose[1], y)
+        return self._by_column(y)
 
     def _product(self, x: Tensor, transpose: bool) -> Tensor:
         """Without gathering, ten times faster for one matrix on many rows and three times for one a row."""
@@ -213,10 +245,6 @@ class StepMatrix:
     def _blocks(self) -> sp.csr_matrix:
         return block_diagonal(self)
 
-    @cached_property
-    def _matrices(self) -> dict[bool, PETSc.Mat]:
-        return {}
-
     def row_sums(self) -> Tensor:
         """Sums of the entries' absolute values by row, (batch, rows)."""
         sums = torch.zeros(len(self.values), self.shape[0], dtype=self.values.dtype)
@@ -226,27 +254,13 @@ class StepMatrix:
         """The matrices of absolute values."""
         return StepMatrix(self.sparsity, self.values.abs())
 
-    @staticmethod
-    def _gather(values: list[Tensor], columns: Tensor, x: Tensor) -> Tensor:
-        terms = (v * x[..., c] for v, c in zip(values, columns))  # a handful: the entries of the widest row
-        total = next(terms, None)
-        if total is None:
-            return torch.zeros((*x.shape[:-1], columns.shape[-1]), dtype=x.dtype)
-        for term in terms:
-            total = total + term
-        return total
+    @cached_property
+    def _by_row(self) -> PaddedProduct:
+        return PaddedProduct(self.values, *self.sparsity.padded)
 
     @cached_property
-    def _values_by_row(self) -> list[Tensor]:
-        return self._padded_values(self.sparsity.padded[0])
-
-    @cached_property
-    def _values_by_column(self) -> list[Tensor]:
-        return self._padded_values(self.sparsity.padded_transpose[0])
-
-    def _padded_values(self, entries: Tensor) -> list[Tensor]:
-        extended = torch.cat([self.values, torch.zeros_like(self.values[:, :1])], dim=1)
-        return [extended[:, e].contiguous() for e in entries]
+    def _by_column(self) -> PaddedProduct:
+        return PaddedProduct(self.values, *self.sparsity.padded_transpose)
 
 
 def combination(terms: list[tuple[float, StepMatrix]]) -> StepMatrix:
@@ -295,7 +309,20 @@ def block_diagonal(matrix: StepMatrix, batch: int | None = None, lag: int = 0) -
 class StepPattern:
     """The sparsities of a step: A = dF/du_new, B = dF/du_old, C = dF/dz and W, the Hessian of lam.F.
 
-    W is over the stacked variables [u_old | u_new | z], both triangles.
+    A constraint that declares its pattern gets sparse Jacobians by colored differentiation, direct step solvers,
+    assembled KKT matrices and preconditioners.
+
+        n = 100
+        banded, square = Sparsity.banded(n), Sparsity.empty(3 * n, 3 * n)
+        pattern = StepPattern(banded, banded, np.eye(n), square)          # a linear step
+
+    Args:
+        A, B: (n, n); a `Sparsity`, or a scipy or dense matrix whose stored (dense: nonzero) entries count.
+        C: (n, m).
+        W: (2n + m, 2n + m) over the stacked variables [u_old | u_new | z], both triangles.
+
+    Raises:
+        InputError: shapes that do not belong together.
     """
 
     def __init__(self, A: Any, B: Any, C: Any, W: Any) -> None:

@@ -2,7 +2,7 @@
 
 Steps are 1..N; rank r owns a contiguous slab of them. A field has one row a step, shape
 (n_local, dim). `shift` brings row i-1 to row i, `shift_adjoint` is its transpose; these two
-halo exchanges and the reductions are the only messages below level 2.
+halo exchanges and the reductions are the only messages of an evaluation.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import InputError
+from pdeopt.steps.neighbors import Neighbors
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,25 @@ class Steps:
 class TimeGrid:
     """Nodes t_0 < ... < t_N and the distribution of the N steps over a communicator.
 
+    Each rank owns a contiguous slab of steps and holds fields as rows, one a step, (n_local, dim). Every method that
+    talks to other ranks says "Collective": all ranks of the communicator must call it.
+
+        grid = TimeGrid.uniform(100, T=1.0)
+        u_old = grid.shift(u, u0)                  # (n_local, dim)
+        total = grid.sum(u.square().sum())
+
     Args:
         times: the N + 1 nodes, in any unit of time.
         comm: a PETSc or mpi4py communicator; default PETSc's.
         offsets: rank r owns the 0-based steps offsets[r] to offsets[r + 1]; default even shares.
+
+    Attributes:
+        times, num_steps: the nodes, (N + 1,), and N.
+        comm, mpi: the communicator of PETSc and of mpi4py.
+        begin, end, n_local: this rank owns the 0-based steps begin to end - 1, n_local of them.
+        steps: these steps, as constraint and objective see them.
+        node_zero: the initial node as a step of length 0.
+        neighbors: messages to the ranks before and after.
 
     Raises:
         InputError: fewer than one step, nodes that do not increase, or more ranks than steps.
@@ -100,10 +115,22 @@ class TimeGrid:
         #: the steps of this rank, and the initial node as a step of length 0, so that one function gives every J_i
         self.steps = self._steps(np.arange(self.begin + 1, self.end + 1))
         self.node_zero = self._steps(np.array([0]))
+        #: messages to the ranks before and after
+        self.neighbors = Neighbors(self.mpi)
+        self._coarser: dict[int, TimeGrid | None] = {}
 
     @classmethod
     def uniform(cls, num_steps: int, T: float, comm: Any = None) -> TimeGrid:
-        """N = num_steps equal steps on [0, T]."""
+        """N = num_steps equal steps on [0, T].
+
+        Args:
+            num_steps: N >= 1.
+            T: the end of the time interval, > 0, in any unit of time.
+            comm: a PETSc or mpi4py communicator; default PETSc's.
+
+        Raises:
+            InputError: no step, a T that is not positive, or more ranks than steps.
+        """
         if num_steps < 1 or not T > 0:
             raise InputError("num_steps, T", f"{num_steps}, {T}", "num_steps >= 1 and T > 0")
         return cls(np.linspace(0.0, T, num_steps + 1), comm)
@@ -137,10 +164,6 @@ class TimeGrid:
         """The last steps of windows of `size` steps, counted from step 1; the last window may be shorter."""
         return np.minimum(np.arange(size, self.num_steps + size, size), self.num_steps)
 
-    @cached_property
-    def _coarser(self) -> dict[int, TimeGrid | None]:
-        return {}
-
     @property
     def is_first(self) -> bool:
         """Whether this rank owns step 1."""
@@ -171,7 +194,7 @@ class TimeGrid:
 
         `rows` has shape (n_local, dim), and so has the result. One message a rank.
         """
-        before = self.neighbor(rows[-1], toward=+1)
+        before = self.neighbors.exchange(rows[-1], toward=+1)
         if before is None:
             before = torch.zeros_like(rows[0]) if first is None else first
         return torch.cat([before.reshape(1, -1), rows[:-1]])
@@ -182,29 +205,13 @@ class TimeGrid:
         Returns the rows, shape (n_local, dim), and the cotangent of `first`, shape (dim,), which is
         row 1 on the rank that owns it and zero elsewhere.
         """
-        after = self.neighbor(rows[0], toward=-1)
+        after = self.neighbors.exchange(rows[0], toward=-1)
         if after is None:
             after = torch.zeros_like(rows[0])
         first = rows[0] if self.is_first else torch.zeros_like(rows[0])
         return torch.cat([rows[1:], after.reshape(1, -1)]), first
 
-    def receive_before(self, like: Tensor) -> Tensor | None:
-        """Wait for the row that the rank before sends with `send_after`; None on the first rank."""
-        return None if self.is_first else self._receive(like, self.mpi.rank - 1)
-
-    def send_after(self, row: Tensor) -> None:
-        """Send `row` to the rank after this one, if there is one."""
-        if not self.is_last:
-            self.mpi.Send(row.cpu().contiguous().numpy(), self.mpi.rank + 1)
-
-    def receive_after(self, like: Tensor) -> Tensor | None:
-        """Wait for the row that the rank after sends with `send_before`; None on the last rank."""
-        return None if self.is_last else self._receive(like, self.mpi.rank + 1)
-
-    def send_before(self, row: Tensor) -> None:
-        """Send `row` to the rank before this one, if there is one."""
-        if not self.is_first:
-            self.mpi.Send(row.cpu().contiguous().numpy(), self.mpi.rank - 1)
+    # -- all ranks --------------------------------------------------------------------------------------------
 
     def sum(self, value: Tensor | float) -> Tensor:
         """The sum over ranks of a scalar or tensor of equal shape. Collective."""
@@ -230,25 +237,6 @@ class TimeGrid:
         """All rows, shape (N, dim), on rank 0; None on the others. Collective."""
         parts = self.mpi.gather(rows.numpy())
         return None if parts is None else torch.from_numpy(np.concatenate(parts))
-
-    def neighbor(self, row: Tensor, toward: int) -> Tensor | None:
-        """Send `row` to rank + toward and receive that of rank - toward; None where there is none."""
-        if self.mpi.size == 1:
-            return None
-        source, target = self.mpi.rank - toward, self.mpi.rank + toward
-        request = None
-        if 0 <= target < self.mpi.size:
-            sent = row.detach().cpu().contiguous().numpy()
-            request = self.mpi.Isend(sent, target)
-        received = self._receive(row, source) if 0 <= source < self.mpi.size else None
-        if request is not None:
-            request.Wait()
-        return received
-
-    def _receive(self, like: Tensor, source: int) -> Tensor:
-        buffer = torch.empty(like.shape, dtype=like.dtype)
-        self.mpi.Recv(buffer.numpy(), source)
-        return buffer.to(like.device)
 
 
 def _even_shares(N: int, ranks: int) -> Array:

@@ -37,11 +37,11 @@ class Windows:
         """Sums of `rows`, (n_local, k), over the windows that end here, (len(ends), k). Collective."""
         part = torch.zeros(len(self.starts), rows.shape[1], dtype=rows.dtype)
         part.index_add_(0, torch.from_numpy(np.searchsorted(self.starts, np.arange(len(rows)), side="right") - 1), rows)
-        before = self.grid.receive_before(part[0]) if self.enters else None
+        before = self.grid.neighbors.receive_before(part[0]) if self.enters else None
         if before is not None:
             part[0] += before
         if self.leaves:
-            self.grid.send_after(part[-1])
+            self.grid.neighbors.send_after(part[-1])
         return part[: len(self.ends)]
 
 

@@ -8,20 +8,21 @@ import torch
 from mpi4py import MPI
 
 from pdeopt.steps.mgrit import Mgrit, MgritSettings, whole_intervals
+from pdeopt.steps.neighbors import Neighbors
 from pdeopt.steps.timegrid import TimeGrid
 
 STEPS = 64
 SETTINGS = [("2", 4, "F", "V"), ("4", 2, "FCF", "V"), ("2", 3, "F", "F"), ("8", 1, "F", "V")]
 
 
-class Counting(TimeGrid):
-    """A grid that counts the messages of its rank."""
+class Counting(Neighbors):
+    """Neighbors that count the messages of this rank."""
 
     sent = 0
 
-    def neighbor(self, row, toward):
+    def exchange(self, row, toward):
         Counting.sent += 0 <= self.mpi.rank + toward < self.mpi.size
-        return super().neighbor(row, toward)
+        return super().exchange(row, toward)
 
     def send_after(self, row):
         Counting.sent += not self.is_last
@@ -37,10 +38,10 @@ def count(coarsening, levels, relaxation, cycle):
     settings = MgritSettings(levels, coarsening, cycles=2, relaxation=relaxation, cycle=cycle)
     factors = settings.factors(STEPS)
     times = torch.linspace(0, 1, STEPS + 1).numpy()
-    grid = Counting(times, MPI.COMM_WORLD, whole_intervals(STEPS, factors, MPI.COMM_WORLD.size))
+    grid = TimeGrid(times, MPI.COMM_WORLD, whole_intervals(STEPS, factors, MPI.COMM_WORLD.size))
     mgrit = Mgrit(grid, factors, settings)
-    for coarse in mgrit.grids[1:]:
-        coarse.__class__ = Counting
+    for level in mgrit.grids:
+        level.neighbors = Counting(level.mpi)
     done = [0, 0]
 
     def phi(u, rows):
