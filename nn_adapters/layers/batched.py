@@ -33,14 +33,22 @@ ENTRYWISE_MODULES = (
     SmoothReLU,
 )
 
-#: (features (layers, ...), parameters (layers, ...) in the order of `named_parameters`) -> features
+#: (features (layers, ...), parameters (layers, ...) in the order of `named_parameters`) -> features.
 Batched = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
 
 def batched(module: nn.Module) -> Batched:
     """The module as a function of stacked features and parameters.
 
-    Raises `InputError` for modules whose layers are not functions of features and parameters alone.
+    Args:
+        module: that maps features (batch, ...) to features.
+
+    Returns:
+        A function of features (layers, batch, ...) and of its parameters (layers, ...), in the order of
+        `named_parameters`, to features (layers, batch, ...).
+
+    Raises:
+        InputError: a module with buffers or random numbers, as BatchNorm and Dropout have them.
     """
     for part in module.modules():
         if next(part.buffers(recurse=False), None) is not None or isinstance(part, nn.modules.dropout._DropoutNd):

@@ -21,13 +21,22 @@ from pdeopt.steps.timegrid import Steps
 
 
 class LayerConstraint(TimeDependentConstraint):
-    """Layers u + dt F(u; z) over the time steps of a problem, dt their length.
+    """Layers u_i = u_{i-1} + dt F(u_{i-1}; z_i) as a `TimeDependentConstraint`, dt the length of a step.
+
+    The state u_i is the features of all samples, flat, (state_dim,); the control z_i is the parameters of F in their
+    order, flat, (control_dim,). Everything is computed in double precision; the module itself is not changed.
 
     Args:
-        block: the module F; its parameters, flattened, are the control of a step.
+        block: the module F; `Direct(F)` for u_i = F(u_{i-1}).
         features: u_0 of all samples, (samples, ...).
 
-    Everything is computed in double precision; the module itself is not changed.
+    Raises:
+        InputError: a block with buffers or random numbers.
+
+    Example:
+        >>> constraint = LayerConstraint(dense(4), features)
+        >>> objective = classification_loss(constraint, head, labels) + ControlCost(1e-4)
+        >>> problem = ControlProblem(constraint, objective, TimeGrid.uniform(num_layers, Tf))
     """
 
     pattern = None  # matrix-free: a step couples all features of a sample
@@ -63,7 +72,7 @@ class LayerConstraint(TimeDependentConstraint):
 
 
 class LayerJacobian(StepJacobian):
-    """dF/du_new is the identity."""
+    """Derivatives of layers: A = dF/du_new is the identity, so solves with it are for free."""
 
     def solve(self, r: Tensor) -> Tensor:
         return r
@@ -78,7 +87,13 @@ class LayerJacobian(StepJacobian):
 
 
 def classification_loss(constraint: LayerConstraint, head: Callable[[Tensor], Tensor], labels: Tensor) -> Objective:
-    """The mean cross-entropy of `head(features)` after the last layer."""
+    """The mean cross-entropy of `head(features)` after the last layer, as an objective of a control problem.
+
+    Args:
+        constraint: the layers.
+        head: features (samples, ...) to scores (samples, classes), in double precision; not trained.
+        labels: classes, (samples,).
+    """
 
     def loss(u: Tensor, p: Tensor) -> Tensor:
         return nn.functional.cross_entropy(head(u.reshape(constraint.features.shape)), labels)
@@ -87,7 +102,13 @@ def classification_loss(constraint: LayerConstraint, head: Callable[[Tensor], Te
 
 
 def regression_loss(constraint: LayerConstraint, head: Callable[[Tensor], Tensor], targets: Tensor) -> Objective:
-    """Half the mean square of `head(features) - targets` after the last layer."""
+    """Half the mean square of `head(features) - targets` after the last layer, as an objective of a control problem.
+
+    Args:
+        constraint: the layers.
+        head: features (samples, ...) to outputs, in double precision; not trained.
+        targets: of the shape of the outputs.
+    """
 
     def loss(u: Tensor, p: Tensor) -> Tensor:
         return 0.5 * (head(u.reshape(constraint.features.shape)) - targets).square().mean()
@@ -96,5 +117,9 @@ def regression_loss(constraint: LayerConstraint, head: Callable[[Tensor], Tensor
 
 
 def control_of(stack: nn.ModuleList) -> Tensor:
-    """The controls, (layers, control_dim), whose constraint is the network of these modules."""
+    """The controls, (layers, control_dim), for which the constraint is the network of these modules.
+
+    Args:
+        stack: modules of one kind, such as `LayerStack(...).layers`.
+    """
     return torch.stack([torch.cat([p.detach().double().reshape(-1) for p in layer.parameters()]) for layer in stack])

@@ -3,7 +3,7 @@
 Box (E. C. Cyr, M. A. Gulian, R. G. Patel, M. Perego, N. A. Trask, Robust training and initialization of deep
 neural networks: An adaptive basis viewpoint, 2020) places the cut of each ReLU neuron inside the box that the
 features fill, and scales it so that the box is kept from layer to layer. However deep the network, its features
-neither blow up nor fall together into a line.
+neither blow up nor collapse into a line.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def initialize(network: nn.Module, kind: str, generator: Generator = None) -> None:
-    """Draw the weights of all linear and convolutional layers anew, in place; other modules stay as they are.
+    """Draw new weights of all linear and convolutional layers, in place; other modules stay as they are.
 
-    He: W normal with variance 2 / inputs (He, Zhang, Ren, Sun 2015). Glorot: W uniform with variance
-    2 / (inputs + outputs) (Glorot, Bengio 2010). Both with b = 0.
+    He: W normal with variance 2 / inputs (K. He, X. Zhang, S. Ren, J. Sun, ICCV 2015, eq. (10)). Glorot: W uniform with
+    variance 2 / (inputs + outputs) (X. Glorot, Y. Bengio, AISTATS 2010, eq. (16)). Both with b = 0.
 
-    Box: inputs in [0, 1]^d. Linear layers that come before the first `LayerStack` by `box_linear`, its layers by
-    `box_stack`; linear layers after it, the head, by Glorot. In the order in which the modules were registered.
+    Box (Cyr and others, 2020, Algorithms 1 and 2): inputs in [0, 1]^d. Linear layers that come before the first
+    `LayerStack` by `box_linear`, its layers by `box_stack`; linear layers after it, the head, by Glorot. In the order
+    in which the modules were registered.
 
     Args:
         network: a layer, a stack, or a module that contains them.
@@ -38,6 +39,10 @@ def initialize(network: nn.Module, kind: str, generator: Generator = None) -> No
 
     Raises:
         InputError: another kind, or a layer that it does not know.
+
+    Example:
+        >>> stack = LayerStack(lambda: dense(2, "relu"), 128)
+        >>> initialize(nn.Sequential(nn.Linear(2, 2), stack, nn.Linear(2, 1)), "box")
     """
     if kind not in INITIALIZATIONS:
         raise InputError("initialization", kind, " | ".join(INITIALIZATIONS))
@@ -53,14 +58,26 @@ def initialize(network: nn.Module, kind: str, generator: Generator = None) -> No
 
 
 def box_linear(layer: nn.Linear, generator: Generator = None) -> None:
-    """Box for a layer whose inputs fill [0, 1]^d: the largest value of each neuron there is 1."""
+    """Box for a layer whose inputs fill [0, 1]^d, in place: the largest value of each neuron there is 1.
+
+    Args:
+        layer: whose weights are drawn.
+        generator: the source of the random numbers.
+
+    Raises:
+        InputError: a layer without a bias.
+    """
     one = torch.ones(1, dtype=torch.float64)
     W, b = box_neurons(one, one, layer.out_features, layer.in_features, generator)
     _assign(layer, W[0], b[0])
 
 
 def box_stack(stack: LayerStack, generator: Generator = None) -> None:
-    """Box for a stack whose inputs fill [0, 1]^width: layers u + dt relu(W u + b), or relu(W u + b) by `Direct`.
+    """Box for a stack whose inputs fill [0, 1]^width, in place.
+
+    Args:
+        stack: of layers u + dt relu(W u + b), or relu(W u + b) by `Direct`.
+        generator: the source of the random numbers.
 
     Raises:
         InputError: a block that is not one linear layer, width to width, and its activation.
@@ -68,7 +85,7 @@ def box_stack(stack: LayerStack, generator: Generator = None) -> None:
     layers = [_linear_of(block) for block in stack.layers]
     direct = [isinstance(block, Direct) for block in stack.layers]
     if any(direct) != all(direct):
-        raise InputError("box: stack", "residual and direct blocks in turn", "blocks of one kind")
+        raise InputError("box: stack", "residual and direct blocks mixed", "blocks of one kind")
     if all(direct):
         one = torch.ones(len(layers), dtype=torch.float64)
         W, b = box_neurons(one, one, layers[0].out_features, layers[0].in_features, generator)
@@ -83,6 +100,14 @@ def box_weights(layers: int, width: int, generator: Generator = None, *, dt: flo
 
     Layer l maps [0, m_l]^width into [0, m_{l+1}]^width with m_l = (1 + 1/L)^(l-1) <= e: the largest value of
     dt (W u + b) over its box is m_l / L in each neuron.
+
+    Args:
+        layers, width: L, and the features.
+        generator: the source of the random numbers.
+        dt: length of a layer.
+
+    Raises:
+        InputError: sizes below 1, or a length that is not positive.
     """
     if layers < 1 or width < 1 or not dt > 0:
         raise InputError("box: layers, width, dt", f"{layers}, {width}, {dt}", "layers, width >= 1 and dt > 0")
@@ -99,8 +124,9 @@ def box_neurons(
     p_max = side 1[n > 0], so k = top / n.(p_max - p) (Algorithms 1 and 2 of the paper).
 
     Args:
-        side, top: one an entry of the stack, shape (L,), float64.
+        side, top: of each layer, (L,), float64.
         outputs, inputs: neurons of a layer, and dimension of the box.
+        generator: the source of the random numbers.
 
     Returns:
         W (L, outputs, inputs) and b (L, outputs).

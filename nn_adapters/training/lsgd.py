@@ -30,16 +30,21 @@ def least_squares(
     comm: Any = None,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """Weight (out, in) and bias (out,) that minimize 1/n sum_s |W x_s + b - y_s|^2 + ridge (|W|^2 + |b|^2).
+    """W and b that minimize 1/n sum_s |W x_s + b - y_s|^2 + ridge (|W|^2 + |b|^2); of several, those of least norm.
 
-    Where more than one does, the one of least norm. See `Triangle`.
+    See `Triangle` for the method.
 
     Args:
-        features, targets: x (n, in), and y (n, out) or (n,).
+        features: x, (n, in).
+        targets: y, (n, out) or (n,).
         ridge: Tikhonov parameter.
         rtol: singular values below rtol times the largest count as zero; by default the rounding of the features.
-        comm: mpi4py communicator over whose ranks the samples are spread. Then collective.
+        comm: mpi4py communicator over whose ranks the samples are spread; the call is then collective. None: all
+            samples are here.
         chunk: samples that are factored at a time.
+
+    Returns:
+        W (out, in) and b (out,), in the dtype and on the device of the features.
 
     Raises:
         InputError: shapes or numbers that are not legal, on all ranks.
@@ -56,7 +61,7 @@ def least_squares(
 
 
 class Triangle:
-    """All that least squares must know of its samples: the factor R of [X 1 Y] = Q R, and their number.
+    """All that least squares has to know of its samples: the factor R of [X 1 Y] = Q R, and their number.
 
     X = Q1 R11 and Y = Q1 R12 + Q2 R22, so |X w - Y|^2 = |R11 w - R12|^2 + |R22|^2 for every w, whatever the rank.
     R is found part by part (TSQR: J. Demmel, L. Grigori, M. Hoemmen, J. Langou, 2012): unlike the normal equations,
@@ -93,7 +98,12 @@ class Triangle:
         return whole
 
     def solve(self, ridge: float = 0.0, rtol: float | None = None) -> tuple[Tensor, Tensor]:
-        """Weight (outputs, inputs) and bias (outputs,) of `least_squares`, float64."""
+        """W (outputs, inputs) and b (outputs,) of `least_squares`, float64.
+
+        Raises:
+            InputError: no samples.
+            SolveFailure: samples that are not finite.
+        """
         if self.samples == 0:
             raise InputError("least squares: samples", 0, ">= 1")
         if not self.R.isfinite().all():
@@ -128,13 +138,19 @@ class LSGD:
 
     Args:
         hidden: maps x (n, ...) to features (n, in).
-        head: the last layer. Its parameters are found by least squares alone.
-        x, y: the samples; with `comm` those of this rank. y is (n, out) or (n,).
-        optimizer: any of torch's, for the parameters of `hidden`; Adam with `lr` by default.
+        head: the last layer, (n, in) to (n, out). Its parameters are found by least squares alone.
+        x, y: the samples, (n, ...) and (n, out) or (n,); with `comm` those of this rank.
+        lr: learning rate of Adam, where no optimizer is given.
+        optimizer: any of torch's, for the parameters of `hidden`.
         ridge, rtol, comm, chunk: as in `least_squares`. With `comm`, `hidden` must be equal on all ranks; it stays so.
 
     Raises:
-        InputError: shapes or numbers that are not legal, on all ranks.
+        InputError: a head that is not linear, or shapes or numbers that are not legal, on all ranks.
+
+    Example:
+        >>> method = LSGD(hidden, head, x, y, optimizer=torch.optim.SGD(hidden.parameters(), lr=1e-2))
+        >>> method.step_hidden()
+        >>> loss = method.solve_head()
     """
 
     def __init__(
@@ -166,9 +182,13 @@ class LSGD:
         self.samples = len(x) if comm is None else comm.allreduce(len(x))
 
     def solve_head(self) -> float:
-        """Give the head its best parameters for the features of now; returns the loss. Collective.
+        """Give the head its best parameters for the present features. Collective.
 
-        The loss is the mean over samples and outputs of the squared error.
+        Returns:
+            The loss with them, the mean over samples and outputs of the squared error.
+
+        Raises:
+            SolveFailure: features that are not finite.
         """
         triangle = Triangle(self.head.in_features, self.head.out_features, self.head.bias is not None)
         with torch.no_grad():
@@ -217,7 +237,12 @@ class LSGD:
 def lsgd(
     hidden: nn.Module, head: nn.Linear, x: Tensor, y: Tensor, steps: int, lr: float = 1e-3, **more: Any
 ) -> list[float]:
-    """Solve for the head; then `steps` times, step the hidden layers and solve for the head. In place.
+    """Fit head(hidden(x)) to y: solve for the head; then, `steps` times, step the hidden layers and solve again.
+
+    Both modules are changed in place. Collective where a communicator is given.
+
+    Source: E. C. Cyr, M. A. Gulian, R. G. Patel, M. Perego, N. A. Trask, Robust training and initialization of deep
+    neural networks: An adaptive basis viewpoint, 2020, Algorithm 3.
 
     Args:
         hidden, head, x, y, lr, more: as for `LSGD`.
@@ -227,7 +252,12 @@ def lsgd(
         steps + 1 losses (mean squared errors), one after each solve.
 
     Raises:
+        InputError: a negative number of steps, or what `LSGD` refuses.
         SolveFailure: the features are no longer finite.
+
+    Example:
+        >>> hidden, head = nn.Sequential(nn.Linear(1, 16), nn.Tanh()), nn.Linear(16, 1)
+        >>> losses = lsgd(hidden, head, x, y, steps=200, lr=1e-3)
     """
     if steps < 0:
         raise InputError("lsgd: steps", steps, ">= 0")

@@ -1,7 +1,8 @@
-"""Nested iteration: train a shallow network, make it deeper, go on (E. C. Cyr, S. Guenther, J. B. Schroder).
+"""Nested iteration: train a shallow network, make it deeper, go on.
 
-Weights are functions of time; those of a deeper network are interpolated, the step is divided. As the optimizer sees
-only parameters, any will do.
+Weights are functions of time; those of a deeper network are interpolated, and the step is divided (E. C. Cyr,
+S. Guenther, J. B. Schroder, Multilevel initialization for layer-parallel deep neural network training, 2019). The
+optimizer sees only parameters, so any one will do.
 """
 
 from __future__ import annotations
@@ -14,10 +15,18 @@ from pdeopt.core.errors import InputError
 
 
 def refine_weights(stack: Tensor, factor: int = 2, kind: str = "constant") -> Tensor:
-    """Weights of `factor` times as many layers, (factor times layers, ...), from those of the layers, axis 0.
+    """Weights of a network with `factor` times as many layers over the same time.
 
     Args:
+        stack: weights, (layers, ...).
+        factor: layers that come from one.
         kind: "constant", each layer `factor` times; "linear" between the middles of the layers.
+
+    Returns:
+        Weights, (factor * layers, ...).
+
+    Raises:
+        InputError: another kind.
     """
     if kind == "constant":
         return stack.repeat_interleave(factor, 0)
@@ -32,14 +41,32 @@ def refine_weights(stack: Tensor, factor: int = 2, kind: str = "constant") -> Te
 
 
 def nested_epochs(epochs: int, levels: int, factor: int = 2) -> list[int]:
-    """Epochs on each level, shallowest first: each takes the same part of the work of `epochs` at full depth."""
+    """Epochs on each level, shallowest first: each level takes the same part of the work of `epochs` at full depth.
+
+    Args:
+        epochs: at full depth, that would be as much work as all levels together.
+        levels: how many networks.
+        factor: layers of each network over those of the shallower one.
+
+    Example:
+        >>> nested_epochs(60, levels=3)
+        [80, 40, 20]
+    """
     return [max(round(epochs * factor**k / levels), 1) for k in reversed(range(levels))]
 
 
 def deepen(shallow: nn.Module, deep: nn.Module, kind: str = "constant") -> None:
-    """Give the deep network the weights of a shallow one of the same kind, interpolated in its layer-parallel parts.
+    """Give the deep network the weights of a shallow one of the same kind, in place.
 
-    Both hold their layers in the same way over the ranks: a deep layer is on the rank of the shallow one.
+    Layer-parallel parts are interpolated, all else is copied. Both networks must have their layers on the same ranks: a
+    deep layer is on the rank of the shallow one that it comes from.
+
+    Args:
+        shallow, deep: modules of the same structure; each `LayerParallel` of the deep one has a multiple of the layers.
+        kind: of interpolation, "constant" or "linear".
+
+    Raises:
+        InputError: numbers of layers that do not divide, or another kind.
     """
     parts = dict(deep.named_modules())
     with torch.no_grad():

@@ -35,14 +35,23 @@ class _Before(torch.autograd.Function):
 
 
 def tikhonov(network: LayerParallel) -> Tensor:
-    """|theta|^2 / 2 of the layers of this rank."""
+    """|theta|^2 / 2 of the layers of this rank, to be added to the loss.
+
+    Its gradient is that of the sum over all ranks; its value is this rank's part.
+
+    Args:
+        network: whose parameters theta.
+    """
     return 0.5 * torch.stack([stack.square().sum() for stack in network.stacks]).sum()
 
 
 def smoothness(network: LayerParallel) -> Tensor:
-    """sum_i |(theta_{i+1} - theta_i) / dt|^2 / 2, those of this rank and the layer before it. Collective.
+    """sum_i |(theta_{i+1} - theta_i) / dt|^2 / 2, over the layers of this rank and the one before. Collective.
 
-    Its gradient is that of the sum over all ranks.
+    Its gradient is that of the sum over all ranks; its value is this rank's part.
+
+    Args:
+        network: whose parameters theta_i, layer by layer.
     """
     dt = network.Tf / network.num_steps
     parts = [
