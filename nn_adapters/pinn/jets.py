@@ -24,7 +24,7 @@ from pdeopt.core.errors import InputError
 
 @dataclass(frozen=True)
 class JetBasis:
-    """Which derivatives a jet has.
+    """Which derivatives a jet has: a row each, the value first, then first and second derivatives, J in all.
 
     Args:
         names: of the inputs, a letter each, such as "xt".
@@ -34,6 +34,13 @@ class JetBasis:
         first: inputs of the rows 1, 2, ..., which are first derivatives.
         second: (i, j), inputs of the rows that follow.
         rows: row by name; "" is the value.
+
+    Raises:
+        InputError: a derivative of an unknown letter or of third order.
+
+    Example:
+        >>> JetBasis("xt", ("t", "xx")).rows
+        {'': 0, 't': 2, 'xx': 3}
     """
 
     names: str
@@ -78,7 +85,11 @@ class JetBasis:
         return jets
 
     def of_function(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Those of a function, (points, inputs) -> (points,), whose rows do not interact: (J, points)."""
+        """The jets of a function at points x, (points, inputs): (J, points).
+
+        Args:
+            function: (points, inputs) -> (points,), made of torch operations; its rows do not interact.
+        """
         units = torch.eye(x.shape[1], dtype=x.dtype)
 
         def along(f: Callable[[Tensor], Tensor], i: int) -> Callable[[Tensor], Tensor]:
@@ -89,7 +100,7 @@ class JetBasis:
         return torch.stack([f(x) for f in (function, *firsts, *seconds)])
 
     def multiplication(self, factor: Tensor) -> Tensor:
-        """The matrices of the product rule: jets of f g are the matrix of f times those of g, (J, J, points).
+        """The matrices of the product rule, (J, J, points): jets of f g are the matrix of f times those of g.
 
         Args:
             factor: jets of f, (J, points).
@@ -146,7 +157,13 @@ TORCH_ACTIVATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] 
 
 
 def activate_jets(basis: JetBasis, activation: str, z: Tensor) -> Tensor:
-    """a = act(z) for jets, (J, width, points), by torch operations that are differentiated by `torch.func`."""
+    """The jets of act(z), (J, width, points), from those of z, by operations that `torch.func` differentiates.
+
+    Args:
+        basis: rows of the jets.
+        activation: one of `JET_ACTIVATIONS`.
+        z: (J, width, points).
+    """
     a, s1, s2 = TORCH_ACTIVATIONS[activation](z[0])
     rows = [a, *(s1 * row for row in z[1:])]
     for row, i, j in basis.products:
@@ -155,7 +172,7 @@ def activate_jets(basis: JetBasis, activation: str, z: Tensor) -> Tensor:
 
 
 class ActivatedLayer:
-    """a = act(z) for jets, and the way back; in arrays that are made once.
+    """The jets of a = act(z), and the way back, in arrays that are made once.
 
     Args:
         basis: rows of the jets.
@@ -175,7 +192,7 @@ class ActivatedLayer:
         self._z, self._a = self.z.unbind(), self.a.unbind()
 
     def forward(self) -> Tensor:
-        """a, which may be changed by the caller."""
+        """The jets a, (J, width, points), which the caller may change."""
         z, a, t = self._z, self._a, self._scratch
         s1, s2, _ = self._slopes
         self.activation(z[0], a[0], *self._slopes)
@@ -186,7 +203,7 @@ class ActivatedLayer:
         return self.a
 
     def back(self, w: Tensor, out: Tensor) -> Tensor:
-        """The cotangent of z for the cotangent w of a: `out`, (J, width, points)."""
+        """The cotangent of z, (J, width, points), for the cotangent w of a; it is written to `out`."""
         z, t, (s1, s2, s3) = self._z, self._scratch, self._slopes
         torch.mul(w, s1, out=out)
         v, w_rows = out.unbind(), w.unbind()

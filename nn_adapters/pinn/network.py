@@ -16,7 +16,7 @@ NETWORK_BODIES = ("mlp", "resnet")
 
 @dataclass(frozen=True)
 class DenseLayer:
-    """W, (outputs, inputs), b, and the slope c of act(c (W a + b))."""
+    """W, (outputs, inputs), b, (outputs,), and the slope c of act(c (W a + b))."""
 
     W: Tensor
     b: Tensor
@@ -84,7 +84,10 @@ class Network:
         return sum(self.sizes)
 
     def initial(self, seed: int = 0) -> Tensor:
-        """Weights uniform with variance 2 / (inputs + outputs) (Glorot, Bengio 2010), biases 0, slopes 1/n: (size,)."""
+        """First parameters, (size,): W uniform with variance 2 / (inputs + outputs), b = 0, slopes 1/n.
+
+        X. Glorot, Y. Bengio, AISTATS 2010, eq. (16).
+        """
         generator = torch.Generator().manual_seed(seed)
         parts = []
         for layer, (o, i) in enumerate(self.shapes):
@@ -125,7 +128,13 @@ class Network:
         return torch.cat(parts)
 
     def jets(self, theta: Tensor, basis: JetBasis, inputs: Tensor) -> Tensor:
-        """Jets of u, (J, points), from those of the inputs, by operations that `torch.func` differentiates."""
+        """Jets of u, (J, points), by operations that `torch.func` differentiates.
+
+        Args:
+            theta: parameters, (size,).
+            basis: rows of the jets.
+            inputs: jets of the inputs, (J, inputs, points).
+        """
         a = inputs
         for l, ((o, i), part) in enumerate(zip(self.shapes, theta.split(self.sizes))):
             z, bias = part[: o * i].view(o, i) @ a, part[o * i : o * i + o, None]
@@ -227,7 +236,7 @@ def _accumulate(gradient: tuple[Tensor, Tensor], z: Tensor, a: Tensor) -> None:
 
 
 def absorb_slopes(layers: list[DenseLayer]) -> list[DenseLayer]:
-    """The same layers with the slope in W and b."""
+    """The same layers with slope 1, whose weights are c W and c b."""
     return [
         DenseLayer(layer.slope * layer.W, layer.slope * layer.b) if layer.slope != 1.0 else layer for layer in layers
     ]

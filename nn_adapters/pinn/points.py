@@ -1,4 +1,4 @@
-"""Points in a box: Hammersley, Latin hypercube, and where a residual is large."""
+"""Points in a box: Hammersley's, Latin hypercubes, random ones, and more of them where a residual is large."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from torch import Tensor
 
 from pdeopt.core.errors import InputError
 
+#: A box: (low, high) of each input.
 Intervals = Sequence[tuple[float, float]]
 
 _PRIMES = (2, 3, 5, 7, 11, 13)
 
 
 def hammersley(n: int, box: Intervals, seed: int = 0) -> Tensor:
-    """((i + 1/2) / n, radical inverses of i to the bases 2, 3, 5, ...) for i = 0, ..., n - 1: (n, inputs).
+    """Hammersley's points, (n, inputs): ((i + 1/2) / n, radical inverses of i to the bases 2, 3, 5, ...), i < n.
 
     J. M. Hammersley, Monte Carlo methods for solving multivariable problems, Ann. New York Acad. Sci. 86, 1960.
 
     Args:
-        box: (low, high) of each input.
-        seed: not used: there is nothing random.
+        n: how many.
+        box: (low, high) of each input, at most seven.
+        seed: not used: nothing is random.
+
+    Raises:
+        InputError: no points, no inputs or too many, or an interval that is empty.
     """
     _check(n, box)
     i = np.arange(n)
@@ -33,13 +38,26 @@ def hammersley(n: int, box: Intervals, seed: int = 0) -> Tensor:
 
 
 def latin_hypercube(n: int, box: Intervals, seed: int = 0) -> Tensor:
-    """One point in each of n slices of every input, (n, inputs) (M. D. McKay, R. J. Beckman, W. J. Conover, 1979)."""
+    """A Latin hypercube, (n, inputs): one point in each of n slices of every input.
+
+    M. D. McKay, R. J. Beckman, W. J. Conover, A comparison of three methods for selecting values of input variables,
+    Technometrics 21, 1979.
+
+    Args:
+        n, box: as for `hammersley`.
+        seed: of the random numbers.
+    """
     _check(n, box)
     return into_box(box, torch.from_numpy(qmc.LatinHypercube(len(box), seed=seed).random(n)))
 
 
 def uniform_points(n: int, box: Intervals, seed: int = 0) -> Tensor:
-    """Independent points, (n, inputs)."""
+    """Independent, uniformly distributed points, (n, inputs).
+
+    Args:
+        n, box: as for `hammersley`.
+        seed: of the random numbers.
+    """
     _check(n, box)
     generator = torch.Generator().manual_seed(seed)
     return into_box(box, torch.rand(n, len(box), generator=generator, dtype=torch.float64))
@@ -54,14 +72,26 @@ def adaptive_points(
     floor: float = 1.0,
     candidates: int = 10,
 ) -> Tensor:
-    """n points drawn with the probability |r|^power / mean |r|^power + floor, without repetition: (n, inputs).
+    """Points where a residual r is large, (n, inputs): probability proportional to |r|^power / mean |r|^power + floor.
+
+    They are drawn without repetition from uniform candidates.
 
     C. Wu, M. Zhu, Q. Tan, Y. Kartha, L. Lu, A comprehensive study of non-adaptive and residual-based adaptive
     sampling for physics-informed neural networks, Comput. Methods Appl. Mech. Engrg. 403, 2023 (RAD).
 
     Args:
         residual: r, (m, inputs) -> (m,).
-        candidates: points that are drawn from, times n.
+        n, box: as for `hammersley`.
+        seed: of the random numbers.
+        power: the larger, the more points where the residual is large.
+        floor: the larger, the more points elsewhere.
+        candidates: their number, over n.
+
+    Raises:
+        InputError: a residual that is not finite.
+
+    Example:
+        >>> f = f.with_points(adaptive_points(lambda x: f.residuals(theta, x), 2000, [(-1, 1), (0, 1)]))
     """
     points = uniform_points(n * candidates, box, seed)
     size = residual(points).abs().double() ** power
@@ -73,7 +103,7 @@ def adaptive_points(
 
 
 def into_box(box: Intervals, unit: Tensor) -> Tensor:
-    """Points of the unit cube, (n, inputs), in the box."""
+    """Points of the unit cube, (n, inputs), mapped to the box."""
     low, high = torch.tensor(list(box), dtype=torch.float64).unbind(1)
     return unit * (high - low) + low
 
