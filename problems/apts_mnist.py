@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from nn_adapters.data.datasets import Dataset
+from nn_adapters.data.dataset import Dataset
 from problems.shared import image_classifiers as apts
 from problems.shared.case import start
 

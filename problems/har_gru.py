@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nn_adapters.data.datasets import Dataset, load_dataset
+from nn_adapters.data.dataset import Dataset
+from nn_adapters.data.datasets import load_dataset
 from nn_adapters.layers.recurrent import GRUParallel
 from pdeopt.core.settings import Settings, setting
 from pdeopt.steps.mgrit import MgritSettings

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nn_adapters.data.datasets import Dataset, load_dataset
+from nn_adapters.data.dataset import Dataset
+from nn_adapters.data.datasets import load_dataset
 from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.layerparallel import LayerParallel
 from pdeopt.core.settings import Settings, setting

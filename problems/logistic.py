@@ -23,7 +23,7 @@ import torch
 from mpi4py import MPI
 from petsc4py import PETSc
 
-from nn_adapters.data import datasets, formats
+from nn_adapters.data import datasets, formats, sources
 from nn_adapters.losses.logistic import LogisticLoss
 from pdeopt.control.checkpoint import replace_file
 from pdeopt.core.errors import InputError, on_root
@@ -93,7 +93,7 @@ def load(settings: LogisticSettings) -> LogisticLoss:
         path = Path(settings.data_dir) / "libsvm" / "australian"
         if not path.exists():
             raise InputError("-data_dir", settings.data_dir or "none", "a folder with libsvm/australian")
-        formats.verify_checksum(path, datasets.SHA256["libsvm/australian"])
+        formats.verify_checksum(path, sources.SHA256["libsvm/australian"])
         x, y = formats.read_libsvm(path, 14)
         x = 2.0 * (x - x.min(0)) / np.ptp(x, axis=0) - 1.0  # as LIBSVM's `australian_scale`
     elif Path(settings.data).is_file():

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nn_adapters.data.datasets import Dataset, peaks
+from nn_adapters.data.dataset import Dataset
+from nn_adapters.data.generated import peaks
 from nn_adapters.layers.blocks import ACTIVATIONS, activation, dense
 from nn_adapters.layers.layerparallel import LayerParallel
 from pdeopt.core.settings import Settings, setting

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nn_adapters.data.datasets import Dataset, moving_shapes
+from nn_adapters.data.dataset import Dataset
+from nn_adapters.data.generated import moving_shapes
 from nn_adapters.layers.recurrent import GRUParallel, sum_gradient_over_ranks
 from pdeopt.core.errors import InputError
 from pdeopt.core.settings import Settings, setting

@@ -1,14 +1,25 @@
+# Data sets for classification.
+from nn_adapters.data.dataset import Dataset as Dataset, make_dataset as make_dataset, split_by_class as split_by_class
 from nn_adapters.data.datasets import (
-    Dataset as Dataset,
+    DATASET_NAMES as DATASET_NAMES,
+    HAR_TEST_SUBJECTS as HAR_TEST_SUBJECTS,
+    STORED_SETS as STORED_SETS,
+    load_dataset as load_dataset,
+)
+from nn_adapters.data.generated import (
+    GENERATED_SETS as GENERATED_SETS,
     digits as digits,
     indian_pines_like as indian_pines_like,
-    load_dataset as load_dataset,
     moving_shapes as moving_shapes,
     peaks as peaks,
     peaks_grid as peaks_grid,
     synthetic_har as synthetic_har,
 )
+
+# Files: where they come from, and their formats.
+from nn_adapters.data.sources import MIRRORS as MIRRORS, SHA256 as SHA256, Source as Source
 from nn_adapters.data.formats import (
+    HAR_CHANNELS as HAR_CHANNELS,
     read_cifar10 as read_cifar10,
     read_cifar10_archive as read_cifar10_archive,
     read_har as read_har,

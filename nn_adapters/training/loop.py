@@ -15,7 +15,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from nn_adapters.data.datasets import Dataset
+from nn_adapters.data.dataset import Dataset
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import exactly, measure_bias, mgrit_solvers
 from nn_adapters.training.checkpoint import load_checkpoint, save_checkpoint

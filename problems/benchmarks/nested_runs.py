@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nn_adapters.data.datasets import peaks
+from nn_adapters.data.generated import peaks
 from nn_adapters.training.nested import refine_weights
 
 LAYERS, LEVELS, T, LR = 32, 3, 5.0, 2e-2

@@ -13,7 +13,8 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from nn_adapters.data.datasets import Dataset, load_dataset
+from nn_adapters.data.dataset import Dataset
+from nn_adapters.data.datasets import load_dataset
 from nn_adapters.losses.network import NetworkLoss
 from pdeopt.control.checkpoint import replace_file
 from pdeopt.core.errors import on_root

@@ -16,7 +16,7 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from torch import nn
 
-from nn_adapters.data.datasets import Dataset
+from nn_adapters.data.dataset import Dataset
 from nn_adapters.layers.parallelmodule import mgrit_solvers
 from nn_adapters.training.groups import RankGroups
 from nn_adapters.training.loop import Epoch, Training, TrainingSettings

@@ -1,3 +1,5 @@
+"""Sets that are read from files: small ones, downloads, and the real ones where they are."""
+
 import hashlib
 import sys
 import tarfile
@@ -8,11 +10,18 @@ import pytest
 import scipy.io
 import torch
 
-from nn_adapters.data import datasets, formats
-from nn_adapters.data.datasets import Dataset, load_dataset
+from nn_adapters.data import datasets, formats, sources
+from nn_adapters.data.datasets import load_dataset
 from pdeopt.core.errors import InputError
+from tests.helpers.data_files import (
+    CIFAR_NAMES,
+    check_dataset,
+    cifar10_batch,
+    samples_of_each_class,
+    write_har,
+    write_idx,
+)
 from tests.helpers.support import ROOT
-from tests.nn_adapters.data.test_formats import CIFAR_NAMES, cifar10_batch, write_har, write_idx
 
 DATA = ROOT.parent / "shared" / "data"  # see its README.md
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no folder {DATA}")
@@ -20,25 +29,11 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no folder {DATA}")
 # Sets and where they come from.
 
 
-def check(data, name, classes, train, test):
-    """Kinds, shapes and classes; each class occurs."""
-    assert isinstance(data, Dataset) and (data.name, data.classes) == (name, classes)
-    assert (tuple(data.x_train.shape), tuple(data.x_test.shape)) == (train, test)
-    for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
-        assert x.dtype == torch.float32 and y.dtype == torch.int64 and len(x) == len(y)
-        assert torch.isfinite(x).all()
-        assert set(y.tolist()) == set(range(classes))
-
-
-def counts(y):
-    return y.bincount().tolist()
-
-
 def register(monkeypatch, root):
     """Take the files under a folder for those of the known checksums."""
     for path in root.rglob("*"):
-        if (place := str(path.relative_to(root))) in datasets.SHA256:
-            monkeypatch.setitem(datasets.SHA256, place, hashlib.sha256(path.read_bytes()).hexdigest())
+        if (place := str(path.relative_to(root))) in sources.SHA256:
+            monkeypatch.setitem(sources.SHA256, place, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def test_an_unknown_name_is_refused():
@@ -46,13 +41,13 @@ def test_an_unknown_name_is_refused():
         load_dataset("minst")
 
 
-@pytest.mark.parametrize("name", datasets.STORED)
+@pytest.mark.parametrize("name", datasets.STORED_SETS)
 def test_no_set_stands_in_for_another(name):
     with pytest.raises(InputError, match=rf"{name}: got no place .* -data_dir FOLDER .* -fetch"):
         load_dataset(name)
 
 
-@pytest.mark.parametrize("name", datasets.STORED)
+@pytest.mark.parametrize("name", datasets.STORED_SETS)
 def test_missing_files_are_named(tmp_path, name):
     with pytest.raises(InputError, match=rf"-data_dir: got {tmp_path} without .*/.* or -fetch"):
         load_dataset(name, tmp_path)
@@ -70,7 +65,7 @@ def test_mnist_of_small_files(tmp_path, monkeypatch, zipped):
         load_dataset("mnist", tmp_path)
     register(monkeypatch, tmp_path)
     data = load_dataset("mnist", str(tmp_path))
-    check(data, "mnist", 10, (20, 1, 28, 28), (10, 1, 28, 28))
+    check_dataset(data, "mnist", 10, (20, 1, 28, 28), (10, 1, 28, 28))
     assert float(data.x_train.max()) == 1 and torch.equal(data.x_train[:, 0, 3, 4], torch.arange(20) / 255)
 
 
@@ -83,7 +78,7 @@ def test_cifar10_of_small_files(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"data_batch_1\.bin: damaged"):
         load_dataset("cifar10", tmp_path)
     register(monkeypatch, tmp_path)
-    check(load_dataset("cifar10", tmp_path), "cifar10", 10, (50, 3, 32, 32), (10, 3, 32, 32))
+    check_dataset(load_dataset("cifar10", tmp_path), "cifar10", 10, (50, 3, 32, 32), (10, 3, 32, 32))
     with tarfile.open(tmp_path / "cifar10" / "cifar-10-binary.tar.gz", "w:gz") as archive:
         archive.add(folder, folder.name)
     register(monkeypatch, tmp_path)
@@ -97,7 +92,7 @@ def test_har_is_split_by_subject_whatever_the_files_say(tmp_path):
     x, y, subject = write_har(folder, (("train", 24, (1, 2, 3)), ("test", 12, (3, 4, 24))))
     data = load_dataset("har", tmp_path)
     test = np.isin(subject, [2, 4, 24])
-    check(data, "har", 6, ((~test).sum(), 128, 9), (test.sum(), 128, 9))
+    check_dataset(data, "har", 6, ((~test).sum(), 128, 9), (test.sum(), 128, 9))
     np.testing.assert_allclose(data.x_test.numpy(), x[test], rtol=1e-6)
     assert data.y_test.tolist() == y[test].tolist()
 
@@ -118,7 +113,7 @@ def test_indian_pines_of_small_files(tmp_path, monkeypatch):
     register(monkeypatch, tmp_path)
     data = load_dataset("indian_pines", tmp_path)
     total = int((labels > 0).sum())
-    check(data, "indian_pines", 16, (total - len(data.y_test), 5), (len(data.y_test), 5))
+    check_dataset(data, "indian_pines", 16, (total - len(data.y_test), 5), (len(data.y_test), 5))
     assert data.x_train.mean(0).abs().max() < 1e-6 and (data.x_train.std(0, correction=0) - 1).abs().max() < 1e-6
     order = data.x_train.mean(1).argsort()
     assert (data.y_train[order].diff() >= 0).all()  # pixels have kept their labels
@@ -168,10 +163,10 @@ ADDRESS = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/austra
 @pytest.mark.parametrize("given", [True, False])
 def test_what_is_missing_is_downloaded_once(pooch, tmp_path, monkeypatch, given):
     pooch.files[ADDRESS] = lines(20).encode()
-    monkeypatch.setitem(datasets.SHA256, "libsvm/australian", hashlib.sha256(pooch.files[ADDRESS]).hexdigest())
+    monkeypatch.setitem(sources.SHA256, "libsvm/australian", hashlib.sha256(pooch.files[ADDRESS]).hexdigest())
     folder = tmp_path / "mine" if given else ""
     data = load_dataset("australian", folder, fetch=True)
-    check(data, "australian", 2, (16, 14), (4, 14))
+    check_dataset(data, "australian", 2, (16, 14), (4, 14))
     assert (data.x_train.abs().max(), pooch.asked) == (1, [ADDRESS])
     assert ((folder or tmp_path / "cache" / "pdeopt") / "libsvm" / "australian").is_file()
     load_dataset("australian", folder, fetch=True)
@@ -185,9 +180,9 @@ def test_a_download_without_a_connection_names_all_mirrors(pooch):
 
 def test_another_mirror_is_tried_where_the_checksum_is_wrong(pooch, monkeypatch):
     name = "train-images-idx3-ubyte.gz"
-    first, second = (mirror + name for mirror in datasets.MIRRORS["mnist/"])
+    first, second = (mirror + name for mirror in sources.MIRRORS["mnist/"])
     pooch.files = {first: b"damaged", second: b"\0\0\x08\1\0\0\0\1a"}
-    monkeypatch.setitem(datasets.SHA256, f"mnist/{name}", hashlib.sha256(pooch.files[second]).hexdigest())
+    monkeypatch.setitem(sources.SHA256, f"mnist/{name}", hashlib.sha256(pooch.files[second]).hexdigest())
     with pytest.raises(InputError, match="train-labels-idx1-ubyte"):
         load_dataset("mnist", fetch=True)
     assert pooch.asked[:2] == [first, second]
@@ -201,12 +196,12 @@ def test_a_damaged_file_is_not_downloaded_again_unasked(pooch, tmp_path):
     assert (tmp_path / "libsvm" / "australian").read_text() == "mine" and not pooch.asked
 
 
-@pytest.mark.parametrize("name", datasets.STORED)
+@pytest.mark.parametrize("name", datasets.STORED_SETS)
 def test_each_set_has_an_address_and_a_checksum(pooch, name):
     with pytest.raises(InputError, match="no connection"):
         load_dataset(name, fetch=True)
     assert pooch.asked and not any(" " in address for address in pooch.asked)
-    assert all(len(checksum) == 64 for checksum in datasets.SHA256.values())
+    assert all(len(checksum) == 64 for checksum in sources.SHA256.values())
 
 
 def test_missing_packages_are_named(monkeypatch):
@@ -216,102 +211,6 @@ def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(InputError, match="pip install scikit-learn"):
         load_dataset("digits")
-
-
-# Generated sets.
-
-
-def test_digits():
-    pytest.importorskip("sklearn")
-    data = load_dataset("digits")
-    check(data, "digits", 10, (1438, 1, 8, 8), (359, 1, 8, 8))
-    assert (data.x_train.min(), data.x_train.max()) == (0, 1)
-
-
-def test_peaks_is_the_function_of_matlab():
-    points, f = datasets.peaks_grid()
-    assert points.shape == (256**2, 2) and abs(points).max() == 3
-    edges = np.linspace(f.min(), f.max(), 6)
-    np.testing.assert_allclose(edges, [-6.54972, -3.61870, -0.68767, 2.24335, 5.17437, 8.10539], atol=5e-6)
-
-
-def test_peaks_has_points_of_the_grid_by_level():
-    data = load_dataset("peaks")
-    check(data, "peaks", 5, (5000, 2), (200, 2))
-    assert counts(data.y_train) == [1000] * 5 and counts(data.y_test) == [40] * 5
-    points, f = datasets.peaks_grid()
-    value = {tuple(point): v for point, v in zip(points.astype(np.float32).tolist(), f)}
-    rows = [tuple(row) for row in torch.cat([data.x_train, data.x_test]).tolist()]
-    assert len(set(rows)) == 5200  # no point twice, none in both parts
-    level = np.floor(5 * (np.array([value[row] for row in rows]) - f.min()) / np.ptp(f)).clip(max=4)
-    assert level.tolist() == torch.cat([data.y_train, data.y_test]).tolist()
-    with pytest.raises(InputError, match="at most 1798"):
-        datasets.peaks(train=1798)
-
-
-@pytest.mark.parametrize("name", ["peaks", "moving_shapes", "synthetic_har", "indian_pines_like"])
-def test_generated_sets_depend_on_the_seed_alone(name):
-    first, again, other = load_dataset(name, seed=3), load_dataset(name, seed=3), load_dataset(name, seed=4)
-    for part in ("x_train", "y_train", "x_test", "y_test"):
-        assert torch.equal(getattr(first, part), getattr(again, part))
-        assert not torch.equal(getattr(first, part), getattr(other, part))
-
-
-def accuracy(data, features):
-    """Share of the test set that a linear least-squares classifier on `features(x)` gets right."""
-    train, test = (
-        torch.nn.functional.pad(features(x).flatten(1).double(), (0, 1), value=1.0) for x in (data.x_train, data.x_test)
-    )
-    targets = torch.nn.functional.one_hot(data.y_train).double()
-    ridge = train.T @ train + 1e-2 * len(train) * torch.eye(train.shape[1], dtype=torch.float64)
-    scores = test @ torch.linalg.solve(ridge, train.T @ targets)
-    return (scores.argmax(1) == data.y_test).double().mean().item()
-
-
-def displacement(x):
-    """How far the shape moves between frames, and turns, by the phase of the lowest Fourier modes."""
-    f = torch.fft.fft2(x[:, :, 0])
-    modes = torch.stack([f[..., 0, 1], f[..., 1, 0]], 2)
-    steps = (modes[:, 1:] * modes[:, :-1].conj()).angle()
-    (a, b), (c, d) = steps[:, :-1].unbind(2), steps[:, 1:].unbind(2)
-    return torch.cat([steps.mean(1), (a * d - b * c).mean(1, keepdim=True)], 1)
-
-
-def test_single_frames_of_moving_shapes_do_not_tell():
-    data = load_dataset("moving_shapes")
-    check(data, "moving_shapes", 6, (600, 8, 1, 16, 16), (120, 8, 1, 16, 16))
-    assert (data.x_train.min(), data.x_train.max()) == (0, 1) and counts(data.y_test) == [20] * 6
-    assert all(accuracy(data, lambda x, k=k: x[:, k]) < 0.35 for k in (0, 4, 7))
-    assert accuracy(data, displacement) > 0.9
-
-
-def test_sizes_of_moving_shapes():
-    data = datasets.moving_shapes(25, frames=5, size=12)
-    assert data.x_train.shape == (25, 5, 1, 12, 12) and data.x_test.shape == (5, 5, 1, 12, 12)
-    for words in ({"n": 4}, {"frames": 1}, {"size": 7}):
-        with pytest.raises(InputError, match=next(iter(words))):
-            datasets.moving_shapes(**words)
-
-
-def spectrum(x):
-    """Power of each frequency, and the phase by which neighboring channels differ there."""
-    f = torch.fft.rfft(x, n=512, dim=1)[:, 5:35]
-    cross = (f[..., 1:] * f[..., :-1].conj()).mean(-1)
-    return torch.cat([cross.abs(), cross.imag], 1) / cross.abs().sum(1, keepdim=True)
-
-
-def test_synthetic_har_is_told_by_frequency_and_phase():
-    data = load_dataset("synthetic_har")
-    check(data, "synthetic_har", 6, (600, 128, 9), (120, 128, 9))
-    assert accuracy(data, lambda x: x) < 0.4
-    assert accuracy(data, spectrum) > 0.9
-
-
-def test_indian_pines_like():
-    data = load_dataset("indian_pines_like")
-    check(data, "indian_pines_like", 16, (2000, 220), (400, 220))
-    assert accuracy(data, lambda x: x) > 0.9
-    assert data.x_train.diff(dim=1).std() < data.x_train.std()  # neighboring bands are alike
 
 
 # The real files.
@@ -331,17 +230,17 @@ def test_indian_pines_like():
 )
 def test_the_real_mnist(name, train, test):
     data = load_dataset(name, DATA)
-    check(data, name, 10, (60000, 1, 28, 28), (10000, 1, 28, 28))
-    assert (counts(data.y_train), counts(data.y_test)) == (train, test)
+    check_dataset(data, name, 10, (60000, 1, 28, 28), (10000, 1, 28, 28))
+    assert (samples_of_each_class(data.y_train), samples_of_each_class(data.y_test)) == (train, test)
     assert (data.x_train.min(), data.x_train.max()) == (0, 1)
 
 
 @needs_data
 def test_the_real_subset_of_cifar10():
     data = load_dataset("cifar10", DATA)
-    check(data, "cifar10", 10, (4000, 3, 32, 32), (1000, 3, 32, 32))
-    assert counts(data.y_train) == [396, 366, 420, 384, 422, 393, 414, 385, 407, 413]
-    assert counts(data.y_test) == [103, 89, 100, 103, 90, 86, 112, 102, 106, 109]
+    check_dataset(data, "cifar10", 10, (4000, 3, 32, 32), (1000, 3, 32, 32))
+    assert samples_of_each_class(data.y_train) == [396, 366, 420, 384, 422, 393, 414, 385, 407, 413]
+    assert samples_of_each_class(data.y_test) == [103, 89, 100, 103, 90, 86, 112, 102, 106, 109]
     assert data.y_train[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
     assert (255 * data.x_train[0, :, 0, 0]).round().tolist() == [59, 62, 63]  # the first pixel, red, green, blue
 
@@ -349,9 +248,9 @@ def test_the_real_subset_of_cifar10():
 @needs_data
 def test_the_real_har_leaks_no_subject():
     data = load_dataset("har", DATA)
-    check(data, "har", 6, (7352, 128, 9), (2947, 128, 9))
-    assert counts(data.y_train) == [1226, 1073, 986, 1286, 1374, 1407]
-    assert counts(data.y_test) == [496, 471, 420, 491, 532, 537]
+    check_dataset(data, "har", 6, (7352, 128, 9), (2947, 128, 9))
+    assert samples_of_each_class(data.y_train) == [1226, 1073, 986, 1286, 1374, 1407]
+    assert samples_of_each_class(data.y_test) == [496, 471, 420, 491, 532, 537]
     names = [f"{kind}_{part}" for part in ("train", "test") for kind in ("x", "subject")]
     x_train, train, x_test, test = formats.read_npz(DATA / "uci-har" / "uci_har_inertial.npz", names)
     assert set(test) == set(datasets.HAR_TEST_SUBJECTS) and not set(train) & set(test)
@@ -363,9 +262,9 @@ def test_the_real_har_leaks_no_subject():
 @needs_data
 def test_the_real_australian():
     data = load_dataset("australian", DATA)
-    check(data, "australian", 2, (552, 14), (138, 14))
+    check_dataset(data, "australian", 2, (552, 14), (138, 14))
     x, y = torch.cat([data.x_train, data.x_test]), torch.cat([data.y_train, data.y_test])
-    assert counts(y) == [383, 307]
+    assert samples_of_each_class(y) == [383, 307]
     assert torch.equal(x.amin(0), -torch.ones(14)) and torch.equal(x.amax(0), torch.ones(14))
 
 
@@ -393,11 +292,11 @@ def test_a_damaged_copy_of_a_real_file_is_refused(tmp_path, name, place):
     with pytest.raises(InputError) as caught:
         load_dataset(name, tmp_path)
     checksum = hashlib.sha256(content[:-1]).hexdigest()
-    assert all(word in str(caught.value) for word in (place, checksum, datasets.SHA256[place]))
+    assert all(word in str(caught.value) for word in (place, checksum, sources.SHA256[place]))
 
 
 @needs_data
 def test_the_checksums_are_those_of_the_readme():
     text = (DATA / "README.md").read_text()
-    places = [place for place in datasets.SHA256 if (DATA / place).is_file()]
-    assert len(places) >= 12 and all(datasets.SHA256[place] in text for place in places)
+    places = [place for place in sources.SHA256 if (DATA / place).is_file()]
+    assert len(places) >= 12 and all(sources.SHA256[place] in text for place in places)

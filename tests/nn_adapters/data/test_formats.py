@@ -1,75 +1,24 @@
-import gzip
 import io
 import pickle
-import struct
 import tarfile
 import zipfile
 
 import numpy as np
 import pytest
-import scipy.io
 
 from nn_adapters.data import formats
 from pdeopt.core.errors import InputError
+from tests.helpers.data_files import (
+    CIFAR_NAMES,
+    cifar10_batch,
+    write_cifar10,
+    write_har,
+    write_idx,
+    write_libsvm,
+    write_mat,
+    write_npz,
+)
 from tests.helpers.support import ROOT
-
-CIFAR_NAMES = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
-
-# Writers of small files of each format; each returns what a reader should find.
-
-
-def write_idx(path, array, zipped=True):
-    codes = {np.dtype(kind).newbyteorder("="): code for code, kind in formats.IDX_TYPES.items()}
-    content = struct.pack(f">BBBB{array.ndim}I", 0, 0, codes[array.dtype], array.ndim, *array.shape)
-    content += array.astype(array.dtype.newbyteorder(">")).tobytes()
-    path.write_bytes(gzip.compress(content) if zipped else content)
-    return array
-
-
-def cifar10_batch(n, seed=0):
-    rng = np.random.default_rng(seed)
-    images, labels = rng.integers(256, size=(n, 3, 32, 32), dtype=np.uint8), np.arange(n, dtype=np.uint8) % 10
-    content = b"".join(bytes([label]) + image.tobytes() for image, label in zip(images, labels))
-    return content, images, labels
-
-
-def write_cifar10(path):
-    content, images, labels = cifar10_batch(3)
-    path.write_bytes(content)
-    return images, labels
-
-
-def write_libsvm(path):
-    path.write_bytes(b"-1 1:0.5 3:-2e1 # a comment\n\n+1 2:12\n+1\n-1 1:1 2:2 3:3")  # no newline at the end
-    return np.array([[0.5, 0, -20], [0, 12, 0], [0, 0, 0], [1, 2, 3]]), np.array([-1.0, 1, 1, -1])
-
-
-def write_mat(path):
-    array = np.random.default_rng(0).integers(1000, size=(40, 50), dtype=np.uint16)
-    scipy.io.savemat(path, {"cube": array, "other": 1}, do_compression=True)
-    return array
-
-
-def write_npz(path):
-    arrays = {"a": np.arange(600.0).reshape(20, 30), "b": np.arange(500)}
-    np.savez_compressed(path, **arrays)
-    return [arrays["a"], arrays["b"]]
-
-
-def write_har(folder, counts=(("train", 5, (1, 3)), ("test", 4, (2, 4)))):
-    """The original folder; by default with subjects 2 and 4, who are of the test set."""
-    rng, parts = np.random.default_rng(0), []
-    for part, n, subjects in counts:
-        x, y = rng.standard_normal((n, 128, 9)).astype(np.float32), np.arange(n) % 6
-        subject = np.resize(np.repeat(subjects, 6), n)
-        (folder / part / "Inertial Signals").mkdir(parents=True)
-        for i, name in enumerate(formats.HAR_CHANNELS):
-            lines = ["  ".join(f"{value: .7e}" for value in row) for row in x[:, :, i]]
-            (folder / part / "Inertial Signals" / f"{name}_{part}.txt").write_text("\n".join(lines) + "\n")
-        (folder / part / f"y_{part}.txt").write_text("".join(f"{label + 1}\n" for label in y))
-        (folder / part / f"subject_{part}.txt").write_text("".join(f"{number}\n" for number in subject))
-        parts.append((x, y, subject))
-    return [np.concatenate(arrays) for arrays in zip(*parts)]
 
 
 def pack(folder, archive):
@@ -230,8 +179,8 @@ def test_nothing_is_unpickled(tmp_path):
         formats.read_npz(tmp_path / "f.npz", ["a"])
     with pytest.raises(InputError, match=r"f\.npz.*KeyError"):
         formats.read_npz(tmp_path / "f.npz", ["b"])
-    for name in ("datasets", "formats"):
-        text = (ROOT / "nn_adapters" / f"{name}.py").read_text()
+    for file in (ROOT / "nn_adapters" / "data").glob("*.py"):
+        text = file.read_text()
         assert "import pickle" not in text and "torch.load" not in text and "allow_pickle=True" not in text
 
 

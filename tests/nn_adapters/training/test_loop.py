@@ -12,7 +12,7 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from nn_adapters.data.datasets import peaks
+from nn_adapters.data.generated import peaks
 from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.training.groups import RankGroups
