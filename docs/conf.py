@@ -18,6 +18,8 @@ myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 
+exclude_patterns = ["package.md"]  # what a package index shows
+
 html_theme = "furo"
 html_title = "pdeopt"
 html_static_path = ["static"]

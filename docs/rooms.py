@@ -48,8 +48,14 @@ def imports(room: str) -> set[str]:
         for node in ast.walk(ast.parse((ROOT / room / f"{module}.py").read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            found |= {name.rpartition(".")[0].replace(".", "/") for name in names}
+            found |= {room_of(name) for name in names if name.startswith(tuple(ROOMS))}
     return found - {room}
+
+
+def room_of(module: str) -> str:
+    """The folder of a module, or of a door."""
+    path = module.replace(".", "/")
+    return path if (ROOT / path).is_dir() else path.rpartition("/")[0]
 
 
 def arrows(package: str) -> dict[str, set[str]]:
@@ -62,7 +68,8 @@ def arrows(package: str) -> dict[str, set[str]]:
     direct: dict[str, set[str]] = {}
     below: dict[str, set[str]] = {}
     for room in rooms:
-        direct[room] = {other for other in rooms if f"{package}/{other}" in imports(f"{package}/{room}")}
+        inside = {other for other in rooms if other.startswith(f"{room}/")}  # its door has their names
+        direct[room] = inside | {other for other in rooms if f"{package}/{other}" in imports(f"{package}/{room}")}
         if upward := direct[room] - direct.keys():
             raise ValueError(f"{package}/{room} imports {', '.join(sorted(upward))}, which stands above it")
         below[room] = direct[room].union(*(below[other] for other in direct[room]))
@@ -82,7 +89,7 @@ def floors(uses: dict[str, set[str]]) -> dict[str, int]:
 # --------------------------------------------------------------------------- how it is drawn
 
 WIDTH = 760  # of the picture
-HEIGHT, FLOOR = 72, 94  # of a box; from floor to floor
+TITLE, LINE, STOREY = 30, 14, 22  # heights: of the head of a box, of a line of names, between the floors
 MARGIN, GUTTER, LANE = 16, 44, 9  # around the boxes; between columns; between arrows in a gutter
 DOOR = 64  # height of the part of a frame that has the door
 LETTER = 5.6  # mean width of a letter of the modules' names
@@ -104,21 +111,25 @@ HEAD = (
 
 
 def text(x: int, y: int, content: str, style: str = "", anchor: str = "start") -> str:
-    return f'<text class="{style}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(content)}</text>'
+    kind = f' class="{style}"' if style else ""
+    return f'<text{kind} x="{x}" y="{y}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
 def rectangle(style: str, x: int, y: int, width: int, height: int) -> str:
     return f'<rect class="{style}" x="{x}" y="{y}" width="{width}" height="{height}" rx="6"/>'
 
 
+def lines_of(names: list[str], width: int) -> list[str]:
+    return wrap(", ".join(names), int((width - 20) / LETTER))
+
+
 def box(x: int, y: int, width: int, height: int, title: str, names: list[str]) -> list[str]:
     """A room: its name, the number of its modules, and their names."""
-    lines = wrap(", ".join(names), int((width - 20) / LETTER))
     return [
         rectangle("box", x, y, width, height),
         text(x + 10, y + 19, title, "title"),
         text(x + width - 10, y + 19, str(len(names)), anchor="end"),
-        *(text(x + 10, y + 36 + 14 * k, line) for k, line in enumerate(lines)),
+        *(text(x + 10, y + 36 + LINE * k, line) for k, line in enumerate(lines_of(names, width))),
     ]
 
 
@@ -130,16 +141,18 @@ class House:
         self.left, self.top, self.width = left, top, width
         self.uses = arrows(package)
         self.floor = floors(self.uses)
-        self.height = DOOR + max(self.floor.values()) * FLOOR + HEIGHT + MARGIN
         columns = 1 + max(column for columns in self.rooms.values() for column in columns)
         self.column = (width - 2 * MARGIN - (columns - 1) * GUTTER) // columns
+        self.names = {room: modules(f"{package}/{room}") for room in self.rooms}
+        self.box = TITLE + LINE * max(len(lines_of(names, self.column)) for names in self.names.values())
+        self.height = DOOR + max(self.floor.values()) * (self.box + STOREY) + self.box + MARGIN
         self.lanes = dict.fromkeys(range(columns), 0)
 
     def place(self, room: str) -> tuple[int, int, int]:
         """x, y and width of a room."""
         first, last = self.rooms[room][0], self.rooms[room][-1]
         x = self.left + MARGIN + first * (self.column + GUTTER)
-        y = self.top + self.height - MARGIN - HEIGHT - self.floor[room] * FLOOR
+        y = self.top + self.height - MARGIN - self.box - self.floor[room] * (self.box + STOREY)
         return x, y, self.column + (last - first) * (self.column + GUTTER)
 
     def draw(self) -> list[str]:
@@ -151,7 +164,7 @@ class House:
         ]
         for room in self.rooms:
             x, y, width = self.place(room)
-            lines += box(x, y, width, HEIGHT, room, modules(f"{self.package}/{room}"))
+            lines += box(x, y, width, self.box, room, self.names[room])
         return lines + [self.arrow(room, other) for room in self.rooms for other in sorted(self.uses[room])]
 
     def arrow(self, room: str, other: str) -> str:
@@ -160,13 +173,13 @@ class House:
         to_x, to_y, to_width = self.place(other)
         if set(self.rooms[room]) & set(self.rooms[other]):
             middle = (x + width // 2) if width <= to_width else to_x + to_width // 2
-            return f'<path class="arrow" d="M{middle} {y + HEIGHT}V{to_y - 1}"/>'
+            return f'<path class="arrow" d="M{middle} {y + self.box}V{to_y - 1}"/>'
         rightward = to_x > x
         gutter = self.rooms[other][0] - 1 if rightward else self.rooms[other][-1]
         self.lanes[gutter] += 1
         start, end = (x + width, to_x - 1) if rightward else (x, to_x + to_width + 1)
         lane = self.left + MARGIN + self.column + gutter * (self.column + GUTTER) + LANE * self.lanes[gutter]
-        return f'<path class="arrow" d="M{start} {y + HEIGHT // 2}H{lane}V{to_y + HEIGHT // 2}H{end}"/>'
+        return f'<path class="arrow" d="M{start} {y + self.box // 2}H{lane}V{to_y + self.box // 2}H{end}"/>'
 
 
 def down(x: int, start: int, end: int) -> str:
@@ -175,12 +188,11 @@ def down(x: int, start: int, end: int) -> str:
 
 def picture() -> str:
     """The scripts above nn_adapters above pdeopt, as an SVG."""
-    gap, scripts = 34, HEIGHT + 2
+    gap, scripts = 34, TITLE + LINE * len(lines_of(modules("problems"), WIDTH)) + 6
     nn = House("nn_adapters", "nna", 1, scripts + gap, WIDTH - 60)
     pdeopt = House("pdeopt", "po", 1, nn.top + nn.height + gap, WIDTH - 2)
-    used = [
-        r for r in ROOMS["pdeopt"] if any(f"pdeopt/{r}" in imports(f"nn_adapters/{n}") for n in ROOMS["nn_adapters"])
-    ]
+    used = set().union(*(imports(f"nn_adapters/{room}") for room in ROOMS["nn_adapters"]))
+    label = ", ".join(room for room in ROOMS["pdeopt"] if f"pdeopt/{room}" in used)
     lines = [
         *box(1, 1, WIDTH - 2, scripts - 1, "problems", modules("problems")),
         *nn.draw(),
@@ -188,12 +200,7 @@ def picture() -> str:
         down(WIDTH // 2, scripts, nn.top),
         down(WIDTH - 30, scripts, pdeopt.top),
         down(WIDTH // 2, nn.top + nn.height, pdeopt.top),
-        text(
-            WIDTH // 2 + 10,
-            pdeopt.top - 13,
-            ", ".join(room for room in ROOMS["pdeopt"] if f"pdeopt/{room}" in used),
-            "label",
-        ),
+        text(WIDTH // 2 + 10, pdeopt.top - 13, label, "label"),
     ]
     height = pdeopt.top + pdeopt.height + 1
     return "\n".join(

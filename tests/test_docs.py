@@ -1,24 +1,72 @@
-"""Every Python example of the documentation runs."""
+"""The documentation is true: its examples run, its links lead somewhere, and the picture of the rooms is current."""
 
 import os
 import re
+import runpy
 
 import pytest
 
 from tests.helpers.support import ROOT
 
-PAGES = ["README.md", "docs/guide.md", "docs/networks.md", "docs/optimizers.md", "docs/pinns.md"]
+EXAMPLES = ["README.md", "docs/guide.md", "docs/networks.md", "docs/optimizers.md", "docs/package.md", "docs/pinns.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES)
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def without_code(text):
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def links(text):
+    """(text, target) of every link and picture that stays in the checkout."""
+    found = re.findall(r"\[((?:[^][]|\[[^][]*\])*)\]\(([^)\s]+)\)", without_code(text))
+    return [(words, target) for words, target in found if "://" not in target]
+
+
+def anchors(text):
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    titles = re.findall(r"^#+ (.*)$", without_code(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", EXAMPLES)
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     """The blocks of a page share their names, as a reader who types them in would."""
-    path = ROOT / page
-    if not path.exists():
-        pytest.skip(f"{page} is not written yet")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "example"}
-    text = path.read_text()
+    text = (ROOT / page).read_text()
     for match in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         line = text[: match.start()].count("\n") + 1
-        exec(compile("\n" * line + match[1], os.fspath(path), "exec"), names)
+        exec(compile("\n" * line + match[1], os.fspath(ROOT / page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_somewhere(page):
+    for words, target in links(page.read_text()):
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text()), target
+        if path.suffix == ".py" and (symbol := re.fullmatch(r"`(\w+)`", words)):
+            is_module = symbol[1] == path.stem
+            assert is_module or re.search(rf"^\s*(def|class) {symbol[1]}\b", path.read_text(), re.MULTILINE), target
+
+
+def test_a_package_index_shows_no_link_into_the_checkout():
+    """The long description is read where there is no checkout."""
+    name = re.search(r"^long_description = file: (.*)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)[1]
+    assert not links((ROOT / name).read_text())
+
+
+def test_the_picture_of_the_rooms_is_current():
+    drawn = runpy.run_path(os.fspath(ROOT / "docs" / "rooms.py"))
+    assert drawn["PICTURE"].read_text() == drawn["picture"](), "run python docs/rooms.py"
+
+
+def test_the_table_of_rooms_is_complete():
+    rooms = runpy.run_path(os.fspath(ROOT / "docs" / "rooms.py"))["ROOMS"]
+    table = re.findall(r"^\| `([a-z_/]+)/` \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    assert sorted(table) == sorted(name for rooms_of in rooms.values() for name in rooms_of)
