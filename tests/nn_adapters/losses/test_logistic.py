@@ -13,18 +13,8 @@ from pdeopt.functions.smooth import Costs
 from pdeopt.functions.subsampling import NestedSample, inclusion, uniform_numbers
 from problems import logistic as script
 from problems.benchmarks import sampling as benchmark
+from tests.helpers.logistic import logistic_loss, logistic_samples, newton_optimum
 from tests.helpers.support import python, relative
-
-
-def samples(N=40, n=6, seed=0):
-    """A table, and labels of a plane with noise."""
-    rng = np.random.default_rng(seed)
-    A = rng.standard_normal((N, n)) * np.linspace(3.0, 0.2, n)
-    return A, np.where(A @ rng.standard_normal(n) + rng.standard_normal(N) > 0, 1.0, -1.0)
-
-
-def loss(N=40, n=6, seed=0, **words):
-    return LogisticLoss(*samples(N, n, seed), **words)
 
 
 def formula(A, y, regularization, weights=None):
@@ -38,24 +28,9 @@ def formula(A, y, regularization, weights=None):
     return f
 
 
-def newton(f):
-    """The optimum by Newton's method with the dense Hessian."""
-    x = torch.zeros(f.size, dtype=torch.float64)
-    identity = torch.eye(f.size, dtype=torch.float64)
-    for _ in range(30):
-        H = torch.stack([f.hvp(x, e) for e in identity])
-        value, g = f.value_and_gradient(x)
-        d, size = -torch.linalg.solve(H, g), 1.0
-        while f.value(x + size * d) > value + 1e-13:
-            size *= 0.5
-        x = x + size * d
-    assert f.norm(f.value_and_gradient(x)[1]) < 1e-13
-    return x
-
-
 @pytest.mark.parametrize("make", [np.asarray, torch.as_tensor, scipy.sparse.csr_matrix])
 def test_value_gradient_and_hessian_products_are_those_of_the_formula(make):
-    A, y = samples()
+    A, y = logistic_samples()
     f, expected = LogisticLoss(make(A), y), formula(A, y, 1 / 40)
     x, d = torch.randn(2, 6, generator=torch.Generator().manual_seed(0)).double()
     value, g = f.value_and_gradient(x)
@@ -72,8 +47,8 @@ def test_large_margins_neither_overflow_nor_vanish():
 
 
 def test_a_subset_is_the_mean_over_its_samples_with_the_same_regularizer():
-    A, y = samples()
-    f, x = loss(), torch.ones(6).double()
+    A, y = logistic_samples()
+    f, x = logistic_loss(), torch.ones(6).double()
     for indices in (torch.arange(5, 15), torch.tensor([3, 1, 7, 7])):
         part = f.subset(indices)
         expected = formula(A[indices.numpy()], y[indices.numpy()], 1 / 40)
@@ -88,7 +63,7 @@ def test_a_subset_is_the_mean_over_its_samples_with_the_same_regularizer():
 
 
 def test_calls_of_subsets_count_by_their_samples_and_new_points_cost_a_product():
-    f, x = loss(costs=Costs(0.5, 1.0, 1.0)), torch.ones(6).double()
+    f, x = logistic_loss(costs=Costs(0.5, 1.0, 1.0)), torch.ones(6).double()
     part = f.subset(torch.arange(10))
     part.value_and_gradient(x)
     part.hvp(x, x)
@@ -99,7 +74,7 @@ def test_calls_of_subsets_count_by_their_samples_and_new_points_cost_a_product()
 
 
 def test_samples_of_all_sizes_are_nested_and_their_hessian_is_right_in_the_mean():
-    f, x = loss(N=60, n=3), torch.ones(3).double()
+    f, x = logistic_loss(N=60, n=3), torch.ones(3).double()
     q = f.importance(x)
     p = inclusion(q, 12)
     assert float(p.sum()) == pytest.approx(12.0) and float(p.max()) <= 1.0
@@ -131,7 +106,7 @@ def test_bad_samples_are_named(words, match):
 
 def test_an_empty_subset_is_named():
     with pytest.raises(InputError, match="subset"):
-        loss().subset(torch.empty(0, dtype=torch.int64))
+        logistic_loss().subset(torch.empty(0, dtype=torch.int64))
 
 
 SMALL = ["-data", "generated", "-samples", "200", "-features", "20"]
@@ -144,7 +119,7 @@ def test_every_optimizer_finds_the_optimum_of_newtons_method(optimizer, tmp_path
     words = [*SMALL, "-optimizer", optimizer, "-summary", str(file), *(more if optimizer in ("svrg", "sarah") else [])]
     found = script.main(words)
     f = LogisticLoss(*script.generate(200, 20, 1.25, 0.05, 0))
-    best = f.value(newton(f))
+    best = f.value(newton_optimum(f))
     summary = json.loads(file.read_text())
     assert summary["reason"] == "CONVERGED_OPTIMALITY" and summary["loss"] == found
     assert 0 <= found - best + 1e-14 < (1e-3 if more[1] in words else 1e-12)
@@ -152,12 +127,12 @@ def test_every_optimizer_finds_the_optimum_of_newtons_method(optimizer, tmp_path
 
 
 def test_files_in_the_format_of_libsvm(tmp_path):
-    A, y = samples()
+    A, y = logistic_samples()
     rows = (" ".join(f"{k}:{v!r}" for k, v in enumerate(row.tolist(), 1)) for row in A)
     lines = (f"{label:.0f} {row}" for label, row in zip(y, rows))
     (tmp_path / "data").write_text("\n".join(lines) + "\n")
-    f = loss()
-    assert script.main(["-data", str(tmp_path / "data")]) == pytest.approx(f.value(newton(f)), rel=1e-12)
+    f = logistic_loss()
+    assert script.main(["-data", str(tmp_path / "data")]) == pytest.approx(f.value(newton_optimum(f)), rel=1e-12)
     (tmp_path / "data").write_text("1 1:1\n2 1:2\n3 1:2\n")
     with pytest.raises(InputError, match="3 classes"):
         script.main(["-data", str(tmp_path / "data")])

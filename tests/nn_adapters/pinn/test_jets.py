@@ -7,6 +7,7 @@ from torch.func import grad, vmap
 from nn_adapters.pinn.jets import JET_ACTIVATIONS, JetBasis
 from nn_adapters.pinn.network import JetSweep, Network, absorb_slopes
 from pdeopt.core.errors import InputError
+from tests.helpers.networks import network_by_formula
 from tests.helpers.support import relative
 
 ALL = {1: ("x", "xx"), 2: ("x", "t", "xx", "xt", "tt"), 3: ("x", "y", "t", "xy", "xt", "yt", "xx", "yy", "tt")}
@@ -15,21 +16,6 @@ NAMES = {1: "x", 2: "xt", 3: "xyt"}
 
 def points(n, inputs, seed=0):
     return torch.randn(n, inputs, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def plain(network, theta):
-    """The network as its formula says, (points, inputs) -> (points,)."""
-
-    def u(x):
-        a, act = x, getattr(torch, network.activation)
-        *hidden, closing = theta.split(network.sizes)
-        for number, (part, (o, i)) in enumerate(zip(hidden, network.shapes)):
-            slope = network.slope_scale * part[-1] if network.adaptive else 1.0
-            h = act(slope * (a @ part[: o * i].view(o, i).T + part[o * i : o * i + o]))
-            a = a + h if number and network.body == "resnet" else h
-        return a @ closing[:-1] + closing[-1]
-
-    return u
 
 
 def perturbed(network, seed=1):
@@ -75,11 +61,11 @@ def test_sweeps_agree_with_nested_differentiation(inputs, body, adaptive, activa
     w = points(len(basis), 7, seed=3)
     layers, sweep = absorb_slopes(network.layers(theta)), JetSweep(network, basis, 7)
     jets = sweep.forward(layers, basis.of_inputs(x)).clone()
-    assert relative(jets, basis.of_function(plain(network, theta), x)) < 1e-13
+    assert relative(jets, basis.of_function(network_by_formula(network, theta), x)) < 1e-13
     assert relative(network.jets(theta, basis, basis.of_inputs(x)), jets) < 1e-13
 
     def functional(theta):
-        return (w * basis.of_function(plain(network, theta), x)).sum()
+        return (w * basis.of_function(network_by_formula(network, theta), x)).sum()
 
     expected = network.layers(grad(functional)(theta))
     for first in range(len(layers)):
@@ -99,7 +85,7 @@ def test_layers_of_several_widths():
     network, basis, x = Network(2, (3, 6, 4)), JetBasis("xt", ("x", "tt")), points(9, 2)
     theta = perturbed(network)
     found = JetSweep(network, basis, 9).forward(network.layers(theta), basis.of_inputs(x))
-    assert relative(found, basis.of_function(plain(network, theta), x)) < 1e-13
+    assert relative(found, basis.of_function(network_by_formula(network, theta), x)) < 1e-13
 
 
 def test_the_product_rule():

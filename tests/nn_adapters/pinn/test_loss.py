@@ -12,8 +12,8 @@ from nn_adapters.pinn.terms import Term
 from pdeopt.core.errors import InputError
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.smooth import Restriction
+from tests.helpers.networks import network_by_formula
 from tests.helpers.support import relative
-from tests.nn_adapters.pinn.test_jets import plain
 
 
 def points(n=150, seed=0):
@@ -51,7 +51,7 @@ def oracle(function, theta):
     """The loss by its formula, all by torch."""
     total = 0.0
     for term in function.terms:
-        net = plain(function.network, theta)
+        net = network_by_formula(function.network, theta)
 
         def u(x, net=net):
             product = net(x) if function.factor is None else function.factor(x) * net(x)

@@ -1,38 +1,14 @@
 """Least squares against NumPy, part by part and over ranks; and the alternation with gradient steps."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
-from mpi4py import MPI
 from torch import nn
 
-from nn_adapters.layers.blocks import LayerStack, dense
-from nn_adapters.layers.init import initialize
 from nn_adapters.training.lsgd import LSGD, Triangle, least_squares, lsgd
 from pdeopt.core.errors import InputError, SolveFailure
+from tests.helpers.parallel_lsgd import coefficients, deficient, distributed, random, regression, with_ones
 from tests.helpers.support import python, relative
-
-
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def deficient():
-    """40 samples whose 6 features have rank 4, the column of ones included."""
-    x = random(40, 3)
-    return torch.cat([x, x[:, :1] - x[:, 1:2], 2.0 * x[:, :1] + 3.0, x[:, 2:]], dim=1), random(40, 2, seed=1)
-
-
-def with_ones(x):
-    return torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
-
-
-def coefficients(weight, bias):
-    """As NumPy's lstsq has them, (in + 1, out)."""
-    return torch.cat([weight.T, bias[None]])
-
 
 # -- least squares -------------------------------------------------------------------------------------------
 
@@ -127,15 +103,6 @@ def test_numbers_that_are_not_finite_are_a_failure_with_a_remedy():
 # -- the alternation -----------------------------------------------------------------------------------------
 
 
-def regression(seed=0, outputs=1, bias=True, samples=40):
-    """A small network in two parts, and its samples."""
-    hidden = nn.Sequential(nn.Linear(1, 6), nn.ReLU(), LayerStack(lambda: dense(6, "relu"), 2)).double()
-    initialize(hidden, "box", torch.Generator().manual_seed(seed))
-    head = nn.Linear(6, outputs, bias=bias).double()
-    x = torch.linspace(0, 1, samples, dtype=torch.float64)[:, None]
-    return hidden, head, x, torch.cat([torch.sin((2 * k + 3) * torch.pi * x) for k in range(1, outputs + 1)], dim=1)
-
-
 def mse(hidden, head, x, y):
     with torch.no_grad():
         return float(nn.functional.mse_loss(head(hidden(x)), y))
@@ -211,40 +178,11 @@ def test_arguments_that_are_not_legal_are_named(change, legal):
 # -- on several ranks ----------------------------------------------------------------------------------------
 
 
-def distributed(file):
-    """What `test_samples_may_be_spread_over_ranks` runs: rank 0 writes, and no rank has what another has not."""
-    comm = MPI.COMM_WORLD
-    own = slice(comm.rank, None, comm.size)
-    found = {}
-    for name, (x, y) in {"full": (random(50, 7), random(50, 3, seed=1)), "deficient": deficient()}.items():
-        found[name] = coefficients(*least_squares(x[own], y[own], rtol=1e-12, comm=comm, chunk=6))
-    x, y = deficient()
-    none = slice(None) if comm.rank == comm.size - 1 else slice(0)  # all samples on the last rank
-    found["uneven"] = coefficients(*least_squares(x[none], y[none], rtol=1e-12, comm=comm))
-    hidden, head, x, y = regression(outputs=2)
-    found["losses"] = torch.tensor(lsgd(hidden, head, x[own], y[own], steps=10, comm=comm))
-    found["hidden"] = torch.cat([p.detach().reshape(-1) for p in hidden.parameters()])
-    found["head"] = head.weight.detach()
-    for values in found.values():
-        assert all(np.array_equal(values.numpy(), other) for other in comm.allgather(values.numpy()))
-    try:
-        least_squares(random(5, 2), random(5 + comm.rank // max(comm.size - 1, 1), 1), comm=comm)
-        assert comm.size == 1
-    except InputError:  # on all ranks, although one alone is wrong
-        pass
-    if comm.rank == 0:
-        np.savez(file, **{name: values.numpy() for name, values in found.items()})
-
-
 @pytest.mark.mpi
 def test_samples_may_be_spread_over_ranks(tmp_path):
     distributed(tmp_path / "1.npz")
-    done = python("-m", "tests.nn_adapters.training.test_lsgd", tmp_path / "2.npz", ranks=2)
+    done = python("-m", "tests.helpers.parallel_lsgd", tmp_path / "2.npz", ranks=2)
     assert done.returncode == 0, done.stderr
     serial, parallel = (np.load(tmp_path / f"{ranks}.npz") for ranks in (1, 2))
     for name in serial:
         assert relative(parallel[name], serial[name]) <= 1e-10
-
-
-if __name__ == "__main__":
-    distributed(sys.argv[1])

@@ -13,7 +13,7 @@ from pdeopt.optimize.descent.astrom import ASTROM, around
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer
 from pdeopt.optimize.parts.inversehessian import LimitedMemory
 from tests.helpers.functions import Quadratic, bfgs_update
-from tests.nn_adapters.losses.test_logistic import loss, newton
+from tests.helpers.logistic import logistic_loss, newton_optimum
 
 
 def zeros(f):
@@ -46,7 +46,7 @@ def test_two_loops_around_a_matrix_are_bfgs_from_that_matrix():
 
 @pytest.mark.parametrize("sampling", ["uniform", "curvature"])
 def test_steps_are_those_of_bfgs_from_the_hessian_of_the_sample(sampling):
-    f = loss(N=80, regularization=0.1)
+    f = logistic_loss(N=80, regularization=0.1)
     solver = ASTROM(f, share=0.4, sampling=sampling, radius=1e3, error=10.0, cg_rtol=1e-14, cg_max_it=30, gtol=1e-9)
     found, result = points(solver, zeros(f))
     u = torch.rand(80, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -65,7 +65,7 @@ def test_steps_are_those_of_bfgs_from_the_hessian_of_the_sample(sampling):
 
 
 def test_all_samples_are_batch_trust_region():
-    f = loss(N=60, n=8, regularization=1e-3)
+    f = logistic_loss(N=60, n=8, regularization=1e-3)
     words = dict(radius=0.3, cg_rtol=0.05, gtol=1e-10)
     found, result = points(ASTROM(f, share=1.0, **words), zeros(f))
     expected = []
@@ -77,17 +77,17 @@ def test_all_samples_are_batch_trust_region():
 
 
 def test_poor_ratios_let_the_sample_grow_until_it_is_all():
-    f = loss(N=400)
+    f = logistic_loss(N=400)
     solver = ASTROM(f, error=1e-6, growth=3.0, gtol=1e-12)
     found, result = points(solver, zeros(f))
     sizes = [samples for *_, samples in found]
     assert sizes[:5] == [4, 12, 36, 108, 324] and sizes[-1] == 400 and result.converged
-    assert torch.allclose(result.design, newton(f), atol=1e-10)
+    assert torch.allclose(result.design, newton_optimum(f), atol=1e-10)
 
 
 @pytest.mark.parametrize("ratio, size", [(1.0, 10), (0.75, 10), (0.4, 40), (0.55, 23), (-np.inf, 40), (2.0, 40)])
 def test_the_next_sample_follows_the_error_of_the_ratio(ratio, size):
-    f = loss(N=1000)
+    f = logistic_loss(N=1000)
     solver = ASTROM(f, error=0.3, growth=4.0)
     solver.start(zeros(f))
     assert solver.samples == 10
@@ -97,29 +97,32 @@ def test_the_next_sample_follows_the_error_of_the_ratio(ratio, size):
 
 @pytest.mark.parametrize("words", [dict(), dict(memory=0), dict(sampling="uniform"), dict(share=0.1, radius=100.0)])
 def test_runs_go_down_to_the_optimum_with_a_gradient_an_iteration(words):
-    f = loss(N=300, n=10, seed=3)
+    f = logistic_loss(N=300, n=10, seed=3)
     f.tally.work = 0.0
     result = ASTROM(f, gtol=1e-9, **words).minimize(zeros(f))
     values = result.history["objective"]
     assert result.converged and all(a >= b for a, b in pairwise(values))
-    assert torch.allclose(result.design, newton(f), atol=1e-6)
+    assert torch.allclose(result.design, newton_optimum(f), atol=1e-6)
     assert result.history["gradients"] == list(range(1, len(values) + 1)) and not result.history[-1].values
 
 
 def test_less_work_than_batch_trust_region():
-    f = loss(N=2000, n=30, seed=1)
+    f = logistic_loss(N=2000, n=30, seed=1)
     norm = f.norm(f.value_and_gradient(zeros(f))[1])
     work = {share: ASTROM(f, share=share, gtol=1e-6 * norm).minimize(zeros(f)).history[-1] for share in (0.01, 1.0)}
     assert work[0.01].work < 0.7 * work[1.0].work
 
 
 def test_a_restart_gives_the_same_iterates():
-    whole, _ = points(ASTROM(loss(N=300), share=0.05, gtol=1e-8), zeros(loss()))
-    first = ASTROM(loss(N=300), share=0.05, gtol=1e-8, max_it=4)
-    half = first.minimize(zeros(loss()))
-    second, rest = ASTROM(loss(N=300), share=0.05, gtol=1e-8, seed=7), []
+    whole, _ = points(ASTROM(logistic_loss(N=300), share=0.05, gtol=1e-8), zeros(logistic_loss()))
+    first = ASTROM(logistic_loss(N=300), share=0.05, gtol=1e-8, max_it=4)
+    half = first.minimize(zeros(logistic_loss()))
+    second, rest = ASTROM(logistic_loss(N=300), share=0.05, gtol=1e-8, seed=7), []
     result = second.minimize(
-        zeros(loss()), memory=first.memory(), history=half.history, observers=[lambda s, _: rest.append(s.x.clone())]
+        zeros(logistic_loss()),
+        memory=first.memory(),
+        history=half.history,
+        observers=[lambda s, _: rest.append(s.x.clone())],
     )
     assert torch.equal(torch.stack(rest), torch.stack([x for x, *_ in whole[4:]]))
     assert result.converged and result.history[-1].gradients == len(whole)
@@ -134,7 +137,7 @@ class Cliff(LogisticLoss):
 
 
 def test_trials_that_are_not_finite_are_rejected():
-    f = loss(N=100)
+    f = logistic_loss(N=100)
     cliff = Cliff(f.rows, f.labels)
     result = ASTROM(cliff, radius=10.0, max_it=60).minimize(zeros(f))
     assert result.reason in (Reason.DIVERGED_MAX_IT, Reason.DIVERGED_STAGNATION)
@@ -146,7 +149,7 @@ def test_bad_input_is_named():
     with pytest.raises(InputError, match="SampledFunction"):
         ASTROM(Quadratic.random(3))
     with pytest.raises(InputError, match="share"):
-        ASTROM(loss(), share=0.0)
+        ASTROM(logistic_loss(), share=0.0)
     with pytest.raises(InputError, match="memory"):
-        ASTROM(loss(), memory=-1)
+        ASTROM(logistic_loss(), memory=-1)
     assert ASTROM().settings.share == 0.01

@@ -11,8 +11,8 @@ from pdeopt.functions.hierarchy import Hierarchy, Transfer, sample_hierarchy
 from pdeopt.optimize.descent.quasinewton import LBFGS, STEPS_BETWEEN_LOOKS, SSBroyden
 from pdeopt.optimize.descent.schwarz import SPQN
 from tests.helpers.functions import Quadratic, Rosenbrock, start
+from tests.helpers.logistic import logistic_loss, newton_optimum
 from tests.helpers.support import relative
-from tests.nn_adapters.losses.test_logistic import loss, newton
 
 METHODS = [(LBFGS, {}), (SSBroyden, {}), (SPQN, dict(parts=2, method="ssbroyden", local_it=2, every=3))]
 N, n = 400, 6
@@ -20,7 +20,7 @@ N, n = 400, 6
 
 def levels(seed=0, generator_seed=0):
     """All samples, a half, and a quarter of them."""
-    f = loss(N, n, seed)
+    f = logistic_loss(N, n, seed)
     return sample_hierarchy(f, [N // 2, N // 4], torch.Generator().manual_seed(generator_seed))
 
 
@@ -54,7 +54,7 @@ def test_it_ends_at_the_minimum_over_all_samples(method, words):
     assert set(seen) == {0, 1, 2} and all(b <= a for a, b in pairwise(seen)), "from coarse to fine"
     spent = found.history[-1]
     assert spent.gradients == h.tally.gradients and spent.work < spent.gradients
-    assert found.converged and relative(found.design, newton(h.functions[0])) < 1e-6
+    assert found.converged and relative(found.design, newton_optimum(h.functions[0])) < 1e-6
 
 
 def test_a_level_is_left_where_its_own_error_is_most_of_what_is_left():

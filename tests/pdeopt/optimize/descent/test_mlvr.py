@@ -12,7 +12,7 @@ from pdeopt.optimize.descent import mlvr
 from pdeopt.optimize.descent.mlvr import MLVR
 from problems.logistic import SARAH, SSN, SVRG
 from tests.helpers.functions import Quadratic
-from tests.nn_adapters.losses.test_logistic import loss, newton
+from tests.helpers.logistic import logistic_loss, newton_optimum
 from tests.pdeopt.optimize.descent.test_astrom import hessian, zeros
 
 
@@ -64,7 +64,7 @@ def random_numbers(N):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("settings, oracle", [(SVRG, svrg), (SARAH, sarah)])
 def test_svrg_and_sarah_step_by_step(settings, oracle, batch):
-    f = loss(N=50, regularization=0.02)
+    f = logistic_loss(N=50, regularization=0.02)
     words = settings | dict(batch=batch, steps=25, step_size=0.05, max_it=8)
     found, result = path(MLVR(f, **words), zeros(f))
     expected = oracle(f, zeros(f), 0.05, 25, batch, 8, random_numbers(50))
@@ -75,7 +75,7 @@ def test_svrg_and_sarah_step_by_step(settings, oracle, batch):
 
 
 def test_sub_sampled_newton_step_by_step():
-    f, k = loss(N=60, regularization=0.2), 40
+    f, k = logistic_loss(N=60, regularization=0.2), 40
     words = SSN | dict(batch=k, cg_rtol=1e-14, cg_max_it=30, gtol=1e-11)
     found, result = path(MLVR(f, **words), zeros(f))
     generator, x, expected = random_numbers(60), zeros(f), [zeros(f)]
@@ -89,7 +89,7 @@ def test_sub_sampled_newton_step_by_step():
 
 @pytest.mark.parametrize("levels", [2, 3, 4])
 def test_levels_of_all_samples_are_newtons_method(levels):
-    f = loss(N=40, regularization=0.05)
+    f = logistic_loss(N=40, regularization=0.05)
     words = dict(levels=levels, coarsening=1.0, cycles=1, memory=0, nested=0, cg_rtol=1e-14, cg_max_it=30, max_it=4)
     found, _ = path(MLVR(f, **words), zeros(f))
     for x, after in pairwise(found):
@@ -107,7 +107,7 @@ def test_coarse_functions_have_the_gradient_of_the_finer_one(coarse, monkeypatch
             errors.append(float((self._value_and_gradient(d0)[1] - g).norm() / scale))
 
     monkeypatch.setattr(mlvr, "FirstOrderConsistent", Checked)
-    f = loss(N=400)
+    f = logistic_loss(N=400)
     MLVR(f, coarse=coarse, steps=3, max_it=5, gtol=1e-6).minimize(zeros(f))
     assert len(errors) >= 10 and max(errors) < 1e-12
 
@@ -129,16 +129,16 @@ def test_coarse_functions_have_the_gradient_of_the_finer_one(coarse, monkeypatch
     ],
 )
 def test_runs_go_down_to_the_optimum(words):
-    f = loss(N=300, n=8, seed=2)
+    f = logistic_loss(N=300, n=8, seed=2)
     result = MLVR(f, gtol=1e-9, **words).minimize(zeros(f))
     values = result.history["objective"]
     assert result.converged, result.message
     assert all(b <= a + 1e-14 for a, b in pairwise(values))
-    assert torch.allclose(result.design, newton(f), atol=1e-6)
+    assert torch.allclose(result.design, newton_optimum(f), atol=1e-6)
 
 
 def test_three_levels_take_less_work_than_sub_sampled_newton():
-    f = loss(N=2000, n=20, seed=1)
+    f = logistic_loss(N=2000, n=20, seed=1)
     gtol = 1e-8 * f.norm(f.value_and_gradient(zeros(f))[1])
     work = MLVR(f, gtol=gtol).minimize(zeros(f)).history[-1].work
     rivals = [MLVR(f, gtol=gtol, **SSN, coarsening=share).minimize(zeros(f)).history[-1].work for share in (0.05, 0.2)]
@@ -147,7 +147,7 @@ def test_three_levels_take_less_work_than_sub_sampled_newton():
 
 @pytest.mark.parametrize("settings", [SVRG, SARAH])
 def test_steps_that_are_too_long_are_undone_and_halved(settings):
-    f = loss(N=50)
+    f = logistic_loss(N=50)
     result = MLVR(f, **settings, steps=20, step_size=100.0, max_it=12).minimize(zeros(f))
     values = result.history["objective"]
     assert np.isfinite(values).all() and all(a >= b for a, b in pairwise(values))
@@ -166,9 +166,9 @@ def test_steps_that_are_too_long_are_undone_and_halved(settings):
 )
 def test_a_restart_gives_the_same_iterates(words):
     def solver(**more):
-        return MLVR(loss(N=100), gtol=0.0, **(words | more))
+        return MLVR(logistic_loss(N=100), gtol=0.0, **(words | more))
 
-    start = zeros(loss())
+    start = zeros(logistic_loss())
     whole, _ = path(solver(max_it=7), start)
     first = solver(max_it=3)
     half = first.minimize(start)
@@ -177,7 +177,7 @@ def test_a_restart_gives_the_same_iterates(words):
 
 
 def test_bad_input_is_named():
-    f = loss()
+    f = logistic_loss()
     for words, match in (
         (dict(levels=1), "levels"),
         (dict(steps=0), "steps"),
