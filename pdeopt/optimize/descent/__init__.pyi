@@ -33,6 +33,12 @@ from pdeopt.optimize.descent.schwarz import (
     search_along as search_along,
 )
 from pdeopt.optimize.descent.taotype import Solver as Solver, TaoFunction as TaoFunction, solve as solve
+from pdeopt.optimize.descent.trustsettings import (
+    BatchSettings as BatchSettings,
+    ModelSettings as ModelSettings,
+    RadiusSettings as RadiusSettings,
+    RatioSettings as RatioSettings,
+)
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer as TrustRegionMinimizer, TrustSettings as TrustSettings
 
 __all__: list[str]

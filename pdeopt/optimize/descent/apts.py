@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pdeopt.core.monitor import Reason
-from pdeopt.core.settings import setting
+from pdeopt.core.monitor import History, Reason, Result
+from pdeopt.core.settings import Section, setting
 from pdeopt.core.team import Team
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.sharing import share
 from pdeopt.functions.smooth import FirstOrderConsistent, SmoothFunction
+from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer, TrustSettings
+from pdeopt.optimize.descent.trustsettings import BatchSettings, ModelSettings, RadiusSettings
 from pdeopt.optimize.parts.trustmodel import TrustModel
 from pdeopt.optimize.parts.trustregion import reduction_ratio
 from pdeopt.optimize.parts.trustsubproblem import length
 
 
 @dataclass(frozen=True)
-class APTSSettings(TrustSettings, prefix="apts_"):
-    """Options `-apts_*`; those of the trust region, too."""
+class APTSSettings(BatchSettings, RadiusSettings, ModelSettings, prefix="apts_", includes=(Section(StopSettings),)):
+    """Additively preconditioned trust-region method (APTS)."""
 
-    overlap: float = setting(0.25, "share of a batch that the next has, too", at_least=0, at_most=0.5)
+    overlap: float = setting(0.25, "share of a batch that the next one has, too", at_least=0, at_most=0.5)
     weights: int = setting(1, "parts of the unknowns", at_least=1)
     data: int = setting(1, "parts of the samples", at_least=1)
-    lenience: float = setting(0.2, "factor of poor and good where the samples are in parts", above=0, at_most=1)
-    local_it: int = setting(2, "steps in each part", at_least=1)
+    lenience: float = setting(
+        0.2, "factor of the poor and good ratios where the samples are in parts", above=0, at_most=1
+    )
+    local_it: int = setting(2, "trust-region steps in each part", at_least=1)
     global_it: int = setting(1, "trust-region steps after them, in all unknowns and samples", at_least=0)
 
+    @property
+    def whole(self) -> TrustSettings:
+        """Those of the trust region around the local steps."""
+        factor = self.lenience if self.data > 1 else 1.0
+        shared = {each.name: getattr(self, each.name) for each in fields(TrustSettings)}
+        return TrustSettings(**(shared | {"poor": factor * self.poor, "good": factor * self.good}))
 
-class APTS(TrustRegionMinimizer):
+
+class APTS(Minimizer):
     """x <- x + sum_s R_s' W_s mean_d d_sd, then trust-region steps (K. Trotti, S. A. Cruz Alegría, A. Kopaničáková,
     R. Krause, parallel trust-region approaches in neural network training, 2023).
 
@@ -52,6 +63,9 @@ class APTS(TrustRegionMinimizer):
         decomposition: parts of the unknowns; by default `weights` parts by `function.decompose`.
         team: ranks that share the local solves and the cells of batches, and get the same bits on any number of them;
             by default that of the decomposition.
+
+    Attributes:
+        method: the trust region around the local steps; its point is that of this object.
     """
 
     Settings = APTSSettings
@@ -64,45 +78,52 @@ class APTS(TrustRegionMinimizer):
         team: Team | None = None,
         **defaults: Any,
     ) -> None:
-        self._given = decomposition
-        super().__init__(function, *args, team=team, **defaults)
+        self._given, self.team = decomposition, team
+        super().__init__(function, *args, **defaults)
 
     def attach(self, function: SmoothFunction) -> None:
         super().attach(function)
         self.decomposition = self._given or function.decompose(self.settings.weights, team=self.team)
         self.team = self.team or self.decomposition.team
         self._disjoint = all(bool((weights == 1).all()) for weights in self.decomposition.weights)
+        whole, cells = self.settings.whole, self.settings.data
+        self.method = TrustRegionMinimizer(function, whole, self.stop, team=self.team, cells=cells)
 
-    def _prepare(self) -> None:
-        super()._prepare()
-        if self.settings.data > 1:
-            factor = self.settings.lenience
-            self.rule = replace(self.rule, poor=factor * self.rule.poor, good=factor * self.rule.good)
+    def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
+        self.method.note = self.note
+        self.method.start(x, known)
+        self._follow()
 
-    def _parts(self) -> int:
-        return int(self.settings.data)
+    def _follow(self) -> None:
+        """The point of the trust-region method is that of this one."""
+        method = self.method
+        self.x, self.f, self.g, self.radius, self.note = method.x, method.f, method.g, method.radius, method.note
 
     def step(self) -> Reason:
+        method = self.method
         self._domain_step()
-        note = f"parts {self.note}".strip()
+        note = f"parts {method.note}".strip()
         for _ in range(self.settings.global_it):
-            self._trust_step()
-        self.note = f"{note} {self.note}".strip()
-        return self._next_batch()
+            method.trust_step()
+        method.note = f"{note} {method.note}".strip()
+        reason = method.next_batch()
+        self._follow()
+        return reason
 
     def _domain_step(self) -> bool:
         """The local solves of all parts as one step."""
         parts, data = len(self.decomposition), self.settings.data
         found = share(self.team, parts * data, lambda task: self._solve(*divmod(task, data)), self.function.tally)
         means = {s: torch.stack([d for d, _ in found[s * data : (s + 1) * data]]).mean(0) for s in range(parts)}
-        return self._try(self.decomposition.assemble(means), math.fsum(decrease for _, decrease in found) / data)
+        predicted = math.fsum(decrease for _, decrease in found) / data
+        return self.method.attempt(self.decomposition.assemble(means), predicted)
 
     def _solve(self, part: int, data: int) -> tuple[Tensor, float]:
         """The local step of a part, and how much the local function decreases."""
         function, z, value, model = self._local(part, data)
-        g, norm, left = self.g[self.decomposition.parts[part]], self.settings.norm, self.settings.local_it
+        g, norm, left = self.method.g[self.decomposition.parts[part]], self.settings.norm, self.settings.local_it
         bound = self._bound()
-        rule, radius = replace(self.rule, smallest=0.0, largest=bound), bound / left
+        rule, radius = replace(self.method.rule, smallest=0.0, largest=bound), bound / left
         d, decrease = torch.zeros_like(g), 0.0
         while (reach := min(radius, bound - length(function, d, norm))) > 1e-12 * bound:
             step, left = model.step(z + d, g, reach), left - 1
@@ -121,19 +142,30 @@ class APTS(TrustRegionMinimizer):
         """A part's function, its point and value there, and the model of it."""
         whole_space = len(self.decomposition) == 1
         indices = None if whole_space else self.decomposition.parts[part]
-        value, g_data = self._at.of_part(data, self.settings.data)
-        function = self.batches.part(data)
-        z = self.x
+        value, g_data = self.method.at.of_part(data, self.settings.data)
+        function = self.method.batches.part(data)
+        z = self.method.x
         if indices is not None:
-            function, z = function.local(self.decomposition, part, self.x), torch.zeros(len(indices)).double()
+            function, z = function.local(self.decomposition, part, self.method.x), torch.zeros(len(indices)).double()
         if self.settings.data > 1:
             own = slice(None) if indices is None else indices
-            function = FirstOrderConsistent(function, z, self.g[own], g_data[own])
-        return function, z, value, self.model.local(function, indices)
+            function = FirstOrderConsistent(function, z, self.method.g[own], g_data[own])
+        return function, z, value, self.method.model.local(function, indices)
 
     def _bound(self) -> float:
         """The local radius: that of the whole step over the norm of the sum of unit steps."""
         parts = len(self.decomposition)
         if self.settings.norm == "inf":  # weights of the partition of unity sum to one
-            return self.radius
-        return self.radius / (math.sqrt(parts) if self._disjoint else parts)
+            return self.method.radius
+        return self.method.radius / (math.sqrt(parts) if self._disjoint else parts)
+
+    def result(self, reason: Reason, message: str, history: History) -> Result:
+        return self.method.result(reason, message, history)
+
+    def memory(self) -> dict[str, Any]:
+        return self.method.memory() | super().memory()
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        self.method.note = self.note
+        self.method.recall(memory)
+        self._follow()

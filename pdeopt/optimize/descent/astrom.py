@@ -22,11 +22,8 @@ from pdeopt.functions.subsampling import SAMPLINGS, NestedSample, generator, uni
 from pdeopt.optimize.descent.minimizer import Minimizer
 from pdeopt.optimize.parts.inversehessian import LimitedMemory
 from pdeopt.optimize.parts.trustmodel import HessianProducts
-from pdeopt.optimize.parts.trustregion import RatioRule, reduction_ratio
+from pdeopt.optimize.parts.trustregion import RatioRule, has_vanished, reduction_ratio
 from pdeopt.optimize.parts.trustsubproblem import TrustStep, steihaug
-
-#: A radius below this part of max(1, |x|) ends the run.
-VANISHED = 1e-15
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class ASTROM(Minimizer):
         else:
             self.note += ", rejected"
         self._grow(ratio)
-        vanished = self.radius <= VANISHED * max(1.0, function.norm(self.x))
+        vanished = has_vanished(self.radius, function.norm(self.x))
         return Reason.DIVERGED_STAGNATION if vanished else Reason.ITERATING
 
     def _sample(self) -> SampledFunction:

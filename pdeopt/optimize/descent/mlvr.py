@@ -33,10 +33,10 @@ from pdeopt.optimize.parts.inversehessian import LimitedMemory
 from pdeopt.optimize.parts.linesearch import SEARCHES, Ray
 from pdeopt.optimize.parts.trustsubproblem import steihaug
 
-#: Newton steps are at most so many times as long as max(1, |x|).
-REACH = 100.0
+#: Newton steps are at most this many times as long as max(1, |x|).
+LONGEST_NEWTON_STEP = 100.0
 #: Nested iteration reduces gradients to this part of the first.
-BEGIN = 1e-2
+NESTED_RTOL = 1e-2
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,13 @@ class MLVR(Minimizer):
         for level in range(self.settings.levels - 1):
             parts.append(self._part(level, parts[-1], self.x))
         x, norm = self.x, self.function.norm(self.g)
-        stop = StopSettings(max_it=10 * self.settings.nested, gtol=BEGIN * norm)
+        stop = StopSettings(max_it=10 * self.settings.nested, gtol=NESTED_RTOL * norm)
         x = TrustRegionMinimizer(parts[-1], TrustSettings(model="hvp"), stop).minimize(x).design
         for level in reversed(range(1, self.settings.levels - 1)):
             f, g = parts[level].value_and_gradient(x)
             for _ in range(self.settings.nested):
                 moved = self._cycle(level, parts[level], parts[level], x, f, g)
-                if moved is None or self.function.norm(g) <= BEGIN * norm:
+                if moved is None or self.function.norm(g) <= NESTED_RTOL * norm:
                     break
                 ray, size = moved
                 x, f, g = ray.point(size), ray(size), ray.gradient(size)
@@ -180,8 +180,9 @@ class MLVR(Minimizer):
     def _correction(self, level: int, samples: SampledFunction, x: Tensor, q: Tensor) -> Tensor:
         """x - x_+, x_+ after steps down the function of this level that has the gradient q at x: about f''^-1 q."""
         if level == self.settings.levels - 1:
-            steps = {"gradient": self._gradient, "newton": self._newton, "lbfgs": self._lbfgs}
-            return x - steps[self.settings.coarse](samples, x, q)
+            if self.settings.coarse == "gradient":
+                return x - self._gradient(samples, x, q)
+            return x - {"newton": _newton, "lbfgs": _lbfgs}[self.settings.coarse](self.settings, samples, x, q)
         at, g = x, q
         if self.settings.cycles > 1:
             f, model_gradient = samples.value_and_gradient(x)
@@ -217,35 +218,6 @@ class MLVR(Minimizer):
         self._largest = self.function.norm(samples.hvp(x, d)) or 1.0
         return self._largest
 
-    def _newton(self, samples: SampledFunction, x: Tensor, g: Tensor) -> Tensor:
-        """Newton steps by conjugate gradients, with line searches but for the last, which the finer level has."""
-        settings = self.settings
-        h: FirstOrderConsistent | None = None
-        at, f = x, math.nan
-        for remaining in reversed(range(settings.steps)):
-            radius, times = REACH * max(1.0, self.function.norm(at)), partial(samples.hvp, at)
-            d = steihaug(samples, times, g, radius, settings.cg_rtol, settings.cg_max_it).d
-            if remaining == 0:
-                return at + d
-            if h is None:
-                f, model_gradient = samples.value_and_gradient(x)
-                h = FirstOrderConsistent(samples, x, g, model_gradient)
-            ray = Ray(h, at, f, g, d)
-            size = SEARCHES["armijo"].along(ray) if ray.slope_at_start < 0 else None
-            if size is None:
-                return at
-            at, f, g = ray.point(size), ray(size), ray.gradient(size)
-        return at
-
-    def _lbfgs(self, samples: SampledFunction, x: Tensor, g: Tensor) -> Tensor:
-        """L-BFGS on the corrected function."""
-        f, model_gradient = samples.value_and_gradient(x)
-        h = FirstOrderConsistent(samples, x, g, model_gradient)
-        stop = StopSettings(max_it=self.settings.steps, gtol=self.settings.cg_rtol * self.function.norm(g))
-        solver = LBFGS(h, LBFGSSettings(), stop)
-        found: Tensor = solver.minimize(x, known=(f, g)).design
-        return found
-
     def memory(self) -> dict[str, Any]:
         own = {"random": self._random.get_state(), "shorter": self._shorter, "largest": self._largest}
         own |= {f"u{level}": u.clone() for level, u in enumerate(self._u)}
@@ -262,3 +234,33 @@ class MLVR(Minimizer):
         for level, pairs in enumerate(self._pairs):
             start = f"pairs{level}."
             pairs.recall({k.removeprefix(start): v for k, v in memory.items() if k.startswith(start)})
+
+
+def _newton(settings: MLVRSettings, samples: SampledFunction, x: Tensor, g: Tensor) -> Tensor:
+    """Newton steps by conjugate gradients, with line searches but for the last, which the finer level has."""
+    h: FirstOrderConsistent | None = None
+    at, f = x, math.nan
+    for remaining in reversed(range(settings.steps)):
+        radius, times = LONGEST_NEWTON_STEP * max(1.0, samples.norm(at)), partial(samples.hvp, at)
+        d = steihaug(samples, times, g, radius, settings.cg_rtol, settings.cg_max_it).d
+        if remaining == 0:
+            return at + d
+        if h is None:
+            f, model_gradient = samples.value_and_gradient(x)
+            h = FirstOrderConsistent(samples, x, g, model_gradient)
+        ray = Ray(h, at, f, g, d)
+        size = SEARCHES["armijo"].along(ray) if ray.slope_at_start < 0 else None
+        if size is None:
+            return at
+        at, f, g = ray.point(size), ray(size), ray.gradient(size)
+    return at
+
+
+def _lbfgs(settings: MLVRSettings, samples: SampledFunction, x: Tensor, g: Tensor) -> Tensor:
+    """L-BFGS on the corrected function."""
+    f, model_gradient = samples.value_and_gradient(x)
+    h = FirstOrderConsistent(samples, x, g, model_gradient)
+    stop = StopSettings(max_it=settings.steps, gtol=settings.cg_rtol * samples.norm(g))
+    solver = LBFGS(h, LBFGSSettings(), stop)
+    found: Tensor = solver.minimize(x, known=(f, g)).design
+    return found

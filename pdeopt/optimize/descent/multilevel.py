@@ -26,6 +26,8 @@ from pdeopt.optimize.parts.linesearch import Backtracking, Ray
 
 #: Smoothers of MG/OPT by their names in options.
 SMOOTHERS: dict[str, type[Minimizer]] = {"lbfgs": LBFGS, "ssbroyden": SSBroyden}
+#: A correction that serves does so nearly as it is.
+CORRECTION_SEARCH = Backtracking(cubic=True, scale=0.0, shortest=1e-3)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Multilevel(Minimizer):
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         super().start(x, known)
-        self._make_levels()
+        self.levels = [self.smoother(f) for f in self.hierarchy.functions]
         known = self.f, self.g
         for smoother, transfer in zip(self.levels, [*self.hierarchy.transfers, None]):
             smoother.radius, smoother.note = math.nan, ""
@@ -96,27 +98,20 @@ class Multilevel(Minimizer):
                 x = transfer.project(x)
                 known = math.inf, torch.zeros_like(x)
         self.accepted = self.rejected = 0
-        self._is_nested = self.settings.start == "nested" and len(self) > 1
-
-    def __len__(self) -> int:
-        """The number of levels."""
-        return len(self.hierarchy)
-
-    def _make_levels(self) -> None:
-        self.levels = [self.smoother(f) for f in self.hierarchy.functions]
+        self._is_nested = self.settings.start == "nested" and len(self.hierarchy) > 1
 
     def step(self) -> Reason:
         fine, before, counts = self.levels[0], self.levels[0].x, (self.accepted, self.rejected)
         reason = self._nested_iteration() if self._is_nested else self._cycle(0, self.settings.cycle)
         self.x, self.f, self.g, self.radius = fine.x, fine.f, fine.g, fine.radius
         accepted, rejected = self.accepted - counts[0], self.rejected - counts[1]
-        self.note = fine.note if len(self) == 1 else f"{accepted} corrections, {rejected} rejected"
+        self.note = fine.note if len(self.hierarchy) == 1 else f"{accepted} corrections, {rejected} rejected"
         return reason if fine.x is before else Reason.ITERATING
 
     def _cycle(self, level: int, kind: str) -> Reason:
         """A cycle from this level down and back; why its last smoothing stopped."""
         settings = self.settings
-        if level + 1 == len(self):
+        if level + 1 == len(self.hierarchy):
             return self._smooth(level, settings.coarse if level else settings.pre + settings.post)
         reason = self._smooth(level, settings.pre)
         self._correct(level, kind)
@@ -145,7 +140,7 @@ class Multilevel(Minimizer):
             return
         self._place(level + 1, FirstOrderConsistent(function, y, g, own), y, f, g, self.reach(level) / transfer.norm)
         self._cycle(level + 1, kind)
-        if kind == "F" and level + 2 < len(self):
+        if kind == "F" and level + 2 < len(self.hierarchy):
             self._cycle(level + 1, "V")
         if coarse.f < f and self.take(level, transfer.prolong(coarse.x - y), f - coarse.f):
             self.accepted += 1
@@ -162,7 +157,7 @@ class Multilevel(Minimizer):
     def _nested_iteration(self) -> Reason:
         """Full multigrid: from the coarsest function itself to the finest, with a cycle on each level between."""
         self._is_nested = False
-        functions, transfers, coarsest = self.hierarchy.functions, self.hierarchy.transfers, len(self) - 1
+        functions, transfers, coarsest = self.hierarchy.functions, self.hierarchy.transfers, len(self.hierarchy) - 1
         start = [self.x]
         for transfer in transfers:
             start.append(transfer.project(start[-1]))
@@ -200,7 +195,7 @@ class Multilevel(Minimizer):
         super().recall(memory)
         self.accepted, self.rejected = int(memory["accepted"]), int(memory["rejected"])
         self._is_nested = bool(memory["is_nested"])
-        self._make_levels()
+        self.levels = [self.smoother(f) for f in self.hierarchy.functions]
         for level, smoother in enumerate(self.levels):
             start = f"{level}."
             smoother.recall({k.removeprefix(start): v for k, v in memory.items() if k.startswith(start)})
@@ -244,7 +239,7 @@ class MGOPT(Multilevel):
         ray = Ray(fine.function, fine.x, fine.f, fine.g, d)
         if not -ray.slope_at_start >= self.settings.descent * fine.optimality() * fine.function.norm(d):
             return False
-        size = SEARCH.along(ray)
+        size = CORRECTION_SEARCH.along(ray)
         if size is None:
             return False
         x, f, g = ray.point(size), ray(size), ray.gradient(size)
@@ -252,7 +247,3 @@ class MGOPT(Multilevel):
             fine.inverse.update(x - fine.x, g - fine.g)
         fine.x, fine.f, fine.g = x, f, g
         return True
-
-
-#: A correction that serves does so nearly as it is.
-SEARCH = Backtracking(cubic=True, scale=0.0, shortest=1e-3)

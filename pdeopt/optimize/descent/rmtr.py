@@ -10,36 +10,27 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.monitor import Reason
-from pdeopt.core.settings import setting
+from pdeopt.core.settings import Section, setting
 from pdeopt.functions.smooth import SmoothFunction
-from pdeopt.optimize.descent.minimizer import Minimizer
+from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
 from pdeopt.optimize.descent.multilevel import Multilevel, MultilevelSettings
-from pdeopt.optimize.parts.trustmodel import MODELS, trust_model
-from pdeopt.optimize.parts.trustregion import RatioRule, reduction_ratio
+from pdeopt.optimize.descent.trustsettings import ModelSettings, RatioSettings
+from pdeopt.optimize.parts.trustregion import has_vanished, reduction_ratio
 
-#: A radius below this part of max(1, |x|) ends the run.
-VANISHED = 1e-15
-#: A coarse level rests where less than this part of its reach is left.
-EDGE = 1e-2
+#: A coarse level rests where less than this part of the way that it may go is left.
+LEAST_ROOM = 1e-2
 
 
 @dataclass(frozen=True)
-class RMTRSettings(MultilevelSettings, prefix="rmtr_"):
-    """Options `-rmtr_*`."""
+class RMTRSettings(MultilevelSettings, RatioSettings, ModelSettings, prefix="rmtr_", includes=(Section(StopSettings),)):
+    """Recursive multilevel trust-region method (RMTR)."""
 
-    model: str = setting("lsr1", "of the steps: first order, secant pairs, or Hessian products", choices=MODELS)
-    memory: int = setting(10, "pairs of lsr1", at_least=1)
-    radius: float = setting(1.0, "first radius of the steps; corrections are first limited by their ratio", above=0)
-    cg_rtol: float = setting(0.1, "largest relative residual of conjugate gradients (hvp)", above=0, at_most=1)
-    cg_max_it: int = setting(100, "Hessian products a step at most (hvp)", at_least=1)
-    accept: float = setting(1e-4, "ratio of actual to predicted decrease from which a step is taken", above=0)
-    poor: float = setting(0.1, "ratio below which the radius shrinks", above=0, at_most=1)
-    good: float = setting(0.75, "ratio above which the radius grows", above=0, at_most=1)
-
-    @property
-    def rule(self) -> RatioRule:
-        """That of the radii."""
-        return RatioRule(self.accept, self.poor, self.good)
+    radius: float = setting(
+        1.0, "first trust radius of the steps; corrections are first limited by their ratio", above=0
+    )
+    poor: float = setting(
+        0.1, "ratio of actual to predicted decrease below which the radius shrinks", above=0, at_most=1
+    )
 
 
 class TrustSmoother(Minimizer):
@@ -58,8 +49,7 @@ class TrustSmoother(Minimizer):
         self._prepare()
 
     def _prepare(self) -> None:
-        s = self.settings
-        self.model = trust_model(self.function, s.model, "2", s.memory, s.cg_rtol, s.cg_max_it)
+        self.model = self.settings.trust_model(self.function)
         self.center, self.room = self.x, math.inf
 
     def place(self, center: Tensor, room: float) -> None:
@@ -79,7 +69,7 @@ class TrustSmoother(Minimizer):
         rule = self.settings.rule
         if radius == self.radius or not ratio >= rule.poor:
             self.radius = rule.after(ratio, radius, self.function.norm(step.d))
-        vanished = self.radius <= VANISHED * max(1.0, self.function.norm(self.x))
+        vanished = has_vanished(self.radius, self.function.norm(self.x))
         return Reason.DIVERGED_STAGNATION if vanished else Reason.ITERATING
 
     def attempt(self, d: Tensor, predicted: float) -> float:
@@ -119,7 +109,7 @@ class RMTR(Multilevel):
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         super().start(x, known)
-        self.radii = [math.inf] * len(self)  # of the corrections of each level
+        self.radii = [math.inf] * len(self.hierarchy)  # of the corrections of each level
 
     def smoother(self, function: SmoothFunction) -> TrustSmoother:
         return TrustSmoother(function, self.settings, self.stop)
@@ -132,7 +122,7 @@ class RMTR(Multilevel):
 
     def rests(self, level: int) -> bool:
         smoother = self.levels[level]
-        return super().rests(level) or (math.isfinite(smoother.room) and smoother.left() <= EDGE * smoother.room)
+        return super().rests(level) or (math.isfinite(smoother.room) and smoother.left() <= LEAST_ROOM * smoother.room)
 
     def take(self, level: int, d: Tensor, decrease: float) -> bool:
         fine, length = self.levels[level], self.function.norm(d)

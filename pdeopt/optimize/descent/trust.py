@@ -10,44 +10,23 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.monitor import History, Reason, Result
-from pdeopt.core.settings import Settings, setting
+from pdeopt.core.settings import Section
 from pdeopt.core.team import Team
 from pdeopt.functions.minibatch import Batches, Evaluation
 from pdeopt.functions.smooth import SmoothFunction
-from pdeopt.optimize.descent.minimizer import Minimizer
-from pdeopt.optimize.parts.trustmodel import MODELS, NORMS, TrustModel, trust_model
-from pdeopt.optimize.parts.trustregion import RatioRule, reduction_ratio
+from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
+from pdeopt.optimize.descent.trustsettings import BatchSettings, ModelSettings, RadiusSettings
+from pdeopt.optimize.parts.trustmodel import TrustModel
+from pdeopt.optimize.parts.trustregion import RatioRule, has_vanished, reduction_ratio
 from pdeopt.optimize.parts.trustsubproblem import length
 
-#: Length of the probe of the first radius, relative to max(1, |x|).
-PROBE = 1e-3
-#: A radius below this part of max(1, |x|) ends the run.
-VANISHED = 1e-15
+#: Length of the step that finds the first radius, relative to max(1, |x|).
+PROBE_LENGTH = 1e-3
 
 
 @dataclass(frozen=True)
-class TrustSettings(Settings, prefix="tr_"):
-    """Options `-tr_*`."""
-
-    model: str = setting("lsr1", "first order, secant pairs, or Hessian products", choices=MODELS)
-    norm: str = setting("2", "of the radius", choices=NORMS)
-    radius: float = setting(0.0, "first radius; 0: the length of the Cauchy step, by a probe", at_least=0)
-    memory: int = setting(10, "pairs of lsr1", at_least=1)
-    cg_rtol: float = setting(0.1, "largest relative residual of conjugate gradients (hvp)", above=0, at_most=1)
-    cg_max_it: int = setting(100, "Hessian products a step at most (hvp)", at_least=1)
-    accept: float = setting(1e-4, "ratio of actual to predicted decrease from which a step is taken", above=0)
-    poor: float = setting(0.25, "ratio below which the radius shrinks", above=0, at_most=1)
-    good: float = setting(0.75, "ratio above which the radius grows", above=0, at_most=1)
-    shrink: float = setting(0.5, "factor of the radius", above=0, at_most=1)
-    grow: float = setting(2.0, "factor of the radius", at_least=1)
-    smallest: float = setting(0.0, "radius at least", at_least=0)
-    largest: float = setting(1e30, "radius at most", above=0)
-    batch: int = setting(0, "samples of the first batch; 0 for all", at_least=0)
-    overlap: float = setting(0.5, "share of a batch that the next has, too", at_least=0, at_most=0.5)
-    average: float = setting(8.0, "decay of the mean over the iterates of batches; 0: all weigh the same", at_least=0)
-    noise: float = setting(0.0, "error of a batch's gradient, relative, above which batches grow; 0: never", at_least=0)
-    growth: float = setting(2.0, "factor of the batch", at_least=1)
-    seed: int = setting(0, "of the order of the samples")
+class TrustSettings(BatchSettings, RadiusSettings, ModelSettings, prefix="tr_", includes=(Section(StopSettings),)):
+    """Trust-region method, on all samples or on batches."""
 
 
 class TrustRegionMinimizer(Minimizer):
@@ -60,20 +39,28 @@ class TrustRegionMinimizer(Minimizer):
 
     Args:
         team: ranks that share the cells of a batch; see `Batches`.
+        cells: parts of each batch that can be asked for one by one.
 
     Attributes:
+        at: value and gradient of the batch at x, cell by cell.
         mean: of the iterates of batches, with weights that decay by a power of their age (O. Shamir, T. Zhang,
             Stochastic gradient descent for non-smooth optimization, ICML 2013); the point where there are no batches.
     """
 
     Settings = TrustSettings
     model: TrustModel
+    rule: RatioRule
     batches: Batches
 
     def __init__(
-        self, function: SmoothFunction | None = None, *args: Any, team: Team | None = None, **defaults: Any
+        self,
+        function: SmoothFunction | None = None,
+        *args: Any,
+        team: Team | None = None,
+        cells: int = 1,
+        **defaults: Any,
     ) -> None:
-        self.team = team
+        self.team, self.cells = team, cells
         super().__init__(function, *args, **defaults)
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
@@ -88,16 +75,12 @@ class TrustRegionMinimizer(Minimizer):
 
     def _prepare(self) -> None:
         s = self.settings
-        self.rule = RatioRule(s.accept, s.poor, s.good, s.shrink, s.grow, s.smallest, s.largest)
-        self.batches = Batches(self.function, s.batch, s.overlap, self._parts(), s.seed, self.team)
-        self.model = trust_model(self.batches.batch, s.model, s.norm, s.memory, s.cg_rtol, s.cg_max_it)
-
-    def _parts(self) -> int:
-        """In which a batch is split."""
-        return 1
+        self.rule = s.rule
+        self.batches = Batches(self.function, s.batch, s.overlap, self.cells, s.seed, self.team)
+        self.model = s.trust_model(self.batches.batch, s.norm)
 
     def _set(self, x: Tensor, at: Evaluation) -> None:
-        self.x, self._at = x, at
+        self.x, self.at = x, at
         self.f, self.g = at.f, at.g
 
     def _probe(self) -> float:
@@ -106,7 +89,7 @@ class TrustRegionMinimizer(Minimizer):
         slope = function.norm(self.g)
         if slope == 0.0:
             return scale
-        s = self.g * (-PROBE * scale / slope)
+        s = self.g * (-PROBE_LENGTH * scale / slope)
         y = self.batches.evaluate(self.x + s).g - self.g
         curvature = function.dot(s, y) / function.dot(s, s)
         radius = min(slope / curvature, scale) if curvature > 0 else scale
@@ -117,15 +100,15 @@ class TrustRegionMinimizer(Minimizer):
         return float(min(max(radius, self.settings.smallest), self.settings.largest))
 
     def step(self) -> Reason:
-        self._trust_step()
-        return self._next_batch()
+        self.trust_step()
+        return self.next_batch()
 
-    def _trust_step(self) -> bool:
+    def trust_step(self) -> bool:
         """One step of the model."""
         step = self.model.step(self.x, self.g, self.radius)
-        return self._try(step.d, step.decrease)
+        return self.attempt(step.d, step.decrease)
 
-    def _try(self, d: Tensor, predicted: float) -> bool:
+    def attempt(self, d: Tensor, predicted: float) -> bool:
         """Take the step if the batch decreases; the model learns in any case, and the radius follows."""
         trial = self.batches.evaluate(self.x + d)
         f, g = trial.f, trial.g
@@ -141,17 +124,18 @@ class TrustRegionMinimizer(Minimizer):
             self._set(self.x + d, trial)
         return taken
 
-    def _next_batch(self) -> Reason:
+    def next_batch(self) -> Reason:
+        """Go to the next batch, if there are batches; why to stop where the radius has vanished."""
         s = self.settings
         self._count += 1
         self.mean = self.mean.lerp(self.x, (s.average + 1.0) / (s.average + self._count)) if s.batch else self.x
         if not self.batches.whole:
-            if s.noise and self._at.uncertainty() > s.noise**2 * self.function.dot(self.g, self.g):
+            if s.noise and self.at.uncertainty() > s.noise**2 * self.function.dot(self.g, self.g):
                 self.batches.grow(s.growth)
                 self.note = f"{self.note} batch {self.batches.size}".strip()
-            self._set(self.x, self.batches.advance(self.x, self._at))
+            self._set(self.x, self.batches.advance(self.x, self.at))
             self.model.function = self.batches.batch
-        vanished = self.radius <= VANISHED * max(1.0, self.function.norm(self.x))
+        vanished = has_vanished(self.radius, self.function.norm(self.x))
         return Reason.DIVERGED_STAGNATION if vanished else Reason.ITERATING
 
     def result(self, reason: Reason, message: str, history: History) -> Result:
@@ -164,7 +148,7 @@ class TrustRegionMinimizer(Minimizer):
         return found
 
     def memory(self) -> dict[str, Any]:
-        found = super().memory() | {"at.values": self._at.values.clone(), "at.gradients": self._at.gradients.clone()}
+        found = super().memory() | {"at.values": self.at.values.clone(), "at.gradients": self.at.gradients.clone()}
         found |= {"mean": self.mean.clone(), "count": self._count}
         found |= {} if self._start is None else {"start": self._start.clone()}
         for name, part in (("model", self.model), ("batches", self.batches)):

@@ -11,7 +11,7 @@ from pdeopt.optimize.parts.linesearch import (
     Search as Search,
     StrongWolfe as StrongWolfe,
 )
-from pdeopt.optimize.parts.lsr1 import LSR1 as LSR1, LowRank as LowRank
+from pdeopt.optimize.parts.lsr1 import LSR1 as LSR1, LowRank as LowRank, SR1 as SR1
 from pdeopt.optimize.parts.subspace import Columns as Columns, Correction as Correction
 from pdeopt.optimize.parts.trustmodel import (
     FirstOrder as FirstOrder,
@@ -23,6 +23,7 @@ from pdeopt.optimize.parts.trustmodel import (
 from pdeopt.optimize.parts.trustregion import (
     RatioRule as RatioRule,
     TrustRegion as TrustRegion,
+    has_vanished as has_vanished,
     reduction_ratio as reduction_ratio,
 )
 from pdeopt.optimize.parts.trustsubproblem import (

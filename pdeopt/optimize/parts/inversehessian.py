@@ -15,7 +15,7 @@ from pdeopt.core.errors import InputError
 from pdeopt.functions.smooth import Operator, SmoothFunction
 
 #: y.s must exceed this fraction of |y||s|.
-CURVATURE = 1e-10
+SMALLEST_CURVATURE = 1e-10
 
 
 class InverseHessian(Protocol):
@@ -92,7 +92,7 @@ class LimitedMemory:
         m = len(S)
         sums = self.function.sum(torch.cat([S @ y, Y @ s, Z @ y, torch.stack([s @ s, y @ y])]))
         Sy, Ys, Zy, (ss, yy) = sums[:m], sums[m : 2 * m], sums[2 * m : 3 * m], sums[3 * m :].tolist()
-        if not float(Sy[-1]) > CURVATURE * math.sqrt(ss * yy):
+        if not float(Sy[-1]) > SMALLEST_CURVATURE * math.sqrt(ss * yy):
             return False
         self.S, self.Y, self.Z = S, Y, Y if self.initial is None else Z
         self.SY = _bordered(self.SY[first:, first:], Ys[:-1], Sy)
@@ -180,7 +180,7 @@ class DenseInverse:
         """
         function = self.function
         ys, yy, ss = function.sum(torch.stack([y @ s, y @ y, s @ s])).tolist()
-        if not ys > CURVATURE * math.sqrt(yy * ss):
+        if not ys > SMALLEST_CURVATURE * math.sqrt(yy * ss):
             return False
         Hy, before, self._last = self._product(y), self._last, None
         Hg = None if before is None else before[1] + Hy
@@ -213,7 +213,7 @@ class DenseInverse:
         left, right = self.left[: self.waiting], self.right[: self.waiting]
         self.H.addmm_(left.T, right, beta=self.factor, alpha=self.factor)
         self.factor, self.waiting = 1.0, 0
-        self._last = None  # sums of rounding errors start anew
+        self._last = None  # rounding errors no longer add up
 
     def _whole(self, own: Tensor) -> Tensor:
         """All entries of a vector."""

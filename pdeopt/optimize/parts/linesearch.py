@@ -1,4 +1,4 @@
-"""Line searches: how far. The direction is somebody else's."""
+"""Line searches: how far along a direction that is given."""
 
 from __future__ import annotations
 

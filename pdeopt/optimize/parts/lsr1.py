@@ -6,6 +6,7 @@ J. J. Brust, J. B. Erway, R. F. Marcia, On solving L-SR1 trust-region subproblem
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize.parts.trustsubproblem import TrustStep, boxed, spectral
 
 #: |s.(y - B s)| must exceed this fraction of |s||y - B s|.
-DENOMINATOR = 1e-8
+SMALLEST_DENOMINATOR = 1e-8
 
 
-class LowRank:
+class LowRank(ABC):
     """B = c I + V' W V, c > 0: its eigenvalues are c and few others, so that steps in a ball are exact.
 
     Args:
@@ -48,18 +49,13 @@ class LowRank:
         product: Tensor = self.c * d + self.V.T @ (self.W @ self.function.sum(self.V @ d))
         return product
 
+    @abstractmethod
     def update(self, s: Tensor, y: Tensor) -> bool:
-        """B <- B + r r' / r.s, r = y - B s, on top of all that is there; False where r.s is too small."""
-        r = y - self.times(s)
-        sr, ss, rr = self.function.sum(torch.stack([s @ r, s @ s, r @ r])).tolist()
-        if not _regular(sr, ss, rr):
-            return False
-        self._set(self.c, torch.cat([self.V, r[None]]), torch.block_diag(self.W, self.W.new_tensor([[1.0 / sr]])))
-        return True
+        """Take in a pair y = B s; False where that is not possible."""
 
-    def restricted(self, function: SmoothFunction, indices: Tensor | None = None) -> LowRank:
+    def restricted(self, function: SmoothFunction, indices: Tensor | None = None) -> SR1:
         """R B R', for a function of some of the unknowns; None: of all."""
-        return LowRank(function, self.c, self.V if indices is None else self.V[:, indices], self.W)
+        return SR1(function, self.c, self.V if indices is None else self.V[:, indices], self.W)
 
     def step(self, g: Tensor, radius: float) -> TrustStep:
         """The minimizer of g.d + d.B d / 2 in the ball, exactly (algorithm 2 of the paper)."""
@@ -76,6 +72,19 @@ class LowRank:
         """A step in the box |d_i| <= radius, by projected conjugate gradients: a product with B costs little."""
         found = boxed(self.function, self.times, g, radius, rtol, max_it)
         return TrustStep(found.d, found.decrease, 0, found.on_boundary)
+
+
+class SR1(LowRank):
+    """SR1 on top of a given B, for a few pairs: none of them is let go."""
+
+    def update(self, s: Tensor, y: Tensor) -> bool:
+        """B <- B + r r' / r.s, r = y - B s, on top of all that is there; False where r.s is too small."""
+        r = y - self.times(s)
+        sr, ss, rr = self.function.sum(torch.stack([s @ r, s @ s, r @ r])).tolist()
+        if not _regular(sr, ss, rr):
+            return False
+        self._set(self.c, torch.cat([self.V, r[None]]), torch.block_diag(self.W, self.W.new_tensor([[1.0 / sr]])))
+        return True
 
 
 class LSR1(LowRank):
@@ -103,7 +112,7 @@ class LSR1(LowRank):
             return False
         first = len(self.S) + 1 - self.pairs if len(self.S) == self.pairs else 0
         self.S, self.Y = torch.cat([self.S[first:], s[None]]), torch.cat([self.Y[first:], y[None]])
-        self._compact(yy / sy if sy > DENOMINATOR * math.sqrt(ss * yy) else self.c)
+        self._compact(yy / sy if sy > SMALLEST_DENOMINATOR * math.sqrt(ss * yy) else self.c)
         return True
 
     def _compact(self, c: float) -> None:
@@ -114,7 +123,7 @@ class LSR1(LowRank):
             M = SY.tril() + SY.tril(-1).T - c * SS
             scale = SS.diagonal().rsqrt()
             size = torch.linalg.eigvalsh(M * scale[:, None] * scale).abs()
-            if size.min() > DENOMINATOR * size.max():
+            if size.min() > SMALLEST_DENOMINATOR * size.max():
                 break
             self.S, self.Y = S[1:], Y[1:]
         else:
@@ -132,7 +141,7 @@ class LSR1(LowRank):
 
 
 def _regular(sr: float, ss: float, rr: float) -> bool:
-    return math.isfinite(rr) and abs(sr) > DENOMINATOR * math.sqrt(ss * rr)
+    return math.isfinite(rr) and abs(sr) > SMALLEST_DENOMINATOR * math.sqrt(ss * rr)
 
 
 def _thin_qr(function: SmoothFunction, own: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ class FirstOrder:
         """There is nothing to recall."""
 
 
-class HessianProducts(FirstOrder):
+class HessianProducts:
     """B = f''(x) by products: conjugate gradients that end at the boundary, to a residual min(rtol, sqrt |g|) |g|.
 
     Args:
@@ -67,7 +67,7 @@ class HessianProducts(FirstOrder):
     """
 
     def __init__(self, function: SmoothFunction, norm: str = "2", rtol: float = 0.1, max_it: int = 100) -> None:
-        super().__init__(function, norm)
+        self.function, self.norm = function, norm
         self.rtol, self.max_it = rtol, max_it
 
     def step(self, x: Tensor, g: Tensor, radius: float) -> TrustStep:
@@ -75,8 +75,17 @@ class HessianProducts(FirstOrder):
         forcing = min(self.rtol, math.sqrt(self.function.norm(g)))
         return solve(self.function, lambda d: self.function.hvp(x, d), g, radius, forcing, self.max_it)
 
+    def update(self, s: Tensor, y: Tensor) -> None:
+        """There is nothing to learn."""
+
     def local(self, function: SmoothFunction, indices: Tensor | None) -> HessianProducts:
         return HessianProducts(function, self.norm, self.rtol, self.max_it)
+
+    def memory(self) -> dict[str, Any]:
+        return {}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """There is nothing to recall."""
 
 
 class Secant:

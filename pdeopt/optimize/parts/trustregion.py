@@ -1,4 +1,4 @@
-"""Trust regions: which radius. The direction is somebody else's."""
+"""Trust regions: which radius. The direction comes from a model."""
 
 from __future__ import annotations
 
@@ -63,6 +63,15 @@ class RatioRule:
         elif ratio > self.good and step >= 0.8 * radius:
             radius = self.grow * radius
         return min(max(radius, self.smallest), self.largest)
+
+
+#: A trust radius below this part of max(1, |x|) is lost in rounding.
+SMALLEST_RELATIVE_RADIUS = 1e-15
+
+
+def has_vanished(radius: float, norm: float) -> bool:
+    """Whether steps within the radius no longer change a point of this norm."""
+    return radius <= SMALLEST_RELATIVE_RADIUS * max(1.0, norm)
 
 
 def reduction_ratio(before: float, after: float, predicted: float) -> float:
