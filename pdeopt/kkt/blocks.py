@@ -1,9 +1,9 @@
 """What preconditioners know of a KKT operator [W F'; F 0]: the blocks of its steps.
 
-W is block diagonal here, a form of the state and one of the control a step. Those of the Riesz metric are W
-itself. Of a Lagrangian, W keeps the Hessian of the objective: what the constraint curves and what couples states
-to controls is left to the Krylov method. A state that the objective does not see gets a small weight, alpha times
-the metric, where alpha is the price of control.
+W is block diagonal here: for each step a form of the state and one of the control. With the Riesz metric they are W
+itself. For a Lagrangian, W keeps the Hessian of the objective; the curvature of the constraint and what couples states
+to controls are left to the Krylov method. A state that the objective does not see gets a small weight, alpha times the
+metric, where alpha is the price of control.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.control.constraint import SparseStepJacobian
@@ -31,19 +30,30 @@ from pdeopt.steps.windows import Windows, sum_windows
 
 @dataclass
 class KKTBlocks:
-    """The blocks, and the products made of them. Fields are u (n_local, n), flat controls z, and p on all ranks.
+    """The blocks of the steps of a rank, and the products with W, F and S = F W^-1 F' that are made of them.
+
+    With T the state Jacobian over all steps (A on the diagonal, B below it), F = [T, C E, F_p]. The products take and
+    return `Fields`: u (n_local, n), the flat controls of the rank, and p (param_dim,) on all ranks; rows of F and
+    multipliers are (n_local, n). All products are collective. Blocks are a value: `cut` and `coarsen` give new ones.
 
     Attributes:
         grid: who owns which steps.
-        A, B, C: dF/du_new, dF/du_old, dF/dz of the steps.
-        state, control: the forms W of a step.
-        conservative: of the constraint.
-        design: the form of flat controls where they are not one a step.
-        F_p: derivatives by the global parameters, (param_dim, n_local, n).
-        W_pp: their Hessian.
-        is_exact: W misses nothing but what the constraint curves: no state was given a weight.
-        window: what couples windows of so many steps is left out; None for nothing.
-        whole: C and the form of the control with the fixed controls; None where none is fixed.
+        A, B, C: dF/du_new (n, n), dF/du_old (n, n) and dF/dz (n, m), one a step of the rank or one for all.
+        state, control: the forms W of a step, (n, n) and (m, m).
+        conservative: steps conserve energy, see `TimeDependentConstraint`.
+        design: the form of the flat controls where there is a control map E; None for one control a step.
+        F_p: derivatives by the global parameters, (param_dim, n_local, n); None without.
+        W_pp: their Hessian, (param_dim, param_dim).
+        window: what couples windows of so many steps is left out; None leaves out nothing.
+        is_exact: W misses nothing but the curvature of the constraint; no state was given a weight.
+        whole: C and the form of the control before controls were fixed; None where none is fixed.
+
+    Example:
+        A step of Richardson's iteration for S lam = r, preconditioned by A W^-1 A':
+
+            blocks, steps = KKTBlocks.of(operator), step_solver(blocks.A)
+            r = r - blocks.schur(lam)
+            lam = lam + steps.solve(blocks.state.multiply(steps.solve(r)), transpose=True)
     """
 
     grid: TimeGrid
@@ -64,9 +74,12 @@ class KKTBlocks:
     def of(cls, operator: KKTOperator) -> KKTBlocks:
         """The blocks of an operator at its present point. Collective.
 
+        Args:
+            operator: whose `set_point` was called.
+
         Raises:
             InputError: the constraint has no sparsity pattern, or controls are fixed that have a control map.
-            SolveFailure: a control without a price.
+            SolveFailure: the objective does not see a control, so that Wzz is singular; on all ranks.
         """
         problem, lin, metric = operator.problem, operator.lin, operator.metric
         jacobian = lin.jacobian
@@ -88,19 +101,11 @@ class KKTBlocks:
         whole = None if operator.fixed is None else (C, control)
         if whole is not None:
             C, control = _freed(operator, C, control)
-        design = None if problem.control_map is None else DesignForm(problem, control)
-        F_p = _parameter_columns(operator) if problem.param_dim else None
         return cls(
-            problem.grid,
-            A,
-            B,
-            C,
-            state,
-            control,
-            problem.constraint.conservative,
-            design,
-            F_p,
-            W_pp,
+            *(problem.grid, A, B, C, state, control, problem.constraint.conservative),
+            design=None if problem.control_map is None else DesignForm(problem, control),
+            F_p=_parameter_columns(operator) if problem.param_dim else None,
+            W_pp=W_pp,
             is_exact=is_exact,
             whole=whole,
         )
@@ -121,26 +126,8 @@ class KKTBlocks:
         controls = self.grid.n_local * self.C.shape[1] if self.design is None else self.design.problem.controls.size
         return VectorLayout(self.grid, self.n, controls, 0 if self.F_p is None else len(self.F_p))
 
-    @property
-    def param_size(self) -> int:
-        """Parameters that stand on this rank."""
-        return self.layout.param_size
-
-    def fields(self, k: PETSc.Vec) -> tuple[Fields, Tensor]:
-        """Copies of (u, z, p) and lam of a KKT vector."""
-        return self.layout.kkt_fields(k)
-
-    def pack(self, k: PETSc.Vec, x: Fields, lam: Tensor) -> None:
-        """Write (u, z, p) and lam into a KKT vector."""
-        self.layout.pack(k, *x, lam)
-
-    @property
-    def local_size(self) -> int:
-        """Entries of a KKT vector on this rank."""
-        return self.layout.kkt_size
-
     def cut(self, window: int) -> KKTBlocks:
-        """The blocks without what couples windows of so many steps."""
+        """The blocks without what couples windows of so many steps, counted from step 1; W and C stay."""
         return replace(self, window=window)
 
     def cut_coupling(self) -> StepMatrix:
@@ -154,10 +141,20 @@ class KKTBlocks:
         return (step % (self.window or self.grid.num_steps) != 0).double()
 
     def coarsen(self, factor: int, with_control: bool = True) -> KKTBlocks | None:
-        """The blocks of the grid of every `factor`-th node: sums over windows; None without steps. Collective.
+        """The blocks of the grid of every `factor`-th node: sums over windows of steps. Collective.
 
         A sum is the Galerkin product for states, controls and multipliers that are constant in a window; for
-        implicit Euler it is the rediscretized step. `with_control` off drops C.
+        implicit Euler it is the rediscretized step. A cut is forgotten.
+
+        Args:
+            factor: steps that become one.
+            with_control: off makes C zero.
+
+        Returns:
+            The blocks; None on a rank that owns no step of the coarser grid.
+
+        Raises:
+            InputError: there are a control map or global parameters.
         """
         if self.design is not None or self.F_p is not None:
             raise InputError("coarser KKT systems", "a control map or global parameters", "one control a step")

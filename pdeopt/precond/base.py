@@ -40,9 +40,9 @@ class Preconditioner(ABC):
                 self.steps = step_solver(self.blocks.A)
 
             def apply(self, pc, x, y):
-                g, c = self.blocks.fields(x)
+                g, c = self.blocks.layout.kkt_fields(x)
                 lam = self.steps.solve(self.blocks.state.multiply(self.steps.solve(c)), transpose=True)
-                self.blocks.pack(y, self.blocks.inverse(g), lam)
+                self.blocks.layout.pack(y, *self.blocks.inverse(g), lam)
 
     It is used by `ksp.getPC().setType("python")` and `ksp.getPC().setPythonContext(StepByStep())`, or from the command
     line by `-sqp_kkt_precond none -sqp_kkt_pc_type python -sqp_kkt_pc_python_type module.StepByStep`.

@@ -1,7 +1,7 @@
-"""Block Jacobi in time: the KKT systems of windows of steps, each for itself, as a PETSc Python PC.
+"""Block Jacobi in time: the KKT systems of windows of steps, solved independently of each other.
 
 What enters a window from the step before, and what leaves it in the adjoint, is dropped. All windows are solved
-at once; each rank needs only its own where windows do not reach over its borders.
+at once; each rank needs only its own where no window reaches over its borders.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class TimeBlockJacobi(Preconditioner):
 
 
 class WindowFactors:
-    """LU of the KKT matrices of the windows of this rank, as one block diagonal matrix. Collective.
+    """LU of the KKT matrices of the windows of this rank, as one block diagonal matrix. Made on all ranks together.
 
     Args:
         blocks: of the steps, cut into windows (`KKTBlocks.cut`), with one control a step and no global parameters.
@@ -132,15 +132,13 @@ class WindowFactors:
 
     def _factor(self, windows: Windows) -> SuperLU:
         matrix = self._matrix()
-        try:
-            if np.isfinite(matrix.data).all():
-                return splu(matrix.tocsc())
-        except RuntimeError:  # singular
-            pass
-        raise SolveFailure(
-            f"the KKT matrix of {self._culprit(matrix, windows)} is singular or not finite",
-            "check the residual there for NaN, and that each step has a unique solution",
-        )
+        factors = _lu(matrix)
+        if factors is None:
+            raise SolveFailure(
+                f"the KKT matrix of {self._culprit(matrix, windows)} is singular or not finite",
+                "check the residual there for NaN, and that each step has a unique solution",
+            )
+        return factors
 
     def _matrix(self) -> sp.csr_matrix:
         """[W F'; F 0] over [u | z | lam] of this rank."""
@@ -162,16 +160,21 @@ class WindowFactors:
                     (N * (n + m) + steps * n + np.arange(n)).ravel(),
                 ]
             )
-            part = matrix[own][:, own].tocsc()
-            try:
-                if np.isfinite(part.data).all() and splu(part) is not None:
-                    continue
-            except RuntimeError:
-                pass
-            first = grid.begin + int(begin) + 1
-            return f"window {(first - 1) // windows.size + 1} (steps {first} to {grid.begin + int(end)})"
+            if _lu(matrix[own][:, own]) is None:
+                first = grid.begin + int(begin) + 1
+                return f"window {(first - 1) // windows.size + 1} (steps {first} to {grid.begin + int(end)})"
         return "a window"
 
     def apply(self, x: PETSc.Vec, y: PETSc.Vec) -> None:
-        """y = the inverse times x."""
+        """y = the inverse times x, vectors [u | z | lam]. Not collective."""
         y.setArray(self._lu.solve(copy(x).numpy()))
+
+
+def _lu(matrix: sp.csr_matrix) -> SuperLU | None:
+    """None where the matrix is singular or not finite."""
+    if not np.isfinite(matrix.data).all():
+        return None
+    try:
+        return splu(matrix.tocsc())
+    except RuntimeError:
+        return None

@@ -7,7 +7,7 @@ from typing import Any
 
 from petsc4py import PETSc
 
-from pdeopt.core.arrays import assign, copy
+from pdeopt.core.arrays import assign
 from pdeopt.core.errors import InputError
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
@@ -52,14 +52,14 @@ class BlockOperator(BlockMatrix):
 
     @property
     def local_size(self) -> int:
-        return 0 if self.blocks is None else self.blocks.local_size
+        return 0 if self.blocks is None else self.blocks.layout.kkt_size
 
     def mult(self, matrix: PETSc.Mat | None, x: PETSc.Vec, out: PETSc.Vec) -> None:
         if self.blocks is None:
             return leave(out)
-        primal, lam = self.blocks.fields(x)
+        primal, lam = self.blocks.layout.kkt_fields(x)
         (u, z, p), (v, y, q) = self.blocks.multiply(primal), self.blocks.adjoint(lam)
-        self.blocks.pack(out, (u + v, z + y, p + q), self.blocks.jacobian(primal))
+        self.blocks.layout.pack(out, u + v, z + y, p + q, self.blocks.jacobian(primal))
 
 
 class SchurOperator(BlockMatrix):
@@ -67,12 +67,12 @@ class SchurOperator(BlockMatrix):
 
     @property
     def local_size(self) -> int:
-        return 0 if self.blocks is None else self.blocks.grid.n_local * self.blocks.n
+        return 0 if self.blocks is None else self.blocks.layout.state_size
 
     def mult(self, matrix: PETSc.Mat | None, x: PETSc.Vec, out: PETSc.Vec) -> None:
         if self.blocks is None:
             return leave(out)
-        assign(out, self.blocks.schur(copy(x).reshape(-1, self.blocks.n)))
+        assign(out, self.blocks.schur(self.blocks.layout.rows(x)))
 
 
 class GalerkinOperator(BlockMatrix):

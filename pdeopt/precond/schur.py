@@ -18,7 +18,7 @@ from itertools import pairwise
 
 from petsc4py import PETSc
 
-from pdeopt.core.arrays import assign, copy
+from pdeopt.core.arrays import assign
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.precond.base import Preconditioner
@@ -97,7 +97,7 @@ class PropagatedSchur(Preconditioner):
     def apply(self, pc: PETSc.PC | None, x: PETSc.Vec, y: PETSc.Vec) -> None:
         if self.blocks is None:
             return leave(y)
-        r = copy(x).reshape(-1, self.blocks.n)
+        r = self.blocks.layout.rows(x)
         assign(y, self._adjoint(self.blocks.state.multiply(self._forward(r))))
 
     def view(self, pc: PETSc.PC, viewer: PETSc.Viewer) -> None:
@@ -167,7 +167,7 @@ class MatchedBlock(Preconditioner):
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         if self.blocks is None:
             return leave(y)
-        r = self._solver.solve(copy(x).reshape(-1, self.blocks.n))
+        r = self._solver.solve(self.blocks.layout.rows(x))
         assign(y, self._solver.solve(self.blocks.state.multiply(r), transpose=True))
 
     def view(self, pc: PETSc.PC, viewer: PETSc.Viewer) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.core.arrays import assign, copy
+from pdeopt.core.arrays import assign
 from pdeopt.core.settings import Settings, read, read_inner, setting
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.precond.base import Preconditioner
@@ -137,14 +137,14 @@ class WathenPC(Preconditioner):
             return leave(y)
         assign(self._right, self._residual(blocks, x))
         self.schur_solver.solve(self._right, self._left)
-        lam = copy(self._left).reshape(-1, blocks.n)
-        (u, z, p), _ = blocks.fields(x)
+        lam = blocks.layout.rows(self._left)
+        (u, z, p), _ = blocks.layout.kkt_fields(x)
         v, w, q = blocks.adjoint(lam)
-        blocks.pack(y, blocks.inverse((u.sub_(v), z.sub_(w), p - q)), lam)
+        blocks.layout.pack(y, *blocks.inverse((u.sub_(v), z.sub_(w), p - q)), lam)
 
     def _residual(self, blocks: KKTBlocks, x: PETSc.Vec) -> Tensor:
         """F W^-1 g - c of x = [g | c]; nothing else stays in memory while S is solved."""
-        g, c = blocks.fields(x)
+        g, c = blocks.layout.kkt_fields(x)
         return blocks.jacobian(blocks.inverse(g)).sub_(c)
 
     def view(self, pc: PETSc.PC, viewer: PETSc.Viewer) -> None:

@@ -21,7 +21,7 @@ from petsc4py import PETSc
 
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
-from pdeopt.core.arrays import assign, copy
+from pdeopt.core.arrays import assign
 from pdeopt.core.errors import SolveFailure
 from pdeopt.core.settings import read
 from pdeopt.kkt.blocks import KKTBlocks
@@ -180,10 +180,10 @@ class BlockDiagonal:
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """y = the inverse times x."""
-        g, c = self.blocks.fields(x)
+        g, c = self.blocks.layout.kkt_fields(x)
         right, left = self._vectors(x.getComm(), c)
         self.schur.apply(pc, right, left)
-        self.blocks.pack(y, self.blocks.inverse(g), copy(left).reshape(-1, self.blocks.n))
+        self.blocks.layout.pack(y, *self.blocks.inverse(g), self.blocks.layout.rows(left))
 
     def _vectors(self, comm: PETSc.Comm, c: torch.Tensor) -> tuple[PETSc.Vec, PETSc.Vec]:
         right = PETSc.Vec().createMPI((c.numel(), None), comm=comm)

@@ -115,8 +115,8 @@ def matrix_of(context):
 
 def fields(blocks):
     """Which entries of a KKT vector are u, z, p and lam."""
-    states = blocks.grid.n_local * blocks.n
-    sizes = [states, blocks.local_size - 2 * states - blocks.param_size, blocks.param_size, states]
+    layout = blocks.layout
+    sizes = [layout.state_size, layout.control_size, layout.param_size, layout.state_size]
     return torch.arange(sum(sizes)).split(sizes)
 
 

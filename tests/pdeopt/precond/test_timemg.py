@@ -11,6 +11,7 @@ from pdeopt.precond.timemg import TimeMultigridPC
 from pdeopt.steps.transfer import constant, injection, linear, linear_adjoint, spread
 from tests.helpers import examples
 from tests.helpers.krylov import (
+    applied,
     heat,
     history,
     inverse_of_windows,
@@ -24,7 +25,7 @@ from tests.helpers.krylov import (
 )
 from tests.helpers.matrices import densify, randn
 from tests.helpers.parallel_time import RANKS, check
-from tests.helpers.support import dense, relative
+from tests.helpers.support import dense, entries, relative
 
 
 def blocks_of_heat(N, hessian="gauss-newton"):
@@ -137,6 +138,20 @@ def test_products_as_coarse_operators_are_as_good(options):
         blocks, rhs = BlockOperator(KKTBlocks.of(operator)), newton_right_hand_side(operator.problem)
         counts.append(iterations(blocks, TimeMultigridPC(), rhs))
     assert max(counts) - min(counts) <= 3 and max(counts) <= 7
+
+
+def test_the_transpose_is_that_of_the_matrix(options):
+    """By PCMG: restriction by injection is not the transpose of prolongation, so the cycle is not symmetric."""
+    options(block_jacobi_local="exact", block_jacobi_window=3, test_timemg_transfer="injection")
+    with solver(operator_at_zero(heat(10, n=2)), TimeMultigridPC()) as ksp:
+        ksp.setUp()
+        P = applied(ksp.getPC())
+        x, y = (randn(len(P), 1, seed=seed) for seed in (1, 2))
+        right, left = ksp.getOperators()[0].createVecs()
+        right.setArray(y.numpy())
+        ksp.getPC().applyTranspose(right, left)
+    assert relative(P, P.T) > 1e-3
+    assert float(x[:, 0] @ entries(left)) == pytest.approx(float(y[:, 0] @ P @ x[:, 0]), rel=1e-7)
 
 
 def test_w_cycles_over_many_levels(options):
