@@ -1,8 +1,26 @@
-# Networks whose layers are solved in parallel.
+# Networks whose layers or time steps are solved in parallel, and the error of their gradients.
 from nn_adapters.layers.layerparallel import LayerParallel as LayerParallel
-from nn_adapters.layers.recurrent import GRUParallel as GRUParallel
-from nn_adapters.layers.blocks import LayerStack as LayerStack, activation as activation, conv as conv, dense as dense
-from nn_adapters.layers.init import initialize as initialize
+from nn_adapters.layers.recurrent import GRUParallel as GRUParallel, sum_gradient_over_ranks as sum_gradient_over_ranks
+from nn_adapters.layers.parallelmodule import (
+    exactly as exactly,
+    measure_bias as measure_bias,
+    mgrit_solvers as mgrit_solvers,
+)
+from pdeopt.steps.mgrit import MgritSettings as MgritSettings
+
+# Blocks, the network that is the reference, and first weights.
+from nn_adapters.layers.blocks import (
+    ACTIVATIONS as ACTIVATIONS,
+    Direct as Direct,
+    LayerStack as LayerStack,
+    SteppingBlock as SteppingBlock,
+    activation as activation,
+    conv as conv,
+    dense as dense,
+)
+from nn_adapters.layers.init import INITIALIZATIONS as INITIALIZATIONS, initialize as initialize
+
+# A network as the constraint of a control problem.
 from nn_adapters.layers.constraint import (
     LayerConstraint as LayerConstraint,
     classification_loss as classification_loss,
@@ -10,23 +28,39 @@ from nn_adapters.layers.constraint import (
     regression_loss as regression_loss,
 )
 
-# Losses as smooth functions.
+# Losses as smooth functions, and networks of several depths.
 from nn_adapters.losses.network import NetworkLoss as NetworkLoss
 from nn_adapters.losses.logistic import LogisticLoss as LogisticLoss
 from nn_adapters.losses.depth import ResNet as ResNet, depth_hierarchy as depth_hierarchy
 
 # Physics-informed networks.
 from nn_adapters.pinn.loss import PINN as PINN
-from nn_adapters.pinn.terms import Term as Term
-from nn_adapters.pinn.network import Network as Network
-from nn_adapters.pinn.jets import JetBasis as JetBasis
+from nn_adapters.pinn.terms import Field as Field, Residual as Residual, Term as Term
+from nn_adapters.pinn.network import NETWORK_BODIES as NETWORK_BODIES, Network as Network
+from nn_adapters.pinn.jets import JET_ACTIVATIONS as JET_ACTIVATIONS, JetBasis as JetBasis
+from nn_adapters.pinn.points import (
+    POINT_SAMPLERS as POINT_SAMPLERS,
+    Intervals as Intervals,
+    adaptive_points as adaptive_points,
+    hammersley as hammersley,
+    into_box as into_box,
+    latin_hypercube as latin_hypercube,
+    uniform_points as uniform_points,
+)
 
 # Training.
-from nn_adapters.training.loop import Training as Training, TrainingSettings as TrainingSettings
-from nn_adapters.training.lsgd import LSGD as LSGD, lsgd as lsgd
-from nn_adapters.training.nested import deepen as deepen, nested_epochs as nested_epochs
+from nn_adapters.training.last_layer import LSGD as LSGD, least_squares as least_squares, lsgd as lsgd
+from nn_adapters.training.loop import Epoch as Epoch, Training as Training, TrainingSettings as TrainingSettings
+from nn_adapters.training.groups import RankGroups as RankGroups
+from nn_adapters.training.nested import (
+    deepen as deepen,
+    nested_epochs as nested_epochs,
+    refine_weights as refine_weights,
+)
+from nn_adapters.training.regularize import smoothness as smoothness, tikhonov as tikhonov
 
 # Data.
-from nn_adapters.data.datasets import Dataset as Dataset, load_dataset as load_dataset
+from nn_adapters.data.dataset import Dataset as Dataset, make_dataset as make_dataset
+from nn_adapters.data.datasets import DATASET_NAMES as DATASET_NAMES, load_dataset as load_dataset
 
 __all__: list[str]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from nn_adapters.layers.blocks import LayerStack, dense
 from nn_adapters.layers.init import INITIALIZATIONS, initialize
-from nn_adapters.training.lsgd import lsgd
+from nn_adapters.training.last_layer import lsgd
 from pdeopt.control.checkpoint import replace_file
 from pdeopt.core.errors import on_root
 from pdeopt.core.options import require_all_read

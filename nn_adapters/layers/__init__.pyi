@@ -60,6 +60,6 @@ from nn_adapters.layers.densestep import (
     add_scaled as add_scaled,
     is_dense as is_dense,
 )
-from nn_adapters.layers.batched import Batched as Batched, batched as batched
+from nn_adapters.layers.batching import Batched as Batched, batched as batched
 
 __all__: list[str]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nn_adapters.layers.batched import batched
+from nn_adapters.layers.batching import batched
 from nn_adapters.layers.blocks import Direct
 from pdeopt.control.constraint import StepJacobian, TimeDependentConstraint
 from pdeopt.control.objective import Objective, TerminalLoss

@@ -9,7 +9,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from nn_adapters.layers.batched import batched
+from nn_adapters.layers.batching import batched
 from nn_adapters.layers.blocks import Direct, LayerStack, SteppingBlock
 from nn_adapters.layers.densestep import DenseStep, add_scaled, is_dense
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers

@@ -10,7 +10,12 @@ from nn_adapters.training.checkpoint import load_checkpoint as load_checkpoint, 
 from nn_adapters.training.regularize import smoothness as smoothness, tikhonov as tikhonov
 
 # Ways to train.
-from nn_adapters.training.lsgd import LSGD as LSGD, Triangle as Triangle, least_squares as least_squares, lsgd as lsgd
+from nn_adapters.training.last_layer import (
+    LSGD as LSGD,
+    Triangle as Triangle,
+    least_squares as least_squares,
+    lsgd as lsgd,
+)
 from nn_adapters.training.nested import (
     deepen as deepen,
     nested_epochs as nested_epochs,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nn_adapters.layers.batched import batched
+from nn_adapters.layers.batching import batched
 from nn_adapters.layers.blocks import ACTIVATIONS, Direct, LayerStack, conv, dense
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import exactly, measure_bias

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from nn_adapters.training.lsgd import LSGD, Triangle, least_squares, lsgd
+from nn_adapters.training.last_layer import LSGD, Triangle, least_squares, lsgd
 from pdeopt.core.errors import InputError, SolveFailure
-from tests.helpers.parallel_lsgd import coefficients, deficient, distributed, random, regression, with_ones
+from tests.helpers.parallel_last_layer import coefficients, deficient, distributed, random, regression, with_ones
 from tests.helpers.support import python, relative
 
 # -- least squares -------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_arguments_that_are_not_legal_are_named(change, legal):
 @pytest.mark.mpi
 def test_samples_may_be_spread_over_ranks(tmp_path):
     distributed(tmp_path / "1.npz")
-    done = python("-m", "tests.helpers.parallel_lsgd", tmp_path / "2.npz", ranks=2)
+    done = python("-m", "tests.helpers.parallel_last_layer", tmp_path / "2.npz", ranks=2)
     assert done.returncode == 0, done.stderr
     serial, parallel = (np.load(tmp_path / f"{ranks}.npz") for ranks in (1, 2))
     for name in serial:

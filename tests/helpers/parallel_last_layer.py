@@ -9,7 +9,7 @@ from torch import nn
 
 from nn_adapters.layers.blocks import LayerStack, dense
 from nn_adapters.layers.init import initialize
-from nn_adapters.training.lsgd import least_squares, lsgd
+from nn_adapters.training.last_layer import least_squares, lsgd
 from pdeopt.core.errors import InputError
 
 
