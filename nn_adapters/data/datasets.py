@@ -33,6 +33,9 @@ def load_dataset(name: str, data_dir: str | Path | None = "", fetch: bool = Fals
             ranks at a time.
         seed: of a generated set, and of the split into training and test samples where a set has none of its own.
 
+    Returns:
+        The set; `docs/data.md` tells shapes and units of each.
+
     Raises:
         InputError: an unknown name, no place to read from, a missing or damaged file, or a package that is missing.
 
@@ -49,7 +52,7 @@ def load_dataset(name: str, data_dir: str | Path | None = "", fetch: bool = Fals
 
 
 def _idx_images(name: str, folder: str) -> Callable[[Source, int], Dataset]:
-    """MNIST and its kin: images (n, 1, 28, 28) in 0..1."""
+    """MNIST, or a set in its format: images (n, 1, 28, 28) in 0..1."""
 
     def part(source: Source, name: str) -> tuple[Array, Array]:
         names = [f"{folder}/{name}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]

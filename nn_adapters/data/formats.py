@@ -39,7 +39,15 @@ DENSE_LIMIT = 2**28
 
 
 def verify_checksum(path: Path, expected: str) -> None:
-    """Raise `InputError` unless the SHA-256 checksum of a file is the expected one, in hexadecimal digits."""
+    """Check the SHA-256 checksum of a file.
+
+    Args:
+        path: of the file.
+        expected: hexadecimal digits.
+
+    Raises:
+        InputError: another checksum.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -49,17 +57,33 @@ def verify_checksum(path: Path, expected: str) -> None:
 
 
 def read_idx(path: str | Path) -> Array:
-    """An IDX file, as of MNIST: an array of any shape, in native byte order. It may be compressed by gzip."""
+    """An IDX file, as of MNIST: an array of any shape, in native byte order.
+
+    Args:
+        path: of the file, which may be compressed by gzip.
+
+    Raises:
+        InputError: a file that is missing, damaged or of another format; so do all readers.
+    """
     return _read(path, _idx, "an IDX file: 0, 0, type, number of dimensions, dimensions, that many numbers")
 
 
 def read_cifar10(path: str | Path) -> tuple[Array, Array]:
-    """A batch of CIFAR-10's binary version: images (n, 3, 32, 32) and labels (n,), both uint8."""
+    """A batch of CIFAR-10's binary version: images (n, 3, 32, 32) and labels (n,), both uint8.
+
+    Args:
+        path: of the file.
+    """
     return _read(path, _cifar10, "a batch of CIFAR-10's binary version: images of 1 + 3072 bytes, labels 0..9")
 
 
 def read_cifar10_archive(path: str | Path, batches: Sequence[str]) -> list[tuple[Array, Array]]:
-    """Batches of `cifar-10-binary.tar.gz` by their names, in the order asked for; nothing is unpacked to disk."""
+    """Batches of `cifar-10-binary.tar.gz`, images and labels each; nothing is unpacked to disk.
+
+    Args:
+        path: of the archive.
+        batches: names of the files in it, in the order wanted.
+    """
 
     def parse(content: bytes) -> list[tuple[Array, Array]]:
         found = {}
@@ -76,6 +100,7 @@ def read_libsvm(path: str | Path, features: int | None = None) -> tuple[Array, A
     """LIBSVM text, lines of `label index:value ...` with indices from 1 upward: x (n, features) and y (n,), dense.
 
     Args:
+        path: of the file.
         features: how many; by default, the largest index.
     """
 
@@ -98,7 +123,12 @@ def read_libsvm(path: str | Path, features: int | None = None) -> tuple[Array, A
 
 
 def read_mat(path: str | Path, name: str) -> Array:
-    """The variable of this name in a MATLAB file up to version 7."""
+    """A variable in a MATLAB file up to version 7.
+
+    Args:
+        path: of the file.
+        name: of the variable.
+    """
 
     def parse(content: bytes) -> Array:
         variables = scipy.io.loadmat(io.BytesIO(content))
@@ -110,11 +140,16 @@ def read_mat(path: str | Path, name: str) -> Array:
 
 
 def read_npz(path: str | Path, names: Sequence[str]) -> list[Array]:
-    """The arrays of these names in a `.npz` file of NumPy."""
+    """Arrays in a `.npz` file of NumPy.
+
+    Args:
+        path: of the file.
+        names: of the arrays, in the order wanted.
+    """
 
     def parse(content: bytes) -> list[Array]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:  # anything else NumPy takes for an array or a pickle
-            if damaged := archive.testzip():  # NumPy reads so many numbers, not to the end, where the checksum is
+            if damaged := archive.testzip():  # NumPy does not read to the end, where the checksum is
                 raise ValueError(f"checksum of {damaged}")
         arrays = np.load(io.BytesIO(content), allow_pickle=False)
         return [arrays[name] for name in names]
@@ -123,7 +158,10 @@ def read_npz(path: str | Path, names: Sequence[str]) -> list[Array]:
 
 
 def read_har(path: str | Path) -> tuple[Array, Array, Array]:
-    """The inertial signals of UCI HAR, the folder `UCI HAR Dataset` or its zip archive, training and test part joined.
+    """The inertial signals of UCI HAR, training and test part joined.
+
+    Args:
+        path: of the folder `UCI HAR Dataset` or of its zip archive.
 
     Returns:
         Signals (n, 128, 9) in float32, the channels in the order of `HAR_CHANNELS`; labels 0..5 (n,); subjects (n,).

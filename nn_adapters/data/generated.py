@@ -16,7 +16,14 @@ from pdeopt.core.errors import InputError
 
 
 def digits(seed: int = 0) -> Dataset:
-    """scikit-learn's digits: images (n, 1, 8, 8) in 0..1."""
+    """scikit-learn's digits: images (n, 1, 8, 8) in 0..1, ten classes; a fifth of each class is for tests.
+
+    Args:
+        seed: of the split into training and test samples.
+
+    Raises:
+        InputError: no package scikit-learn.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -37,7 +44,18 @@ def peaks_grid() -> tuple[Array, Array]:
 
 
 def peaks(seed: int = 0, train: int = 1000, test: int = 40) -> Dataset:
-    """Points (n, 2) of the grid of `peaks_grid`, so many of each class: level sets of five equal heights."""
+    """Points (n, 2) of the grid of `peaks_grid`; the five classes are level sets of equal height.
+
+    The test problem of layer-parallel training (S. Guenther, L. Ruthotto, J. B. Schroder, E. C. Cyr, N. R. Gauger,
+    SIAM J. Math. Data Sci. 2, 2020).
+
+    Args:
+        seed: of the random choice of points.
+        train, test: points of each class for training and for tests; no point is in both.
+
+    Raises:
+        InputError: more points than a class has.
+    """
     points, f = peaks_grid()
     rng = np.random.default_rng(seed)
     level = np.digitize(f, np.linspace(f.min(), f.max(), 6)[1:-1])
@@ -59,9 +77,16 @@ def _classes(n: int, classes: int, rng: np.random.Generator) -> Array:
 def moving_shapes(n: int = 600, frames: int = 8, size: int = 16, seed: int = 0) -> Dataset:
     """Videos (n, frames, 1, size, size) in 0..1 of a disc, square or diamond that moves: the class is how.
 
-    Right, left, down, up, clockwise or anticlockwise. It starts anywhere, and what leaves on one side comes in on the
-    other: single frames of all classes are alike.
-    There are n videos for training and n/5 for tests.
+    Right, left, down, up, clockwise or counterclockwise. It starts anywhere, and what leaves on one side comes in on
+    the other: single frames of all classes are alike.
+
+    Args:
+        n: videos for training; there are n/5 for tests.
+        frames, size: of a video, at least 2 and 8.
+        seed: of the random numbers.
+
+    Raises:
+        InputError: fewer than five videos, or sizes that are too small.
     """
     if frames < 2 or size < 8:
         raise InputError("moving_shapes: frames, size", f"{frames}, {size}", "frames >= 2, size >= 8")
@@ -84,7 +109,13 @@ def moving_shapes(n: int = 600, frames: int = 8, size: int = 16, seed: int = 0) 
 def synthetic_har(n: int = 600, noise: float = 0.5, seed: int = 0) -> Dataset:
     """Signals (n, 128, 9), like windows of UCI HAR: three frequencies, a wave going up or down the channels; noise.
 
-    There are n windows for training and n/5 for tests.
+    Args:
+        n: windows for training; there are n/5 for tests.
+        noise: its standard deviation.
+        seed: of the random numbers.
+
+    Raises:
+        InputError: fewer than five windows.
     """
     rng = np.random.default_rng(seed)
     y = _classes(n, 6, rng)
@@ -103,7 +134,14 @@ def synthetic_har(n: int = 600, noise: float = 0.5, seed: int = 0) -> Dataset:
 def indian_pines_like(n: int = 2000, features: int = 220, noise: float = 1.0, seed: int = 0) -> Dataset:
     """Spectra (n, features) of 16 classes, like pixels of Indian Pines: smooth random means, smooth and white noise.
 
-    There are n spectra for training and n/5 for tests.
+    Args:
+        n: spectra for training; there are n/5 for tests.
+        features: of a spectrum, at least 2.
+        noise: its size, over that of the means.
+        seed: of the random numbers.
+
+    Raises:
+        InputError: fewer than five spectra, or fewer than two features.
     """
     if features < 2:
         raise InputError("indian_pines_like: features", features, "features >= 2")

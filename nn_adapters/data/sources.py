@@ -9,7 +9,7 @@ from urllib.parse import quote
 from nn_adapters.data.formats import verify_checksum
 from pdeopt.core.errors import InputError
 
-#: Files by their place in `data_dir`, and their checksums.
+#: Checksums of the files, by their place in `data_dir`.
 SHA256 = {
     "mnist/train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
     "mnist/train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
@@ -42,7 +42,7 @@ SHA256 = {
     "libsvm/australian": "25a5d45d53b5db7c402f1bf58aea5ed5f0387ad525ec7f0131585f1f63033b38",
 }
 
-#: Where the files whose places begin so are to be had: the folders to try, in this order.
+#: Where files can be downloaded, by the beginning of their place: folders that are tried in this order.
 MIRRORS = {
     "mnist/": ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
     "fashion-mnist/": (

@@ -31,7 +31,11 @@ class ParallelModule(nn.Module):
 
 
 def mgrit_solvers(network: nn.Module) -> list[LayerMgrit]:
-    """The solvers of all parallel modules inside a network, in the order of its modules."""
+    """The solvers of all parallel modules inside a network, in the order of its modules.
+
+    Args:
+        network: any module; without parallel ones the list is empty.
+    """
     return [each for module in network.modules() if isinstance(module, ParallelModule) for each in module.solvers]
 
 
@@ -39,7 +43,11 @@ def mgrit_solvers(network: nn.Module) -> list[LayerMgrit]:
 def exactly(network: nn.Module) -> Iterator[None]:
     """Inside, the parallel modules of a network go one step after the other, on the same ranks.
 
-    Nothing is approximated there, so that values and gradients are those of the serial network.
+    Nothing is approximated there, so that values and gradients are those of the serial network. Where an evaluation
+    began inside, its backward pass is exact, too.
+
+    Args:
+        network: any module that contains them.
 
     Example:
         >>> with exactly(network):

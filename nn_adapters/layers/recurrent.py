@@ -159,13 +159,23 @@ def _scale(keep: Tensor, dt: StepLength) -> Tensor:
 
 
 def classic_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: StepLength) -> Tensor:
-    """h + dt (1 - z) (n - h)."""
+    """h + dt (1 - z) (n - h): Euler's explicit step; dt = 1 is PyTorch's GRU.
+
+    Args:
+        h: hidden states before the steps, (steps, batch, hidden).
+        z: the gates of the inputs, W x + b, (steps, batch, 3 hidden), in a sequence of one.
+        p: U, (3 hidden, hidden), and its bias, (3 hidden,).
+        dt: length of the steps.
+    """
     keep, n = _gates(h, z, p)
     return add_scaled(h, keep * (n - h), dt)
 
 
 def implicit_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: StepLength) -> Tensor:
-    """(h + dt (1 - z) n) / (1 + dt (1 - z))."""
+    """(h + dt (1 - z) n) / (1 + dt (1 - z)): implicit in h, with gates at the old state, stable for every dt.
+
+    Moon, Cyr, 2022; arguments as for `classic_step`.
+    """
     keep, n = _gates(h, z, p)
     d = _scale(keep, dt)
     return (h + d * n) / (1.0 + d)

@@ -184,7 +184,13 @@ class PINN(SampledFunction):
 
 
 class LocalPINN(SmoothFunction):
-    """d -> f(x + R' d), R the restriction to the layers `first` to `last`; see `PINN.local`."""
+    """d -> f(x + R' d), R the restriction to the layers `first` to `last`; see `PINN.local`.
+
+    Args:
+        whole: f.
+        first, last: layers of the part, the closing one number `network.depth`.
+        x: parameters, (whole.size,).
+    """
 
     def __init__(self, whole: PINN, first: int, last: int, x: Tensor) -> None:
         sizes = whole.network.sizes

@@ -103,7 +103,12 @@ def adaptive_points(
 
 
 def into_box(box: Intervals, unit: Tensor) -> Tensor:
-    """Points of the unit cube, (n, inputs), mapped to the box."""
+    """Points of the unit cube, mapped to the box: (n, inputs).
+
+    Args:
+        box: (low, high) of each input.
+        unit: points of the unit cube, (n, inputs).
+    """
     low, high = torch.tensor(list(box), dtype=torch.float64).unbind(1)
     return unit * (high - low) + low
 

@@ -123,7 +123,7 @@ class TermAtPoints:
         return Chunk(x, lift, matrices, term.weight / len(self.term.points))
 
     def _sweep(self, chunk: Chunk) -> JetSweep:
-        """The arrays for so many points."""
+        """Arrays for as many points as the chunk has."""
         k = len(chunk.x)
         if k not in self._sweeps:
             self._sweeps[k] = JetSweep(self.ansatz.network, self.basis, k)

@@ -49,7 +49,7 @@ class TrainingSettings(Settings):
         kind=float,
     )
     layer_ranks: int = setting(
-        0, "ranks that share the layers of a network; 0 for all. Groups of so many ranks share a batch", at_least=0
+        0, "ranks of a group that shares the layers; 0 for one group of all. Groups share each batch", at_least=0
     )
     nested: int = setting(
         1,

@@ -32,7 +32,7 @@ def test_first_derivatives_under_a_second_one_come_along():
 
 
 @pytest.mark.parametrize("name", ["z", "xxx", "xz", ""])
-def test_derivatives_that_nobody_knows_are_named(name):
+def test_unknown_derivatives_are_named(name):
     with pytest.raises(InputError, match=r"legal: x \| t \| xx \| xt \| tt"):
         JetBasis("xt", (name,))
 

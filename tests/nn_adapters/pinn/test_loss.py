@@ -125,7 +125,7 @@ def test_parts_cost_what_is_evaluated():
     assert gradients == sorted(gradients, reverse=True) and gradients[0] < 1.0 and gradients[-1] < 0.4
 
 
-def test_jets_before_a_part_are_found_anew_where_earlier_layers_moved():
+def test_jets_before_a_part_are_found_again_where_earlier_layers_moved():
     function = hard()
     theta, decomposition = somewhere(function), function.decompose(4)
     zero = torch.zeros(len(decomposition.parts[3]), dtype=torch.float64)
