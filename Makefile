@@ -61,6 +61,7 @@ reference:  ## recompute the tests' reference values with Octave
 
 lint: setup  ## check style and types
 	$(run) ruff check
+	$(run) ruff format --check
 	$(run) mypy
 
 docs: setup  ## build the documentation in build/docs

@@ -1,6 +1,7 @@
 from pdeopt.core.arrays import (
     assign as assign,
     copy as copy,
+    flat as flat,
     free_garbage as free_garbage,
     index_array as index_array,
     readonly as readonly,

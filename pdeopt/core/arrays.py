@@ -16,6 +16,8 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from pdeopt.core.errors import InputError
+
 #: A NumPy array; shapes and kinds are in the docstrings.
 Array = np.ndarray[Any, Any]
 
@@ -54,6 +56,30 @@ def copy(vec: PETSc.Vec) -> Tensor:
     """A copy of the local entries of `vec`, shape (n_local,), that is safe to keep."""
     with readonly(vec) as tensor:
         return tensor.clone()
+
+
+def flat(values: Any, what: str) -> Tensor:
+    """A number, list, array, tensor or vector as a new flat tensor in double precision.
+
+    Args:
+        values: real numbers in any of these forms; of a vector the local entries. Masked entries are NaN.
+        what: they are, for the error.
+
+    Raises:
+        InputError: no real numbers.
+    """
+    if isinstance(values, PETSc.Vec):
+        return copy(values)
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    try:
+        array = np.asanyarray(values)
+    except ValueError:  # rows of unlike length
+        array = np.asanyarray("unlike rows")
+    if array.dtype.kind not in "fiub":
+        raise InputError(what, f"{type(values).__name__} of type {array.dtype}", "real numbers")
+    array = np.ma.filled(array.astype(np.float64), np.nan)  # type: ignore[no-untyped-call]
+    return torch.from_numpy(np.ascontiguousarray(array).reshape(-1))
 
 
 def assign(vec: PETSc.Vec, *blocks: Tensor) -> None:

@@ -17,13 +17,14 @@ from petsc4py import PETSc
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import ReducedObjective
 from pdeopt.control.time_hierarchy import with_coarse_space
-from pdeopt.core.arrays import copy, readonly
+from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor
 from pdeopt.core.options import defaults, set_default
 from pdeopt.core.settings import Settings, read, setting
 from pdeopt.functions.petsc import PetscFunction
 from pdeopt.functions.smooth import ScaledFunction, SmoothFunction
+from pdeopt.optimize.parts.bounds import Bound, Bounds
 
 # TaoConvergedReason; petsc4py names the class `Reason` or `ConvergedReason`, by its version.
 TAO_CONTINUE_ITERATING, TAO_DIVERGED_MAXITS, TAO_DIVERGED_USER, TAO_CONVERGED_USER = 0, -2, -8, 8
@@ -55,7 +56,7 @@ class TaoSolver:
 
     Args:
         reduced: the objective.
-        lower, upper: bounds on the design variables, vectors or numbers; None for none.
+        lower, upper: bounds on the design variables, as for `Bounds.of`; None for none.
         prefix: of the options, before `tao_` and `sqp_`.
         **defaults: settings that replace the defaults; options win.
 
@@ -64,17 +65,13 @@ class TaoSolver:
     """
 
     def __init__(
-        self,
-        reduced: ReducedObjective,
-        lower: PETSc.Vec | float | None = None,
-        upper: PETSc.Vec | float | None = None,
-        prefix: str = "",
-        **defaults: object,
+        self, reduced: ReducedObjective, lower: Bound = None, upper: Bound = None, prefix: str = "", **defaults: object
     ) -> None:
         self.reduced, self.problem, self.prefix = reduced, reduced.problem, prefix
         self.metric = RieszMetric(self.problem)
         self.settings = read(TaoSettings, prefix, **defaults)
-        self.bounds = self._bounds(lower, upper)
+        is_bounded = lower is not None or upper is not None
+        self.bounds = self._vectors(Bounds.of(self.problem, lower, upper)) if is_bounded else None
         default = "lmvm" if self.bounds is None else "blmvm"
         self.type: str = PETSc.Options(prefix).getString("tao_type", default)
         if self.bounds is not None and self.type not in BOUNDED:
@@ -159,20 +156,12 @@ class TaoSolver:
             g.scale(2.0 * height / max(away.dot(away), 1e-300))
         return float(value + height)
 
-    def _bounds(self, *bounds: PETSc.Vec | float | None) -> tuple[PETSc.Vec, PETSc.Vec] | None:
-        if all(bound is None for bound in bounds):
-            return None
-        vectors = []
-        for bound, infinite in zip(bounds, (PETSc.NINFINITY, PETSc.INFINITY)):
-            vector = bound if isinstance(bound, PETSc.Vec) else self.problem.create_design()
-            if not isinstance(bound, PETSc.Vec):
-                vector.set(infinite if bound is None else bound)
-            vectors.append(vector)
-        with readonly(vectors[0]) as low, readonly(vectors[1]) as high:
-            crossed = bool(self.problem.grid.sum(float((low > high).sum())) > 0)
-        if crossed:
-            raise InputError("bounds", "a lower bound above the upper one", "lower <= upper")
-        return vectors[0], vectors[1]
+    def _vectors(self, bounds: Bounds) -> tuple[PETSc.Vec, PETSc.Vec]:
+        """Lower and upper bounds of the design, with PETSc's infinity."""
+        vectors = self.problem.create_design(), self.problem.create_design()
+        for vector, end in zip(vectors, (bounds.lower, bounds.upper)):
+            assign(vector, end.clamp(PETSc.NINFINITY, PETSc.INFINITY))
+        return vectors
 
     def _result(self, code: int) -> ControlResult:
         """The last good point, and why there is none after it."""

@@ -1,4 +1,4 @@
-from pdeopt.optimize.fullspace.activeset import ActiveSetKKT as ActiveSetKKT, Box as Box
+from pdeopt.optimize.fullspace.activeset import ActiveSetKKT as ActiveSetKKT
 from pdeopt.optimize.fullspace.composite import CompositeSettings as CompositeSettings, CompositeStep as CompositeStep
 from pdeopt.optimize.fullspace.kktsolver import KKTSettings as KKTSettings, KKTSolver as KKTSolver
 from pdeopt.optimize.fullspace.method import FullSpaceMethod as FullSpaceMethod, full_space_test as full_space_test

@@ -18,23 +18,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.problem import ControlProblem
-from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import Reason, Record
 from pdeopt.kkt.operator import Hessian
 from pdeopt.optimize.fullspace.newton import NewtonKKT
-
-#: A number, or values of the flat controls of this rank, (control_size,); None for no bound.
-Bound = Any
+from pdeopt.optimize.parts.bounds import Bounds
 
 #: The smaller c, the more multipliers of the wrong sign move a control from one bound to the other at once.
 CAUTION = 100.0
@@ -44,48 +38,6 @@ CONTRACTION = 0.5
 
 #: Active sets in one quadratic program.
 MAX_SETS = 50
-
-
-@dataclass(frozen=True)
-class Box:
-    """lower <= z <= upper for the flat controls of this rank, both (control_size,)."""
-
-    lower: Tensor
-    upper: Tensor
-
-    @classmethod
-    def of(cls, problem: ControlProblem, lower: Bound, upper: Bound) -> Box:
-        """From numbers or arrays. Collective.
-
-        Raises:
-            InputError: another size, NaN, or a lower bound above the upper one; on all ranks.
-        """
-        ends = [
-            torch.as_tensor(np.asarray(infinite if end is None else end), dtype=torch.float64).reshape(-1)
-            for end, infinite in ((lower, -math.inf), (upper, math.inf))
-        ]
-        size, largest = problem.layout.control_size, problem.grid.max
-        if largest(torch.tensor(float(any(end.numel() not in (1, size) for end in ends)))) > 0:
-            got = " and ".join(str(end.numel()) for end in ends)
-            raise InputError("bounds on the control", f"{got} numbers", f"one, or those of this rank, {size}")
-        box = cls(*(end.expand(size) for end in ends))
-        if largest((~(box.lower <= box.upper)).any().double()) > 0:
-            raise InputError("bounds", "a lower bound above the upper one, or NaN", "lower <= upper")
-        return box
-
-    def side(self, z: Tensor, mu: Tensor) -> Tensor:
-        """1 where the upper bound is active, -1 where the lower one is, else 0; mu in the unit of z."""
-        upper = (mu > self.upper - z) | ((self.lower == self.upper) & (mu == self.upper - z))
-        return upper.to(torch.int8) - (~upper & (mu < self.lower - z)).to(torch.int8)
-
-    def miss(self, z: Tensor, side: Tensor) -> Tensor:
-        """What z misses of the bound where one is active, and of the box elsewhere."""
-        bound = torch.where(side > 0, self.upper, torch.where(side < 0, self.lower, self.nearest(z)))
-        return z - bound
-
-    def nearest(self, z: Tensor) -> Tensor:
-        """z moved into the box."""
-        return z.clamp(self.lower, self.upper)
 
 
 class ActiveSetKKT(NewtonKKT):
@@ -98,7 +50,7 @@ class ActiveSetKKT(NewtonKKT):
 
     Args:
         problem, x, lam: the start; both vectors are moved.
-        box: the bounds.
+        bounds: of the flat controls of this rank.
         rtol: relative tolerance of the KKT solves.
         outer: prefix of the linear solver's options, before `kkt_`; the preconditioner is "wathen",
             with a control map "direct".
@@ -113,14 +65,14 @@ class ActiveSetKKT(NewtonKKT):
         problem: ControlProblem,
         x: PETSc.Vec,
         lam: PETSc.Vec,
-        box: Box,
+        bounds: Bounds,
         *,
         rtol: float = 1e-8,
         outer: str = "sqp_",
     ) -> None:
         precond = "wathen" if problem.control_map is None else "direct"
         super().__init__(problem, x, lam, rtol=rtol, outer=outer, precond=precond)
-        self.box, self._c = box, self._threshold()
+        self.bounds, self._c = bounds, self._threshold()
         self._is_sqp, self._best = False, math.inf
         self._seen, self._sets, self._settled = list[bytes](), 0, True
 
@@ -135,7 +87,7 @@ class ActiveSetKKT(NewtonKKT):
         self._evaluate()
         u, z, p = self.problem.fields(self._gradient)
         gradient = self.problem.layout.pack(self._gradient.duplicate(), u, z + self.bound_multiplier, p)
-        optimality, miss = self.metric.dual_norm(gradient), self.box.miss(self.lin.z, self.side)
+        optimality, miss = self.metric.dual_norm(gradient), self.bounds.miss(self.lin.z, self.side)
         feasibility = math.hypot(self._feasibility, self.metric.control_norm(miss))
         self._residual = math.hypot(feasibility, optimality)
         self._best = min(self._best, self._residual)
@@ -151,7 +103,7 @@ class ActiveSetKKT(NewtonKKT):
         self._gradient = self.lin.lagrangian_gradient(self.lam)
         self._feasibility = self.metric.residual_norm(self.lin.residual)
         mu = -self.problem.fields(self._gradient)[1]
-        self.side = self.box.side(self.lin.z, mu / self._c)
+        self.side = self.bounds.side(self.lin.z, mu / self._c)
         self.bound_multiplier = torch.where(self.side * mu > 0, mu, 0.0)
 
     def step(self) -> Reason:
@@ -192,7 +144,7 @@ class ActiveSetKKT(NewtonKKT):
     def _enter_box(self) -> bool:
         """Move z to the nearest point of the box; whether that is another."""
         u, z, p = self.problem.fields(self.x)
-        near = self.box.nearest(z)
+        near = self.bounds.nearest(z)
         moves = float(self.problem.grid.max((near != z).any().double())) > 0
         if moves:
             self.lin, self._note = self.problem.at(self.problem.layout.pack(self.x, u, near, p)), "into the box"
@@ -211,8 +163,8 @@ class ActiveSetKKT(NewtonKKT):
             if hessian == "full" and curvature < 0:
                 return dx, dlam, math.nan
             dz = self.problem.fields(dx)[1]
-            side = self.box.side(self.lin.z + dz, mu / self._c)
-            miss, wrong = self.box.miss(self.lin.z + dz, side), torch.where(side * mu > 0, 0.0, mu)
+            side = self.bounds.side(self.lin.z + dz, mu / self._c)
+            miss, wrong = self.bounds.miss(self.lin.z + dz, side), torch.where(side * mu > 0, 0.0, mu)
             error = math.hypot(self.metric.control_norm(miss), self.metric.dual_norm(self._primal(wrong)))
             if self._digest(side) == sets or error <= 100.0 * self.rtol * self._residual:  # sets of noise may flicker
                 self._sets = len(seen)
@@ -229,7 +181,7 @@ class ActiveSetKKT(NewtonKKT):
         some = float(self.problem.grid.max(fixed.any().double())) > 0
         solver.set_point(self.lin, self.lam, fixed if some else None)
         W, jvp, vjp = solver.operator.apply_hessian, self.lin.jvp, self.lin.vjp
-        dx = self._primal(torch.where(fixed, -self.box.miss(self.lin.z, side), 0.0))
+        dx = self._primal(torch.where(fixed, -self.bounds.miss(self.lin.z, side), 0.0))
         g, c = W(dx, dx.duplicate()), jvp(dx, self.lam.duplicate())
         g.axpy(1.0, self._gradient)
         c.axpy(1.0, self.lin.residual)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from petsc4py import PETSc
 
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import History, Monitor, Result, print_monitor
 from pdeopt.core.settings import Section, Settings, read, setting
-from pdeopt.optimize.fullspace.activeset import ActiveSetKKT, Bound, Box
+from pdeopt.optimize.fullspace.activeset import ActiveSetKKT
 from pdeopt.optimize.fullspace.composite import CompositeSettings, CompositeStep
 from pdeopt.optimize.fullspace.kktsolver import KKTSettings
 from pdeopt.optimize.fullspace.method import full_space_test
 from pdeopt.optimize.fullspace.newton import NewtonKKT
+from pdeopt.optimize.parts.bounds import Bound, Bounds
 from pdeopt.optimize.parts.loop import Observer, iterate
 
 
@@ -56,8 +58,7 @@ class SQPSolver:
     Args:
         problem: the control problem.
         prefix: of the options, before `sqp_`; those of the linear solver are `-{prefix}sqp_kkt_ksp_type` and so on.
-        lower, upper: bounds on the controls (active_set), a number or values of the flat controls of this rank,
-            (control_size,); None for none.
+        lower, upper: bounds on the controls (active_set), as for `Bounds.of`; None for none.
         **defaults: settings that replace the defaults, `type="newton"` for instance; options win.
 
     Raises:
@@ -76,9 +77,12 @@ class SQPSolver:
         self.settings = read(SQPSettings, prefix, **shared)
         is_composite = self.settings.type == "composite"
         self.composite = read(CompositeSettings, prefix, **own) if is_composite else None
-        self.box = Box.of(problem, lower, upper)
+        self.bounds = Bounds.of(problem, lower, upper)
         if (lower is not None or upper is not None) and self.settings.type != "active_set":
             raise InputError("bounds on the control", f"-{prefix}sqp_type {self.settings.type}", "active_set")
+        parameters = torch.cat([end[problem.control_size :] for end in (self.bounds.lower, self.bounds.upper)])
+        if problem.grid.max(parameters.isfinite().any().double()) > 0:
+            raise InputError("bounds", "bounds on the parameters p", "on the controls alone; TaoSolver takes both")
 
     def solve(
         self,
@@ -131,7 +135,8 @@ class SQPSolver:
     def _method(self, x: PETSc.Vec, lam: PETSc.Vec) -> CompositeStep | NewtonKKT:
         outer, settings = self.prefix + SQPSettings.prefix, self.settings
         if settings.type == "active_set":
-            return ActiveSetKKT(self.problem, x, lam, self.box, rtol=settings.kkt_rtol, outer=outer)
+            bounds = self.bounds.first(self.problem.control_size)
+            return ActiveSetKKT(self.problem, x, lam, bounds, rtol=settings.kkt_rtol, outer=outer)
         if self.composite is None:
             return NewtonKKT(self.problem, x, lam, rtol=settings.kkt_rtol, outer=outer)
         return CompositeStep(self.problem, x, lam, self.composite, gauss_newton=settings.gauss_newton, outer=outer)

@@ -1,3 +1,4 @@
+from pdeopt.optimize.parts.bounds import Bounds as Bounds
 from pdeopt.optimize.parts.inversehessian import (
     DenseInverse as DenseInverse,
     InverseHessian as InverseHessian,

@@ -15,9 +15,9 @@ from pdeopt.control.verify import randomize, symmetry_error
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import Reason
 from pdeopt.kkt.operator import KKTOperator
-from pdeopt.optimize.fullspace.activeset import Box
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.optimize.fullspace.sqp import SQPSolver
+from pdeopt.optimize.parts.bounds import Bounds
 from pdeopt.optimize.tao import TaoSolver
 from pdeopt.steps.timegrid import TimeGrid
 from problems import burgers, heat
@@ -254,7 +254,7 @@ def test_bad_bounds_are_named_with_what_is_legal(case):
 
 def test_sides_of_the_box():
     problem = examples.heat(n=2, num_steps=2)
-    box = Box.of(problem, [0.0, 0.0, 0.0, 1.0], 1.0)
+    box = Bounds.of(problem, [0.0, 0.0, 0.0, 1.0], 1.0)
     z, mu = torch.tensor([[1.0, 0.5, -0.1, 1.0], [0.0, 0.6, -0.6, 0.0]], dtype=torch.float64)
     assert box.side(z, mu).tolist() == [0, 1, -1, 1]
     assert box.miss(z, torch.tensor([0, 1, -1, 1])).tolist() == pytest.approx([0.0, -0.5, -0.1, 0.0])
