@@ -17,7 +17,7 @@ def serial(tmp_path_factory):
 
 def run(folder, ranks):
     file = folder / f"{ranks}.npz"
-    done = python("-m", "tests.helpers.parallel", "everything", file, ranks=ranks, timeout=300)
+    done = python("-m", "tests.helpers.parallel", "everything", file, ranks=ranks)
     assert done.returncode == 0, done.stderr
     return dict(np.load(file))
 
@@ -70,7 +70,7 @@ def test_a_failure_on_one_rank_is_a_reason_on_all():
 
 def test_a_rank_that_raises_ends_all_ranks_with_a_traceback():
     start = time.monotonic()
-    done = python("-m", "tests.helpers.parallel", "raising", ranks=2, timeout=60)
+    done = python("-m", "tests.helpers.parallel", "raising", ranks=2)
     assert done.returncode != 0 and "ZeroDivisionError" in done.stderr
     assert time.monotonic() - start < 60  # it did end; how fast is no theorem
 

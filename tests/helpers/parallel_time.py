@@ -47,7 +47,7 @@ RANKS = (*(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (2, 3)), 5)
 def _run(ranks):
     """What a run printed, and its errors."""
     try:
-        done = python("-m", "tests.helpers.parallel_time", ranks=ranks, timeout=200)
+        done = python("-m", "tests.helpers.parallel_time", ranks=ranks)
     except subprocess.TimeoutExpired as hang:  # kept, so that one hang costs its time once
         return [(stream or b"").decode() for stream in (hang.stdout, hang.stderr)]
     return done.stdout, done.stderr

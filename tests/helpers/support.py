@@ -30,7 +30,7 @@ ENVIRONMENT = {
 }
 
 
-def python(*words: object, ranks: int = 1, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+def python(*words: object, ranks: int = 1, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
     """`python words...` in the project's root, under mpiexec for more than one rank."""
     return subprocess.run(
         command(*words, ranks=ranks), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout

@@ -22,7 +22,7 @@ COSTS = Costs({"sweep": (1.0, 1e-3)} | NOTHING, message=100.0, reduction=0.0)
 def test_the_schedule_is_that_of_a_real_run(tmp_path, ranks):
     layouts, file = [",".join(map(str, layout)) for layout in LAYOUTS], tmp_path / "trace.json"
     words = ("-nx", 4, "-ny", 3, "-nt", STEPS, "-layouts", ";".join(layouts), "-trace", file)
-    done = python("-m", "problems.benchmarks.tracing", *words, ranks=ranks, timeout=300)
+    done = python("-m", "problems.benchmarks.tracing", *words, ranks=ranks)
     assert done.returncode == 0, done.stderr
     for words, real in json.loads(file.read_text()).items():
         layout = Layout(STEPS, ranks, *map(int, words.split(",")))

@@ -32,7 +32,7 @@ def gloo(ranks, *words):
         )
         for rank in range(ranks)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
     assert all(process.returncode == 0 for process in processes), errors
 
 

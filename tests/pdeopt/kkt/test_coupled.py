@@ -305,7 +305,7 @@ def test_the_same_on_several_ranks(tmp_path):
     """Solutions; and the matrix, where the windows are the same."""
     found = {}
     for ranks in (1, 2, 4):
-        done = python("-m", "tests.helpers.parallel", "coupled", tmp_path / f"{ranks}.npz", ranks=ranks, timeout=300)
+        done = python("-m", "tests.helpers.parallel", "coupled", tmp_path / f"{ranks}.npz", ranks=ranks)
         assert done.returncode == 0, done.stderr
         found[ranks] = np.load(tmp_path / f"{ranks}.npz")
     for several in (found[2], found[4]):
