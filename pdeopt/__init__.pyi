@@ -28,6 +28,7 @@ from pdeopt.functions.hierarchy import Hierarchy as Hierarchy, Transfer as Trans
 from pdeopt.control.reduced import ReducedObjective as ReducedObjective
 
 # Solvers.
+from pdeopt.optimize.choice import solve as solve
 from pdeopt.optimize.minimization import minimize as minimize, MinimizeResult as MinimizeResult
 from pdeopt.optimize.fullspace.sqp import SQPSolver as SQPSolver
 from pdeopt.optimize.tao import TaoSolver as TaoSolver

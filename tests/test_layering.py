@@ -1,113 +1,97 @@
-"""Who may import whom: pdeopt is a stack of levels."""
-
-import ast
+"""Who may import whom: packages are stacks of rooms; a file stands on lower rooms and on earlier files of its own."""
 
 import pytest
 
+from tests.helpers.imports import circle, graph, imported, sources
 from tests.helpers.support import ROOT
 
-#: A module imports modules of lower levels; within a level only those that stand before it.
-LEVELS = [
-    ["errors", "arrays", "autodiff", "options", "monitor"],
-    [
-        "timegrid",
-        "sparse",
-        "windows",
-        "stepsolve",
-        "innerproduct",
-        "constraint",
-        "objective",
-        "controlmap",
-        "verify",
-        "decomposition",
-        "smooth",
-        "team",
-        "subsampling",
+#: The rooms of each package, lowest first. A new room also goes into docs/architecture.md.
+ROOMS = {
+    "pdeopt": [
+        "pdeopt.core",
+        "pdeopt.steps",
+        "pdeopt.functions",
+        "pdeopt.control",
+        "pdeopt.kkt",
+        "pdeopt.precond",
+        "pdeopt.optimize.parts",
+        "pdeopt.optimize.fullspace",
+        "pdeopt.optimize.descent",
+        "pdeopt.optimize",
     ],
-    ["propagate", "mgrit", "linear_mgrit", "propagator", "transfer"],
-    ["problem", "reduced", "layout", "metric", "assembly", "kkt", "coupled", "blocks", "checkpoint"],
-    [
-        "linesearch",
-        "trustregion",
-        "inversehessian",
-        "trustsubproblem",
-        "lsr1",
-        "trustmodel",
-        "minibatch",
-        "hierarchy",
-        "reducedfunction",
-        "precond",
-        "precond.*",
-        "kktsolver",
+    "nn_adapters": [
+        "nn_adapters.data",
+        "nn_adapters.layers",
+        "nn_adapters.losses",
+        "nn_adapters.pinn",
+        "nn_adapters.training",
     ],
-    ["optimize", "optimize.*"],
-]
-#: Folders whose modules may import each other.
-ROOMS = ("precond", "optimize")
-FORBIDDEN = ("nn_adapters", "problems", "tests", "torch.nn")
+    "problems": ["problems.shared", "problems", "problems.benchmarks"],
+}
 
-FILES = sorted((ROOT / "pdeopt").rglob("*.py"))
+#: What the files of a package must not import.
+FORBIDDEN = {
+    "pdeopt": ("nn_adapters", "problems", "tests", "torch.nn"),
+    "nn_adapters": ("problems", "tests"),
+    "problems": ("tests",),
+}
 
-
-def name_of(path):
-    return ".".join(path.relative_to(ROOT / "pdeopt").with_suffix("").parts).removesuffix(".__init__")
-
-
-def rank(module):
-    """(level, place); raises where the table does not know the module."""
-    room = module.split(".")[0]
-    for level, names in enumerate(LEVELS):
-        for place, name in enumerate(names):
-            if name in (module, f"{room}.*"):
-                return level, place
-    raise AssertionError(f"pdeopt.{module} has no level: add it to the table and to docs/architecture.md")
+FILES = {package: sources(package) for package in ROOMS}
+MOST_ROOMS, MOST_MODULES = 9, 14
 
 
-def imports(path):
-    """(module, runtime) of every import; those under `if TYPE_CHECKING` are not of the running program."""
-    tree = ast.parse(path.read_text())
-    typing = {
-        node
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and getattr(block.test, "id", "") == "TYPE_CHECKING"
-        for node in ast.walk(block)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node not in typing) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "absolute imports only"
-            yield node.module, node not in typing
-            yield from ((f"{node.module}.{alias.name}", node not in typing) for alias in node.names)
+def room_of(module):
+    return module.rpartition(".")[0]
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_modules_import_lower_levels_only(path):
-    module = name_of(path)
-    if module == "__init__":
-        return
-    own, known = rank(module), {name_of(file) for file in FILES}
-    for imported, runtime in imports(path):
-        other = imported.removeprefix("pdeopt.")
-        if not imported.startswith("pdeopt.") or other not in known or not runtime:
-            continue
-        together = own[0] == rank(other)[0] and module.split(".")[0] == other.split(".")[0] in ROOMS
-        assert together or rank(other) < own, f"pdeopt.{module} imports pdeopt.{other}"
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_import_lower_rooms_only(package):
+    place = {room: k for k, room in enumerate(ROOMS[package])}
+    unknown = {room_of(module) for module in FILES[package]} - set(place)
+    assert not unknown, f"rooms without a place in the table: {unknown}"
+    upward = [
+        (module, other)
+        for module, others in graph(FILES[package]).items()
+        for other in others
+        if place[room_of(other)] > place[room_of(module)]
+    ]
+    assert not upward
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_pdeopt_knows_nothing_above_itself(path):
-    for imported, _ in imports(path):
-        assert not any(imported == name or imported.startswith(name + ".") for name in FORBIDDEN), imported
+@pytest.mark.parametrize("package", ROOMS)
+def test_no_files_import_in_a_circle(package):
+    assert not circle(graph(FILES[package]))
 
 
-@pytest.mark.parametrize("folder", ["pdeopt", "nn_adapters", "problems", "tests"])
-def test_no_file_is_long(folder):
-    long = {str(path): n for path in (ROOT / folder).rglob("*.py") if (n := len(path.read_text().splitlines())) > 400}
-    assert not long
+def test_circles_are_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+    assert not circle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
 
-def test_the_table_has_no_ghosts():
-    known = {name_of(file) for file in FILES}
-    for name in (name for names in LEVELS for name in names if not name.endswith("*")):
-        assert name in known
+@pytest.mark.parametrize("package", ROOMS)
+def test_packages_know_nothing_above_themselves(package):
+    for module, path in FILES[package].items():
+        for name in imported(path):
+            wrong = any(name == above or name.startswith(above + ".") for above in FORBIDDEN[package])
+            assert not wrong, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("package", ["pdeopt", "nn_adapters"])
+def test_the_library_imports_from_rooms_and_users_from_doors(package):
+    doors = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / package).rglob("__init__.py")}
+    names = {each.rsplit(".", 1)[0] for each in FILES[package]} | doors
+    for module, path in FILES[package].items():
+        taken = set(imported(path)) & names
+        files = {room_of(name) for name in imported(path) if name in FILES[package] or name in FILES["pdeopt"]}
+        assert not taken - files, f"{module} imports from the door {taken - files}"
+
+
+@pytest.mark.parametrize("package", ["pdeopt", "nn_adapters"])
+def test_a_visitor_sees_the_building(package):
+    top = sorted(path.name for path in (ROOT / package).iterdir() if path.name != "__pycache__")
+    rooms = [name for name in top if (ROOT / package / name).is_dir()]
+    assert set(top) - set(rooms) <= {"__init__.py", "__init__.pyi", "py.typed"}
+    assert len(rooms) <= MOST_ROOMS
+    for room in ROOMS[package]:
+        inside = [module for module in FILES[package] if room_of(module) == room]
+        assert 0 < len(inside) <= MOST_MODULES, f"{room} has {len(inside)} modules"

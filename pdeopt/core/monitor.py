@@ -175,10 +175,16 @@ class Result:
 
 @dataclass
 class ControlResult(Result):
-    """The result for a control problem, with its state and multiplier, PETSc vectors as the design."""
+    """The result for a control problem.
+
+    Attributes:
+        state, multiplier: at the design; PETSc vectors as the design, distributed over the ranks by steps.
+        method: the name by which `solve` knows the method; empty where a solver was called by itself.
+    """
 
     state: PETSc.Vec = None
     multiplier: PETSc.Vec = None
+    method: str = ""
 
 
 Monitor = Callable[[Any], None]

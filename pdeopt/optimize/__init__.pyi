@@ -1,3 +1,6 @@
+# One call for a control problem.
+from pdeopt.optimize.choice import SolveSettings as SolveSettings, solve as solve
+
 # SciPy's way.
 from pdeopt.optimize.minimization import MinimizeResult as MinimizeResult, minimize as minimize
 from pdeopt.optimize.bounded import BoundedLBFGS as BoundedLBFGS

@@ -15,15 +15,25 @@ from typing import Any
 from petsc4py import PETSc
 
 from pdeopt.control.metric import RieszMetric
-from pdeopt.control.reduced import ReducedObjective
+from pdeopt.control.reduced import ReducedObjective, WindowSettings
 from pdeopt.control.time_hierarchy import with_coarse_space
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor
 from pdeopt.core.options import defaults, set_default
-from pdeopt.core.settings import Settings, read, setting
+from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.functions.petsc import PetscFunction
 from pdeopt.functions.smooth import ScaledFunction, SmoothFunction
+from pdeopt.optimize.descent.adam import Adam
+from pdeopt.optimize.descent.apts import APTS
+from pdeopt.optimize.descent.astrom import ASTROM
+from pdeopt.optimize.descent.minimizer import Minimizer
+from pdeopt.optimize.descent.mlvr import MLVR
+from pdeopt.optimize.descent.multilevel import MGOPT
+from pdeopt.optimize.descent.quasinewton import LBFGS, SSBroyden
+from pdeopt.optimize.descent.rmtr import RMTR
+from pdeopt.optimize.descent.schwarz import SPQN
+from pdeopt.optimize.descent.trust import TrustRegionMinimizer
 from pdeopt.optimize.parts.bounds import Bound, Bounds
 
 # TaoConvergedReason; petsc4py names the class `Reason` or `ConvergedReason`, by its version.
@@ -32,21 +42,49 @@ TAO_CONTINUE_ITERATING, TAO_DIVERGED_MAXITS, TAO_DIVERGED_USER, TAO_CONVERGED_US
 #: TAO types that honor bounds on the variables.
 BOUNDED = ("blmvm", "bncg", "bnls", "bntr", "bntl", "bqnls", "bqnkls", "bqnktr", "bqnktl", "tron", "gpcg")
 
-#: Optimizers of pdeopt as TAO's type python, `-tao_python_type pdeopt.optimize.SPQN`.
-TYPES = ("LBFGS", "SSBroyden", "SPQN", "TrustRegionMinimizer", "APTS", "MGOPT", "RMTR", "MLVR", "ASTROM", "Adam")
-
 #: TAO types that approximate the Hessian from gradients.
 QUASI_NEWTON = ("lmvm", "blmvm", "bqnls", "bqnkls", "bqnktr", "bqnktl")
 
+#: Optimizers of pdeopt as TAO's type python, by what -tao_python_type calls them.
+PYTHON_TYPES: dict[str, type[Minimizer]] = {
+    f"pdeopt.optimize.{each.__name__}": each
+    for each in (LBFGS, SSBroyden, SPQN, TrustRegionMinimizer, APTS, MGOPT, RMTR, MLVR, ASTROM, Adam)
+}
 
 #: Of SPQN: controls are coupled over the whole time, and windows alone cost more than they gain.
-CONTROL_DEFAULTS = {"local_it": "0", "memory": "50", "coarse_rtol": "1e-3"}
+CONTROL_DEFAULTS: dict[str, Any] = {"local_it": 0, "memory": 50, "coarse_rtol": 1e-3}
+
+
+def _groups(optimizer: type[Minimizer]) -> tuple[type[Settings] | Section, ...]:
+    defaults = CONTROL_DEFAULTS if optimizer is SPQN else {}
+    return Section(optimizer.Settings, defaults=defaults), WindowSettings
 
 
 @dataclass(frozen=True)
-class TaoSettings(Settings, prefix="sqp_"):
-    """Settings beside TAO's own; they share the options of the full-space solvers."""
+class TaoPythonSettings(Settings, prefix="tao_"):
+    """Optimizers of pdeopt as types of TAO."""
 
+    python_type: str = setting(
+        "",
+        "optimizer of TAO's type python: one of pdeopt.optimize, or MODULE.NAME of a class of yours",
+        reads={name: _groups(optimizer) for name, optimizer in PYTHON_TYPES.items()},
+    )
+
+
+@dataclass(frozen=True)
+class TaoTypeSettings(Settings, prefix="tao_"):
+    """TAO on the reduced objective; -tao_view and -help show its own options."""
+
+    type: str = setting(
+        "lmvm", "TAO solver; default blmvm with bounds", reads={"python": (Section(TaoPythonSettings),)}
+    )
+
+
+@dataclass(frozen=True)
+class TaoSettings(Settings, prefix="sqp_", includes=(Section(TaoTypeSettings),)):
+    """When TAO stops, by the options of the full-space solvers."""
+
+    max_it: int = setting(1000, "largest number of iterations; -tao_max_it wins", at_least=0)
     opt_tol: float = setting(1e-8, "tolerance of the reduced gradient in the dual norm", above=0)
     monitor: bool = setting(False, "print a line an iteration")
 
@@ -72,12 +110,11 @@ class TaoSolver:
         self.settings = read(TaoSettings, prefix, **defaults)
         is_bounded = lower is not None or upper is not None
         self.bounds = self._vectors(Bounds.of(self.problem, lower, upper)) if is_bounded else None
-        default = "lmvm" if self.bounds is None else "blmvm"
-        self.type: str = PETSc.Options(prefix).getString("tao_type", default)
+        self.type = read(TaoTypeSettings, prefix, type="lmvm" if self.bounds is None else "blmvm").type
         if self.bounds is not None and self.type not in BOUNDED:
             raise InputError("-tao_type with bounds", self.type, " | ".join(BOUNDED))
         if self.type == "python":
-            _check_python_type(PETSc.Options(prefix).getString("tao_python_type", ""))
+            _check_python_type(read(TaoPythonSettings, prefix).python_type)
         self._scale = self.metric.root()
         self._function = PetscFunction(ScaledFunction(reduced, copy(self._scale)))
 
@@ -115,14 +152,14 @@ class TaoSolver:
         tao.setObjectiveGradient(_callback(self._value_and_gradient), self._scale.duplicate())
         tao.setGradient(_callback(self._gradient), self._scale.duplicate())
         tao.setHessian(_callback(lambda y, H, P: hessian.set_point(y)), matrix)
-        tao.setMaximumIterations(1000)
+        tao.setMaximumIterations(self.settings.max_it)
         tao.setAppCtx(_Context(self.reduced, self._scale))
         if self.bounds is not None:
             tao.setVariableBounds(tuple(_product(bound, self._scale) for bound in self.bounds))
         if self.type in QUASI_NEWTON:  # the default, a diagonal, takes ten times the iterations here
             set_default(f"{self.prefix}tao_{self.type}_mat_lmvm_scale_type", "scalar")
             set_default(f"{self.prefix}tao_{self.type}_mat_lmvm_hist_size", "10")
-        with defaults({f"{self.prefix}spqn_{name}": value for name, value in CONTROL_DEFAULTS.items()}):
+        with defaults({f"{self.prefix}spqn_{name}": str(value) for name, value in CONTROL_DEFAULTS.items()}):
             tao.setFromOptions()
         _default_to_no_preconditioner(tao.getKSP())
         tao.setConvergenceTest(_callback(lambda: self._test(tao)))
@@ -250,7 +287,7 @@ class _Hessian:
 def _callback(function: Callable[..., Any]) -> Callable[..., Any]:
     """What TAO calls with itself and the arguments of `function`.
 
-    A frame may outlive the solve, in a traceback that somebody keeps. It must not hold what TAO hands over: a
+    A frame may outlive the solve, in a traceback that a caller keeps. It must not hold what TAO hands over: a
     reference of its own to the solver, which `destroy` does not end.
     """
 
@@ -263,9 +300,9 @@ def _callback(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check_python_type(name: str) -> None:
     """TAO would end in a traceback."""
-    own = [f"pdeopt.optimize.{each}" for each in TYPES]
-    if not name or (name.startswith("pdeopt.optimize.") and name not in own):
-        raise InputError("-tao_python_type", name or "nothing", " | ".join([*own, "a class of yours, MODULE.NAME"]))
+    if not name or (name.startswith("pdeopt.optimize.") and name not in PYTHON_TYPES):
+        legal = " | ".join([*PYTHON_TYPES, "a class of yours, MODULE.NAME"])
+        raise InputError("-tao_python_type", name or "nothing", legal)
 
 
 def _product(a: PETSc.Vec, b: PETSc.Vec) -> PETSc.Vec:
