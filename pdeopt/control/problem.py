@@ -72,6 +72,11 @@ class ControlProblem:
 
     # -- vectors: those of the layout that a user needs -------------------------------------------------------
 
+    @property
+    def control_size(self) -> int:
+        """Flat design controls of this rank, as bounds and starts have them."""
+        return self.layout.control_size
+
     def create_primal(self) -> PETSc.Vec:
         """A zero vector x = [u | z | p]; entries of a rank in this order."""
         return self.layout.create_primal()

@@ -45,7 +45,7 @@ class Bounds:
             for end, infinite in ((lower, -math.inf), (upper, math.inf))
         )
         controls, largest = problem.control_size, problem.grid.max
-        size = controls + problem.param_size
+        size = controls + problem.layout.param_size
         if largest(torch.tensor(float(any(len(end) not in (1, controls, size) for end in (lows, highs))))) > 0:
             legal = f"one, or those of this rank, {controls}" + (f" or {size}" if problem.param_dim else "")
             raise InputError("bounds on the control", f"{len(lows)} and {len(highs)} numbers", legal)

@@ -138,6 +138,6 @@ def test_bad_input_is_named_with_what_is_legal(problem, case):
 def test_a_number_bounds_controls_and_not_parameters():
     problem = examples.dense()
     bounds = Bounds.of(problem, upper=1.0)
-    assert bounds.upper.tolist() == [1.0] * problem.control_size + [math.inf] * problem.param_size
+    assert bounds.upper.tolist() == [1.0] * problem.control_size + [math.inf] * problem.layout.param_size
     with pytest.raises(po.InputError, match="parameters"):
         po.solve(problem, upper=vec(problem, 1.0))
