@@ -52,6 +52,23 @@ class Hole(SmoothFunction):
         return (value, x.clone()) if value < 4.5 else (float("nan"), x * float("nan"))
 
 
+def quadratic(n=8, seed=0):
+    """A random convex quadratic function."""
+    generator = torch.Generator().manual_seed(seed)
+    A = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    return Quadratic(A @ A.T + torch.eye(n, dtype=torch.float64), torch.randn(n, generator=generator).double())
+
+
+def hessian(f, x):
+    """f''(x), row by row."""
+    return torch.stack([f.hvp(x, e) for e in torch.eye(f.size, dtype=torch.float64)])
+
+
+def zeros(f):
+    """The origin."""
+    return torch.zeros(f.size, dtype=torch.float64)
+
+
 def start(n, seed=0):
     """A random point."""
     return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

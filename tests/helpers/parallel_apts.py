@@ -14,7 +14,7 @@ from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.sharing import share
 from pdeopt.functions.smooth import Tally
 from pdeopt.optimize.descent.apts import APTS
-from tests.pdeopt.optimize.descent.test_trust import network
+from tests.helpers.small_network import network
 
 
 def check(team):

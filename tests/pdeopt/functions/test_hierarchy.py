@@ -10,7 +10,7 @@ from pdeopt.core.errors import InputError
 from pdeopt.functions.hierarchy import Hierarchy, Transfer, as_hierarchy, sample_hierarchy, window_transfer
 from pdeopt.functions.smooth import FirstOrderConsistent, SampledFunction
 from pdeopt.steps.timegrid import TimeGrid
-from tests.pdeopt.optimize.descent.test_multilevel import Energy, interpolation, poisson
+from tests.helpers.energies import Energy, interpolation, poisson
 
 
 def random(n, seed=0):

@@ -12,7 +12,8 @@ from pdeopt.optimize.descent.apts import APTS
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer
 from pdeopt.optimize.parts.trustsubproblem import length
 from problems import apts_cifar, apts_mnist
-from tests.pdeopt.optimize.descent.test_trust import network, quadratic, zeros
+from tests.helpers.functions import quadratic, zeros
+from tests.helpers.small_network import network
 
 ALONE = dict(local_it=1, global_it=0, overlap=0.5)
 WAYS = [dict(weights=3), dict(data=2), dict(weights=2, data=3)]

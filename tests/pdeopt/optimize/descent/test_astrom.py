@@ -12,16 +12,8 @@ from pdeopt.core.monitor import Reason
 from pdeopt.optimize.descent.astrom import ASTROM, around
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer
 from pdeopt.optimize.parts.inversehessian import LimitedMemory
-from tests.helpers.functions import Quadratic, bfgs_update
+from tests.helpers.functions import Quadratic, bfgs_update, hessian, zeros
 from tests.helpers.logistic import logistic_loss, newton_optimum
-
-
-def zeros(f):
-    return torch.zeros(f.size, dtype=torch.float64)
-
-
-def hessian(f, x):
-    return torch.stack([f.hvp(x, e) for e in torch.eye(f.size, dtype=torch.float64)])
 
 
 def points(solver, start):

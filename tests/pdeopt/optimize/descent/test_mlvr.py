@@ -11,9 +11,8 @@ from pdeopt.functions.smooth import FirstOrderConsistent
 from pdeopt.optimize.descent import mlvr
 from pdeopt.optimize.descent.mlvr import MLVR
 from problems.logistic import SARAH, SSN, SVRG
-from tests.helpers.functions import Quadratic
+from tests.helpers.functions import Quadratic, hessian, zeros
 from tests.helpers.logistic import logistic_loss, newton_optimum
-from tests.pdeopt.optimize.descent.test_astrom import hessian, zeros
 
 
 def path(solver, start, **words):

@@ -5,29 +5,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
 
-from nn_adapters.losses.network import NetworkLoss
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import Reason
 from pdeopt.functions.minibatch import Batches
 from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer
 from pdeopt.optimize.parts.trustregion import RatioRule, reduction_ratio
-
-
-class Quadratic(SmoothFunction):
-    """x.A x / 2 - b.x"""
-
-    def __init__(self, A, b):
-        super().__init__(len(b))
-        self.A, self.b = A, b
-
-    def _value_and_gradient(self, x):
-        return float(0.5 * x @ self.A @ x - self.b @ x), self.A @ x - self.b
-
-    def _hvp(self, x, d):
-        return self.A @ d
+from tests.helpers.functions import Quadratic, quadratic, zeros
+from tests.helpers.small_network import network
 
 
 class Rosenbrock(SmoothFunction):
@@ -46,23 +32,6 @@ class Rosenbrock(SmoothFunction):
         x = x.detach().requires_grad_()
         (g,) = torch.autograd.grad(self._terms(x), x, create_graph=True)
         return torch.autograd.grad(g, x, d)[0]
-
-
-def quadratic(n=8, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    A = torch.randn(n, n, generator=generator, dtype=torch.float64)
-    return Quadratic(A @ A.T + torch.eye(n, dtype=torch.float64), torch.randn(n, generator=generator).double())
-
-
-def zeros(f):
-    return torch.zeros(f.size, dtype=torch.float64)
-
-
-def network(samples=60):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 2)).double()
-    x = torch.randn(samples, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return NetworkLoss(net, nn.functional.cross_entropy, x, (x[:, 0] * x[:, 1] > 0).long())
 
 
 def test_an_exact_model_of_a_quadratic_needs_one_step():
