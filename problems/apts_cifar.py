@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from problems.shared import image_classifiers as apts
-from problems.shared.case import start
+from problems.shared.command_line import start
+from problems.shared.image_classifiers import ClassifierScript
 
 
 def network() -> nn.Sequential:
@@ -32,9 +32,13 @@ def network() -> nn.Sequential:
     )
 
 
+SCRIPT = ClassifierScript("apts_cifar", __doc__, lambda data: network(), 40.0, {"data": "cifar10", "samples": 0})
+OPTIONS = SCRIPT.options
+
+
 def main(argv: Sequence[str] | None = None) -> float:
     """Train; the test accuracy."""
-    return apts.main("apts_cifar", __doc__, lambda data: network(), argv, max_work=40.0, data="cifar10", samples=0)
+    return SCRIPT.run(argv)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from nn_adapters.data.dataset import Dataset
-from problems.shared import image_classifiers as apts
-from problems.shared.case import start
+import nn_adapters as nna
+from problems.shared.command_line import start
+from problems.shared.image_classifiers import ClassifierScript
 
 
 def network(pixels: int = 784, classes: int = 10) -> nn.Sequential:
@@ -24,14 +24,18 @@ def network(pixels: int = 784, classes: int = 10) -> nn.Sequential:
     )
 
 
-def of(data: Dataset) -> nn.Sequential:
+def of(data: nna.Dataset) -> nn.Sequential:
     """The network for these images."""
     return network(data.x_train[0].numel(), data.classes)
 
 
+SCRIPT = ClassifierScript("apts_mnist", __doc__, of, 30.0, {})
+OPTIONS = SCRIPT.options
+
+
 def main(argv: Sequence[str] | None = None) -> float:
     """Train; the test accuracy."""
-    return apts.main("apts_mnist", __doc__, of, argv, max_work=30.0)
+    return SCRIPT.run(argv)
 
 
 if __name__ == "__main__":

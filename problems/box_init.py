@@ -8,11 +8,9 @@ size and its shape (Cyr, Gulian, Patel, Perego, Trask 2020).
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,25 +18,21 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from torch import Tensor
 
-from nn_adapters.layers.blocks import LayerStack, dense
-from nn_adapters.layers.init import INITIALIZATIONS, initialize
-from pdeopt.control.checkpoint import replace_file
-from pdeopt.core.errors import on_root
-from pdeopt.core.options import require_all_read
-from pdeopt.core.settings import Settings, read, setting
-from problems.shared import case as script
-from problems.shared import report
+import nn_adapters as nna
+import pdeopt as po
+from pdeopt.core import sections
+from problems.shared import pictures
+from problems.shared.command_line import command_line, start
+from problems.shared.files import ReportFiles, check_targets, write_report
 
 
 @dataclass(frozen=True)
-class BoxInitSettings(Settings):
+class BoxInitSettings(po.Settings):
     """The problem's parameters."""
 
-    depth: int = setting(128, "layers", at_least=1)
-    seeds: int = setting(20, "networks of each kind; medians over them are shown", at_least=1)
-    points: int = setting(33, "points of the square along each side", at_least=2)
-    summary: str = setting("", "write a summary to this .json file")
-    plot: str = setting("", "write a picture of the first images to this .png, .pdf or .svg file")
+    depth: int = po.setting(128, "layers", at_least=1)
+    seeds: int = po.setting(20, "networks of each kind; medians over them are shown", at_least=1)
+    points: int = po.setting(33, "points of the square along each side", at_least=2)
 
 
 def square(points: int) -> Tensor:
@@ -49,8 +43,8 @@ def square(points: int) -> Tensor:
 
 def image(kind: str, depth: int, seed: int, points: Tensor) -> Tensor:
     """Where a network of this initialization takes the points, (n, 2) -> (n, 2)."""
-    network = LayerStack(lambda: dense(2, "relu"), depth, Tf=depth).double()
-    initialize(network, kind, torch.Generator().manual_seed(seed))
+    network = nna.LayerStack(lambda: nna.dense(2, "relu"), depth, Tf=depth).double()
+    nna.initialize(network, kind, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         return network(points)  # type: ignore[no-any-return]
 
@@ -67,44 +61,37 @@ def measure(images: list[Tensor]) -> tuple[float, float]:
     return float(np.median(largest)), float(np.median([aspect_ratio(x) for x in images]))
 
 
+OPTIONS = [*sections(BoxInitSettings), *sections(ReportFiles)]
+
+
 def main(argv: Sequence[str] | None = None) -> float:
     """Print the table, and return the largest entry of the image for Box (the median over the seeds)."""
-    with script.command_line(argv, __doc__, (BoxInitSettings, "Image of the unit square")):
-        settings = read(BoxInitSettings)
-        require_all_read()
-        report.check_targets(MPI.COMM_WORLD, settings)
-        start, images, table = square(settings.points), {}, {}
+    with command_line(argv, __doc__, OPTIONS):
+        settings, report = po.read(BoxInitSettings), po.read(ReportFiles)
+        po.require_all_read()
+        check_targets(MPI.COMM_WORLD, report)
+        points, images, table = square(settings.points), {}, {}
         PETSc.Sys.Print(f"{'':8s}{'max|x|':>12s}{'aspect ratio':>15s}")
-        for kind in INITIALIZATIONS:
-            images[kind] = [image(kind, settings.depth, seed, start) for seed in range(settings.seeds)]
+        for kind in nna.INITIALIZATIONS:
+            images[kind] = [image(kind, settings.depth, seed, points) for seed in range(settings.seeds)]
             table[kind] = measure(images[kind])
             PETSc.Sys.Print(f"{kind:8s}{table[kind][0]:12.2e}{table[kind][1]:15.2e}")
-        if settings.plot:
-            picture = {"square": start, **{kind: found[0] for kind, found in images.items()}}
-            on_root(MPI.COMM_WORLD, lambda: replace_file(settings.plot, _picture(settings.plot, picture)))
-        if settings.summary:
-            found = {kind: {"largest": entry, "aspect_ratio": aspect} for kind, (entry, aspect) in table.items()}
-            text = json.dumps({"problem": "box_init", "parameters": asdict(settings), **found}, indent=2) + "\n"
-            on_root(MPI.COMM_WORLD, lambda: replace_file(settings.summary, text.encode()))
+        rows = {kind: {"largest": entry, "aspect_ratio": aspect} for kind, (entry, aspect) in table.items()}
+        shown = {"square": points, **{kind: found[0] for kind, found in images.items()}}
+        found = {"problem": "box_init", "parameters": asdict(settings), **rows}
+        write_report(MPI.COMM_WORLD, report, found, lambda: _picture(shown))
         return table["box"][0]
 
 
-def _picture(file: str, images: dict[str, Tensor]) -> bytes:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(images), figsize=(3.6 * len(images), 3.6), layout="constrained")
+def _picture(images: dict[str, Tensor]) -> Any:
+    """The square and its images, each point in its color."""
+    figure = pictures.new_figure(3.6 * len(images), 3.6)
     color = next(iter(images.values()))
-    for axis, (name, points) in zip(axes, images.items()):
+    for axis, (name, points) in zip(figure.subplots(1, len(images)), images.items()):
         axis.scatter(*points.T, c=color[:, 0] - color[:, 1], s=3, cmap="coolwarm")
         axis.set(title=name)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=Path(file).suffix[1:], dpi=120)
-    plt.close(figure)
-    return buffer.getvalue()
+    return figure
 
 
 if __name__ == "__main__":
-    script.start(main)
+    start(main)

@@ -17,32 +17,27 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from pdeopt.control.constraint import SparseStepJacobian, TimeDependentConstraint
-from pdeopt.control.controlmap import ControlMap
-from pdeopt.control.objective import ControlCost, Tracking
-from pdeopt.control.problem import ControlProblem
-from pdeopt.core.monitor import Result
-from pdeopt.core.settings import Settings, check, read, setting
-from pdeopt.steps.sparse import Sparsity, StepMatrix, StepPattern
-from pdeopt.steps.timegrid import Steps, TimeGrid
-from problems.shared import case as script
-from problems.shared.report import Panel
+import pdeopt as po
+from pdeopt.core import sections
+from problems.shared import case
+from problems.shared.command_line import command_line, start
+from problems.shared.pictures import Panel, space_time
 
 
 @dataclass(frozen=True)
-class BurgersSettings(Settings):
-    """The problem's parameters."""
+class BurgersSettings(po.Settings):
+    """The Burgers problem."""
 
-    nx: int = setting(128, "P1 elements; interior nodes with -control nodal", at_least=2)
-    nt: int = setting(256, "time steps", at_least=2)
-    nu: float = setting(0.01, "viscosity", above=0)
-    alpha: float = setting(0.05, "control weight", above=0)
-    theta: float = setting(
+    nx: int = po.setting(128, "P1 elements; interior nodes with -control nodal", at_least=2)
+    nt: int = po.setting(256, "time steps", at_least=2)
+    nu: float = po.setting(0.01, "viscosity", above=0)
+    alpha: float = po.setting(0.05, "control weight", above=0)
+    theta: float = po.setting(
         None, "implicitness; default 1, with -control nodal 0.5", at_least=0.5, at_most=1, kind=float
     )
-    flux: float = setting(0.5, "c in (c u^2)_x; 1/2 is u u_x", kind=float)
-    T: float = setting(1.0, "final time", above=0)
-    control: str = setting(
+    flux: float = po.setting(0.5, "c in (c u^2)_x; 1/2 is u u_x", kind=float)
+    T: float = po.setting(1.0, "final time", above=0)
+    control: str = po.setting(
         "interval", "control constant on intervals, or linear between the nodes in time", choices=("interval", "nodal")
     )
 
@@ -56,7 +51,7 @@ def mass_matrix(elements: int) -> sp.csr_matrix:
     return sp.diags([off, main, off], [-1, 0, 1]).tocsr()
 
 
-class Burgers(TimeDependentConstraint):
+class Burgers(po.TimeDependentConstraint):
     """M(u_k - u_{k-1}) + dt [th S(u_k) + (1 - th) S(u_{k-1})] - dt B z_k = 0 with S(u) = nu A u + N(u).
 
     N(u)_i = c int (u^2)_x phi_i. State: the interior nodes; control: all nodes (twice as many, for both
@@ -72,36 +67,30 @@ class Burgers(TimeDependentConstraint):
     def __init__(
         self, elements: int, nu: float, theta: float, flux: float, initial: Tensor, nodal: bool = False
     ) -> None:
-        self.h, self.nu, self.theta, self.flux, self.initial, self.nodal = (
-            1.0 / elements,
-            nu,
-            theta,
-            flux,
-            initial,
-            nodal,
-        )
+        self.h, self.nu, self.theta, self.flux = 1.0 / elements, nu, theta, flux
+        self.initial, self.nodal = initial, nodal
         n, m = elements - 1, elements + 1
         self.state_dim, self.control_dim = n, 2 * m if nodal else m
         Q = mass_matrix(elements)
-        self.state_mass = StepMatrix.constant(Q[1:-1, 1:-1])
-        self.control_mass = StepMatrix.constant(sp.block_diag([0.5 * Q, 0.5 * Q]) if nodal else Q)
+        self.state_mass = po.StepMatrix.constant(Q[1:-1, 1:-1])
+        self.control_mass = po.StepMatrix.constant(sp.block_diag([0.5 * Q, 0.5 * Q]) if nodal else Q)
         self.pattern = self._sparsity(n, Q)
         blocks = 4 if nodal else 3
         inside = torch.ones(n, 3 * blocks, dtype=torch.bool)  # the first and last node have one neighbor less
         inside[0, [0, 3]] = inside[-1, [2, 5]] = False
         self._inside = inside
 
-    def _sparsity(self, n: int, Q: sp.csr_matrix) -> StepPattern:
-        tridiagonal, B = Sparsity.banded(n), Q[1:-1]
+    def _sparsity(self, n: int, Q: sp.csr_matrix) -> po.StepPattern:
+        tridiagonal, B = po.Sparsity.banded(n), Q[1:-1]
         controls = sp.hstack([B, B]) if self.nodal else B
         old = tridiagonal.csr if self.theta < 1 else sp.csr_matrix((n, n))
         curvature = sp.block_diag([old, tridiagonal.csr, sp.csr_matrix((self.control_dim, self.control_dim))])
-        return StepPattern(tridiagonal, tridiagonal, controls, curvature)
+        return po.StepPattern(tridiagonal, tridiagonal, controls, curvature)
 
     def initial_state(self, p: Tensor) -> Tensor:
         return self.initial
 
-    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
+    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> Tensor:
         dt, th = steps.dt[:, None], self.theta
         if self.nodal:
             z = 0.5 * (z[:, : z.shape[1] // 2] + z[:, z.shape[1] // 2 :])
@@ -125,7 +114,7 @@ class Burgers(TimeDependentConstraint):
 
     # Everything below is optional: what automatic differentiation finds, by formula and a few times faster.
 
-    def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> BurgersJacobian:
+    def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> BurgersJacobian:
         dt, th = steps.dt[:, None, None], self.theta
         mass = self.h / 6 * torch.tensor([1.0, 4.0, 1.0], dtype=u_new.dtype)
         A, B = mass + dt * th * self.spatial_bands(u_new), -mass + dt * (1 - th) * self.spatial_bands(u_old)
@@ -155,7 +144,7 @@ class Burgers(TimeDependentConstraint):
         return (self.flux / 3) * own
 
 
-class BurgersJacobian(SparseStepJacobian):
+class BurgersJacobian(po.SparseStepJacobian):
     """The step Jacobian with its second derivatives: N is quadratic, so (lam.N)'' v = N'(v)' lam."""
 
     def hvp(
@@ -194,21 +183,23 @@ class BurgersCase:
     name = "burgers"
 
     def __init__(self, settings: BurgersSettings, comm: Any = None) -> None:
-        check(settings)
+        po.check(settings)
         nodal = settings.control == "nodal"
         self.elements = settings.nx + 1 if nodal else settings.nx
         theta = (0.5 if nodal else 1.0) if settings.theta is None else settings.theta
         self.parameters = {**asdict(settings), "theta": theta}
         self.nodes = np.arange(self.elements + 1) / self.elements
         self.target = (self.nodes[1:-1] <= 0.5).astype(float)
-        grid = TimeGrid.uniform(settings.nt, settings.T, comm)
+        grid = po.TimeGrid.uniform(settings.nt, settings.T, comm)
         initial = torch.from_numpy(self.target)
         constraint = Burgers(self.elements, settings.nu, theta, settings.flux, initial, nodal)
-        objective = Tracking(initial, constraint.state_mass) + ControlCost(settings.alpha, constraint.control_mass)
-        control_map = ControlMap.nodal(grid, self.elements + 1) if nodal else None
-        self.problem = ControlProblem(constraint, objective, grid, control_map)
+        objective = po.Tracking(initial, constraint.state_mass) + po.ControlCost(
+            settings.alpha, constraint.control_mass
+        )
+        control_map = po.ControlMap.nodal(grid, self.elements + 1) if nodal else None
+        self.problem = po.ControlProblem(constraint, objective, grid, control_map)
 
-    def arrays(self, result: Result) -> dict[str, np.ndarray] | None:
+    def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
         """x, t, and over all nodes: target, state (nt + 1, nx + 1), control and multiplier; on rank 0."""
         problem = self.problem
         u, z, _ = problem.fields(problem.join(result.state, result.design))
@@ -229,18 +220,19 @@ class BurgersCase:
             "objective": np.array(result.objective),
         }
 
-    def panels(self, arrays: dict[str, np.ndarray]) -> list[Panel]:
+    def panels(self, arrays: dict[str, np.ndarray]) -> list[list[Panel]]:
         """Target, state and control over space-time."""
-        extent = (0.0, 1.0, 0.0, float(self.problem.grid.times[-1]))
-        return [Panel(name, arrays[name], extent) for name in ("target", "state", "control")]
+        return [space_time(arrays, (0.0, 1.0, 0.0, float(self.problem.grid.times[-1])))]
+
+
+OPTIONS = [*sections(BurgersSettings), *case.OPTIONS]
 
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Solve the problem of the options and return the objective."""
-    with script.command_line(argv, __doc__, (BurgersSettings, "Burgers")):
-        settings = read(BurgersSettings)
-        return script.run(BurgersCase(settings), read(script.ScriptSettings))
+    with command_line(argv, __doc__, OPTIONS):
+        return case.run(BurgersCase(po.read(BurgersSettings)))
 
 
 if __name__ == "__main__":
-    script.start(main)
+    start(main)

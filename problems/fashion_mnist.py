@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from problems import mnist
-from problems.shared.case import start
+from problems.shared.command_line import start
+
+SCRIPT = mnist.script("fashion_mnist", __doc__, "fashion_mnist")
+OPTIONS = SCRIPT.options
 
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Train; the test accuracy of the weights run serially."""
-    return mnist.main(argv, "fashion_mnist", __doc__ or "", problem={"data": "fashion_mnist"})
+    return SCRIPT.run(argv)
 
 
 if __name__ == "__main__":

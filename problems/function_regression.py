@@ -7,13 +7,9 @@ A first layer relu(W x + b), depth - 1 residual layers u + relu(W u + b), and a 
 
 from __future__ import annotations
 
-import io
-import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +17,12 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from torch import Tensor, nn
 
-from nn_adapters.layers.blocks import LayerStack, dense
-from nn_adapters.layers.init import INITIALIZATIONS, initialize
-from nn_adapters.training.last_layer import lsgd
-from pdeopt.control.checkpoint import replace_file
-from pdeopt.core.errors import on_root
-from pdeopt.core.options import require_all_read
-from pdeopt.core.settings import Settings, read, setting
-from problems.shared import case as script
-from problems.shared import report
+import nn_adapters as nna
+import pdeopt as po
+from pdeopt.core import sections
+from problems.shared import pictures
+from problems.shared.command_line import command_line, start
+from problems.shared.files import ReportFiles, check_targets, versions, write_report
 
 
 def sine(x: Tensor) -> Tensor:
@@ -46,22 +39,20 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"sine": sine, "discontinuous
 
 
 @dataclass(frozen=True)
-class RegressionSettings(Settings):
+class RegressionSettings(po.Settings):
     """The problem's parameters."""
 
-    function: str = setting("sine", "what to learn on [0, 1]", choices=tuple(FUNCTIONS))
-    init: str = setting("box", "where the weights start", choices=INITIALIZATIONS)
-    method: str = setting(
+    function: str = po.setting("sine", "what to learn on [0, 1]", choices=tuple(FUNCTIONS))
+    init: str = po.setting("box", "where the weights start", choices=nna.INITIALIZATIONS)
+    method: str = po.setting(
         "lsgd", "Adam for the hidden layers and least squares for the head, or Adam for all", choices=("adam", "lsgd")
     )
-    depth: int = setting(4, "hidden layers", at_least=1)
-    width: int = setting(16, "neurons of a layer", at_least=1)
-    points: int = setting(256, "samples, equally spaced", at_least=2)
-    steps: int = setting(200, "gradient steps", at_least=0)
-    lr: float = setting(1e-3, "learning rate of Adam", above=0)
-    seed: int = setting(0, "of the random numbers", at_least=0)
-    summary: str = setting("", "write a summary to this .json file")
-    plot: str = setting("", "write a picture to this .png, .pdf or .svg file")
+    depth: int = po.setting(4, "hidden layers", at_least=1)
+    width: int = po.setting(16, "neurons of a layer", at_least=1)
+    points: int = po.setting(256, "samples, equally spaced", at_least=2)
+    steps: int = po.setting(200, "gradient steps", at_least=0)
+    lr: float = po.setting(1e-3, "learning rate of Adam", above=0)
+    seed: int = po.setting(0, "seed of the random numbers", at_least=0)
 
 
 class Regression:
@@ -78,14 +69,14 @@ class Regression:
         self.y = FUNCTIONS[settings.function](self.x)
         self.hidden, self.head = make_network(settings.width, settings.depth)
         generator = torch.Generator().manual_seed(settings.seed)
-        initialize(self.hidden, settings.init, generator)
-        initialize(self.head, "he" if settings.init == "he" else "glorot", generator)
+        nna.initialize(self.hidden, settings.init, generator)
+        nna.initialize(self.head, "he" if settings.init == "he" else "glorot", generator)
 
     def train(self) -> list[float]:
         """Mean squared errors: at the start, and after each step."""
         settings = self.settings
         if settings.method == "lsgd":
-            return lsgd(self.hidden, self.head, self.x, self.y, settings.steps, settings.lr)
+            return nna.lsgd(self.hidden, self.head, self.x, self.y, settings.steps, settings.lr)
         network = nn.Sequential(self.hidden, self.head)
         optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
         losses = []
@@ -107,21 +98,25 @@ def make_network(width: int, depth: int) -> tuple[nn.Sequential, nn.Linear]:
     """Hidden layers, depth of them, and head, in double precision."""
     hidden = nn.Sequential(nn.Linear(1, width), nn.ReLU())
     if depth > 1:  # steps of length 1: u + relu(W u + b)
-        hidden.append(LayerStack(lambda: dense(width, "relu"), depth - 1, Tf=depth - 1))
+        hidden.append(nna.LayerStack(lambda: nna.dense(width, "relu"), depth - 1, Tf=depth - 1))
     return hidden.double(), nn.Linear(width, 1).double()
+
+
+OPTIONS = [*sections(RegressionSettings), *sections(ReportFiles)]
 
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Train the network of the options and return the root of the mean squared error."""
-    with script.command_line(argv, __doc__, (RegressionSettings, "Regression")):
-        settings = read(RegressionSettings)
-        require_all_read()
-        report.check_targets(MPI.COMM_WORLD, settings)
+    with command_line(argv, __doc__, OPTIONS):
+        settings, report = po.read(RegressionSettings), po.read(ReportFiles)
+        po.require_all_read()
+        check_targets(MPI.COMM_WORLD, report)
         begin = time.perf_counter()
         regression = Regression(settings)
         losses = regression.train()
         seconds = time.perf_counter() - begin
-        on_root(MPI.COMM_WORLD, lambda: _write(regression, losses, seconds))
+        found = summary(settings, losses, seconds)
+        write_report(MPI.COMM_WORLD, report, found, lambda: _picture(regression, losses))
         PETSc.Sys.Print(
             f"{settings.function}, {settings.init}, {settings.method}: "
             f"RMS error {losses[-1] ** 0.5:.3e} ({seconds:.2f} s)"
@@ -129,49 +124,30 @@ def main(argv: Sequence[str] | None = None) -> float:
         return losses[-1] ** 0.5
 
 
-def _write(regression: Regression, losses: list[float], seconds: float) -> None:
-    settings = regression.settings
-    if settings.plot:
-        replace_file(settings.plot, _picture(regression, losses))
-    if settings.summary:
-        replace_file(settings.summary, (json.dumps(_summary(settings, losses, seconds), indent=2) + "\n").encode())
-
-
-def _summary(settings: RegressionSettings, losses: list[float], seconds: float) -> dict[str, Any]:
-    parameters = {key: value for key, value in asdict(settings).items() if key not in ("summary", "plot")}
+def summary(settings: RegressionSettings, losses: list[float], seconds: float) -> dict[str, Any]:
+    """The run as values of JSON."""
     return {
-        "problem": {"name": "function_regression", **parameters},
-        "rms_error": _finite(losses[-1] ** 0.5),
+        "problem": {"name": "function_regression", **asdict(settings)},
+        "rms_error": losses[-1] ** 0.5,
         "wall_time_s": seconds,
-        "versions": report.versions(),
-        "history": {"rms_error": [_finite(loss**0.5) for loss in losses]},
+        "versions": versions(),
+        "history": {"rms_error": [loss**0.5 for loss in losses]},
     }
 
 
-def _finite(value: float) -> float | None:
-    """A number that every JSON reader takes."""
-    return value if math.isfinite(value) else None
-
-
-def _picture(regression: Regression, losses: list[float]) -> bytes:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.8), layout="constrained")
+def _picture(regression: Regression, losses: list[float]) -> Any:
+    """Samples and network, and the error over the steps."""
+    figure = pictures.new_figure(8.4, 3.8)
+    left, right = figure.subplots(1, 2)
     left.plot(regression.x[:, 0], regression.y[:, 0], ".", markersize=3, label="samples")
     left.plot(regression.x[:, 0], regression.fit()[:, 0], label="network")
     left.set(xlabel="x", title=f"{regression.settings.init}, {regression.settings.method}")
     left.legend()
-    right.semilogy([max(loss, 1e-34) ** 0.5 for loss in losses])
+    right.semilogy([loss**0.5 for loss in losses], nonpositive="mask")
     right.set(xlabel="step", title="RMS error")
     right.grid(True, alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=Path(regression.settings.plot).suffix[1:], dpi=120)
-    plt.close(figure)
-    return buffer.getvalue()
+    return figure
 
 
 if __name__ == "__main__":
-    script.start(main)
+    start(main)

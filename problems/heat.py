@@ -16,48 +16,45 @@ import numpy as np
 import scipy.sparse as sp
 import skfem
 import torch
-from scipy.spatial import cKDTree
 from skfem.models import laplace, mass
 from torch import Tensor
 
-from pdeopt.control.constraint import SparseStepJacobian, TimeDependentConstraint
-from pdeopt.control.objective import ControlCost, Tracking
-from pdeopt.control.problem import ControlProblem
+import pdeopt as po
+from pdeopt.core import sections
 from pdeopt.core.arrays import Array
-from pdeopt.core.errors import InputError
-from pdeopt.core.monitor import Result
-from pdeopt.core.settings import Settings, check, read, setting
-from pdeopt.steps.sparse import Sparsity, StepMatrix, StepPattern
-from pdeopt.steps.timegrid import Steps, TimeGrid
-from problems.shared import case as script
-from problems.shared.report import Panel
+from problems.shared import case
+from problems.shared.command_line import command_line, start
+from problems.shared.pictures import Panel
 
 #: Gauss points of this degree: exact for all matrices on parallelograms and triangles.
 DEGREE = 3
+
+#: How many times the picture shows.
+SHOWN_TIMES = 4
 
 #: Center and radius of the heat source.
 SOURCE, RADIUS = (0.1, 0.1), 0.07
 
 
 @dataclass(frozen=True)
-class HeatSettings(Settings):
-    """The problem's parameters."""
+class HeatSettings(po.Settings):
+    """The heat problem."""
 
-    nx: int = setting(60, "Q1 elements in x", at_least=2)
-    ny: int = setting(20, "Q1 elements in y", at_least=2)
-    nt: int = setting(64, "time steps", at_least=2)
-    T: float = setting(1.0, "final time", above=0)
-    kappa: float = setting(0.05, "conductivity", above=0)
-    alpha: float = setting(1e-3, "control weight", above=0)
-    theta: float = setting(1.0, "implicitness", at_least=0.5, at_most=1)
-    length: float = setting(3.0, "length of the rectangle", above=0)
-    height: float = setting(1.0, "height of the rectangle", above=0)
-    mesh: str = setting("", "read this mesh of triangles or quadrilaterals instead of the rectangle")
-    reaction: float = setting(0.0, "r, a loss of heat everywhere", at_least=0)
-    source: float = setting(0.0, f"heat source f in the ball of radius {RADIUS} about {SOURCE}")
-    target: str = setting("bump", "a traveling bump, or one everywhere", choices=("bump", "one"))
-    heat_boundary: str = setting("dirichlet", "u = 0 on the boundary, or no flux", choices=("dirichlet", "neumann"))
-    heat_control: str = setting(
+    nx: int = po.setting(60, "Q1 elements in x", at_least=2)
+    ny: int = po.setting(20, "Q1 elements in y", at_least=2)
+    nt: int = po.setting(64, "time steps", at_least=2)
+    T: float = po.setting(1.0, "final time", above=0)
+    kappa: float = po.setting(0.05, "conductivity", above=0)
+    alpha: float = po.setting(1e-3, "control weight", above=0)
+    theta: float = po.setting(1.0, "implicitness", at_least=0.5, at_most=1)
+    length: float = po.setting(3.0, "length of the rectangle", above=0)
+    height: float = po.setting(1.0, "height of the rectangle", above=0)
+    mesh: str = po.setting("", "read this mesh of triangles or quadrilaterals instead of the rectangle")
+    reaction: float = po.setting(0.0, "r, a loss of heat everywhere", at_least=0)
+    source: float = po.setting(0.0, f"heat source f in the ball of radius {RADIUS} about {SOURCE}")
+    target: str = po.setting("bump", "a traveling bump, or one everywhere", choices=("bump", "one"))
+    heat_boundary: str = po.setting("dirichlet", "u = 0 on the boundary, or no flux", choices=("dirichlet", "neumann"))
+    heat_control: str = po.setting(
         "distributed",
         "a source everywhere, or the flux through the boundary at the least y",
         choices=("distributed", "boundary"),
@@ -94,7 +91,7 @@ class Space:
         self.free = np.setdiff1d(self.cells, fixed)  # files may have points outside all cells
         self.control = self._nodes(edges) if boundary else np.unique(self.cells)
         if self.free.size == 0:
-            raise InputError("mesh", "no node inside the domain", "a finer mesh, or -heat_boundary neumann")
+            raise po.InputError("mesh", "no node inside the domain", "a finer mesh, or -heat_boundary neumann")
         self.M, self.A = (X[self.free][:, self.free] for X in (M, A))
         self.Q = Q[self.control][:, self.control]
         self.B = sp.identity(Q.shape[0], format="csr")[self.free][:, self.control] @ self.Q
@@ -120,7 +117,7 @@ def _control_edges(mesh: skfem.Mesh) -> Array:
     edges = mesh.facets_satisfying(lambda x: x[1] <= least + 1e-9 * size, boundaries_only=True)
     if edges.size == 0:
         legal = "an edge there, or a boundary named control"
-        raise InputError("-heat_control boundary", "a mesh without a boundary edge at the least y", legal)
+        raise po.InputError("-heat_control boundary", "a mesh without a boundary edge at the least y", legal)
     return np.asarray(edges)
 
 
@@ -130,14 +127,14 @@ def read_mesh(file: str) -> skfem.Mesh:
     try:
         mesh = skfem.Mesh.load(file, out=cells)
     except (Exception, SystemExit) as error:  # every format fails in a way of its own; meshio prints why and exits
-        raise InputError("-mesh", f"{file} ({error!r})", "a mesh file that meshio can read") from None
+        raise po.InputError("-mesh", f"{file} ({error!r})", "a mesh file that meshio can read") from None
     kinds = [kind for kind in cells[0] if not kind.startswith(("vertex", "line"))]
     if len(kinds) != 1 or not isinstance(mesh, (skfem.MeshTri1, skfem.MeshQuad1)):
-        raise InputError("-mesh", f"{file} with cells {', '.join(kinds)}", "triangles or quadrilaterals alone")
+        raise po.InputError("-mesh", f"{file} with cells {', '.join(kinds)}", "triangles or quadrilaterals alone")
     return mesh
 
 
-class Heat(TimeDependentConstraint):
+class Heat(po.TimeDependentConstraint):
     """M(u_k - u_{k-1}) + dt [S(th u_k + (1 - th) u_{k-1}) - B z_k - f] = 0 with u_0 = 0.
 
     Args:
@@ -150,10 +147,10 @@ class Heat(TimeDependentConstraint):
     def __init__(self, M: Any, S: Any, Q: Any, B: Any, f: Array, theta: float) -> None:
         (n, m), th = B.shape, theta
         self.state_dim, self.control_dim, self.theta = n, m, theta
-        self.state_mass, self.control_mass = StepMatrix.constant(M), StepMatrix.constant(Q)
-        self.S, self.B, self.f = StepMatrix.constant(S), StepMatrix.constant(B), torch.from_numpy(f)
-        state = Sparsity(M) | Sparsity(S)
-        self.pattern = StepPattern(state, state, B, Sparsity.empty(2 * n + m, 2 * n + m))
+        self.state_mass, self.control_mass = po.StepMatrix.constant(M), po.StepMatrix.constant(Q)
+        self.S, self.B, self.f = po.StepMatrix.constant(S), po.StepMatrix.constant(B), torch.from_numpy(f)
+        state = po.Sparsity(M) | po.Sparsity(S)
+        self.pattern = po.StepPattern(state, state, B, po.Sparsity.empty(2 * n + m, 2 * n + m))
         self._fixed = self._entries(sp.hstack([-M, M, 0 * B]))
         self._per_time = self._entries(sp.hstack([(1 - th) * S, th * S, -B]))
 
@@ -164,16 +161,16 @@ class Heat(TimeDependentConstraint):
     def initial_state(self, p: Tensor) -> Tensor:
         return torch.zeros(self.state_dim, dtype=torch.float64)
 
-    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
+    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> Tensor:
         dt, th = lengths(steps)[:, None], self.theta
         return self.state_mass(u_new - u_old) + dt * (self.S(th * u_new + (1 - th) * u_old) - self.B(z) - self.f)
 
-    def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> HeatJacobian:
+    def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> HeatJacobian:
         values = self._fixed + lengths(steps)[:, None] * self._per_time
         return HeatJacobian(self, (u_old, u_new, z), steps, self.pattern, values)
 
 
-class HeatJacobian(SparseStepJacobian):
+class HeatJacobian(po.SparseStepJacobian):
     """The step Jacobian of a linear equation: one set of values where all steps are equal, no curvature."""
 
     def hvp(
@@ -188,7 +185,7 @@ class HeatJacobian(SparseStepJacobian):
         return u_old, u_new, z, p
 
 
-def lengths(steps: Steps) -> Tensor:
+def lengths(steps: po.Steps) -> Tensor:
     """dt, shape (batch,); (1,) where all steps are equal to the rounding of the times."""
     dt = steps.dt
     rounding = 4 * torch.finfo(dt.dtype).eps * steps.t_new.abs().amax()
@@ -209,7 +206,7 @@ class HeatCase:
     name = "heat"
 
     def __init__(self, settings: HeatSettings, comm: Any = None) -> None:
-        check(settings)
+        po.check(settings)
         self.settings, self.parameters = settings, asdict(settings)
         space = self.space = Space(
             read_mesh(settings.mesh) if settings.mesh else rectangle(settings),
@@ -219,8 +216,10 @@ class HeatCase:
         S = settings.kappa * space.A + settings.reaction * space.M
         f = settings.source * space.load(lambda x, y: np.hypot(x - SOURCE[0], y - SOURCE[1]) <= RADIUS)
         constraint = Heat(space.M, S, space.Q, space.B, f, settings.theta)
-        objective = Tracking(self.target, constraint.state_mass) + ControlCost(settings.alpha, constraint.control_mass)
-        self.problem = ControlProblem(constraint, objective, TimeGrid.uniform(settings.nt, settings.T, comm))
+        objective = po.Tracking(self.target, constraint.state_mass) + po.ControlCost(
+            settings.alpha, constraint.control_mass
+        )
+        self.problem = po.ControlProblem(constraint, objective, po.TimeGrid.uniform(settings.nt, settings.T, comm))
 
     def target(self, t: Tensor) -> Tensor:
         """d at the free nodes: times (batch,) -> (batch, n)."""
@@ -230,7 +229,7 @@ class HeatCase:
             return torch.ones_like(t * x)
         return torch.sin(torch.pi * t) * torch.exp(-8 * ((x - 0.75 - 1.5 * t) ** 2 + (y - 0.5) ** 2))
 
-    def arrays(self, result: Result) -> dict[str, np.ndarray] | None:
+    def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
         """On rank 0, over times and all nodes: target, state and multiplier; control over its own nodes.
 
         Beside them x and y of the nodes, the nodes of the cells, those of the control, and t.
@@ -254,17 +253,30 @@ class HeatCase:
             "objective": np.array(result.objective),
         }
 
-    def panels(self, arrays: dict[str, np.ndarray]) -> list[Panel]:
-        """Target, state and control over x and time, at the nodes nearest to the middle line."""
-        points = np.stack([arrays["x"], arrays["y"]], axis=1)
-        (left, bottom), (right, top) = points.min(0), points.max(0)
-        line = np.linspace((left, 0.5 * (bottom + top)), (right, 0.5 * (bottom + top)), 200)
+    def panels(self, arrays: dict[str, np.ndarray]) -> list[list[Panel]]:
+        """Target above state above control on the plane, at a few times; a control of the boundary over x and time."""
+        t, triangles = arrays["t"], (arrays["x"], arrays["y"], _triangles(arrays["cells"]))
+        moments = np.linspace(0, len(t) - 1, SHOWN_TIMES + 2).round().astype(int)[1:-1]
 
-        def panel(name: str, nodes: Array) -> Panel:
-            nearest = cKDTree(nodes).query(line)[1]
-            return Panel(name, arrays[name][:, nearest], (left, right, 0.0, float(arrays["t"][-1])))
+        def row(name: str, scale: str, steps: Array, shift: int = 0) -> list[Panel]:
+            titles = [f"{name}, t = {t[k]:.2g}" for k in steps]
+            values = [arrays[name][k - shift] for k in steps]
+            return [
+                Panel(title, each, triangles=triangles, names=("x", "y"), scale=scale)
+                for title, each in zip(titles, values)
+            ]
 
-        return [panel("target", points), panel("state", points), panel("control", points[arrays["control_nodes"]])]
+        rows = [row("target", "state", moments), row("state", "state", moments)]
+        if self.settings.heat_control == "distributed":
+            return [*rows, row("control", "control", moments, shift=1)]
+        x = arrays["x"][arrays["control_nodes"]]
+        order = np.argsort(x)
+        return [*rows, [Panel("control", arrays["control"][:, order], (x.min(), x.max(), 0.0, float(t[-1])))]]
+
+
+def _triangles(cells: Array) -> Array:
+    """Triangles of cells: (cells, 3) as they are, quadrilaterals (cells, 4) in two each."""
+    return cells if cells.shape[1] == 3 else np.concatenate([cells[:, [0, 1, 2]], cells[:, [0, 2, 3]]])
 
 
 def rectangle(settings: HeatSettings) -> skfem.Mesh:
@@ -273,12 +285,14 @@ def rectangle(settings: HeatSettings) -> skfem.Mesh:
     return skfem.MeshQuad.init_tensor(x, np.linspace(0.0, settings.height, settings.ny + 1))
 
 
+OPTIONS = [*sections(HeatSettings), *case.OPTIONS]
+
+
 def main(argv: Sequence[str] | None = None) -> float:
     """Solve the problem of the options and return the objective."""
-    with script.command_line(argv, __doc__, (HeatSettings, "Heat")):
-        settings = read(HeatSettings)
-        return script.run(HeatCase(settings), read(script.ScriptSettings))
+    with command_line(argv, __doc__, OPTIONS):
+        return case.run(HeatCase(po.read(HeatSettings)))
 
 
 if __name__ == "__main__":
-    script.start(main)
+    start(main)

@@ -12,33 +12,34 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nn_adapters.data.dataset import Dataset
-from nn_adapters.data.datasets import load_dataset
-from nn_adapters.layers.blocks import dense
-from nn_adapters.layers.layerparallel import LayerParallel
-from pdeopt.core.settings import Settings, setting
-from pdeopt.steps.mgrit import MgritSettings
-from problems.shared import layer_training as training
-from problems.shared.case import start
+import nn_adapters as nna
+import pdeopt as po
+from problems.shared.command_line import start
+from problems.shared.files import DataFiles, choose
+from problems.shared.layer_training import LayerTraining
 
 
 @dataclass(frozen=True)
-class SpectraSettings(Settings):
+class SpectraSettings(po.Settings):
     """The network and its spectra; its width is the number of bands."""
 
-    data: str = setting("indian_pines_like", "data set", choices=("indian_pines_like", "indian_pines"))
-    layers: int = setting(32, "layers", at_least=1)
-    Tf: float = setting(2.0, "time of the layers", above=0)
-    initial: float = setting(1e-2, "factor of the layers' first weights", at_least=0)
+    data: str = po.setting(
+        "auto",
+        "spectra; auto: indian_pines with -data_dir or -fetch, else generated ones",
+        choices=("auto", "indian_pines_like", "indian_pines"),
+    )
+    layers: int = po.setting(32, "layers", at_least=1)
+    Tf: float = po.setting(2.0, "time of the layers", above=0)
+    initial: float = po.setting(1e-2, "factor of the layers' first weights", at_least=0)
 
 
 class Classifier(nn.Module):
     """Layers as wide as the spectrum, and a closing layer."""
 
-    def __init__(self, data: Dataset, settings: SpectraSettings, comm: Any, mgrit: MgritSettings) -> None:
+    def __init__(self, settings: SpectraSettings, comm: Any, mgrit: nna.MgritSettings, data: nna.Dataset) -> None:
         super().__init__()
         width = data.x_train.shape[1]
-        self.layers = LayerParallel(comm, lambda: dense(width), settings.layers, settings.Tf, mgrit)
+        self.layers = nna.LayerParallel(comm, lambda: nna.dense(width), settings.layers, settings.Tf, mgrit)
         self.layers.scale(settings.initial)
         self.closing = nn.Linear(width, data.classes)
 
@@ -46,17 +47,26 @@ class Classifier(nn.Module):
         return self.closing(self.layers(x))  # type: ignore[no-any-return]
 
 
+def spectra(own: SpectraSettings, files: DataFiles, seed: int) -> nna.Dataset:
+    """The spectra that the settings name."""
+    name = choose(own.data, files, "indian_pines", "indian_pines_like")
+    return nna.load_dataset(name, files.data_dir, files.fetch, seed)
+
+
+SCRIPT = LayerTraining(
+    "indian_pines",
+    __doc__,
+    SpectraSettings,
+    data=spectra,
+    make=Classifier,
+    defaults={nna.TrainingSettings: {"epochs": 10}, nna.MgritSettings: {"coarsening": "4"}},
+)
+OPTIONS = SCRIPT.options
+
+
 def main(argv: Sequence[str] | None = None) -> float:
     """Train; the test accuracy of the weights run serially."""
-
-    def data(own: SpectraSettings, output: training.OutputSettings, seed: int) -> Dataset:
-        return load_dataset(own.data, output.data_dir, output.fetch, seed)
-
-    def make(settings: SpectraSettings, comm: Any, mgrit: MgritSettings, data: Dataset) -> nn.Module:
-        return Classifier(data, settings, comm, mgrit)
-
-    mgrit = MgritSettings(coarsening="4")
-    return training.main("indian_pines", __doc__ or "", SpectraSettings, data, make, argv, mgrit, epochs=10)
+    return SCRIPT.run(argv)
 
 
 if __name__ == "__main__":

@@ -22,34 +22,29 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from pdeopt.control.constraint import SparseStepJacobian, TimeDependentConstraint
-from pdeopt.control.controlmap import ControlMap
-from pdeopt.control.objective import ControlCost, Tracking
-from pdeopt.control.problem import ControlProblem
-from pdeopt.core.monitor import Result
-from pdeopt.core.settings import Settings, check, read, setting
-from pdeopt.steps.sparse import Sparsity, StepMatrix, StepPattern
-from pdeopt.steps.timegrid import Steps, TimeGrid
+import pdeopt as po
+from pdeopt.core import sections
 from problems.burgers import mass_matrix
-from problems.shared import case as script
-from problems.shared.report import Panel
+from problems.shared import case
+from problems.shared.command_line import command_line, start
+from problems.shared.pictures import Panel, space_time
 
 
 @dataclass(frozen=True)
-class KleinGordonSettings(Settings):
-    """The problem's parameters."""
+class KleinGordonSettings(po.Settings):
+    """The Klein-Gordon problem."""
 
-    nx: int = setting(64, "P1 elements; interior nodes with -variant cubic", at_least=2)
-    nt: int = setting(128, "time steps", at_least=2)
-    T: float = setting(None, "final time; default 12, with -variant cubic 1", above=0, kind=float)
-    alpha: float = setting(1e-2, "control weight", above=0)
-    g: float = setting(1.0, "factor of the nonlinear term")
-    variant: str = setting(
+    nx: int = po.setting(64, "P1 elements; interior nodes with -variant cubic", at_least=2)
+    nt: int = po.setting(128, "time steps", at_least=2)
+    T: float = po.setting(None, "final time; default 12, with -variant cubic 1", above=0, kind=float)
+    alpha: float = po.setting(1e-2, "control weight", above=0)
+    g: float = po.setting(1.0, "factor of the nonlinear term")
+    variant: str = po.setting(
         "boundary", "moving boundary values and g u^2, or fixed ends and g u^3", choices=("boundary", "cubic")
     )
 
 
-class KleinGordon(TimeDependentConstraint):
+class KleinGordon(po.TimeDependentConstraint):
     """The implicit midpoint rule for u_t = v, v_t - u_xx + g u^2 = f + z on (-1,1), u = x cos t at the ends.
 
         M (u_k - u_{k-1}) - dt M vbar = 0
@@ -85,16 +80,16 @@ class KleinGordon(TimeDependentConstraint):
         Q = length * mass_matrix(elements)
         M, self.free = Q[1:-1, 1:-1], elements - 1
         self.state_dim, self.control_dim = 2 * self.free, (2 if self.trapezoidal else 1) * (elements + 1)
-        self.tracked_mass = StepMatrix.constant(M)
-        self.state_mass = StepMatrix.constant(sp.block_diag([M, M]))
-        self.control_mass = StepMatrix.constant(sp.block_diag([0.5 * Q, 0.5 * Q]) if self.trapezoidal else Q)
+        self.tracked_mass = po.StepMatrix.constant(M)
+        self.state_mass = po.StepMatrix.constant(sp.block_diag([M, M]))
+        self.control_mass = po.StepMatrix.constant(sp.block_diag([0.5 * Q, 0.5 * Q]) if self.trapezoidal else Q)
         self.pattern = self._sparsity(Q[1:-1])
         inside = torch.ones(self.free, 18 if self.trapezoidal else 15, dtype=torch.bool)
         inside[0, 0:12:3] = inside[-1, 2:12:3] = False  # the first and last node have one neighbor less
         self._inside = inside
 
-    def _sparsity(self, B: sp.csr_matrix) -> StepPattern:
-        n, m, band = self.free, self.control_dim, Sparsity.banded(self.free).csr
+    def _sparsity(self, B: sp.csr_matrix) -> po.StepPattern:
+        n, m, band = self.free, self.control_dim, po.Sparsity.banded(self.free).csr
         C = sp.vstack([sp.csr_matrix((n, m)), sp.hstack([B, B]) if self.trapezoidal else B])
         W = sp.lil_matrix((4 * n + m, 4 * n + m))  # over [u_old | v_old | u_new | v_new | z]
         old, new = slice(0, n), slice(2 * n, 3 * n)
@@ -103,12 +98,12 @@ class KleinGordon(TimeDependentConstraint):
         else:
             W[old, old] = W[old, new] = W[new, old] = W[new, new] = band
         both = sp.bmat([[band, band], [band, band]])
-        return StepPattern(both, both, C, W)
+        return po.StepPattern(both, both, C, W)
 
     def initial_state(self, p: Tensor) -> Tensor:
         return with_zeros(self.nodes[1:-1])
 
-    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
+    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> Tensor:
         dt = steps.dt[:, None]
         (u0, v0), (u1, v1) = self.on_all_nodes(u_old, steps.t_old), self.on_all_nodes(u_new, steps.t_new)
         slip = (u1 - u0 - 0.5 * dt * (v0 + v1))[:, 1:-1]
@@ -156,7 +151,7 @@ class KleinGordon(TimeDependentConstraint):
         """(lam.N)''(u) d for lam and d on the free nodes: N'(d) lam, as N is quadratic."""
         return stencil(self.nonlinear_bands(pad(d)), pad(lam))
 
-    def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> KleinGordonJacobian:
+    def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> KleinGordonJacobian:
         dt = steps.dt[:, None, None]
         (u0, _), (u1, _) = self.on_all_nodes(u_old, steps.t_old), self.on_all_nodes(u_new, steps.t_new)
         bands = self.g * self.nonlinear_bands(self.stages(u0, u1))
@@ -169,7 +164,7 @@ class KleinGordon(TimeDependentConstraint):
         return KleinGordonJacobian(self, (u_old, u_new, z), steps, self.pattern, values)
 
 
-class KleinGordonJacobian(SparseStepJacobian):
+class KleinGordonJacobian(po.SparseStepJacobian):
     """The step Jacobian with its second derivatives, which are those of N."""
 
     def hvp(
@@ -264,23 +259,23 @@ class KleinGordonCase:
     name = "klein_gordon"
 
     def __init__(self, settings: KleinGordonSettings, comm: Any = None) -> None:
-        check(settings)
+        po.check(settings)
         cubic = settings.variant == "cubic"
         self.T = (1.0 if cubic else 12.0) if settings.T is None else settings.T
         self.parameters = {**asdict(settings), "T": self.T}
-        grid = TimeGrid.uniform(settings.nt, self.T, comm)
+        grid = po.TimeGrid.uniform(settings.nt, self.T, comm)
         if cubic:
             self.constraint: KleinGordon = CubicKleinGordon(settings.nx + 1, settings.g)
         else:
             self.constraint = KleinGordon(settings.nx, settings.g)
         free = self.constraint.free
         target = self.target = partial(zero if cubic else swinging, self.constraint.nodes, self.T)
-        tracking = Tracking(lambda t: target(t)[:, 1:-1], self.constraint.tracked_mass, np.arange(free))
-        objective = tracking + ControlCost(settings.alpha, self.constraint.control_mass)
-        control_map = ControlMap.nodal(grid, free + 2) if cubic else None
-        self.problem = ControlProblem(self.constraint, objective, grid, control_map)
+        tracking = po.Tracking(lambda t: target(t)[:, 1:-1], self.constraint.tracked_mass, np.arange(free))
+        objective = tracking + po.ControlCost(settings.alpha, self.constraint.control_mass)
+        control_map = po.ControlMap.nodal(grid, free + 2) if cubic else None
+        self.problem = po.ControlProblem(self.constraint, objective, grid, control_map)
 
-    def arrays(self, result: Result) -> dict[str, np.ndarray] | None:
+    def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
         """x, t, and over all nodes: target, state u, velocity v, control, multipliers; on rank 0.
 
         `multiplier` is that of the second equation, `multiplier_u` that of the first; both (nt, elements + 1).
@@ -306,18 +301,19 @@ class KleinGordonCase:
         }
         return {name: part.numpy() for name, part in tensors.items()} | {"objective": np.array(result.objective)}
 
-    def panels(self, arrays: dict[str, np.ndarray]) -> list[Panel]:
+    def panels(self, arrays: dict[str, np.ndarray]) -> list[list[Panel]]:
         """Target, state and control over space-time."""
-        extent = (self.constraint.left, self.constraint.right, 0.0, self.T)
-        return [Panel(name, arrays[name], extent) for name in ("target", "state", "control")]
+        return [space_time(arrays, (self.constraint.left, self.constraint.right, 0.0, self.T))]
+
+
+OPTIONS = [*sections(KleinGordonSettings), *case.OPTIONS]
 
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Solve the problem of the options and return the objective."""
-    with script.command_line(argv, __doc__, (KleinGordonSettings, "Klein-Gordon")):
-        settings = read(KleinGordonSettings)
-        return script.run(KleinGordonCase(settings), read(script.ScriptSettings))
+    with command_line(argv, __doc__, OPTIONS):
+        return case.run(KleinGordonCase(po.read(KleinGordonSettings)))
 
 
 if __name__ == "__main__":
-    script.start(main)
+    start(main)

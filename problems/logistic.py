@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,20 +22,16 @@ import torch
 from mpi4py import MPI
 from petsc4py import PETSc
 
-from nn_adapters.data import datasets, formats, sources
-from nn_adapters.losses.logistic import LogisticLoss
-from pdeopt.control.checkpoint import replace_file
-from pdeopt.core.errors import InputError, on_root
-from pdeopt.core.monitor import Result
-from pdeopt.core.options import require_all_read
-from pdeopt.core.settings import Settings, read, setting
-from pdeopt.optimize.descent.astrom import ASTROM
-from pdeopt.optimize.descent.minimizer import Minimizer
-from pdeopt.optimize.descent.mlvr import MLVR
-from pdeopt.optimize.descent.quasinewton import LBFGS
-from pdeopt.optimize.descent.trust import TrustRegionMinimizer
-from problems.shared import case as script
-from problems.shared import report
+import nn_adapters as nna
+import pdeopt as po
+from nn_adapters.data import read_libsvm, verify_checksum
+from nn_adapters.data.sources import SHA256
+from pdeopt.core import sections
+from pdeopt.optimize.descent import Minimizer
+from problems.shared import pictures
+from problems.shared.command_line import command_line, start
+from problems.shared.files import DataFiles, ReportFiles, check_targets, choose, write_report
+from problems.shared.optimizers import Optimizers
 
 #: Settings of MLVR that are other methods.
 SVRG = {
@@ -52,59 +47,68 @@ SARAH = SVRG | {"reference": "previous"}
 SSN = {"levels": 2, "coarse": "newton", "redraw": "cycle", "memory": 0, "nested": 0, "sampling": "uniform"}
 
 #: Optimizers by name, with defaults that differ from their own.
-OPTIMIZERS: dict[str, tuple[type[Minimizer], dict[str, Any]]] = {
-    "astrom": (ASTROM, {}),
-    "tr": (TrustRegionMinimizer, {"model": "hvp", "cg_max_it": 500}),
-    "mlvr": (MLVR, {}),
-    "svrg": (MLVR, SVRG),
-    "sarah": (MLVR, SARAH),
-    "ssn": (MLVR, SSN),
-    "lbfgs": (LBFGS, {}),
-}
+OPTIMIZERS = Optimizers(
+    {
+        "astrom": (po.ASTROM, {}),
+        "tr": (po.TrustRegionMinimizer, {"model": "hvp", "cg_max_it": 500}),
+        "mlvr": (po.MLVR, {}),
+        "svrg": (po.MLVR, SVRG),
+        "sarah": (po.MLVR, SARAH),
+        "ssn": (po.MLVR, SSN),
+        "lbfgs": (po.LBFGS, {}),
+    }
+)
 
 
 @dataclass(frozen=True)
-class LogisticSettings(Settings):
-    """The problem, and which optimizer solves it."""
+class LogisticSettings(po.Settings):
+    """Logistic regression: the problem, and which optimizer solves it."""
 
-    data: str = setting("generated", "australian, mnist49, generated, or a file in the format of LIBSVM")
-    data_dir: str = setting("", "folder of data sets")
-    optimizer: str = setting("astrom", "method", choices=tuple(OPTIMIZERS))
-    regularization: float = setting(None, "lambda; by default 1 / samples", kind=float, at_least=0)
-    rtol: float = setting(1e-8, "tolerance of the gradient's norm, relative to the first", at_least=0)
-    seed: int = setting(0, "of the samples that are drawn, and of the generated set", at_least=0)
-    samples: int = setting(6000, "of the generated set", at_least=2)
-    features: int = setting(5000, "of the generated set", at_least=1)
-    decay: float = setting(1.25, "the generated features' principal deviations are as j^-decay", at_least=0)
-    noise: float = setting(0.05, "part of the generated labels that are turned round", at_least=0, at_most=0.5)
-    summary: str = setting("", "write a summary to this .json file")
+    data: str = po.setting(
+        "auto",
+        "australian, mnist49, generated, or a file in the format of LIBSVM; auto: australian with -data_dir or -fetch, "
+        "else generated",
+    )
+    optimizer: str = po.setting("astrom", "method", choices=tuple(OPTIMIZERS))
+    regularization: float = po.setting(
+        None, "factor of the quadratic regularizer; by default 1 / samples", kind=float, at_least=0
+    )
+    rtol: float = po.setting(
+        1e-8, "tolerance of the gradient's norm, relative to the first; -opt_gtol, which is absolute, wins", at_least=0
+    )
+    seed: int = po.setting(0, "seed of the samples that are drawn, and of the generated set", at_least=0)
+    samples: int = po.setting(6000, "samples of the generated set", at_least=2)
+    features: int = po.setting(5000, "features of the generated set", at_least=1)
+    decay: float = po.setting(1.25, "the generated features' principal deviations are as j^-decay", at_least=0)
+    noise: float = po.setting(0.05, "part of the generated labels that are turned round", at_least=0, at_most=0.5)
 
 
-def load(settings: LogisticSettings) -> LogisticLoss:
+def load(settings: LogisticSettings, files: DataFiles) -> nna.LogisticLoss:
     """The loss of the data set that the settings name."""
-    if settings.data == "generated":
+    name = choose(settings.data, files, "australian", "generated")
+    if name == "generated":
         x, y = generate(settings.samples, settings.features, settings.decay, settings.noise, settings.seed)
-    elif settings.data == "mnist49":
-        data = datasets.load_dataset("mnist", settings.data_dir)
+    elif name == "mnist49":
+        data = nna.load_dataset("mnist", files.data_dir, files.fetch)
         kept = (data.y_train == 4) | (data.y_train == 9)
         x = data.x_train[kept].flatten(1).double().numpy()
         y = np.where(data.y_train[kept].numpy() == 9, 1.0, -1.0)
-    elif settings.data == "australian":
-        path = Path(settings.data_dir) / "libsvm" / "australian"
+    elif name == "australian":
+        path = Path(files.data_dir) / "libsvm" / "australian"
         if not path.exists():
-            raise InputError("-data_dir", settings.data_dir or "none", "a folder with libsvm/australian")
-        formats.verify_checksum(path, sources.SHA256["libsvm/australian"])
-        x, y = formats.read_libsvm(path, 14)
+            raise po.InputError("-data_dir", files.data_dir or "none", "a folder with libsvm/australian")
+        verify_checksum(path, SHA256["libsvm/australian"])
+        x, y = read_libsvm(path, 14)
         x = 2.0 * (x - x.min(0)) / np.ptp(x, axis=0) - 1.0  # as LIBSVM's `australian_scale`
-    elif Path(settings.data).is_file():
-        x, label = formats.read_libsvm(settings.data)
+    elif Path(name).is_file():
+        x, label = read_libsvm(name)
         classes = np.unique(label)
         if len(classes) != 2:
-            raise InputError(f"labels of {settings.data}", f"{len(classes)} classes", "two")
+            raise po.InputError(f"labels of {name}", f"{len(classes)} classes", "two")
         y = np.where(label == classes[1], 1.0, -1.0)
     else:
-        raise InputError("-data", settings.data, "australian | mnist49 | generated | a file")
-    return LogisticLoss(x, y, settings.regularization)
+        raise po.InputError("-data", name, "auto | australian | mnist49 | generated | a file")
+    return nna.LogisticLoss(x, y, settings.regularization)
 
 
 def generate(samples: int, features: int, decay: float, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,42 +124,47 @@ def generate(samples: int, features: int, decay: float, noise: float, seed: int)
     return scipy.fft.idct(z, norm="ortho", axis=1, overwrite_x=True), y
 
 
-def minimizer(optimizer: str, loss: LogisticLoss, **defaults: Any) -> Minimizer:
+def minimizer(optimizer: str, loss: nna.LogisticLoss, **defaults: Any) -> Minimizer:
     """The optimizer of this name; options win over `defaults`, and those over the optimizer's own."""
-    cls, own = OPTIMIZERS[optimizer]
     if optimizer in ("svrg", "sarah"):
-        own = own | {"steps": loss.samples}
-    return cls(loss, **(own | defaults))
+        defaults = {"steps": loss.samples, **defaults}
+    return OPTIMIZERS.make(optimizer, loss, **defaults)
+
+
+OPTIONS = [
+    *sections(LogisticSettings),
+    *OPTIMIZERS.options(LogisticSettings().optimizer),
+    *sections(DataFiles),
+    *sections(ReportFiles),
+]
 
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Minimize from zero; the loss that was reached."""
-    with script.command_line(argv, __doc__, (LogisticSettings, "Logistic regression")):
-        settings = read(LogisticSettings)
-        report.check_targets(MPI.COMM_WORLD, settings)
-        loss = load(settings)
-        start = torch.zeros(loss.size, dtype=torch.float64)
-        first = loss.norm(loss.value_and_gradient(start)[1])
-        seeded = {} if settings.optimizer == "lbfgs" else {"seed": settings.seed}
-        solver = minimizer(settings.optimizer, loss, gtol=settings.rtol * first, **seeded)
-        require_all_read()
+    with command_line(argv, __doc__, OPTIONS):
+        settings, files, report = po.read(LogisticSettings), po.read(DataFiles), po.read(ReportFiles)
+        check_targets(MPI.COMM_WORLD, report)
+        loss = load(settings, files)
+        x = torch.zeros(loss.size, dtype=torch.float64)
+        first = loss.norm(loss.value_and_gradient(x)[1])
+        solver = minimizer(settings.optimizer, loss, gtol=settings.rtol * first, seed=settings.seed)
+        po.require_all_read()
         begin = time.perf_counter()
-        result = solver.minimize(start)
+        result = solver.minimize(x)
         seconds = time.perf_counter() - begin
         last, accuracy = result.history[-1], loss.accuracy(result.design)
+        data = choose(settings.data, files, "australian", "generated")
         PETSc.Sys.Print(
-            f"logistic, {settings.data}, {settings.optimizer}: loss {last.objective:.12g}, gradient "
+            f"logistic, {data}, {settings.optimizer}: loss {last.objective:.12g}, gradient "
             f"{last.optimality / first:.1e} of the first, accuracy {accuracy:.4f}; {result.message}; "
             f"work {last.work:.1f} ({seconds:.1f} s)"
         )
-        if settings.summary:
-            found = summary(settings, solver, result, first, accuracy) | {"seconds": seconds}
-            text = json.dumps(report._json(found), indent=2) + "\n"
-            on_root(MPI.COMM_WORLD, lambda: replace_file(settings.summary, text.encode()))
+        found = summary(settings, solver, result, first, accuracy) | {"seconds": seconds}
+        write_report(MPI.COMM_WORLD, report, found, lambda: _picture(f"{data}, {settings.optimizer}", result, first))
         return float(last.objective)
 
 
-def summary(settings: LogisticSettings, solver: Minimizer, result: Result, first: float, accuracy: float) -> Any:
+def summary(settings: LogisticSettings, solver: Minimizer, result: po.Result, first: float, accuracy: float) -> Any:
     """What the summary file holds."""
     last = result.history[-1]
     return {
@@ -174,5 +183,21 @@ def summary(settings: LogisticSettings, solver: Minimizer, result: Result, first
     }
 
 
+def _picture(title: str, result: po.Result, first: float) -> Any:
+    """Loss above the least one and gradient over the work."""
+    history = result.history
+    work, loss = np.array(history["work"]), np.array(history["objective"])
+    figure = pictures.new_figure(9.0, 3.6)
+    left, right = figure.subplots(1, 2)
+    left.semilogy(work[:-1], loss[:-1] - loss.min(), ".-", nonpositive="mask")
+    left.set(title="loss - least loss of the run", xlabel="work in full gradients")
+    right.semilogy(work, np.array(history["optimality"]) / first, ".-", nonpositive="mask")
+    right.set(title="norm of the gradient, relative to the first", xlabel="work in full gradients")
+    for axis in (left, right):
+        axis.grid(True, alpha=0.3)
+    figure.suptitle(f"logistic regression, {title}")
+    return figure
+
+
 if __name__ == "__main__":
-    script.start(main)
+    start(main)

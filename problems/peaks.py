@@ -13,62 +13,58 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nn_adapters.data.dataset import Dataset
-from nn_adapters.data.generated import peaks
-from nn_adapters.layers.blocks import ACTIVATIONS, activation, dense
-from nn_adapters.layers.layerparallel import LayerParallel
-from pdeopt.core.settings import Settings, setting
-from pdeopt.steps.mgrit import MgritSettings
-from problems.shared import layer_training as training
-from problems.shared.case import start
+import nn_adapters as nna
+import pdeopt as po
+from nn_adapters.data import peaks
+from problems.shared.command_line import start
+from problems.shared.layer_training import LayerTraining
 
 
 @dataclass(frozen=True)
-class PeaksSettings(Settings):
+class PeaksSettings(po.Settings):
     """The network."""
 
-    layers: int = setting(256, "layers", at_least=1)
-    width: int = setting(8, "channels", at_least=1)
-    Tf: float = setting(5.0, "time of the layers", above=0)
-    initial: float = setting(
+    layers: int = po.setting(256, "layers", at_least=1)
+    width: int = po.setting(8, "channels", at_least=1)
+    Tf: float = po.setting(5.0, "time of the layers", above=0)
+    initial: float = po.setting(
         1e-2, "factor of the layers' first weights: small ones are smooth from layer to layer", at_least=0
     )
-    activation: str = setting("tanh", "activation", choices=tuple(ACTIVATIONS))
+    activation: str = po.setting("tanh", "activation", choices=tuple(nna.ACTIVATIONS))
 
 
 class Classifier(nn.Module):
     """Opening layer, layers of one width, closing layer."""
 
-    def __init__(self, features: int, classes: int, settings: Any, comm: Any, mgrit: MgritSettings) -> None:
+    def __init__(self, settings: PeaksSettings, comm: Any, mgrit: nna.MgritSettings, data: nna.Dataset) -> None:
         super().__init__()
-        self.opening = nn.Sequential(nn.Linear(features, settings.width), activation(settings.activation))
-        self.layers = LayerParallel(
-            comm, lambda: dense(settings.width, settings.activation), settings.layers, settings.Tf, mgrit
+        features = data.x_train.shape[1]
+        self.opening = nn.Sequential(nn.Linear(features, settings.width), nna.activation(settings.activation))
+        self.layers = nna.LayerParallel(
+            comm, lambda: nna.dense(settings.width, settings.activation), settings.layers, settings.Tf, mgrit
         )
         self.layers.scale(settings.initial)
-        self.closing = nn.Linear(settings.width, classes)
+        self.closing = nn.Linear(settings.width, data.classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.closing(self.layers(self.opening(x)))  # type: ignore[no-any-return]
 
 
+#: Options and defaults: cycles are added where the gradient's error is above a tenth.
+SCRIPT = LayerTraining(
+    "peaks",
+    __doc__,
+    PeaksSettings,
+    data=lambda own, files, seed: peaks(seed),
+    make=Classifier,
+    defaults={nna.TrainingSettings: {"epochs": 60, "batch": 200, "lr": 2e-2, "bias_every": 50, "bias_limit": 0.1}},
+)
+OPTIONS = SCRIPT.options
+
+
 def main(argv: Sequence[str] | None = None) -> float:
     """Train; the test accuracy of the weights run serially."""
-
-    def make(settings: PeaksSettings, comm: Any, mgrit: MgritSettings, data: Dataset) -> nn.Module:
-        return Classifier(2, data.classes, settings, comm, mgrit)
-
-    return training.main(
-        "peaks",
-        __doc__,
-        PeaksSettings,
-        lambda own, output, seed: peaks(seed),
-        make,
-        argv,
-        epochs=60,
-        batch=500,
-        lr=1e-2,
-    )
+    return SCRIPT.run(argv)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from problems.shared import pinn_training as pinn_run
-from problems.shared.case import start
+from problems.shared import pinn_training
+from problems.shared.command_line import start
+
+OPTIONS = pinn_training.options("klein_gordon")
 
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Train; the relative error of the result."""
-    return pinn_run.main("klein_gordon", __doc__, argv)
+    return pinn_training.main("klein_gordon", __doc__, argv)
 
 
 if __name__ == "__main__":

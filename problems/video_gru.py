@@ -14,34 +14,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nn_adapters.data.dataset import Dataset
-from nn_adapters.data.generated import moving_shapes
-from nn_adapters.layers.recurrent import GRUParallel, sum_gradient_over_ranks
-from pdeopt.core.errors import InputError
-from pdeopt.core.settings import Settings, setting
-from pdeopt.steps.mgrit import MgritSettings
-from problems.shared import layer_training as training
-from problems.shared.case import start
+import nn_adapters as nna
+import pdeopt as po
+from nn_adapters.data import moving_shapes
+from problems.shared.command_line import start
+from problems.shared.files import DataFiles
+from problems.shared.layer_training import LayerTraining
 
 
 @dataclass(frozen=True)
-class VideoSettings(Settings):
+class VideoSettings(po.Settings):
     """The network and its videos."""
 
-    frames: str = setting("", "folder CLASS/VIDEO/frame files; default generated moving shapes")
-    length: int = setting(16, "frames of a video that are used, evenly spaced", at_least=2)
-    size: int = setting(16, "pixels of a frame's sides", at_least=8)
-    videos: int = setting(600, "generated videos", at_least=10)
-    features: int = setting(32, "features of a frame", at_least=1)
-    hidden: int = setting(64, "hidden units", at_least=1)
-    gru_layers: int = setting(1, "stacked units", at_least=1)
-    kind: str = setting("implicit", "unit", choices=("implicit", "classic"))
+    frames: str = po.setting("", "folder CLASS/VIDEO/frame files; default generated moving shapes")
+    length: int = po.setting(16, "frames of a video that are used, evenly spaced", at_least=2)
+    size: int = po.setting(16, "pixels of a frame's sides", at_least=8)
+    videos: int = po.setting(600, "generated videos", at_least=10)
+    features: int = po.setting(32, "features of a frame", at_least=1)
+    hidden: int = po.setting(64, "hidden units", at_least=1)
+    gru_layers: int = po.setting(1, "stacked units", at_least=1)
+    kind: str = po.setting("implicit", "unit", choices=("implicit", "classic"))
 
 
 class Classifier(nn.Module):
     """Encoder of frames, GRU, closing layer; a rank encodes the frames of its steps only."""
 
-    def __init__(self, data: Dataset, settings: VideoSettings, comm: Any, mgrit: MgritSettings) -> None:
+    def __init__(self, settings: VideoSettings, comm: Any, mgrit: nna.MgritSettings, data: nna.Dataset) -> None:
         super().__init__()
         _, length, channels, height, width = data.x_train.shape
         self.encoder = nn.Sequential(
@@ -53,11 +51,11 @@ class Classifier(nn.Module):
             nn.Linear(16 * -(-height // 4) * -(-width // 4), settings.features),
             nn.ReLU(),
         )
-        self.gru = GRUParallel(
+        self.gru = nna.GRUParallel(
             comm, settings.features, settings.hidden, length, settings.gru_layers, settings.kind, mgrit
         )
         for parameter in self.encoder.parameters():
-            sum_gradient_over_ranks(parameter, self.gru.grid.mpi)
+            nna.sum_gradient_over_ranks(parameter, self.gru.grid.mpi)
         self.closing = nn.Linear(settings.hidden, data.classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,20 +64,20 @@ class Classifier(nn.Module):
         return self.closing(self.gru.from_rows(rows))  # type: ignore[no-any-return]
 
 
-def read_frames(folder: str, length: int, size: int, seed: int) -> Dataset:
+def read_frames(folder: str, length: int, size: int, seed: int) -> nna.Dataset:
     """Videos as folders of image files, one folder a class; every fifth video of a class is for testing."""
     from matplotlib.image import imread
 
     classes = sorted(path for path in Path(folder).iterdir() if path.is_dir()) if Path(folder).is_dir() else []
     if len(classes) < 2:
-        raise InputError("-frames", folder, "a folder of at least two classes, CLASS/VIDEO/frames")
+        raise po.InputError("-frames", folder, "a folder of at least two classes, CLASS/VIDEO/frames")
     parts: tuple[list[Tensor], list[Tensor]] = ([], [])
     labels: tuple[list[int], list[int]] = ([], [])
     for label, place in enumerate(classes):
         for number, video in enumerate(sorted(path for path in place.iterdir() if path.is_dir())):
             files = sorted(path for path in video.iterdir() if path.suffix in (".png", ".jpg", ".jpeg"))
             if not files:
-                raise InputError("-frames", f"{video}, which has no frames", ".png or .jpg files")
+                raise po.InputError("-frames", f"{video}, which has no frames", ".png or .jpg files")
             picked = [files[i * len(files) // length] for i in range(length)]
             images = [torch.as_tensor(imread(file).copy(), dtype=torch.float32) for file in picked]
             images = [(im if im.dim() == 3 else im[..., None])[..., :3].permute(2, 0, 1) for im in images]
@@ -89,24 +87,37 @@ def read_frames(folder: str, length: int, size: int, seed: int) -> Dataset:
             parts[part].append(video_tensor)
             labels[part].append(label)
     if not parts[1]:
-        raise InputError("-frames", folder, "at least five videos of a class: the fifth of each is for testing")
+        raise po.InputError("-frames", folder, "at least five videos of a class: the fifth of each is for testing")
     x, y = [torch.stack(part) for part in parts], [torch.tensor(part) for part in labels]
-    return Dataset(Path(folder).name, x[0], y[0], x[1], y[1], len(classes))
+    return nna.Dataset(Path(folder).name, x[0], y[0], x[1], y[1], len(classes))
+
+
+def videos(own: VideoSettings, files: DataFiles, seed: int) -> nna.Dataset:
+    """The videos that the settings name."""
+    if own.frames:
+        return read_frames(own.frames, own.length, own.size, seed)
+    if files.data_dir or files.fetch:
+        raise po.InputError("-data_dir, -fetch", "no set of videos to read", "-frames FOLDER with CLASS/VIDEO/*.png")
+    return moving_shapes(own.videos, own.length, own.size, seed)
+
+
+SCRIPT = LayerTraining(
+    "video_gru",
+    __doc__,
+    VideoSettings,
+    data=videos,
+    make=Classifier,
+    defaults={
+        nna.TrainingSettings: {"epochs": 12, "batch": 50},
+        nna.MgritSettings: {"coarsening": "4", "cycles": 2, "relaxation": "FCF"},
+    },
+)
+OPTIONS = SCRIPT.options
 
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Train; the test accuracy of the weights run serially."""
-
-    def data(own: VideoSettings, output: training.OutputSettings, seed: int) -> Dataset:
-        if own.frames:
-            return read_frames(own.frames, own.length, own.size, seed)
-        return moving_shapes(own.videos, own.length, own.size, seed)
-
-    def make(settings: VideoSettings, comm: Any, mgrit: MgritSettings, data: Dataset) -> nn.Module:
-        return Classifier(data, settings, comm, mgrit)
-
-    mgrit = MgritSettings(coarsening="4", levels=2, cycles=2, relaxation="FCF")
-    return training.main("video_gru", __doc__ or "", VideoSettings, data, make, argv, mgrit, epochs=12, batch=50)
+    return SCRIPT.run(argv)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def rival(precision: str, steps: int) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from problems.shared.equations import CASES, VISCOSITY
+    from problems.shared.equations import EQUATIONS, VISCOSITY
 
     dde.config.set_default_float(precision)
     dde.config.set_random_seed(0)
@@ -84,7 +84,7 @@ def rival(precision: str, steps: int) -> dict[str, float]:
     model.compile("L-BFGS")
     model.train()
     seconds = time.process_time() - begin
-    case = CASES["burgers"]
+    case = EQUATIONS["burgers"]
     x = case.grid()
     exact = case.solution(x)
     found = torch.from_numpy(model.predict(x.numpy().astype(precision))[:, 0]).double()

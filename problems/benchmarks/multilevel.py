@@ -29,7 +29,8 @@ from pdeopt.optimize.descent.quasinewton import LBFGS
 from pdeopt.optimize.descent.rmtr import RMTR
 from problems.benchmarks.processes import Row, bar, measure, plain, show, table
 from problems.burgers import BurgersCase, BurgersSettings
-from problems.resnet_multilevel import OPTIMIZERS, Classification, FileSettings, ResNetSettings
+from problems.resnet_multilevel import OPTIMIZERS, Classification, ResNetSettings
+from problems.shared.files import DataFiles
 
 #: (loss, test accuracy) -> whether it is reached
 GOALS: dict[str, Callable[[float, float], bool]] = {
@@ -74,9 +75,9 @@ class Benchmark:
 
         def run(name: str, seed: int, share: float = 0.5, **words: Any) -> dict[str, tuple[float, float]]:
             settings = ResNetSettings(optimizer=name, seed=seed, coarse_samples=share)
-            problem = Classification(settings, FileSettings(self.data_dir))
-            kind, defaults = OPTIMIZERS[name]
-            return _reach(kind(problem.hierarchy, max_it=10_000, max_work=limit, **defaults, **words), problem)
+            problem = Classification(settings, DataFiles(self.data_dir))
+            optimizer = OPTIMIZERS.make(name, problem.hierarchy, max_it=10_000, max_work=limit, **words)
+            return _reach(optimizer, problem)
 
         return {
             "rmtr, 10 pairs": lambda seed: run("rmtr", seed),

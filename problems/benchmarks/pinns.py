@@ -30,7 +30,7 @@ from pdeopt.optimize.descent.minimizer import Minimizer
 from pdeopt.optimize.descent.quasinewton import LBFGS, SSBroyden
 from pdeopt.optimize.descent.schwarz import SPQN
 from problems.benchmarks.processes import Row, bar, execute, measure, plain, table
-from problems.shared.equations import CASES
+from problems.shared.equations import EQUATIONS
 
 #: The defaults of the scripts: three levels of points, one sweep of local solves at the start, dense matrices in both.
 BEST = ["-optimizer", "spqn"]
@@ -148,7 +148,7 @@ class Benchmark:
     def equal(self) -> list[Row]:
         """Dense matrices with and without local solves, with and without levels, at equal work."""
         rows, work = [], 40 if self.quick else 250
-        for problem in CASES:
+        for problem in EQUATIONS:
             errors: dict[str, float] = {}
             for name, words in PARTS.items():
                 words = [*words, *SMALL, "-max_gradients", "0", "-opt_max_work", str(work), "-seed"]
@@ -165,7 +165,7 @@ class Benchmark:
         bad, runs = 0, 0
         points, kinds = self.points, (ADDITIVE, MULTIPLICATIVE, BEST, DENSE)
         self.points = min(points, 1000)
-        for problem in CASES:
+        for problem in EQUATIONS:
             for seed in range(2 if self.quick else 10):
                 words = [*kinds[seed % len(kinds)], "-max_gradients", 100 if self.quick else 600, "-seed", seed]
                 found = self.train(problem, *words, *SMALL)
@@ -176,7 +176,7 @@ class Benchmark:
 
     def overhead(self) -> list[Row]:
         """Time outside the function, in that inside."""
-        function = CASES["burgers"].function(points=self.points, layers=8, width=20, body="resnet", adaptive=True)
+        function = EQUATIONS["burgers"].function(points=self.points, layers=8, width=20, body="resnet", adaptive=True)
         limit = 5 if self.quick else 60
         methods: dict[str, Minimizer] = {
             "L-BFGS, 10 pairs": LBFGS(function, max_gradients=limit),

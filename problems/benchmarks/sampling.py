@@ -24,6 +24,7 @@ from pdeopt.core.monitor import History, Result
 from pdeopt.optimize.descent.minimizer import Minimizer
 from problems.benchmarks.processes import Row, bar, measure, plain, show, table
 from problems.logistic import LogisticSettings, load, minimizer
+from problems.shared.files import DataFiles
 
 #: Tolerances of the two cases.
 ASTROM_RTOL, MLVR_RTOL = 1e-6, 1e-8
@@ -49,7 +50,7 @@ class Problem:
 
     def __init__(self, name: str, data_dir: str, quick: bool) -> None:
         sizes = {"samples": 600, "features": 500} if quick else {}
-        self.name, self.loss = name, load(LogisticSettings(data=name, data_dir=data_dir, **sizes))
+        self.name, self.loss = name, load(LogisticSettings(data=name, **sizes), DataFiles(data_dir))
         self.start = torch.zeros(self.loss.size, dtype=torch.float64)
         self.first = self.loss.norm(self.loss.value_and_gradient(self.start)[1])
 

@@ -10,15 +10,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from nn_adapters.pinn.loss import PINN
-from nn_adapters.pinn.network import Network
-from nn_adapters.pinn.points import POINT_SAMPLERS, Intervals, into_box
-from nn_adapters.pinn.terms import Field, Residual, Term
+import nn_adapters as nna
 from problems.shared import references
 
 
 @dataclass(frozen=True)
-class Case:
+class Equation:
     """An equation on a box with values on its boundary, which u = lift + factor net has by construction.
 
     Attributes:
@@ -33,11 +30,11 @@ class Case:
 
     name: str
     names: str
-    box: Intervals
-    residual: Residual
+    box: nna.Intervals
+    residual: nna.Residual
     derivatives: tuple[str, ...]
-    lift: Field
-    factor: Field
+    lift: nna.Field
+    factor: nna.Field
     solution: Callable[[Tensor], Tensor]
     layers: int
     width: int
@@ -54,30 +51,30 @@ class Case:
         slope_scale: float = 1.0,
         sampler: str = "hammersley",
         seed: int = 0,
-    ) -> PINN:
+    ) -> nna.PINN:
         """The loss of a network for this equation; the defaults are the published ones."""
-        network = Network(
+        network = nna.Network(
             len(self.box), (width or self.width,) * (layers or self.layers), body, activation, adaptive, slope_scale
         )
-        term = Term(POINT_SAMPLERS[sampler](points, self.box, seed), self.residual, self.derivatives)
-        return PINN(network, [term], self.names, self.lift, self.factor)
+        term = nna.Term(nna.POINT_SAMPLERS[sampler](points, self.box, seed), self.residual, self.derivatives)
+        return nna.PINN(network, [term], self.names, self.lift, self.factor)
 
     def grid(self, shape: tuple[int, int] = (256, 101)) -> Tensor:
         """Nodes of a grid on the box, (n, 2)."""
         unit = torch.cartesian_prod(*(torch.linspace(0.0, 1.0, n, dtype=torch.float64) for n in shape))
-        return into_box(self.box, unit)
+        return nna.into_box(self.box, unit)
 
-    def relative_error(self, pinn: PINN, theta: Tensor) -> float:
+    def relative_error(self, pinn: nna.PINN, theta: Tensor) -> float:
         """|u - u*| / |u*| over the nodes of the grid."""
         x, exact = _solution(self)
         return float((pinn.predict(theta, x) - exact).norm() / exact.norm())
 
 
 @cache
-def _solution(case: Case) -> tuple[Tensor, Tensor]:
+def _solution(equation: Equation) -> tuple[Tensor, Tensor]:
     """The nodes of the grid, and the solution there."""
-    x = case.grid()
-    return x, case.solution(x)
+    x = equation.grid()
+    return x, equation.solution(x)
 
 
 VISCOSITY = 0.01 / math.pi
@@ -118,10 +115,10 @@ def _phase_lift(x: Tensor) -> Tensor:
 #: By name. Much depends on lift and factor: initial values that decay in time leave the network less to take away; a
 #: factor that grows over a long time would weigh its end most; one that falls in the width of a boundary layer, 0.01,
 #: spares the network the layer.
-CASES: dict[str, Case] = {
-    case.name: case
-    for case in (
-        Case(
+EQUATIONS: dict[str, Equation] = {
+    equation.name: equation
+    for equation in (
+        Equation(
             "burgers",
             "xt",
             ((-1.0, 1.0), (0.0, 1.0)),
@@ -134,7 +131,7 @@ CASES: dict[str, Case] = {
             20,
             8,
         ),
-        Case(
+        Equation(
             "klein_gordon",
             "xt",
             ((-1.0, 1.0), (0.0, 12.0)),
@@ -147,7 +144,7 @@ CASES: dict[str, Case] = {
             50,
             6,
         ),
-        Case(
+        Equation(
             "diffusion_transport",
             "xy",
             ((0.0, 1.0), (0.0, 1.0)),
@@ -160,7 +157,7 @@ CASES: dict[str, Case] = {
             50,
             10,
         ),
-        Case(
+        Equation(
             "allen_cahn",
             "xt",
             ((-1.0, 1.0), (0.0, 1.0)),

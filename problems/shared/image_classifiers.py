@@ -1,54 +1,49 @@
-"""What the image classifiers trained by APTS share: command line, rivals, accuracies on the way, summary."""
+"""What the image classifiers trained by APTS share: options, rivals, accuracies on the way, summary."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from nn_adapters.data.dataset import Dataset
-from nn_adapters.data.datasets import load_dataset
-from nn_adapters.losses.network import NetworkLoss
-from pdeopt.control.checkpoint import replace_file
-from pdeopt.core.errors import on_root
-from pdeopt.core.options import require_all_read
-from pdeopt.core.settings import Settings, read, setting
-from pdeopt.core.team import BACKENDS, Team, team_of
-from pdeopt.optimize.descent.apts import APTS, APTSSettings
-from pdeopt.optimize.descent.minimizer import StopSettings
-from pdeopt.optimize.descent.quasinewton import LBFGS, LBFGSSettings
-from pdeopt.optimize.descent.trust import TrustRegionMinimizer, TrustSettings
-from problems.shared import report
-from problems.shared.case import command_line
-from problems.shared.layer_training import OutputSettings
+import nn_adapters as nna
+import pdeopt as po
+from pdeopt.core import Section, Team, on_root, sections, team_of
+from pdeopt.core.team import BACKENDS
+from pdeopt.optimize.descent import StopSettings
+from problems.shared import pictures
+from problems.shared.command_line import command_line
+from problems.shared.files import DataFiles, ReportFiles, check_targets, write_report
+from problems.shared.optimizers import Optimizers
 
-MINIMIZERS: dict[str, type] = {"apts": APTS, "tr": TrustRegionMinimizer, "lbfgs": LBFGS}
 #: Settings of the trust-region methods that differ from their defaults: the same for all data.
 STOCHASTIC = {"model": "first", "batch": 100}
 #: A step of a whole batch after the parts costs work and gains nothing here.
 STOCHASTIC_APTS = STOCHASTIC | {"global_it": 0}
 
+METHODS = {"apts": (po.APTS, STOCHASTIC_APTS), "tr": (po.TrustRegionMinimizer, STOCHASTIC), "lbfgs": (po.LBFGS, {})}
+
 
 @dataclass(frozen=True)
-class ClassifierSettings(Settings):
+class ClassifierSettings(po.Settings):
     """Data, network and optimizer."""
 
-    data: str = setting("mnist", "data set", choices=("mnist", "fashion_mnist", "digits", "cifar10"))
-    samples: int = setting(10_000, "training samples at most, those for validation with them; 0 for all", at_least=0)
-    validation: float = setting(0.1, "part of them that choose the best weights of the run", above=0, at_most=0.5)
-    optimizer: str = setting("apts", "optimizer", choices=(*MINIMIZERS, "sgd", "adam"))
-    lr: float = setting(0.03, "learning rate of sgd and adam", above=0)
-    batch: int = setting(100, "samples of a batch of sgd and adam", at_least=1)
-    precision: str = setting("single", "of the network's evaluation", choices=("single", "double"))
-    backend: str = setting("mpi", "processes that share the parts: mpiexec, or torchrun", choices=BACKENDS)
-    seed: int = setting(0, "of the first weights, and of the order of the samples")
+    data: str = po.setting("mnist", "data set", choices=("mnist", "fashion_mnist", "digits", "cifar10"))
+    samples: int = po.setting(10_000, "training samples at most, those for validation with them; 0 for all", at_least=0)
+    validation: float = po.setting(
+        0.1, "share of those samples that choose the best weights of the run", above=0, at_most=0.5
+    )
+    optimizer: str = po.setting("apts", "APTS or a rival", choices=(*METHODS, "sgd", "adam"))
+    lr: float = po.setting(0.03, "learning rate of sgd and adam", above=0)
+    batch: int = po.setting(100, "samples of a batch of sgd and adam", at_least=1)
+    precision: str = po.setting("single", "precision of the network's evaluation", choices=("single", "double"))
+    backend: str = po.setting("mpi", "processes that share the parts: mpiexec, or torchrun", choices=BACKENDS)
+    seed: int = po.setting(0, "seed of the first weights, and of the order of the samples")
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ class Accuracies:
     """Accuracies of the weights, twenty times in a run."""
 
     def __init__(
-        self, loss: NetworkLoss, validation: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], max_work: float
+        self, loss: nna.NetworkLoss, validation: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], max_work: float
     ) -> None:
         self.loss, self._sets, self._every = loss, (validation, test), max_work / 20
         self.marks: list[Mark] = []
@@ -80,12 +75,12 @@ class Accuracies:
         return max(self.marks, key=lambda mark: mark.validation)
 
 
-def accuracy(loss: NetworkLoss, theta: Tensor, x: Tensor, y: Tensor) -> float:
+def accuracy(loss: nna.NetworkLoss, theta: Tensor, x: Tensor, y: Tensor) -> float:
     """Share of the samples that these weights classify rightly."""
     return float((loss.predict(theta, x).argmax(1) == y.to(loss.x.device)).double().mean())
 
 
-def split(data: Dataset, settings: ClassifierSettings) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def split(data: nna.Dataset, settings: ClassifierSettings) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Samples and classes for training, validation and test; each pixel's channel has mean 0 and deviation 1."""
     count = min(settings.samples or len(data.x_train), len(data.x_train))
     first = count - max(1, round(settings.validation * count))
@@ -96,7 +91,7 @@ def split(data: Dataset, settings: ClassifierSettings) -> tuple[list[Tensor], li
 
 
 def gradient_method(
-    loss: NetworkLoss, settings: ClassifierSettings, max_work: float, watch: Callable[[Tensor], None]
+    loss: nna.NetworkLoss, settings: ClassifierSettings, max_work: float, watch: Callable[[Tensor], None]
 ) -> Tensor:
     """PyTorch's SGD with momentum 0.9, or Adam, on batches, until the work is done."""
     theta = loss.parameters().requires_grad_()
@@ -114,118 +109,107 @@ def gradient_method(
                 return theta.detach()
 
 
-def train(
-    network: nn.Module,
-    data: Dataset,
-    settings: ClassifierSettings,
-    stop: StopSettings,
-    team: Team | None,
-    own: Any = None,
-) -> tuple[Accuracies, Tensor, str]:
-    """Train within the work that `stop` allows; accuracies, last weights, and why it stopped.
+@dataclass(frozen=True)
+class ClassifierScript:
+    """A script that trains a classifier of images by APTS or a rival.
 
-    Args:
-        own: settings of the optimizer.
+    Attributes:
+        name, doc: of the script.
+        network: for the samples.
+        max_work: full gradients that a run may take, by default.
+        defaults: of its `ClassifierSettings`.
     """
-    training, validation, test = split(data, settings)
-    precision = torch.float32 if settings.precision == "single" else torch.float64
-    loss = NetworkLoss(network, nn.functional.cross_entropy, *training, precision=precision, chunk=1000)
-    watch = Accuracies(loss, (validation[0], validation[1]), (test[0], test[1]), stop.max_work)
-    if settings.optimizer in MINIMIZERS:
-        extra = {"team": team} if settings.optimizer != "lbfgs" else {}
-        minimizer = MINIMIZERS[settings.optimizer](loss, own, stop, **extra)
-        averaged = isinstance(minimizer, TrustRegionMinimizer)
+
+    name: str
+    doc: str | None
+    network: Callable[[nna.Dataset], nn.Module]
+    max_work: float
+    defaults: dict[str, Any]
+
+    @property
+    def optimizers(self) -> Optimizers:
+        """The optimizers beside those of PyTorch."""
+        return Optimizers(METHODS, stop={"max_work": self.max_work, "gtol": 0.0, "max_it": 2**31})
+
+    @property
+    def options(self) -> list[Section]:
+        """All that the script reads."""
+        own = sections(ClassifierSettings, **self.defaults)
+        return [*own, *self.optimizers.options("apts"), *sections(DataFiles), *sections(ReportFiles)]
+
+    def run(self, argv: Sequence[str] | None) -> float:
+        """Train as the options say; the test accuracy of the weights that are best in validation. Collective."""
+        with command_line(argv, self.doc, self.options):
+            settings, files = po.read(ClassifierSettings, **self.defaults), po.read(DataFiles)
+            report = po.read(ReportFiles)
+            stop = po.read(StopSettings, **self.optimizers.stop)
+            if settings.optimizer in METHODS:
+                self.optimizers.make(settings.optimizer)  # reads its options before the data come
+            po.require_all_read()
+            check_targets(MPI.COMM_WORLD, report)
+            team = team_of(settings.backend)
+            data = on_root(team, lambda: nna.load_dataset(settings.data, files.data_dir, files.fetch, settings.seed))
+            torch.manual_seed(settings.seed)
+            begin = time.perf_counter()
+            training, validation, test = split(data, settings)
+            precision = torch.float32 if settings.precision == "single" else torch.float64
+            mean = nn.functional.cross_entropy
+            loss = nna.NetworkLoss(self.network(data), mean, *training, precision=precision, chunk=1000)
+            watch = Accuracies(loss, (validation[0], validation[1]), (test[0], test[1]), stop.max_work)
+            theta, message, own = self._minimize(loss, settings, stop, team, watch)
+            watch(theta, last=True)
+            found = summary(self.name, watch, message, time.perf_counter() - begin, vars(settings) | own)
+            write_report(team, report, found, lambda: _picture(self.name, watch.marks))
+            if team.rank == 0:
+                _print(found)
+            return watch.best.test
+
+    def _minimize(
+        self, loss: nna.NetworkLoss, settings: ClassifierSettings, stop: StopSettings, team: Team, watch: Accuracies
+    ) -> tuple[Tensor, str, dict[str, Any]]:
+        """Train within the work that `stop` allows: last weights, why it stopped, settings of the optimizer."""
+        if settings.optimizer not in METHODS:
+            return gradient_method(loss, settings, stop.max_work, watch), "all work done", {}
+        minimizer: Any = self.optimizers.make(settings.optimizer, loss, team, seed=settings.seed)
+        averaged = settings.optimizer != "lbfgs"
         result = minimizer.minimize(
             loss.parameters(), observers=[lambda run, history: watch(run.mean if averaged else run.x)]
         )
-        theta, message = result.design, result.message
-    else:
-        theta, message = gradient_method(loss, settings, stop.max_work, watch), "all work done"
-    watch(theta, last=True)
-    return watch, theta, message
+        return result.design, result.message, vars(minimizer.settings)
 
 
-def main(
-    name: str,
-    doc: str,
-    network: Callable[[Dataset], nn.Module],
-    argv: Sequence[str] | None,
-    max_work: float,
-    **defaults: Any,
-) -> float:
-    """Train as the options say; the test accuracy of the weights that are best in validation. Collective."""
-    sections = [
-        (ClassifierSettings, name),
-        (APTSSettings, "APTS, -apts_*"),
-        (TrustSettings, "Trust region, -tr_*"),
-        (LBFGSSettings, "L-BFGS, -lbfgs_*"),
-        (StopSettings, "When to stop, -opt_*"),
-        (OutputSettings, "Files"),
-    ]
-    with command_line(argv, doc, *sections):
-        settings, output = read(ClassifierSettings, **defaults), read(OutputSettings)
-        stop = replace(read(StopSettings, max_work=max_work, gtol=0.0, max_it=2**31))
-        kind = MINIMIZERS.get(settings.optimizer)
-        words = {"apts": STOCHASTIC_APTS, "tr": STOCHASTIC}.get(settings.optimizer, {})
-        words = words | {"seed": settings.seed} if words else {}
-        own = None if kind is None else read(kind.Settings, **words)  # type: ignore[attr-defined]
-        require_all_read()
-        report.check_targets(MPI.COMM_WORLD, output)
-        team = team_of(settings.backend)
-        data = on_root(team, lambda: load_dataset(settings.data, output.data_dir, output.fetch, settings.seed))
-        torch.manual_seed(settings.seed)
-        begin = time.perf_counter()
-        watch, _, message = train(network(data), data, settings, stop, team, own)
-        seconds = time.perf_counter() - begin
-        if team.rank == 0:
-            write(name, output, watch, message, seconds, vars(settings) | ({} if own is None else vars(own)))
-        return watch.best.test
-
-
-def write(
-    name: str, output: OutputSettings, watch: Accuracies, message: str, seconds: float, parameters: dict[str, Any]
-) -> None:
-    """The summary, a picture where the options ask for it, and a line."""
+def summary(name: str, watch: Accuracies, message: str, seconds: float, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The run as values of JSON."""
     best, tally = watch.best, watch.loss.tally
-    if output.summary:
-        summary = {
-            "problem": name,
-            "test_accuracy": best.test,
-            "validation_accuracy": best.validation,
-            "last_test_accuracy": watch.marks[-1].test,
-            "work": tally.work,
-            "gradients": tally.gradients,
-            "values": tally.values,
-            "hessian_products": tally.hessian_products,
-            "message": message,
-            "seconds": seconds,
-            "history": [vars(mark) for mark in watch.marks],
-            "parameters": parameters,
-        }
-        replace_file(output.summary, (json.dumps(summary, indent=2) + "\n").encode())
-    if output.plot:
-        replace_file(output.plot, _picture(name, watch.marks, Path(output.plot).suffix))
-    print(
-        f"{name}: test accuracy {best.test:.4f} (validation {best.validation:.4f}), work {tally.work:.1f}, "
-        f"{tally.gradients} gradients of parts ({seconds:.1f} s): {message}",
-        flush=True,
-    )
+    return {
+        "problem": name,
+        "test_accuracy": best.test,
+        "validation_accuracy": best.validation,
+        "last_test_accuracy": watch.marks[-1].test,
+        "work": tally.work,
+        "gradients": tally.gradients,
+        "values": tally.values,
+        "hessian_products": tally.hessian_products,
+        "message": message,
+        "seconds": seconds,
+        "history": [vars(mark) for mark in watch.marks],
+        "parameters": parameters,
+    }
 
 
-def _picture(name: str, marks: list[Mark], ending: str) -> bytes:
-    import io
+def _print(found: dict[str, Any]) -> None:
+    accuracies = f"test accuracy {found['test_accuracy']:.4f} (validation {found['validation_accuracy']:.4f})"
+    calls = f"work {found['work']:.1f}, {found['gradients']} gradients of parts"
+    print(f"{found['problem']}: {accuracies}, {calls} ({found['seconds']:.1f} s): {found['message']}", flush=True)
 
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 3.6), layout="constrained")
+def _picture(name: str, marks: list[Mark]) -> Any:
+    """Accuracies over the work."""
+    figure = pictures.new_figure(5.0, 3.6)
     axis = figure.subplots()
     for kind in ("validation", "test"):
-        axis.plot([mark.work for mark in marks], [getattr(mark, kind) for mark in marks], label=kind)
+        axis.plot([mark.work for mark in marks], [getattr(mark, kind) for mark in marks], ".-", label=kind)
     axis.set(title=f"{name}: accuracy", xlabel="work in full gradients")
     axis.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=ending[1:])
-    return buffer.getvalue()
-
-
-__all__ = ["STOCHASTIC", "STOCHASTIC_APTS", "Accuracies", "ClassifierSettings", "accuracy", "main", "split", "train"]
+    axis.grid(True, alpha=0.3)
+    return figure

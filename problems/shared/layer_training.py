@@ -1,102 +1,95 @@
-"""What the training scripts share: command line, progress, summary and picture."""
+"""What the training scripts share: options, training, progress, summary and picture."""
 
 from __future__ import annotations
 
-import io
-import json
-import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from mpi4py import MPI
 from petsc4py import PETSc
 from torch import nn
 
-from nn_adapters.data.dataset import Dataset
-from nn_adapters.layers.parallelmodule import mgrit_solvers
-from nn_adapters.training.groups import RankGroups
-from nn_adapters.training.loop import Epoch, Training, TrainingSettings
-from nn_adapters.training.nested import deepen, nested_epochs
-from pdeopt.control.checkpoint import replace_file
-from pdeopt.core.errors import InputError, on_root
-from pdeopt.core.options import require_all_read
-from pdeopt.core.settings import Settings, read, setting
-from pdeopt.steps.mgrit import MgritSettings
-from problems.shared import report
-from problems.shared.case import command_line
+import nn_adapters as nna
+import pdeopt as po
+from pdeopt.core import Section, on_root, sections
+from problems.shared import pictures
+from problems.shared.command_line import command_line
+from problems.shared.files import DataFiles, ReportFiles, check_targets, write_report
 
 
 @dataclass(frozen=True)
-class OutputSettings(Settings):
-    """What is written, and where data come from."""
+class LayerTraining:
+    """A script that trains a classifier whose layers are solved in parallel.
 
-    summary: str = setting("", "write a summary to this .json file")
-    plot: str = setting("", "write a picture to this .png, .pdf or .svg file")
-    data_dir: str = setting("", "folder of data sets")
-    fetch: bool = setting(False, "download the data set where it is missing")
-
-
-#: (settings of the script, communicator of the layers, MGRIT, data) -> classifier
-Make = Callable[[Any, Any, MgritSettings, Dataset], nn.Module]
-
-
-def main(
-    name: str,
-    doc: str,
-    own: type,
-    data: Callable[[Any, OutputSettings, int], Dataset],
-    make: Make,
-    argv: Sequence[str] | None,
-    mgrit: MgritSettings | None = None,
-    problem: dict[str, Any] | None = None,
-    **defaults: Any,
-) -> float:
-    """Train as the options say; the test accuracy of the weights, run serially. Collective.
-
-    Args:
+    Attributes:
         name, doc: of the script.
-        own: its settings class.
-        data: (its settings, output settings, seed) -> samples.
-        make: the classifier.
-        mgrit: defaults of MGRIT.
-        problem: defaults of the script's settings.
-        defaults: of the training settings.
+        own: class of its settings.
+        data: (its settings, files of data, seed) -> samples.
+        make: (its settings, communicator of the layers, MGRIT, samples) -> classifier.
+        defaults: the script's own defaults, by class of settings.
     """
-    mgrit = mgrit or MgritSettings()
-    sections = [(own, name), (TrainingSettings, "Training"), (OutputSettings, "Files"), (MgritSettings, "MGRIT")]
-    with command_line(argv, doc, *sections):
-        settings, output = read(TrainingSettings, **defaults), read(OutputSettings)
-        own_settings, solver = read(own, **(problem or {})), read(MgritSettings, **vars(mgrit))
-        require_all_read()
-        report.check_targets(MPI.COMM_WORLD, output, settings)
-        samples = on_root(MPI.COMM_WORLD, lambda: data(own_settings, output, settings.seed))
-        torch.manual_seed(settings.seed)
-        groups = RankGroups(MPI.COMM_WORLD, settings.layer_ranks)
-        epochs = nested_epochs(settings.epochs, settings.nested) if settings.nested > 1 else [settings.epochs]
-        shallow: nn.Module | None = None
-        with Progress(name, sum(epochs)) as progress:
-            for own_level, its in zip(_levels(own_settings, settings), epochs):
-                network = make(own_level, groups.layers, solver, samples)
-                if shallow is not None:
-                    deepen(shallow, network)
-                training = Training(network, samples, replace(settings, epochs=its), groups, progress)
-                last, shallow = training.run(), network
-        write(name, output, training, last, {**vars(own_settings), **vars(settings)})
-        return last.accuracy
+
+    name: str
+    doc: str | None
+    own: type[po.Settings]
+    data: Callable[[Any, DataFiles, int], nna.Dataset]
+    make: Callable[[Any, Any, nna.MgritSettings, nna.Dataset], nn.Module]
+    defaults: Mapping[type[po.Settings], Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def options(self) -> list[Section]:
+        """All that the script reads."""
+        groups = (self.own, nna.TrainingSettings, nna.MgritSettings, DataFiles, ReportFiles)
+        return [section for group in groups for section in sections(group, **self.defaults.get(group, {}))]
+
+    def _read(self, group: type[po.Settings]) -> Any:
+        return po.read(group, **self.defaults.get(group, {}))
+
+    def run(self, argv: Sequence[str] | None) -> float:
+        """Train as the options say; the test accuracy of the weights, run serially. Collective."""
+        with command_line(argv, self.doc, self.options):
+            own, settings = self._read(self.own), self._read(nna.TrainingSettings)
+            mgrit, files, report = self._read(nna.MgritSettings), self._read(DataFiles), self._read(ReportFiles)
+            po.require_all_read()
+            check_targets(MPI.COMM_WORLD, report, settings)
+            samples = on_root(MPI.COMM_WORLD, lambda: self.data(own, files, settings.seed))
+            sizes = f"{len(samples.x_train)} for training, {len(samples.x_test)} for tests"
+            PETSc.Sys.Print(f"{self.name}: data set {samples.name}, samples: {sizes}")
+            torch.manual_seed(settings.seed)
+            training = self._train(own, settings, mgrit, samples)
+            parameters = {**vars(own), **vars(files), **vars(report), **vars(settings)}
+            _report(self.name, report, training, parameters)
+            return training.history[-1].accuracy
+
+    def _train(self, own: Any, settings: nna.TrainingSettings, mgrit: nna.MgritSettings, samples: nna.Dataset) -> Any:
+        """Train on each level of nested iteration, shallowest first; the finest level's training."""
+        levels, groups = _levels(own, settings), nna.RankGroups(MPI.COMM_WORLD, settings.layer_ranks)
+        epochs = nna.nested_epochs(settings.epochs, settings.nested) if settings.nested > 1 else [settings.epochs]
+        training: Any = None
+        with Progress(self.name, sum(epochs)) as progress:
+            for level, its in zip(levels, epochs):
+                network = self.make(level, groups.layers, mgrit, samples)
+                if training is not None:
+                    nna.deepen(training.network, network)
+                training = nna.Training(network, samples, replace(settings, epochs=its), groups, progress)
+                last = training.run()
+        if not training.history:
+            training.history.append(last)
+        return training
 
 
-def _levels(own: Any, settings: TrainingSettings) -> list[Any]:
+def _levels(own: Any, settings: nna.TrainingSettings) -> list[Any]:
     """The script's settings on each level of nested iteration, shallowest first."""
     if settings.nested == 1:
         return [own]
     divisor = 2 ** (settings.nested - 1)
     layers = getattr(own, "layers", 0)
     if layers % divisor or not layers or settings.checkpoint or settings.restart:
-        raise InputError(
+        raise po.InputError(
             "-nested",
             f"{settings.nested} with {layers} layers" if layers else "a network without layers",
             f"a multiple of {divisor} layers, no -checkpoint and no -restart",
@@ -126,7 +119,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, epoch: Epoch) -> None:
+    def __call__(self, epoch: nna.Epoch) -> None:
         if self._bar is not None:
             note = f"loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.4f}"
             self._bar.update(self._task, completed=epoch.epoch, note=note)
@@ -138,13 +131,13 @@ class Progress:
         )
 
 
-def write(name: str, output: OutputSettings, training: Training, last: Epoch, parameters: dict[str, Any]) -> None:
-    """Write what the options ask for. Collective."""
-    solvers = mgrit_solvers(training.network)
+def _report(name: str, files: ReportFiles, training: nna.Training, parameters: dict[str, Any]) -> None:
+    """Write what the options ask for, and a line. Collective."""
+    solvers, last = nna.mgrit_solvers(training.network), training.history[-1]
     residuals = dict(zip(("forward", "adjoint"), training.residuals))
     summary = {
         "problem": name,
-        "train_loss": last.loss if math.isfinite(last.loss) else None,
+        "train_loss": last.loss,
         "test_accuracy": last.accuracy,
         "epochs": last.epoch,
         "gradient_error": last.gradient_error,
@@ -158,38 +151,31 @@ def write(name: str, output: OutputSettings, training: Training, last: Epoch, pa
         "history": [vars(epoch) for epoch in training.history],
         "parameters": parameters,
     }
-    confusion = training.confusion() if output.plot else None
-
-    def write_all() -> None:
-        if output.plot:
-            replace_file(output.plot, _picture(Path(output.plot).suffix, name, training.history, confusion, residuals))
-        if output.summary:
-            replace_file(output.summary, (json.dumps(summary, indent=2) + "\n").encode())
-
-    on_root(MPI.COMM_WORLD, write_all)
+    table = training.confusion() if files.plot else np.zeros((0, 0))
+    write_report(MPI.COMM_WORLD, files, summary, lambda: _picture(name, training.history, table, residuals))
     PETSc.Sys.Print(
         f"{name}: test accuracy {last.accuracy:.4f}, loss {last.loss:.5f} after {last.epoch} epochs "
         f"({last.seconds:.1f} s)"
     )
 
 
-def _picture(ending: str, name: str, history: list[Epoch], confusion: Any, residuals: dict[str, list[float]]) -> bytes:
-    """Loss and accuracy, confusion matrix, residuals of MGRIT."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    curves, accuracy, table, cycles = figure.subplots(1, 4)
+def _picture(name: str, history: list[nna.Epoch], table: np.ndarray, residuals: dict[str, list[float]]) -> Any:
+    """Loss and accuracy, confusion matrix, and residuals of MGRIT where its cycles measure them."""
+    measured = {which: values for which, values in residuals.items() if values}
+    figure = pictures.new_figure(11.0 + 3.4 * bool(measured), 3.6)
+    curves, accuracy, confused, *rest = figure.subplots(1, 3 + bool(measured))
     epochs = [e.epoch for e in history]
-    curves.semilogy(epochs, [max(e.loss, 1e-16) for e in history])
-    curves.set(title=f"{name}: training loss", xlabel="epoch")
+    curves.semilogy(epochs, [e.loss for e in history], nonpositive="mask")
+    curves.set(title="training loss", xlabel="epoch")
     accuracy.plot(epochs, [e.accuracy for e in history])
-    accuracy.set(title="test accuracy, serial", xlabel="epoch")
-    table.imshow(confusion, cmap="Blues")
-    table.set(title="confusion", xlabel="predicted", ylabel="class")
-    for which, values in residuals.items():
-        if values:
-            cycles.semilogy(range(1, len(values) + 1), values, "o-", label=which)
-    cycles.set(title="MGRIT residuals (-layer_mgrit_rtol)", xlabel="cycle")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=ending[1:])
-    return buffer.getvalue()
+    accuracy.set(title="test accuracy", xlabel="epoch")
+    for axis in (curves, accuracy):
+        axis.grid(True, alpha=0.3)
+    pictures.confusion(confused, table)
+    for axis in rest:
+        for which, values in measured.items():
+            axis.semilogy(range(1, len(values) + 1), values, "o-", label=which)
+        axis.set(title="residuals of MGRIT, last batch", xlabel="cycle")
+        axis.legend()
+    figure.suptitle(f"{name}: test accuracy {history[-1].accuracy:.4f}")
+    return figure

@@ -192,7 +192,7 @@ def failing_task():
 
 def raising_task():
     """An error in a user's function on one rank alone."""
-    from problems.shared.case import start
+    from problems.shared.command_line import start
 
     def main():
         problem = examples.burgers()

@@ -8,8 +8,8 @@ import pytest
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import Reason
 from problems import pinn_burgers
-from problems.shared import pinn_training as pinn_run
-from problems.shared.equations import CASES
+from problems.shared import pinn_training
+from problems.shared.equations import EQUATIONS
 
 SMALL = ["-points", "200", "-layers", "2", "-width", "6", "-error_every", "10"]
 
@@ -22,7 +22,7 @@ def summary_of(tmp_path, *words, main=pinn_burgers.main):
     return summary
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EQUATIONS)
 def test_every_equation_is_trained(name, tmp_path):
     main = importlib.import_module(f"problems.pinn_{name}").main
     found = summary_of(tmp_path, "-max_gradients", 30, main=main)
@@ -32,14 +32,14 @@ def test_every_equation_is_trained(name, tmp_path):
     assert 3 <= len(measured) <= 4 and found["history"]["work"][-1] == found["work"]
 
 
-@pytest.mark.parametrize("optimizer", pinn_run.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", pinn_training.OPTIMIZERS)
 def test_every_optimizer_trains(optimizer, tmp_path):
     found = summary_of(tmp_path, "-max_gradients", 40, "-optimizer", optimizer)
     assert found["loss"] < found["start_loss"] and found["gradients"] >= 40
     assert found["parameters"]["optimizer"] == optimizer
 
 
-@pytest.mark.parametrize("optimizer", pinn_run.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", pinn_training.OPTIMIZERS)
 def test_a_restart_goes_on_with_the_same_iterates(optimizer, tmp_path):
     file = tmp_path / "run.safetensors"
     words = ["-optimizer", optimizer, "-resample_every", 15, "-opt_max_it"]

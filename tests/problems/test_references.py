@@ -7,20 +7,20 @@ import torch
 
 from nn_adapters.pinn.jets import JetBasis
 from problems.shared import references
-from problems.shared.equations import CASES
+from problems.shared.equations import EQUATIONS
 from problems.shared.references import _allen_cahn, _diffusion_transport
 from tests.helpers.support import relative
 
 
 def inner(name, n=200, seed=0):
     unit = torch.rand(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    low, high = torch.tensor(CASES[name].box, dtype=torch.float64).T
+    low, high = torch.tensor(EQUATIONS[name].box, dtype=torch.float64).T
     return low + (high - low) * (0.05 + 0.9 * unit)
 
 
 @pytest.mark.parametrize("name", ["burgers", "klein_gordon"])
 def test_closed_forms_fulfil_the_equation_that_is_trained(name):
-    case, x = CASES[name], inner(name)
+    case, x = EQUATIONS[name], inner(name)
     basis = JetBasis(case.names, case.derivatives)
     jets = basis.of_function(case.solution, x)
     d = {key: jets[row] for key, row in basis.rows.items()}
@@ -28,10 +28,10 @@ def test_closed_forms_fulfil_the_equation_that_is_trained(name):
     assert float(case.residual(jets[0], d, x).abs().max()) < 1e-11 * size
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EQUATIONS)
 def test_lift_and_factor_give_the_values_on_the_boundary(name):
     """Where the factor is zero the lift is the solution."""
-    case = CASES[name]
+    case = EQUATIONS[name]
     x = case.grid((21, 21))
     here = x[case.factor(x).abs() < 1e-14]
     assert len(here) >= 20 + 2 * 20
@@ -39,7 +39,7 @@ def test_lift_and_factor_give_the_values_on_the_boundary(name):
 
 
 def test_the_lift_of_klein_gordon_is_not_the_solution():
-    case, x = CASES["klein_gordon"], inner("klein_gordon")
+    case, x = EQUATIONS["klein_gordon"], inner("klein_gordon")
     assert float((case.lift(x) - case.solution(x)).abs().max()) > 0.3
 
 
@@ -55,7 +55,7 @@ def test_cole_hopf_is_exact_with_shifted_exponents():
 def test_grid_solutions_have_converged(make, name):
     """Half the elements change little, and a quarter a few times as much, as quadratic elements do."""
     x, (fine,) = inner(name, 500), make.__wrapped__.__defaults__
-    finest = CASES[name].solution(x)
+    finest = EQUATIONS[name].solution(x)
     half, quarter = (float((make(fine // k)(x) - finest).norm() / finest.norm()) for k in (2, 4))
     assert half < 1e-5 and half < 0.25 * quarter
 
@@ -64,7 +64,7 @@ def test_grid_solutions_fulfil_their_equations():
     """By differences over a step that their elements resolve."""
     h = 0.02
     for name, slack in (("diffusion_transport", 2e-2), ("allen_cahn", 2e-2)):
-        case = CASES[name]
+        case = EQUATIONS[name]
         x = inner(name, 100) * torch.tensor([0.5 if name != "allen_cahn" else 0.9, 0.9], dtype=torch.float64)
         e = h * torch.eye(2, dtype=torch.float64)
         u, near = case.solution(x), [[case.solution(x + s * e[i]) for s in (-1, 1)] for i in range(2)]

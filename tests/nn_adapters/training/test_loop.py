@@ -12,6 +12,7 @@ import pytest
 import torch
 from mpi4py import MPI
 
+import nn_adapters as nna
 from nn_adapters.data.generated import peaks
 from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.layerparallel import LayerParallel
@@ -23,7 +24,20 @@ from problems import har_gru, indian_pines, mnist, video_gru
 from problems import peaks as script
 from tests.helpers.support import ROOT, command, environment, python
 
-SMALL = ["-layers", "32", "-epochs", "3", "-samples", "600", "-layer_mgrit_coarsening", "4"]
+SMALL = [
+    "-batch",
+    "500",
+    "-lr",
+    "1e-2",
+    "-layers",
+    "32",
+    "-epochs",
+    "3",
+    "-samples",
+    "600",
+    "-layer_mgrit_coarsening",
+    "4",
+]
 
 
 def test_the_summary_holds_what_the_run_found(tmp_path):
@@ -44,7 +58,7 @@ def test_one_level_is_training_as_pytorch_does_it(tmp_path):
     )
     data = peaks(0)
     torch.manual_seed(0)
-    network = script.Classifier(2, 5, script.PeaksSettings(layers=32), None, script.MgritSettings(levels=1))
+    network = script.Classifier(script.PeaksSettings(layers=32), None, nna.MgritSettings(levels=1), data)
     layers = network.layers.serial()
 
     def forward(x):

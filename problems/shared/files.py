@@ -1,0 +1,182 @@
+"""The files of problem scripts: options that name them, checks before a run, and the writing.
+
+Nothing is written before all names are known to fit, and each file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy
+import torch
+from mpi4py import MPI
+from petsc4py import PETSc
+
+import pdeopt as po
+from pdeopt.control import replace_file
+from pdeopt.core import on_root
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Endings of the files that an option takes, and the package that some of them need.
+ENDINGS = {
+    "summary": {".json": ""},
+    "plot": dict.fromkeys((".png", ".pdf", ".svg"), "matplotlib"),
+    "output": {".npz": "", ".mat": "", ".h5": "h5py"},
+}
+
+
+@dataclass(frozen=True)
+class ReportFiles(po.Settings):
+    """Files that report on a run."""
+
+    summary: str = po.setting("", "write a summary to this .json file")
+    plot: str = po.setting("", "write a picture to this .png, .pdf or .svg file")
+
+
+@dataclass(frozen=True)
+class SolutionFile(po.Settings):
+    """The file of the solution."""
+
+    output: str = po.setting("", "write the solution to this .npz, .mat or .h5 file")
+
+
+@dataclass(frozen=True)
+class CheckpointFiles(po.Settings):
+    """Files of an interrupted run."""
+
+    checkpoint: str = po.setting("", "write checkpoints to this file")
+    checkpoint_every: int = po.setting(1, "iterations from checkpoint to checkpoint", at_least=1)
+    restart: str = po.setting("", "go on from this checkpoint")
+
+
+@dataclass(frozen=True)
+class DataFiles(po.Settings):
+    """Where data sets come from."""
+
+    data_dir: str = po.setting("", "folder of data sets")
+    fetch: bool = po.setting(False, "download the data set where it is missing")
+
+
+def choose(data: str, files: DataFiles, stored: str, free: str) -> str:
+    """The data set that `-data auto` stands for: the stored one where there is a place for files, else the free one."""
+    if data != "auto":
+        return data
+    return stored if files.data_dir or files.fetch else free
+
+
+# -- checks ------------------------------------------------------------------------------------------------
+
+
+def check_targets(mpi: Any, *settings: po.Settings) -> None:
+    """Raise `InputError` for a file of these settings that cannot be written. Collective."""
+
+    def check() -> None:
+        for option in ("summary", "plot", "output", "checkpoint"):
+            for path in filter(None, (getattr(each, option, "") for each in settings)):
+                _check_ending(option, path)
+                _check_folder(option, path)
+
+    on_root(mpi, check)
+
+
+def _check_ending(option: str, path: str) -> None:
+    endings = ENDINGS.get(option)
+    ending = Path(path).suffix
+    if endings is None:
+        return
+    if ending not in endings:
+        raise po.InputError(f"-{option}", path, "a name that ends in " + " | ".join(endings))
+    if endings[ending] and find_spec(endings[ending]) is None:
+        raise po.InputError(f"-{option} {path}", f"no package {endings[ending]}", f"pip install {endings[ending]}")
+
+
+def _check_folder(option: str, path: str) -> None:
+    """Try to make a file beside the target: permissions, full disks and read-only mounts all show."""
+    if Path(path).is_dir():
+        raise po.InputError(f"-{option}", f"{path}, a folder", "the name of a file")
+    try:
+        with tempfile.TemporaryFile(dir=Path(path).parent):
+            pass
+    except OSError as error:
+        got = f"{path} ({error.strerror})"
+        raise po.InputError(f"-{option}", got, "a file in a folder that can be written to") from None
+
+
+# -- writing -----------------------------------------------------------------------------------------------
+
+
+def write_report(mpi: Any, files: ReportFiles, summary: Mapping[str, Any], picture: Callable[[], Figure]) -> None:
+    """Write the summary and the picture that the options ask for. Collective.
+
+    Args:
+        mpi: communicator or team of all ranks; its first rank writes.
+        files: the names.
+        summary: of values that JSON has; NaN and infinity become null.
+        picture: called on the first rank, and only where a picture is asked for.
+    """
+
+    def write() -> None:
+        if files.plot:
+            buffer = io.BytesIO()
+            picture().savefig(buffer, format=Path(files.plot).suffix[1:], dpi=120)
+            replace_file(files.plot, buffer.getvalue())
+        if files.summary:
+            replace_file(files.summary, (json.dumps(_json(summary), indent=2) + "\n").encode())
+
+    on_root(mpi, write)
+
+
+def write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name to a .npz, .mat or .h5 file; of one rank."""
+    buffer, ending = io.BytesIO(), Path(path).suffix
+    if ending == ".npz":
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    elif ending == ".mat":
+        from scipy.io import savemat
+
+        savemat(buffer, dict(arrays))
+    else:
+        import h5py
+
+        with h5py.File(buffer, "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+    replace_file(path, buffer.getvalue())
+
+
+def _json(value: Any) -> Any:
+    """Values that every JSON reader takes: NaN and infinity become null."""
+    if isinstance(value, Mapping):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    return {
+        "pdeopt": po.__version__,
+        "petsc": ".".join(map(str, PETSc.Sys.getVersion())),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "torch": torch.__version__,
+        "mpi": MPI.Get_library_version().split(",")[0].splitlines()[0].strip("\0 "),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
