@@ -3,6 +3,8 @@
 import os
 import re
 import runpy
+from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 
@@ -53,6 +55,14 @@ def test_every_link_leads_somewhere(page):
         if path.suffix == ".py" and (symbol := re.fullmatch(r"`(\w+)`", words)):
             is_module = symbol[1] == path.stem
             assert is_module or re.search(rf"^\s*(def|class) {symbol[1]}\b", path.read_text(), re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_name_of_the_library_exists(page):
+    """Of those in full, as pdeopt.optimize.SPQN."""
+    for name in set(re.findall(r"\b(?:pdeopt|nn_adapters)(?:\.[a-zA-Z_]\w*)+", without_code(page.read_text()))):
+        module, _, symbol = name.rpartition(".")
+        assert hasattr(import_module(module), symbol) or find_spec(name), name
 
 
 def test_a_package_index_shows_no_link_into_the_checkout():

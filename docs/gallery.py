@@ -1,0 +1,208 @@
+"""One picture and one command for each problem script: `python docs/gallery.py [NAME ...]` makes the gallery.
+
+Runs the commands, puts the pictures into docs/images/gallery/ and the section into docs/index.md. Scripts that read data
+take them from the folder in the environment variable DATA. Each command takes less than two minutes on one core.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+DOCS = Path(__file__).resolve().parent
+PICTURES = DOCS / "images" / "gallery"
+BEGIN, END = "<!-- gallery: made by docs/gallery.py -->", "<!-- end of the gallery -->"
+#: Width of a picture in pixels, and its colors: less than 60 kB each.
+PIXELS, COLORS = 900, 64
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A problem script, what its picture shows, and the options that make it."""
+
+    name: str
+    title: str
+    page: str
+    shows: str
+    options: str
+
+    @property
+    def command(self) -> str:
+        return f"python -m problems.{self.name} {self.options} -plot {self.name}.png".replace("  ", " ")
+
+    def run(self) -> None:
+        """Run the command, and keep its picture, small."""
+        picture = PICTURES / f"{self.name}.png"
+        words = self.command.replace("DATA", os.environ.get("DATA", "DATA")).split()
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, *words[1:-1], picture], check=True, cwd=DOCS.parent)
+        image = Image.open(picture).convert("RGB")
+        image = image.resize((PIXELS, round(image.height * PIXELS / image.width)), Image.Resampling.LANCZOS)
+        image.quantize(COLORS, dither=Image.Dither.NONE).save(picture, optimize=True)
+        print(f"{self.name}: {time.perf_counter() - begin:.0f} s, {picture.stat().st_size / 1000:.0f} kB", flush=True)
+
+    def section(self) -> str:
+        return (
+            f"### {self.title}\n\n{self.shows} ([more]({self.page}))\n\n"
+            f"```console\n$ {self.command}\n```\n\n![{self.title}](images/gallery/{self.name}.png)\n"
+        )
+
+
+ENTRIES = [
+    Entry(
+        "burgers",
+        "Burgers",
+        "burgers.md",
+        "A viscous flow keeps its initial step.",
+        "-nx 64 -nt 128 -solver newton",
+    ),
+    Entry(
+        "heat",
+        "Heat",
+        "heat.md",
+        "A bump of heat travels through a rectangle; all time steps are solved at once.",
+        "-nx 30 -ny 10 -nt 64 -alpha 1e-4 -solver newton -sqp_kkt_precond wathen",
+    ),
+    Entry(
+        "klein_gordon",
+        "Klein–Gordon",
+        "klein_gordon.md",
+        "A control adds a growing wave to one that swings by itself.",
+        "-nx 32 -nt 64 -solver newton",
+    ),
+    Entry(
+        "peaks",
+        "Peaks",
+        "networks.md",
+        "256 layers, solved in parallel, learn on which of five levels a point of the plane is.",
+        "-layers 256 -epochs 20",
+    ),
+    Entry(
+        "mnist",
+        "Digits",
+        "networks.md",
+        "A convolutional network of 16 layers reads digits.",
+        "-data digits -layers 16 -epochs 3",
+    ),
+    Entry(
+        "fashion_mnist",
+        "Pieces of clothing",
+        "networks.md",
+        "The same network on other images.",
+        "-data_dir DATA -layers 8 -epochs 1",
+    ),
+    Entry(
+        "har_gru",
+        "Motion of a telephone",
+        "networks.md#sequences",
+        "A GRU over 128 steps, solved in parallel, tells what a person does; generated signals.",
+        "-epochs 4",
+    ),
+    Entry(
+        "video_gru",
+        "Videos",
+        "networks.md#sequences",
+        "An encoder of single frames and a GRU over their sequence tell how a shape moves.",
+        "-epochs 4",
+    ),
+    Entry(
+        "indian_pines",
+        "Spectra",
+        "networks.md",
+        "What grows on a pixel, from the light that it reflects.",
+        "-data_dir DATA -epochs 4",
+    ),
+    Entry(
+        "function_regression",
+        "Function regression",
+        "networks_init.md",
+        "A deep ReLU network with Box initialization and least squares for its last layer.",
+        "-depth 16 -steps 200",
+    ),
+    Entry(
+        "box_init",
+        "Box initialization",
+        "networks_init.md#box",
+        "The unit square after 128 random ReLU layers.",
+        "-depth 128 -seeds 5",
+    ),
+    Entry(
+        "pinn_burgers",
+        "Burgers by a network",
+        "pinns.md",
+        "A physics-informed network, trained by a Schwarz-preconditioned quasi-Newton method.",
+        "-layers 4 -width 20 -points 2000 -optimizer spqn -max_gradients 500",
+    ),
+    Entry(
+        "pinn_klein_gordon",
+        "Klein–Gordon by a network",
+        "pinns.md",
+        "Dense self-scaled Broyden steps on all points.",
+        "-layers 4 -width 20 -points 2000 -max_gradients 200",
+    ),
+    Entry(
+        "pinn_diffusion_transport",
+        "Diffusion and transport by a network",
+        "pinns.md",
+        "Boundary layers of width 0.01 are in the factor of the network.",
+        "-layers 4 -width 20 -points 2000 -max_gradients 300",
+    ),
+    Entry(
+        "pinn_allen_cahn",
+        "Allen–Cahn by a network",
+        "pinns.md",
+        "Two phases separate.",
+        "-layers 4 -width 20 -points 2000 -optimizer spqn -max_gradients 300",
+    ),
+    Entry(
+        "logistic",
+        "Logistic regression",
+        "optimizers.md#samples",
+        "A trust region whose Hessian grows from one per cent of the samples.",
+        "-data australian -data_dir DATA -optimizer astrom",
+    ),
+    Entry(
+        "resnet_multilevel",
+        "Residual network on three levels",
+        "optimizers.md#levels",
+        "A recursive trust region with networks of half and a quarter of the layers.",
+        "-data_dir DATA -optimizer rmtr -max_work 10",
+    ),
+    Entry(
+        "apts_mnist",
+        "APTS on digits",
+        "optimizers.md#trust-regions",
+        "Four parts of the data go trust-region steps of their own.",
+        "-data digits -apts_data 4",
+    ),
+    Entry(
+        "apts_cifar",
+        "APTS on CIFAR-10",
+        "optimizers.md#trust-regions",
+        "Two parts of the weights go trust-region steps of their own.",
+        "-data_dir DATA -samples 1000 -apts_weights 2 -opt_max_work 5",
+    ),
+]
+
+
+def write_section() -> None:
+    """Put the section into the front page."""
+    page = DOCS / "index.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    sections = "\n".join(entry.section() for entry in ENTRIES)
+    page.write_text(f"{before}{BEGIN}\n\n{sections}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for entry in ENTRIES:
+        if entry.name in sys.argv[1:] or len(sys.argv) == 1:
+            entry.run()
+    write_section()
