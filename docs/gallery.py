@@ -1,7 +1,7 @@
 """One picture and one command for each problem script: `python docs/gallery.py [NAME ...]` makes the gallery.
 
-Runs the commands, puts the pictures into docs/images/gallery/ and the section into docs/index.md. Scripts that read data
-take them from the folder in the environment variable DATA. Each command takes less than two minutes on one core.
+Runs the commands, puts the pictures into docs/images/gallery/ and the section into docs/index.md. Scripts that read
+data take them from the folder in the environment variable DATA. Each command takes less than two minutes on one core.
 """
 
 from __future__ import annotations
@@ -56,11 +56,7 @@ class Entry:
 
 ENTRIES = [
     Entry(
-        "burgers",
-        "Burgers",
-        "burgers.md",
-        "A viscous flow keeps its initial step.",
-        "-nx 64 -nt 128 -solver newton",
+        "burgers", "Burgers", "burgers.md", "A viscous flow keeps its initial step.", "-nx 64 -nt 128 -solver newton"
     ),
     Entry(
         "heat",
