@@ -1,9 +1,6 @@
 # What a user states.
-from pdeopt.control.constraint import (
-    TimeDependentConstraint as TimeDependentConstraint,
-    StepJacobian as StepJacobian,
-    SparseStepJacobian as SparseStepJacobian,
-)
+from pdeopt.control.constraint import TimeDependentConstraint as TimeDependentConstraint
+from pdeopt.control.stepjacobian import StepJacobian as StepJacobian, SparseStepJacobian as SparseStepJacobian
 from pdeopt.control.objective import (
     Objective as Objective,
     Tracking as Tracking,

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from nn_adapters.layers.batching import batched
 from nn_adapters.layers.blocks import Direct
-from pdeopt.control.constraint import StepJacobian, TimeDependentConstraint
+from pdeopt.control.constraint import TimeDependentConstraint
 from pdeopt.control.objective import Objective, TerminalLoss
+from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.steps.timegrid import Steps
 
 

@@ -6,11 +6,7 @@ from pdeopt.control.checkpoint import (
     write_checkpoint as write_checkpoint,
     write_memory as write_memory,
 )
-from pdeopt.control.constraint import (
-    SparseStepJacobian as SparseStepJacobian,
-    StepJacobian as StepJacobian,
-    TimeDependentConstraint as TimeDependentConstraint,
-)
+from pdeopt.control.constraint import TimeDependentConstraint as TimeDependentConstraint
 from pdeopt.control.controlmap import ControlMap as ControlMap, StepControls as StepControls
 from pdeopt.control.metric import DesignForm as DesignForm, RieszMetric as RieszMetric
 from pdeopt.control.objective import (
@@ -29,6 +25,11 @@ from pdeopt.control.reduced import (
     WindowSettings as WindowSettings,
 )
 from pdeopt.control.serial_sweeps import backward as backward, forward as forward, march as march
+from pdeopt.control.stepjacobian import (
+    SparseStepJacobian as SparseStepJacobian,
+    StepEquation as StepEquation,
+    StepJacobian as StepJacobian,
+)
 from pdeopt.control.time_hierarchy import time_hierarchy as time_hierarchy, with_coarse_space as with_coarse_space
 from pdeopt.control.state_solve import newton_over_time as newton_over_time, solve_steps as solve_steps
 from pdeopt.control.time_windows import LinearTerminal as LinearTerminal, window_problem as window_problem

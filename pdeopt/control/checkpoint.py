@@ -32,7 +32,14 @@ FIELDS = ("state", "control", "parameters", "multiplier")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from: vectors in the layout of the problem, memory and history."""
+    """What a run goes on from.
+
+    Attributes:
+        x: the point [u | z | p], in the layout of the problem.
+        lam: the multiplier.
+        memory: numbers that the method keeps from one iteration to the next, by name.
+        history: of all iterations so far.
+    """
 
     x: PETSc.Vec
     lam: PETSc.Vec
@@ -44,7 +51,13 @@ def write_checkpoint(path: str, problem: ControlProblem, fingerprint: dict[str, 
     """Write a checkpoint atomically. Collective; an error of rank 0 is raised on all.
 
     Args:
+        path: of the file, which is replaced.
+        problem: whose layout the vectors have.
         fingerprint: what must be equal at a restart, as JSON values: the problem's parameters, the solver.
+        checkpoint: what is written; the file does not depend on the number of ranks.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     arrays = dict(zip(FIELDS, _gather(problem, checkpoint)))
     text = {
@@ -59,6 +72,14 @@ def write_checkpoint(path: str, problem: ControlProblem, fingerprint: dict[str, 
 
 def read_checkpoint(path: str, problem: ControlProblem, fingerprint: dict[str, Any]) -> Checkpoint:
     """Read a checkpoint of the same problem. Collective.
+
+    Args:
+        path: of the file.
+        problem: with the same numbers of unknowns, on any number of ranks.
+        fingerprint: as it was written.
+
+    Returns:
+        The checkpoint, its vectors in the layout of `problem`.
 
     Raises:
         InputError: no such file, a damaged file, or one of another problem; on all ranks.
@@ -75,7 +96,13 @@ def write_memory(path: str, fingerprint: dict[str, Any], memory: dict[str, Any],
     """Write what a `Minimizer` needs to go on, atomically. For unknowns that every rank has; one rank writes.
 
     Args:
+        path: of the file, which is replaced.
+        fingerprint: what must be equal at a restart, as JSON values.
         memory: `Minimizer.memory()`, tensors and numbers; more of both may be added.
+        history: of all iterations so far.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     arrays = {name: value.detach().contiguous().numpy() for name, value in memory.items() if isinstance(value, Tensor)}
     numbers = {name: value for name, value in memory.items() if name not in arrays}
@@ -85,6 +112,13 @@ def write_memory(path: str, fingerprint: dict[str, Any], memory: dict[str, Any],
 
 def read_memory(path: str, fingerprint: dict[str, Any]) -> tuple[dict[str, Any], History]:
     """What `write_memory` wrote, for `minimize(x, memory=..., history=...)`.
+
+    Args:
+        path: of the file.
+        fingerprint: as it was written.
+
+    Returns:
+        Memory and history.
 
     Raises:
         InputError: no such file, a damaged file, or one of another problem.

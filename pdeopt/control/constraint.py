@@ -14,18 +14,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdeopt.control.stepjacobian import SparseStepJacobian, StepJacobian
 from pdeopt.core.autodiff import columns, jvp, vjp
-from pdeopt.core.errors import InputError, SolveFailure
-from pdeopt.steps.sparse import StepMatrix, StepPattern
-from pdeopt.steps.stepsolve import StagedSubstitution, StepFactor, StepKrylov, Substitution, step_solver, substitution
+from pdeopt.core.errors import SolveFailure
+from pdeopt.steps.sparse import StepPattern
 from pdeopt.steps.timegrid import Steps
 
-#: Above this many unknowns a step, the pattern is not found by dense differentiation: declare it.
+#: The most unknowns of a step (states and controls) for which the pattern is found by dense differentiation.
 DETECTION_LIMIT = 2048
+
+#: Of Newton's method for single steps.
+MAX_NEWTON_STEPS, MAX_HALVINGS = 50, 20
 
 
 class TimeDependentConstraint(ABC):
-    """F_i(u_{i-1}, u_i, z_i; p) = 0 for i = 1..N, and u_0 = G(p).
+    """F_i(u_{i-1}, u_i, z_i; p) = 0 for i = 1..N, and u_0 = G(p): the state equation, as a user writes it.
+
+    A subclass sets `state_dim` and `control_dim` and writes `residual` and `initial_state`; everything else is derived
+    from them by automatic differentiation. It may override `advance`, `linearize` or `pattern` where it knows a better
+    form. No method talks to other ranks: each sees the steps that it is given, in any number and order, and must
+    treat each row by itself. Each step must have a unique solution u_i, so that dF_i/du_i is regular.
+
+        class Decay(TimeDependentConstraint):            # backward Euler for u' = -u^3 + z
+            state_dim, control_dim = 1, 1
+
+            def residual(self, u_old, u_new, z, steps):
+                return u_new - u_old - steps.dt[:, None] * (z - u_new**3)
+
+            def initial_state(self, p):
+                return torch.ones(1, dtype=torch.float64)
 
     Attributes:
         state_dim, control_dim: unknowns of one step, n and m.
@@ -46,20 +63,51 @@ class TimeDependentConstraint(ABC):
 
     @abstractmethod
     def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
-        """F_i for a batch of steps: (batch, n), (batch, n), (batch, m) -> (batch, n), by torch functions."""
+        """F_i(u_{i-1}, u_i, z_i; p) for a batch of steps.
+
+        Written by torch functions that torch.func can transform: no branches on values, no assignment to the
+        arguments, no conversion to NumPy.
+
+        Args:
+            u_old: states at the beginning of the steps, (batch, n), float64.
+            u_new: states at their end, (batch, n).
+            z: controls, (batch, m).
+            steps: numbers, times and lengths of the steps, (batch,) each, and the global parameters p.
+
+        Returns:
+            (batch, n), float64; row k depends on row k of the arguments (and on p) alone. The unit is the user's:
+            the norm of residuals divides by dt and the state mass, so F is best scaled as M (u_new - u_old) + dt ...
+        """
 
     @abstractmethod
     def initial_state(self, p: Tensor) -> Tensor:
-        """u_0 = G(p), shape (n,); `p` is empty where param_dim is 0."""
+        """u_0 = G(p).
+
+        Args:
+            p: global parameters, (param_dim,); empty where param_dim is 0.
+
+        Returns:
+            (n,), float64, by torch functions where it depends on p.
+        """
 
     def advance(self, u_old: Tensor, z: Tensor, steps: Steps, guess: Tensor | None = None) -> Tensor:
-        """u_new with F(u_old, u_new, z) = 0, shape (batch, n), by Newton's method with step halving.
+        """u_new with F(u_old, u_new, z) = 0 for each row, by Newton's method with step halving.
 
-        Raises `SolveFailure` where a row does not converge.
+        Args:
+            u_old: states at the beginning of the steps, (batch, n).
+            z: controls, (batch, m).
+            steps: the steps.
+            guess: where to begin, (batch, n); default u_old.
+
+        Returns:
+            (batch, n).
+
+        Raises:
+            SolveFailure: a row does not converge.
         """
         u = u_old.clone() if guess is None else guess.clone()
         r = self.residual(u_old, u, z, steps)
-        for _ in range(50):
+        for _ in range(MAX_NEWTON_STEPS):
             if not r.isfinite().all():
                 break
             du = self.linearize(u_old, u, z, steps).solve(-r)
@@ -77,7 +125,7 @@ class TimeDependentConstraint(ABC):
         """The longest of the steps 1, 1/2, 1/4, ... that shrinks the residual, row by row."""
         scale = torch.ones_like(r[:, :1])
         size = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
-        for _ in range(20):
+        for _ in range(MAX_HALVINGS):
             trial = u + scale * du
             r_trial = self.residual(u_old, trial, z, steps)
             good = torch.linalg.vector_norm(r_trial, dim=-1, keepdim=True) < size
@@ -87,7 +135,17 @@ class TimeDependentConstraint(ABC):
         return trial, r_trial
 
     def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> StepJacobian:
-        """The step Jacobian F' = [B A C] at a batch of steps: sparse where there is a pattern."""
+        """The step Jacobian F' = [B A C] at a batch of steps: sparse where there is a pattern.
+
+        Args:
+            u_old, u_new, z, steps: the point, as in `residual`.
+
+        Returns:
+            A value that stays valid whatever is linearized later.
+
+        Raises:
+            InputError: the pattern misses entries of the Jacobian.
+        """
         if self.pattern is None:
             return StepJacobian(self, u_old, u_new, z, steps)
         return SparseStepJacobian.colored(self, u_old, u_new, z, steps, self.pattern)
@@ -130,197 +188,3 @@ class TimeDependentConstraint(ABC):
         if not (J.isfinite().all() and H.isfinite().all()):
             return None
         return StepPattern.from_dense(J.permute(1, 2, 0), H.permute(1, 2, 0), n)
-
-
-class StepJacobian:
-    """F' = [B A C] (and dF/dp) at a batch of steps: a value, linear in every verb; factors are cached.
-
-    This class is matrix-free, by automatic differentiation. A direction or result of `None` means zero.
-    """
-
-    def __init__(self, constraint: TimeDependentConstraint, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps):
-        self.constraint, self.steps = constraint, steps
-        self.point = (u_old, u_new, z, steps.p)
-
-    def _residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, p: Tensor) -> Tensor:
-        return self.constraint.residual(u_old, u_new, z, self.steps.with_parameters(p))
-
-    def _directions(self, *directions: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(torch.zeros_like(x) if d is None else d for x, d in zip(self.point, directions))
-
-    def jvp(
-        self,
-        d_old: Tensor | None = None,
-        d_new: Tensor | None = None,
-        dz: Tensor | None = None,
-        dp: Tensor | None = None,
-    ) -> Tensor:
-        """B d_old + A d_new + C dz + F_p dp, shape (batch, n)."""
-        return jvp(self._residual, self.point, self._directions(d_old, d_new, dz, dp))
-
-    def vjp(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B'w, A'w, C'w, F_p'w) in one sweep; the last summed over the batch, shape (param_dim,)."""
-        w_old, w_new, w_z, w_p = vjp(self._residual, self.point, w)
-        return w_old, w_new, w_z, w_p
-
-    def hvp(
-        self,
-        lam: Tensor,
-        d_old: Tensor | None = None,
-        d_new: Tensor | None = None,
-        dz: Tensor | None = None,
-        dp: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The Hessian of lam.F times a direction: rows for u_old, u_new, z, and the sum for p."""
-
-        def gradient(*point: Tensor) -> tuple[Tensor, ...]:
-            return vjp(self._residual, point, lam)
-
-        h_old, h_new, h_z, h_p = jvp(gradient, self.point, self._directions(d_old, d_new, dz, dp))
-        return h_old, h_new, h_z, h_p
-
-    @cached_property
-    def A(self) -> Tensor:
-        """dF/du_new of each step, dense, shape (batch, n, n)."""
-        unit = torch.eye(self.constraint.state_dim, dtype=torch.float64)
-        by_column = columns(lambda d: self.jvp(d_new=d.expand_as(self.point[1])), unit)  # (n, batch, n)
-        return by_column.permute(1, 2, 0)
-
-    @cached_property
-    def _lu(self) -> tuple[Tensor, Tensor]:
-        factors, pivots, info = torch.linalg.lu_factor_ex(self.A)
-        if info.any() or not factors.isfinite().all():
-            raise SolveFailure("a step matrix dF/du_new is singular", "check that each step has a unique solution")
-        return factors, pivots
-
-    def solve(self, r: Tensor) -> Tensor:
-        """A^-1 r of each step, shape (batch, n)."""
-        solution: Tensor = torch.linalg.lu_solve(*self._lu, r[..., None])
-        return solution[..., 0]
-
-    def solve_adjoint(self, r: Tensor) -> Tensor:
-        """A^-T r of each step, shape (batch, n)."""
-        solution: Tensor = torch.linalg.lu_solve(*self._lu, r[..., None], adjoint=True)
-        return solution[..., 0]
-
-    def forward_sweep(self, r: Tensor) -> Tensor:
-        """x with A_i x_i + B_i x_{i-1} = r_i over the batch, x_0 = 0: forward substitution."""
-        x = torch.zeros_like(r)
-        for i in range(len(r)):
-            step = self._one(i)
-            known = step.jvp(d_old=x[i - 1 : i]) if i else torch.zeros_like(r[:1])
-            x[i] = step.solve(r[i : i + 1] - known)[0]
-        return x
-
-    def backward_sweep(self, r: Tensor) -> Tensor:
-        """x with A_i' x_i + B_{i+1}' x_{i+1} = r_i over the batch: the transpose of `forward_sweep`."""
-        x, known = torch.zeros_like(r), torch.zeros_like(r[:1])
-        for i in reversed(range(len(r))):
-            step = self._one(i)
-            x[i] = step.solve_adjoint(r[i : i + 1] - known)[0]
-            known = step.vjp(x[i : i + 1])[0]
-        return x
-
-    def _one(self, i: int) -> StepJacobian:
-        """Step i of the batch alone, with its part of the factors."""
-        u_old, u_new, z, _ = self.point
-        rows = slice(i, i + 1)
-        step = StepJacobian(self.constraint, u_old[rows], u_new[rows], z[rows], self.steps[rows])
-        step._lu = (self._lu[0][rows], self._lu[1][rows])
-        return step
-
-
-class SparseStepJacobian(StepJacobian):
-    """F' = [B A C] with sparse blocks: products without differentiation, sweeps without a loop.
-
-    Args:
-        constraint, point, steps: where; the point is (u_old, u_new, z).
-        pattern: sparsities of the blocks.
-        values: entries of the stacked blocks [B A C], row by row: (batch, pattern.jacobian.nnz), or with
-            batch 1 where all steps are equal.
-    """
-
-    def __init__(
-        self,
-        constraint: TimeDependentConstraint,
-        point: tuple[Tensor, Tensor, Tensor],
-        steps: Steps,
-        pattern: StepPattern,
-        values: Tensor,
-    ) -> None:
-        super().__init__(constraint, *point, steps)
-        self.pattern = pattern
-        self.blocks = pattern.split(values)
-
-    @classmethod
-    def colored(
-        cls,
-        constraint: TimeDependentConstraint,
-        u_old: Tensor,
-        u_new: Tensor,
-        z: Tensor,
-        steps: Steps,
-        pattern: StepPattern,
-    ) -> SparseStepJacobian:
-        """Blocks by colored forward-mode differentiation, checked with one random product.
-
-        Raises `InputError` where the residual depends on more than the pattern says.
-        """
-        n = constraint.state_dim
-        x = torch.cat([u_old, u_new, z], dim=1)
-
-        def residual(x: Tensor) -> Tensor:
-            return constraint.residual(x[:, :n], x[:, n : 2 * n], x[:, 2 * n :], steps)
-
-        def product(direction: Tensor) -> Tensor:
-            return jvp(residual, (x,), (direction.expand_as(x),))
-
-        values = pattern.jacobian.fill(product)
-        probe = torch.linspace(1.0, 2.0, x.shape[1], dtype=x.dtype)
-        expected, found = product(probe), StepMatrix(pattern.jacobian, values)(probe.expand_as(x))
-        if (expected - found).abs().amax() > 1e-8 * (1 + expected.abs().amax()):
-            raise InputError(
-                f"{type(constraint).__name__}.pattern",
-                "a sparsity that misses nonzero derivatives",
-                "StepPattern(A, B, C, W) with all entries, or pattern = None for matrix-free products",
-            )
-        return cls(constraint, (u_old, u_new, z), steps, pattern, values)
-
-    def jvp(
-        self,
-        d_old: Tensor | None = None,
-        d_new: Tensor | None = None,
-        dz: Tensor | None = None,
-        dp: Tensor | None = None,
-    ) -> Tensor:
-        pairs = zip("BAC", (d_old, d_new, dz))
-        terms = [self.blocks[name](d) for name, d in pairs if d is not None]
-        if dp is not None and dp.numel() > 0:
-            terms.append(super().jvp(dp=dp))
-        return sum(terms[1:], terms[0]) if terms else torch.zeros_like(self.point[1])
-
-    def vjp(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        p = self.point[3]
-        p_part = super().vjp(w)[3] if p.numel() > 0 else p
-        B, A, C = (self.blocks[name] for name in "BAC")
-        return B.transpose(w), A.transpose(w), C.transpose(w), p_part
-
-    def solve(self, r: Tensor) -> Tensor:
-        return self._factor.solve(r)
-
-    def solve_adjoint(self, r: Tensor) -> Tensor:
-        return self._factor.solve(r, transpose=True)
-
-    @cached_property
-    def _factor(self) -> StepFactor | StepKrylov:
-        return step_solver(self.blocks["A"])
-
-    @cached_property
-    def _sweeps(self) -> Substitution | StagedSubstitution:
-        return substitution(self.blocks["A"], self.blocks["B"], len(self.steps))
-
-    def forward_sweep(self, r: Tensor) -> Tensor:
-        return self._sweeps.forward(r)
-
-    def backward_sweep(self, r: Tensor) -> Tensor:
-        return self._sweeps.backward(r)

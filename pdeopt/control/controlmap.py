@@ -16,10 +16,20 @@ from pdeopt.steps.timegrid import TimeGrid
 
 
 class ControlMap:
-    """z_step = E z and its adjoint.
+    """z_step = E z and its adjoint, for controls that are not one a step.
+
+    The constraint and the objective see rows z_step, (n_local, control_dim); the design variables of the problem are
+    z, distributed as the columns of E.
+
+        grid = TimeGrid.uniform(100, T=1.0)
+        control_map = ControlMap.nodal(grid, dim=3)                  # the constraint's control_dim is 6
+        problem = ControlProblem(constraint, objective, grid, control_map)
 
     Args:
-        matrix: E, an AIJ matrix; its rows are distributed as the steps, control_dim rows a step.
+        matrix: E, an assembled AIJ matrix; its rows are distributed as the steps, control_dim rows a step.
+
+    Attributes:
+        n_local: design controls of this rank.
     """
 
     def __init__(self, matrix: PETSc.Mat) -> None:
@@ -31,7 +41,11 @@ class ControlMap:
     def nodal(cls, grid: TimeGrid, dim: int) -> ControlMap:
         """Values z_0..z_N at the nodes, `dim` components each; a step sees [z_{i-1} | z_i].
 
-        So the constraint's control_dim is 2 dim. The first rank owns the values at t_0.
+        So the constraint's control_dim is 2 dim. The first rank owns the values at t_0. Collective.
+
+        Args:
+            grid: the time steps.
+            dim: components of a nodal value.
         """
         nodes = grid.n_local + grid.is_first
         size = ((grid.n_local * 2 * dim, grid.num_steps * 2 * dim), (nodes * dim, (grid.num_steps + 1) * dim))

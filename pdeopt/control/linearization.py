@@ -9,9 +9,10 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.control.constraint import StepJacobian, TimeDependentConstraint
+from pdeopt.control.constraint import TimeDependentConstraint
 from pdeopt.control.controlmap import StepControls
 from pdeopt.control.objective import Objective
+from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.control.vectorlayout import Fields, VectorLayout
 from pdeopt.core.arrays import assign
 from pdeopt.core.autodiff import gradient, jvp, vjp

@@ -68,7 +68,27 @@ class DesignForm:
 
 
 class RieszMetric:
-    """R x and R^-1 g for x = [u | z | p], and the norms made of them."""
+    """R x and R^-1 g for x = [u | z | p], and the norms made of them. Every verb is collective.
+
+    Masses M and Q are those that the constraint declares, `state_mass` and `control_mass`; the identity by default.
+    (See R. Kirby, From functional analysis to iterative methods, SIAM Rev. 52, 2010, and for optimization M. Hinze,
+    R. Pinnau, M. Ulbrich, S. Ulbrich, Optimization with PDE Constraints, Springer, 2009.)
+
+        metric = RieszMetric(problem)
+        metric.design_dual_norm(g)                     # what `opt_tol` is compared with
+        step = metric.design_inverse(g, g.duplicate())
+
+    Args:
+        problem: the control problem.
+
+    Attributes:
+        state_mass, control_mass: M and Q.
+        state, control: the forms dt_i M and dt_i Q of the steps of this rank.
+        design: the form of flat design controls.
+
+    Raises:
+        InputError: masses of another size than n x n and m x m.
+    """
 
     def __init__(self, problem: ControlProblem) -> None:
         self.problem = problem
@@ -76,7 +96,6 @@ class RieszMetric:
         self.state_mass = StepMatrix.mass(constraint.state_mass, problem.n, "constraint.state_mass")
         self.control_mass = StepMatrix.mass(constraint.control_mass, problem.m, "constraint.control_mass")
         dt = problem.grid.steps.dt
-        #: forms of one step: dt M and dt Q
         self.state, self.control = InnerProduct(dt, self.state_mass), InnerProduct(dt, self.control_mass)
         self.design = DesignForm(problem, self.control)
 

@@ -29,14 +29,42 @@ Target = Tensor | Array | Callable[[Tensor], Tensor]
 
 
 class Objective(ABC):
-    """A sum of functions of one step's state and control, and of the global parameters `steps.p`."""
+    """J = sum_{i=0}^N J_i(u_i, z_i; p): a sum of functions of one step's state and control, and of `steps.p`.
+
+    A subclass writes `value`, by torch functions; gradient and Hessian products are derived from it. Objectives are
+    added with +. Terms carry their weight in time themselves: `steps.weight` of the trapezoidal rule for a function of
+    the state at t_i, `steps.dt` for one of the control on step i. The node t_0 comes as a step of length 0, number 0,
+    with a zero control. No method talks to other ranks, and rows do not interact.
+
+        class Kinetic(Objective):
+            def value(self, u, z, steps):
+                return 0.5 * steps.weight * u.square().sum(1)
+
+        objective = Kinetic() + ControlCost(1e-2)
+    """
 
     @abstractmethod
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
-        """J_i for a batch of steps: (batch, n), (batch, m) -> (batch,), by torch functions."""
+        """J_i(u_i, z_i; p) for a batch of steps.
+
+        Args:
+            u: states at the ends of the steps, (batch, n), float64.
+            z: controls, (batch, m).
+            steps: numbers, times, weights and lengths of the steps, (batch,) each, and the global parameters p.
+
+        Returns:
+            (batch,), float64. It may be infinite or NaN: solvers back away from such points.
+        """
 
     def gradient(self, u: Tensor, z: Tensor, steps: Steps) -> Rows:
-        """dJ/du, dJ/dz by rows and dJ/dp summed over the batch."""
+        """dJ_i/du_i and dJ_i/dz_i by rows, and dJ/dp summed over the batch.
+
+        Args:
+            u, z, steps: as in `value`.
+
+        Returns:
+            (batch, n), (batch, m), (param_dim,).
+        """
 
         def value(u: Tensor, z: Tensor, p: Tensor) -> Tensor:
             return self.value(u, z, steps.with_parameters(p))
@@ -45,7 +73,12 @@ class Objective(ABC):
         return du, dz, dp
 
     def hvp(self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor) -> Rows:
-        """The Hessian times a direction, in the shapes of `gradient`."""
+        """The Hessian times a direction, in the shapes of `gradient`.
+
+        Args:
+            u, z, steps: as in `value`.
+            du, dz, dp: the direction, (batch, n), (batch, m), (param_dim,).
+        """
 
         def gradient(u: Tensor, z: Tensor, p: Tensor) -> tuple[Tensor, ...]:
             return self.gradient(u, z, steps.with_parameters(p))
@@ -54,7 +87,15 @@ class Objective(ABC):
         return hu, hz, hp
 
     def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:
-        """Sparsity of a step's Hessian over [u | z]; by differentiating at random points of `steps`."""
+        """Sparsity of a step's Hessian over [u | z], by differentiating at random points.
+
+        Args:
+            n, m: unknowns of a state, controls of a step.
+            steps: samples, at least the first, a middle and the last step.
+
+        Returns:
+            An (n + m, n + m) pattern that covers the Hessian of every step.
+        """
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(len(steps), n + m, generator=generator, dtype=torch.float64)
         u, z, zero_p = x[:, :n], x[:, n:], torch.zeros_like(steps.p)
@@ -67,7 +108,16 @@ class Objective(ABC):
         return Sparsity((products != 0).any(1).numpy())
 
     def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
-        """The state and the control block of each step's Hessian, by colored products."""
+        """The state and the control block of each step's Hessian, by colored products.
+
+        What couples states to controls is left out; preconditioners need no more.
+
+        Args:
+            u, z, steps: as in `value`.
+
+        Returns:
+            Forms of (batch, n) and of (batch, m).
+        """
         n, m = u.shape[1], z.shape[1]
         pattern = self.hessian_sparsity(n, m, steps)
         no_p = torch.zeros_like(steps.p)
@@ -94,7 +144,11 @@ class Objective(ABC):
 
 
 class Sum(Objective):
-    """The sum of objectives."""
+    """The sum of objectives.
+
+    Args:
+        *terms: the objectives; sums among them are taken apart.
+    """
 
     def __init__(self, *terms: Objective) -> None:
         self.terms: list[Objective] = []
@@ -139,6 +193,9 @@ class Tracking(Objective):
         mass: M, sparse or dense; None for the identity.
         observe: the components of u that are tracked, an index array of shape (k,); None for all. The
             target and M then have k components.
+
+    Raises:
+        InputError: a target of another shape, or with NaN or infinite entries; for a function, when it is evaluated.
     """
 
     def __init__(self, target: Target, mass: Mass = None, observe: Array | None = None) -> None:
@@ -217,11 +274,14 @@ class Tracking(Objective):
 
 
 class ControlCost(Objective):
-    """sum_k dt_k alpha/2 |z_k|_Q^2.
+    """sum_k dt_k alpha/2 |z_k|_Q^2: the price of control, constant on each step.
 
     Args:
         control_weight: alpha > 0.
-        mass: Q, sparse or dense; None for the identity.
+        mass: Q, (m, m), sparse or dense; None for the identity.
+
+    Raises:
+        InputError: a weight that is not a finite number > 0.
     """
 
     def __init__(self, control_weight: float, mass: Mass = None) -> None:
@@ -252,7 +312,7 @@ class ControlCost(Objective):
 
 
 class TerminalLoss(Objective):
-    """A loss on the last state and the global parameters.
+    """l(u_N, p): a loss on the last state and the global parameters.
 
     Args:
         loss: function of u_N, shape (n,), and p, shape (param_dim,), to a scalar, by torch functions.

@@ -13,12 +13,13 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.control.constraint import StepJacobian, TimeDependentConstraint
+from pdeopt.control.constraint import TimeDependentConstraint
 from pdeopt.control.controlmap import ControlMap, StepControls
 from pdeopt.control.linearization import InitialNode, Linearization
 from pdeopt.control.objective import Objective
 from pdeopt.control.propagator import Propagator
 from pdeopt.control.state_solve import solve_steps
+from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.control.vectorlayout import Fields, VectorLayout
 from pdeopt.core.arrays import assign, free_garbage
 from pdeopt.core.errors import InputError

@@ -11,15 +11,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pdeopt.control.constraint import SparseStepJacobian, StepJacobian
 from pdeopt.control.serial_sweeps import backward, forward
+from pdeopt.control.stepjacobian import SparseStepJacobian, StepJacobian
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.settings import Settings, read, setting
 from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings
 from pdeopt.steps.timegrid import TimeGrid
 
-#: Relative residual at which a solve counts as exact, and the most cycles that it may take.
-ROUNDING, MOST = 1e-14, 60
+#: Relative residual at which a solve counts as exact.
+EXACT_RTOL = 1e-14
+
+#: Relative residual that is enough where rounding stops the cycles: the last one gained less than `STAGNATION`.
+ROUNDED_RTOL, STAGNATION = 1e-10, 0.5
+
+#: Growth of the residual that counts as divergence, and the most solves with MGRIT's cycles.
+DIVERGENCE, MAX_SOLVES = 1e3, 60
 
 
 @dataclass(frozen=True)
@@ -28,14 +34,19 @@ class PropagatorSettings(Settings):
 
     propagator: str = setting(
         "serial",
-        "state and adjoint: one step after the other, or MGRIT (-mgrit_...)",
+        "solver of state and adjoint equations: one step after the other, or MGRIT cycles until they are exact",
         choices=("serial", "mgrit"),
         reads={"mgrit": (LinearMgritSettings,)},
     )
 
 
 class Propagator:
-    """J_u^-1 and J_u^-T on the rows of a grid. Every verb is collective.
+    """J_u^-1 and J_u^-T on the rows of a grid, to rounding. Every verb is collective.
+
+    J_u is the state Jacobian over all steps, block lower bidiagonal: A_i on the diagonal, B_i below it.
+
+        du = problem.propagator.forward(lin.jacobian, -r)          # J_u du = -r
+        lam = problem.propagator.backward(lin.jacobian, -J_u)      # the adjoint equation
 
     Args:
         grid: the steps.
@@ -50,14 +61,26 @@ class Propagator:
         self._of: StepJacobian | None = None
 
     def forward(self, jacobian: StepJacobian, r: Tensor) -> Tensor:
-        """J_u^-1 r, rows (n_local, n). Raises `SolveFailure` on all ranks."""
+        """J_u^-1 r.
+
+        Args:
+            jacobian: the step Jacobians of this rank.
+            r: rows, (n_local, n).
+
+        Returns:
+            (n_local, n).
+
+        Raises:
+            SolveFailure: a step is singular, or MGRIT does not converge; on all ranks.
+            InputError: MGRIT for a constraint without a sparsity pattern.
+        """
         if self.settings.propagator == "serial":
             return forward(self.grid, jacobian, r)
         mgrit = self._cycles(jacobian)
         return self._refine(mgrit.forward, mgrit.system.multiply, r)
 
     def backward(self, jacobian: StepJacobian, r: Tensor) -> Tensor:
-        """J_u^-T r, rows (n_local, n). Raises `SolveFailure` on all ranks."""
+        """J_u^-T r; arguments and errors as of `forward`."""
         if self.settings.propagator == "serial":
             return backward(self.grid, jacobian, r)
         mgrit = self._cycles(jacobian)
@@ -81,16 +104,16 @@ class Propagator:
     ) -> Tensor:
         x = approximate(r)
         first = last = self._size(r)
-        for _ in range(MOST):
+        for _ in range(MAX_SOLVES):
             rest = r - multiply(x)
             size = self._size(rest)
-            if size <= ROUNDING * first or (size <= 1e-10 * first and size > 0.5 * last):
+            if size <= EXACT_RTOL * first or (size <= ROUNDED_RTOL * first and size > STAGNATION * last):
                 return x
-            if not size < 1e3 * first:  # also for NaN
+            if not size < DIVERGENCE * first:  # also for NaN
                 break
             x, last = x + approximate(rest), size
         raise SolveFailure(
-            f"-propagator mgrit: relative residual {size / first:.1e} after {MOST} solves",
+            f"-propagator mgrit: relative residual {size / first:.1e} after {MAX_SOLVES} solves",
             "more -mgrit_cycles, a smaller -mgrit_window, or -propagator serial, as waves need it",
         )
 

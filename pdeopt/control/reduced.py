@@ -33,7 +33,7 @@ from pdeopt.functions.smooth import Costs, Operator, Restriction, SmoothFunction
 from pdeopt.steps.innerproduct import InnerProduct
 
 #: A state solve and an adjoint solve; a Hessian product takes one of each, too.
-COSTS = Costs(value=0.5, gradient=1.0, hessian_product=1.0)
+SWEEP_COSTS = Costs(value=0.5, gradient=1.0, hessian_product=1.0)
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class ReducedObjective(SmoothFunction):
     Args:
         problem: the control problem.
         gauss_newton: leave the constraint's curvature out of Hessian products.
-        costs: of the calls; default `COSTS`.
+        costs: of the calls; default `SWEEP_COSTS`.
         **defaults: settings that replace the defaults of `WindowSettings`; options win.
     """
 
     def __init__(
-        self, problem: ControlProblem, gauss_newton: bool = False, costs: Costs = COSTS, **defaults: Any
+        self, problem: ControlProblem, gauss_newton: bool = False, costs: Costs = SWEEP_COSTS, **defaults: Any
     ) -> None:
         super().__init__(problem.layout.design_size, problem.grid.mpi, costs)
         self.problem, self.gauss_newton, self.settings = problem, gauss_newton, read(WindowSettings, **defaults)

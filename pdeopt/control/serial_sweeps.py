@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pdeopt.control.constraint import StepJacobian, TimeDependentConstraint
+from pdeopt.control.constraint import TimeDependentConstraint
+from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.errors import SolveFailure, agree
 from pdeopt.steps.timegrid import Steps, TimeGrid
 

@@ -6,9 +6,10 @@ import math
 
 from torch import Tensor
 
-from pdeopt.control.constraint import StepJacobian, TimeDependentConstraint
+from pdeopt.control.constraint import TimeDependentConstraint
 from pdeopt.control.propagator import Propagator
 from pdeopt.control.serial_sweeps import march
+from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.errors import SolveFailure
 from pdeopt.steps.timegrid import Steps
 

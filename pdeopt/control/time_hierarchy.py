@@ -6,7 +6,7 @@ from petsc4py import PETSc
 
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
-from pdeopt.control.reduced import COSTS, ReducedObjective
+from pdeopt.control.reduced import SWEEP_COSTS, ReducedObjective
 from pdeopt.core.arrays import copy
 from pdeopt.core.errors import InputError
 from pdeopt.functions.hierarchy import Hierarchy, window_transfer
@@ -59,7 +59,7 @@ def time_hierarchy(reduced: ReducedObjective, factor: int, scale: PETSc.Vec | No
     grid = problem.grid.coarsen(factor)
     assert grid is not None  # each rank has whole windows
     coarse = ControlProblem(problem.constraint, problem.objective, grid)
-    below = ReducedObjective(coarse, costs=COSTS.times(grid.num_steps / problem.grid.num_steps))
+    below = ReducedObjective(coarse, costs=SWEEP_COSTS.times(grid.num_steps / problem.grid.num_steps))
     return Hierarchy([_scaled(reduced, scale), _scaled(below)], [transfer])
 
 

@@ -20,9 +20,9 @@ from petsc4py import PETSc
 from torch import Tensor
 from torch.func import jacfwd
 
-from pdeopt.control.constraint import SparseStepJacobian
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.problem import ControlProblem
+from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.core.arrays import Array, index_array
 from pdeopt.core.errors import InputError
 from pdeopt.kkt.layout import KKTLayout, selection

@@ -14,9 +14,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pdeopt.control.constraint import SparseStepJacobian
 from pdeopt.control.controlmap import ControlMap
 from pdeopt.control.metric import DesignForm
+from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.control.vectorlayout import Fields, VectorLayout
 from pdeopt.core.arrays import copy
 from pdeopt.core.errors import InputError, SolveFailure, agree

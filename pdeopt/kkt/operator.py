@@ -29,7 +29,7 @@ from pdeopt.steps.sparse import Sparsity, StepMatrix
 Hessian = Literal["metric", "full", "gauss-newton"]
 
 #: The diagonal entry of a fixed control, relative to the mean lumped form of a control.
-FIXED = 1e-3
+FIXED_DIAGONAL = 1e-3
 
 
 class KKTOperator:
@@ -60,7 +60,7 @@ class KKTOperator:
         """
         self.lin, self.lam, self.fixed = lin, lam if self.hessian == "full" else None, fixed
         if fixed is not None:
-            self.pin = FIXED * self._mean_control_form()
+            self.pin = FIXED_DIAGONAL * self._mean_control_form()
 
     def _mean_control_form(self) -> float:
         """1'Wzz 1 / 1'1 without the constraint's curvature; that of the metric where controls have no price."""

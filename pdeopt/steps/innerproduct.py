@@ -20,8 +20,8 @@ class InnerProduct:
     """weight_i M_i for each step i; most often all steps share M, which is then factored once.
 
     Args:
-        weight: shape (batch,).
-        matrix: M, square.
+        weight: weight_i, (batch,).
+        matrix: M, (n, n), symmetric; one for all steps, or one a step.
     """
 
     def __init__(self, weight: Tensor, matrix: StepMatrix) -> None:

@@ -30,7 +30,8 @@ from pdeopt.steps.timegrid import TimeGrid
 #: (rows of states, the steps of this rank that take them on) -> rows of states, one step later.
 StepMap = Callable[[Tensor, slice], Tensor]
 
-ALL = slice(None)
+#: As the steps of a `StepMap`.
+ALL_STEPS = slice(None)
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Mgrit:
             starts = self._departures(level, ends, entry)
             points, ends = ends, self._travel(level, phis[level], starts, g)
         coarse = level + 1
-        source = ends - phis[coarse](starts, ALL)
+        source = ends - phis[coarse](starts, ALL_STEPS)
         if coarse == self.last:
             return self._march(coarse, phis[coarse], entry, source), misfit
         points = points[self._arrivals(coarse)]

@@ -9,10 +9,11 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from pdeopt.control.constraint import SparseStepJacobian, TimeDependentConstraint
+from pdeopt.control.constraint import TimeDependentConstraint
 from pdeopt.control.controlmap import ControlMap
 from pdeopt.control.objective import ControlCost, Objective, TerminalLoss, Tracking
 from pdeopt.control.problem import ControlProblem
+from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.steps.sparse import Sparsity, StepMatrix, StepPattern
 from pdeopt.steps.timegrid import Steps, TimeGrid
 from problems.burgers import BurgersCase, BurgersSettings

@@ -6,10 +6,10 @@ import skfem
 import torch
 from scipy.io import loadmat
 
-from pdeopt.control.constraint import SparseStepJacobian, StepJacobian
 from pdeopt.control.objective import ControlCost
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.reduced import ReducedObjective
+from pdeopt.control.stepjacobian import SparseStepJacobian, StepJacobian
 from pdeopt.control.verify import assert_consistent, randomize, taylor_rates, taylor_remainders
 from pdeopt.core.errors import InputError
 from pdeopt.optimize.fullspace.sqp import SQPSolver

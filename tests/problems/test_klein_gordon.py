@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.io import loadmat
 
-from pdeopt.control.constraint import SparseStepJacobian, StepJacobian
 from pdeopt.control.objective import ControlCost
 from pdeopt.control.problem import ControlProblem
+from pdeopt.control.stepjacobian import SparseStepJacobian, StepJacobian
 from pdeopt.control.verify import assert_consistent
 from pdeopt.core.errors import InputError
 from pdeopt.optimize.fullspace.sqp import SQPSolver

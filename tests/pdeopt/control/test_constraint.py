@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.func import hessian, jacfwd
 
-from pdeopt.control.constraint import SparseStepJacobian, StepJacobian, TimeDependentConstraint
+from pdeopt.control.constraint import TimeDependentConstraint
+from pdeopt.control.stepjacobian import SparseStepJacobian, StepJacobian
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.steps.sparse import Sparsity, StepPattern
 from pdeopt.steps.timegrid import TimeGrid

@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from pdeopt.control.constraint import SparseStepJacobian
 from pdeopt.control.objective import Tracking
 from pdeopt.control.problem import ControlProblem
+from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.control.verify import DerivativeError, adjoint_error, assert_consistent, symmetry_error, taylor_rates
 from tests.helpers import examples
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pdeopt.control.constraint import SparseStepJacobian
 from pdeopt.control.metric import RieszMetric
+from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.control.verify import randomize
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.steps.sparse import Sparsity, StepPattern

@@ -1,0 +1,252 @@
+"""The Jacobian of a batch of steps: matrix-free, or with sparse blocks."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pdeopt.core.autodiff import columns, jvp, vjp
+from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.steps.sparse import StepMatrix, StepPattern
+from pdeopt.steps.stepsolve import StagedSubstitution, StepFactor, StepKrylov, Substitution, step_solver, substitution
+from pdeopt.steps.timegrid import Steps
+
+
+class StepEquation(Protocol):
+    """What a step Jacobian differentiates; every `TimeDependentConstraint` is one."""
+
+    state_dim: int
+
+    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
+        """F_i(u_{i-1}, u_i, z_i; p) for a batch of steps, (batch, n)."""
+
+
+class StepJacobian:
+    """F' = [B A C] (and dF/dp) at a batch of steps: B = dF/du_old, A = dF/du_new, C = dF/dz.
+
+    A value: linear in every verb, never changed, with factors of A that are made when first needed and kept. This
+    class is matrix-free, by automatic differentiation of the constraint's residual; a subclass overrides verbs that it
+    does better, as an explicit step overrides `solve` by the identity. A direction that is None means zero. No verb
+    talks to other ranks.
+
+        jacobian = constraint.linearize(u_old, u_new, z, steps)
+        du = jacobian.solve(-jacobian.jvp(dz=dz))       # du_i/dz_i dz_i of each step
+        w_old, w_new, w_z, w_p = jacobian.vjp(lam)
+
+    Args:
+        constraint: whose residual is differentiated.
+        u_old, u_new, z, steps: the point: (batch, n), (batch, n), (batch, m), and the steps.
+    """
+
+    def __init__(self, constraint: StepEquation, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps):
+        self.constraint, self.steps = constraint, steps
+        self.point = (u_old, u_new, z, steps.p)
+
+    def _residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, p: Tensor) -> Tensor:
+        return self.constraint.residual(u_old, u_new, z, self.steps.with_parameters(p))
+
+    def _directions(self, *directions: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros_like(x) if d is None else d for x, d in zip(self.point, directions))
+
+    def jvp(
+        self,
+        d_old: Tensor | None = None,
+        d_new: Tensor | None = None,
+        dz: Tensor | None = None,
+        dp: Tensor | None = None,
+    ) -> Tensor:
+        """B d_old + A d_new + C dz + F_p dp.
+
+        Args:
+            d_old, d_new, dz: directions, (batch, n), (batch, n), (batch, m); None for zero.
+            dp: direction of the global parameters, (param_dim,); None for zero.
+
+        Returns:
+            (batch, n).
+        """
+        return jvp(self._residual, self.point, self._directions(d_old, d_new, dz, dp))
+
+    def vjp(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B'w, A'w, C'w, F_p'w) in one sweep.
+
+        Args:
+            w: cotangents of the residuals, (batch, n).
+
+        Returns:
+            (batch, n), (batch, n), (batch, m), and the sum over the batch, (param_dim,).
+        """
+        w_old, w_new, w_z, w_p = vjp(self._residual, self.point, w)
+        return w_old, w_new, w_z, w_p
+
+    def hvp(
+        self,
+        lam: Tensor,
+        d_old: Tensor | None = None,
+        d_new: Tensor | None = None,
+        dz: Tensor | None = None,
+        dp: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The Hessian of sum_i lam_i.F_i times a direction.
+
+        Args:
+            lam: multipliers of the steps, (batch, n).
+            d_old, d_new, dz, dp: the direction, as in `jvp`.
+
+        Returns:
+            Rows for u_old, u_new and z, and the sum over the batch for p, as in `vjp`.
+        """
+
+        def gradient(*point: Tensor) -> tuple[Tensor, ...]:
+            return vjp(self._residual, point, lam)
+
+        h_old, h_new, h_z, h_p = jvp(gradient, self.point, self._directions(d_old, d_new, dz, dp))
+        return h_old, h_new, h_z, h_p
+
+    @cached_property
+    def A(self) -> Tensor:
+        """dF/du_new of each step, dense, shape (batch, n, n)."""
+        unit = torch.eye(self.constraint.state_dim, dtype=torch.float64)
+        by_column = columns(lambda d: self.jvp(d_new=d.expand_as(self.point[1])), unit)  # (n, batch, n)
+        return by_column.permute(1, 2, 0)
+
+    @cached_property
+    def _lu(self) -> tuple[Tensor, Tensor]:
+        factors, pivots, info = torch.linalg.lu_factor_ex(self.A)
+        if info.any() or not factors.isfinite().all():
+            raise SolveFailure("a step matrix dF/du_new is singular", "check that each step has a unique solution")
+        return factors, pivots
+
+    def solve(self, r: Tensor) -> Tensor:
+        """A^-1 r of each step, (batch, n) -> (batch, n). Raises `SolveFailure` where a step matrix is singular."""
+        solution: Tensor = torch.linalg.lu_solve(*self._lu, r[..., None])
+        return solution[..., 0]
+
+    def solve_adjoint(self, r: Tensor) -> Tensor:
+        """A^-T r of each step, (batch, n) -> (batch, n). Raises `SolveFailure` where a step matrix is singular."""
+        solution: Tensor = torch.linalg.lu_solve(*self._lu, r[..., None], adjoint=True)
+        return solution[..., 0]
+
+    def forward_sweep(self, r: Tensor) -> Tensor:
+        """x with A_i x_i + B_i x_{i-1} = r_i over a batch of consecutive steps, x_0 = 0: forward substitution.
+
+        (batch, n) -> (batch, n). Raises `SolveFailure` where a step matrix is singular.
+        """
+        x = torch.zeros_like(r)
+        for i in range(len(r)):
+            step = self._one(i)
+            known = step.jvp(d_old=x[i - 1 : i]) if i else torch.zeros_like(r[:1])
+            x[i] = step.solve(r[i : i + 1] - known)[0]
+        return x
+
+    def backward_sweep(self, r: Tensor) -> Tensor:
+        """x with A_i' x_i + B_{i+1}' x_{i+1} = r_i over the batch: the transpose of `forward_sweep`.
+
+        (batch, n) -> (batch, n). Raises `SolveFailure` where a step matrix is singular.
+        """
+        x, known = torch.zeros_like(r), torch.zeros_like(r[:1])
+        for i in reversed(range(len(r))):
+            step = self._one(i)
+            x[i] = step.solve_adjoint(r[i : i + 1] - known)[0]
+            known = step.vjp(x[i : i + 1])[0]
+        return x
+
+    def _one(self, i: int) -> StepJacobian:
+        """Step i of the batch alone, with its part of the factors."""
+        u_old, u_new, z, _ = self.point
+        rows = slice(i, i + 1)
+        step = StepJacobian(self.constraint, u_old[rows], u_new[rows], z[rows], self.steps[rows])
+        step._lu = (self._lu[0][rows], self._lu[1][rows])
+        return step
+
+
+class SparseStepJacobian(StepJacobian):
+    """F' = [B A C] with sparse blocks: products without differentiation, sweeps without a loop.
+
+    Args:
+        constraint, point, steps: where; the point is (u_old, u_new, z).
+        pattern: sparsities of the blocks.
+        values: entries of the stacked blocks [B A C], row by row: (batch, pattern.jacobian.nnz), or with
+            batch 1 where all steps are equal.
+    """
+
+    def __init__(
+        self,
+        constraint: StepEquation,
+        point: tuple[Tensor, Tensor, Tensor],
+        steps: Steps,
+        pattern: StepPattern,
+        values: Tensor,
+    ) -> None:
+        super().__init__(constraint, *point, steps)
+        self.pattern = pattern
+        self.blocks = pattern.split(values)
+
+    @classmethod
+    def colored(
+        cls, constraint: StepEquation, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps, pattern: StepPattern
+    ) -> SparseStepJacobian:
+        """Blocks by colored forward-mode differentiation, checked with one random product.
+
+        Raises `InputError` where the residual depends on more than the pattern says.
+        """
+        n = constraint.state_dim
+        x = torch.cat([u_old, u_new, z], dim=1)
+
+        def residual(x: Tensor) -> Tensor:
+            return constraint.residual(x[:, :n], x[:, n : 2 * n], x[:, 2 * n :], steps)
+
+        def product(direction: Tensor) -> Tensor:
+            return jvp(residual, (x,), (direction.expand_as(x),))
+
+        values = pattern.jacobian.fill(product)
+        probe = torch.linspace(1.0, 2.0, x.shape[1], dtype=x.dtype)
+        expected, found = product(probe), StepMatrix(pattern.jacobian, values)(probe.expand_as(x))
+        if (expected - found).abs().amax() > 1e-8 * (1 + expected.abs().amax()):
+            raise InputError(
+                f"{type(constraint).__name__}.pattern",
+                "a sparsity that misses nonzero derivatives",
+                "StepPattern(A, B, C, W) with all entries, or pattern = None for matrix-free products",
+            )
+        return cls(constraint, (u_old, u_new, z), steps, pattern, values)
+
+    def jvp(
+        self,
+        d_old: Tensor | None = None,
+        d_new: Tensor | None = None,
+        dz: Tensor | None = None,
+        dp: Tensor | None = None,
+    ) -> Tensor:
+        pairs = zip("BAC", (d_old, d_new, dz))
+        terms = [self.blocks[name](d) for name, d in pairs if d is not None]
+        if dp is not None and dp.numel() > 0:
+            terms.append(super().jvp(dp=dp))
+        return sum(terms[1:], terms[0]) if terms else torch.zeros_like(self.point[1])
+
+    def vjp(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        p = self.point[3]
+        p_part = super().vjp(w)[3] if p.numel() > 0 else p
+        B, A, C = (self.blocks[name] for name in "BAC")
+        return B.transpose(w), A.transpose(w), C.transpose(w), p_part
+
+    def solve(self, r: Tensor) -> Tensor:
+        return self._factor.solve(r)
+
+    def solve_adjoint(self, r: Tensor) -> Tensor:
+        return self._factor.solve(r, transpose=True)
+
+    @cached_property
+    def _factor(self) -> StepFactor | StepKrylov:
+        return step_solver(self.blocks["A"])
+
+    @cached_property
+    def _sweeps(self) -> Substitution | StagedSubstitution:
+        return substitution(self.blocks["A"], self.blocks["B"], len(self.steps))
+
+    def forward_sweep(self, r: Tensor) -> Tensor:
+        return self._sweeps.forward(r)
+
+    def backward_sweep(self, r: Tensor) -> Tensor:
+        return self._sweeps.backward(r)
