@@ -14,7 +14,18 @@ from pdeopt.core.errors import InputError
 
 
 class Decomposition:
-    """Parts of the unknowns of this rank, which cover them all.
+    """Parts of the unknowns, which cover them all and may overlap.
+
+    With R_s the restriction to part s and W_s its diagonal of weights, sum_s R_s' W_s R_s = 1. Methods that split the
+    unknowns (SPQN, APTS) solve on each part and add the corrections by `assemble`::
+
+        parts = Decomposition(5, [torch.arange(0, 3), torch.arange(2, 5)])           # index 2 is in both
+        d = parts.assemble({s: solve(s) for s in parts.mine()})                      # sum_s R_s' W_s d_s, (5,)
+        parts = Decomposition.blocks(layer_sizes, parts=4, overlap=1)                # whole layers
+
+    There are two ways to be parallel. Unknowns that are distributed over `comm` have parts that reach over ranks: each
+    rank states its indices of every part, and all work on every part together. Unknowns that every rank has are
+    decomposed alike on all of them, and a `team` shares the parts.
 
     Args:
         size: unknowns on this rank.
@@ -26,6 +37,7 @@ class Decomposition:
         owners: the rank of the team that works on each part; default an even share of them.
 
     Attributes:
+        parts: their indices on this rank.
         weights: partition of unity, a tensor a part; an index in k parts has 1/k in each.
 
     Raises:
@@ -70,7 +82,9 @@ class Decomposition:
 
         Args:
             sizes: unknowns of each block, in order.
+            parts: how many groups.
             overlap: blocks that a part takes from each neighbor.
+            team: ranks that share the parts among them.
 
         Raises:
             InputError: more parts than blocks.
@@ -87,7 +101,13 @@ class Decomposition:
     def even(
         cls, size: int, parts: int, overlap: int = 0, comm: Any = MPI.COMM_SELF, team: Any = None
     ) -> Decomposition:
-        """Neighboring unknowns in nearly equal parts, over all ranks of `comm`.
+        """Neighboring unknowns in nearly equal parts, over all ranks of `comm`. Collective.
+
+        Args:
+            size: unknowns on this rank.
+            parts: how many.
+            overlap: unknowns that a part takes from each neighbor.
+            comm, team: as for the decomposition itself.
 
         Raises:
             InputError: more parts than unknowns.
@@ -124,7 +144,12 @@ class Decomposition:
         return bool(self.comm.size == 1)
 
     def assemble(self, corrections: dict[int, Tensor], weighted: bool = True) -> Tensor:
-        """sum_s R_s' W_s d_s over these corrections, (size,), or sum_s R_s' d_s without the weights."""
+        """sum_s R_s' W_s d_s over these corrections, (size,), or sum_s R_s' d_s without the weights.
+
+        Args:
+            corrections: d_s by the number of the part, (unknowns of the part on this rank,) each.
+            weighted: whether common unknowns take the mean of their parts.
+        """
         total = torch.zeros(self.size, dtype=torch.float64)
         for part, d in sorted(corrections.items()):
             total.index_add_(0, self.parts[part], self.weights[part] * d if weighted else d)

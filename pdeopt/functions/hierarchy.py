@@ -95,6 +95,17 @@ class Transfer:
 class Hierarchy(SmoothFunction):
     """A smooth function with coarser versions of itself; as a function it is the finest.
 
+    Level 0 is the finest. The function of level l + 1 is that of level l with fewer layers, time steps, elements or
+    samples; `transfers[l]` takes corrections, gradients and iterates from one to the other. Multilevel methods (MG/OPT,
+    RMTR) go through all levels, SPQN begins on the second, quasi-Newton methods use levels that share their unknowns::
+
+        hierarchy = Hierarchy([fine, coarse], [Transfer.aggregates(parents)])        # parents[i]: coarse index of i
+        MGOPT(hierarchy, smoother="lbfgs", gtol=1e-6).minimize(x)
+
+    No relation between the functions is assumed: coarse models get the correction of `FirstOrderConsistent`, and what a
+    coarse level proposes is judged on the finer one. Unknowns may be distributed, all levels over as many ranks, each
+    rank with its own part of P.
+
     Args:
         functions: finest first. All calls count in the tally of the finest, by costs that each function states in
             gradients of the finest.

@@ -1,4 +1,4 @@
-"""Samples of the moment: batches that overlap, in cells that are evaluated one by one and by several ranks."""
+"""Batches of samples that overlap, in cells that are evaluated one by one and by several ranks."""
 
 from __future__ import annotations
 

@@ -66,13 +66,34 @@ class Tally:
 
 
 class SmoothFunction(ABC):
-    """f: R^n -> R. A subclass writes `_value_and_gradient`, and what it can do faster or beside.
+    """f: R^n -> R, as all optimizers of pdeopt see it.
+
+    A subclass writes `_value_and_gradient`; `_value` and `_hvp` where they cost less or are needed::
+
+        class Quadratic(SmoothFunction):                        # x.A x / 2 - b.x
+            def __init__(self, A, b):
+                super().__init__(len(b))
+                self.A, self.b = A, b
+
+            def _value_and_gradient(self, x):
+                return float(x @ (0.5 * self.A @ x - self.b)), self.A @ x - self.b
+
+        LBFGS(Quadratic(A, b), gtol=1e-10).minimize(torch.zeros(len(b), dtype=torch.float64))
+
+    Users call `value`, `value_and_gradient` and `hvp`, which count in `tally` and weigh by `costs`; the methods with an
+    underscore do the work and count nothing. All vectors are flat tensors (size,) of double precision, the unknowns of
+    this rank; inner products sum over the ranks, and all calls are collective over `comm`. Optimizers that split the
+    unknowns ask `local` and `decompose`, those that precondition `preconditioner`: each has a default that serves.
+
+    A point without a value is no error: f is then infinite or NaN there, and optimizers step back. `SolveFailure` ends
+    a run with its reason.
 
     Args:
-        size: unknowns on this rank.
-        comm: mpi4py communicator of the ranks that share the unknowns.
-        costs: of the calls.
-        tally: where they are counted; a new one by default.
+        size: unknowns on this rank, >= 0.
+        comm: mpi4py communicator of the ranks over which the unknowns are distributed; COMM_SELF where every rank has
+            all of them.
+        costs: of the calls, in evaluations of the whole function with its gradient.
+        tally: where they are counted; a new one by default. Functions that are parts of each other share one.
     """
 
     def __init__(
@@ -86,13 +107,15 @@ class SmoothFunction(ABC):
         """f and f' at x, (size,) double precision; f may be infinite or NaN. The gradient is the caller's to keep."""
 
     def _value(self, x: Tensor) -> float:
+        """f at x alone."""
         return self._value_and_gradient(x)[0]
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
+        """f''(x) d; raises `InputError` where a subclass does not define it."""
         raise InputError(f"Hessian products of {type(self).__name__}", "none", "a function that defines `_hvp`")
 
     def value(self, x: Tensor) -> float:
-        """f(x). Collective over `comm`, as all calls."""
+        """f(x), x (size,). Collective over `comm`, as all calls."""
         self.tally.values += 1
         self.tally.work += self.costs.value
         return self._value(x)
@@ -104,7 +127,11 @@ class SmoothFunction(ABC):
         return self._value_and_gradient(x)
 
     def hvp(self, x: Tensor, d: Tensor) -> Tensor:
-        """f''(x) d, (size,)."""
+        """f''(x) d, (size,).
+
+        Raises:
+            InputError: a function without Hessian products.
+        """
         self.tally.hessian_products += 1
         self.tally.work += self.costs.hessian_product
         return self._hvp(x, d)
@@ -114,6 +141,13 @@ class SmoothFunction(ABC):
 
         It may be a model of it, with the same value and gradient at d = 0. Functions that know more evaluate only
         what depends on the part, and say so in the costs.
+
+        Args:
+            part: its number in the decomposition.
+            x: (size,), where the other unknowns stay.
+
+        Returns:
+            a function of the part's unknowns on this rank, `len(decomposition.parts[part])` of them.
         """
         return Restriction(self, decomposition.parts[part], x)
 
@@ -121,12 +155,20 @@ class SmoothFunction(ABC):
         """The unknowns in parts of neighbors; functions that know better take whole layers, windows of time, ...
 
         Args:
+            parts: how many.
             overlap: unknowns (layers, steps) that a part takes from each neighbor.
+            team: ranks that share the parts, where the unknowns are on every rank.
+
+        Raises:
+            InputError: more parts than there are unknowns (layers, steps).
         """
         return Decomposition.even(self.size, parts, overlap, self.comm, team)
 
     def preconditioner(self) -> Operator | None:
-        """g -> H_0 g, an inverse of the Hessian as far as it is known beforehand; None where nothing is."""
+        """g -> H_0 g, (size,) each: a positive definite inverse of the Hessian as far as it is known beforehand.
+
+        Quasi-Newton methods start from it. None where nothing is known.
+        """
         return None
 
     def products(self, rows: Tensor | Sequence[Tensor], x: Tensor) -> Tensor:

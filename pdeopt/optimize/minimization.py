@@ -1,4 +1,4 @@
-"""min f(x) by SciPy's conventions: arrays or tensors in, the same kind out.
+"""min f(x) by SciPy's conventions: arrays or tensors in, the same kind out::
 
     result = po.minimize(lambda x: (x[0] + 2 * x[1] - 7) ** 2 + (2 * x[0] + x[1] - 5) ** 2, [0.0, 0.0])
     result.x, result.fun, result.success            # array([1., 3.]), 0.0, True, up to the tolerance

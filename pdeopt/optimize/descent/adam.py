@@ -16,19 +16,19 @@ from pdeopt.optimize.descent.minimizer import Minimizer
 
 @dataclass(frozen=True)
 class AdamSettings(Settings, prefix="adam_"):
-    """Options `-adam_*`."""
+    """Adam."""
 
     lr: float = setting(1e-3, "learning rate", above=0)
-    beta1: float = setting(0.9, "decay of the mean of gradients", at_least=0, at_most=1)
-    beta2: float = setting(0.999, "decay of the mean of their squares", at_least=0, at_most=1)
-    smallest_lr: float = setting(1e-12, "learning rate at which a run that meets no finite values ends", above=0)
+    beta1: float = setting(0.9, "decay of the mean of the gradients", at_least=0, at_most=1)
+    beta2: float = setting(0.999, "decay of the mean of the squared gradients", at_least=0, at_most=1)
+    smallest_lr: float = setting(1e-12, "learning rate below which a run that meets no finite values ends", above=0)
 
 
 class Adam(Minimizer):
     """m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2,  x <- x - lr m^ / (sqrt(v^) + 1e-8); m^, v^ without bias.
 
     D. P. Kingma, J. Ba, 2015. A point whose value or gradient is not finite is not taken: the rate is halved and the
-    means begin anew. The result is the best point met, for f may rise from step to step.
+    means are set to zero. The result is the best point met, since f may rise from step to step.
     """
 
     Settings = AdamSettings

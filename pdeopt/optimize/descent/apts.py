@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.monitor import History, Reason, Result
-from pdeopt.core.settings import Section, setting
+from pdeopt.core.settings import setting
 from pdeopt.core.team import Team
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.sharing import share
 from pdeopt.functions.smooth import FirstOrderConsistent, SmoothFunction
-from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
+from pdeopt.optimize.descent.minimizer import Minimizer
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer, TrustSettings
 from pdeopt.optimize.descent.trustsettings import BatchSettings, ModelSettings, RadiusSettings
 from pdeopt.optimize.parts.trustmodel import TrustModel
@@ -24,7 +24,7 @@ from pdeopt.optimize.parts.trustsubproblem import length
 
 
 @dataclass(frozen=True)
-class APTSSettings(BatchSettings, RadiusSettings, ModelSettings, prefix="apts_", includes=(Section(StopSettings),)):
+class APTSSettings(BatchSettings, RadiusSettings, ModelSettings, prefix="apts_"):
     """Additively preconditioned trust-region method (APTS)."""
 
     overlap: float = setting(0.25, "share of a batch that the next one has, too", at_least=0, at_most=0.5)

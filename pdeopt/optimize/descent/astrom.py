@@ -28,20 +28,22 @@ from pdeopt.optimize.parts.trustsubproblem import TrustStep, steihaug
 
 @dataclass(frozen=True)
 class ASTROMSettings(Settings, prefix="astrom_"):
-    """Options `-astrom_*`."""
+    """Adaptive sampling trust-region method (ASTROM)."""
 
     share: float = setting(
-        0.01, "of the samples in the first coarse level; 1 is batch trust region", above=0, at_most=1
+        0.01, "part of the samples in the first coarse level; 1 is batch trust region", above=0, at_most=1
     )
-    sampling: str = setting("curvature", "samples where the curvature is, or uniform", choices=SAMPLINGS)
-    growth: float = setting(4.0, "factor of the sample at most, a step", at_least=1)
+    sampling: str = setting(
+        "curvature", "how samples are drawn: where the curvature is, or uniformly", choices=SAMPLINGS
+    )
+    growth: float = setting(4.0, "factor by which the sample grows in a step at most", at_least=1)
     error: float = setting(0.3, "|1 - fine / coarse decrease| above which the sample grows", above=0)
     memory: int = setting(5, "secant pairs of the fine level that correct the coarse Hessian", at_least=0)
-    radius: float = setting(1.0, "first radius", above=0)
-    cg_rtol: float = setting(0.08, "relative residual of conjugate gradients", above=0, at_most=1)
+    radius: float = setting(1.0, "first trust radius", above=0)
+    cg_rtol: float = setting(0.08, "relative residual at which conjugate gradients end", above=0, at_most=1)
     cg_max_it: int = setting(500, "Hessian products a step at most", at_least=1)
     accept: float = setting(1e-4, "ratio of fine to coarse decrease from which a step is taken", above=0)
-    seed: int = setting(0, "of the samples")
+    seed: int = setting(0, "seed of the samples")
 
 
 class ASTROM(Minimizer):

@@ -28,22 +28,42 @@ SettingsGroup = type[Settings]
 
 @dataclass(frozen=True)
 class StopSettings(Settings, prefix="opt_"):
-    """When to stop; the options `-opt_*` of all optimizers of smooth functions."""
+    """When optimizers of smooth functions stop."""
 
-    max_it: int = setting(1000, "outer iterations", at_least=0)
-    max_gradients: int = setting(0, "gradients, of parts and samples too; 0 for no limit", at_least=0)
-    max_work: float = setting(0.0, "calls in equivalents of full gradients; 0 for no limit", at_least=0)
-    gtol: float = setting(1e-8, "tolerance of the gradient's norm", at_least=0)
-    target: float = setting(None, "stop at this value of the function", kind=float)
+    max_it: int = setting(1000, "iterations at most", at_least=0)
+    max_gradients: int = setting(0, "gradients at most, those of parts and samples too; 0 for no limit", at_least=0)
+    max_work: float = setting(0.0, "calls at most, in equivalents of full gradients; 0 for no limit", at_least=0)
+    gtol: float = setting(1e-8, "norm of the gradient at which a run has converged", at_least=0)
+    target: float = setting(None, "value of the function at which a run ends", kind=float)
     monitor: bool = setting(False, "print a line an iteration")
 
 
 class Minimizer(ABC):
-    """min f(x) over x in R^n.
+    """min f(x) over x in R^n: what all optimizers of a `SmoothFunction` share.
+
+    A subclass states its `Settings` and writes `start` and `step`; the loop, limits, records, restarts and the way from
+    TAO are here::
+
+        class SteepestDescent(Minimizer):
+            Settings = SteepestDescentSettings                  # with a field `size`
+
+            def step(self) -> Reason:
+                self.x = self.x - self.settings.size * self.g
+                self.f, self.g = self.function.value_and_gradient(self.x)
+                return Reason.ITERATING
+
+    An optimizer is used once or many times; each call of `minimize` is a run of its own::
+
+        solver = LBFGS(function, memory=20, gtol=1e-6)
+        result = solver.minimize(torch.zeros(function.size, dtype=torch.float64))
+        result.converged, result.design, result.history["objective"]
+
+    All calls are collective over `function.comm`. Numbers are of double precision. A step that raises `SolveFailure`
+    ends the run with a reason, and the last good point is returned.
 
     Args:
         function: f; TAO's objective where this object is the context of a TAO of type python.
-        settings: of the method; by default from the options `-{prefix}{name}_*`.
+        settings: of the method; by default from the options `-{prefix}{Settings.prefix}*`.
         stop: when to stop; by default from the options `-{prefix}opt_*`.
         prefix: of the options.
         **defaults: settings of either kind that replace the defaults; options win.
@@ -54,7 +74,7 @@ class Minimizer(ABC):
         note: what happened to it.
 
     Raises:
-        InputError: settings that nobody knows, or that are not legal.
+        InputError: settings that the method does not have, or that are not legal.
     """
 
     Settings: ClassVar[SettingsGroup]
@@ -110,14 +130,14 @@ class Minimizer(ABC):
         history: History | None = None,
         **given: Any,
     ) -> Result:
-        """Go down from x, (size,) double precision, which is copied. Collective.
+        """Go down from x, (size,), which is copied. Collective.
 
         Args:
             monitors: called with each record.
             observers: called with this object and the history after each record.
             until: of this object: whether to stop as converged.
             memory, history: what `memory()` and the history were: go on with the same iterates; x is then ignored.
-            **given: what `start` takes beside x: `known`, the pair f(x) and f'(x), where somebody knows it.
+            **given: what `start` takes beside x: `known`, the pair f(x) and f'(x), where the caller knows it.
 
         Returns:
             the last point, a tensor, with the history of `DescentRecord`; it is never worse than the start.
@@ -143,7 +163,11 @@ class Minimizer(ABC):
         return iterate(self, test, monitors=monitors, observers=observers, history=_without_last(history))
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
-        """Begin at x, which is this object's to keep."""
+        """Begin at x, (size,) double precision, which is this object's to keep.
+
+        Args:
+            known: f(x) and f'(x), if the caller has them; else they are evaluated.
+        """
         self.x = x
         self.f, self.g = self.function.value_and_gradient(x) if known is None else known
 

@@ -41,33 +41,35 @@ NESTED_RTOL = 1e-2
 
 @dataclass(frozen=True)
 class MLVRSettings(Settings, prefix="mlvr_"):
-    """Options `-mlvr_*`."""
+    """Multilevel variance reduction (MLVR)."""
 
     levels: int = setting(3, "nested samples, all of them included", at_least=2)
     coarsening: float = setting(0.17, "samples of a level as part of the next finer one's", above=0, at_most=1)
     batch: int = setting(0, "samples of the coarsest level; 0: by coarsening", at_least=0)
-    sampling: str = setting("curvature", "samples where the curvature is, or uniform", choices=SAMPLINGS)
+    sampling: str = setting(
+        "curvature", "how samples are drawn: where the curvature is, or uniformly", choices=SAMPLINGS
+    )
     redraw: str = setting(
         "never",
-        "new samples: never, in each cycle, in each step of the coarsest level",
+        "when new samples are drawn: never, in each cycle, in each step of the coarsest level",
         choices=("never", "cycle", "step"),
     )
     coarse: str = setting("newton", "steps on the coarsest level", choices=("gradient", "newton", "lbfgs"))
-    steps: int = setting(1, "of the coarsest level, a cycle", at_least=1)
-    cycles: int = setting(3, "of each level between, a cycle of the next finer one", at_least=1)
+    steps: int = setting(1, "steps on the coarsest level, a cycle", at_least=1)
+    cycles: int = setting(3, "cycles of each level between, in a cycle of the next finer one", at_least=1)
     reference: str = setting(
         "snapshot",
         "where coarse gradients are consistent: where their steps begin, or the step before",
         choices=("snapshot", "previous"),
     )
-    step_size: float = setting(0.0, "of gradient steps; 0: 1/L, L the largest curvature met", at_least=0)
+    step_size: float = setting(0.0, "length of gradient steps; 0: 1/L, L the largest curvature met", at_least=0)
     nested: int = setting(
         3, "cycles of each coarser level before the first of all, nested iteration; 0 for none", at_least=0
     )
     memory: int = setting(40, "secant pairs of each level but the coarsest; 0 for none", at_least=0)
-    cg_rtol: float = setting(0.3, "relative residual of conjugate gradients", at_least=0, at_most=1)
+    cg_rtol: float = setting(0.3, "relative residual at which conjugate gradients end", at_least=0, at_most=1)
     cg_max_it: int = setting(500, "Hessian products a Newton step at most", at_least=1)
-    seed: int = setting(0, "of the samples")
+    seed: int = setting(0, "seed of the samples")
 
 
 class MLVR(Minimizer):
@@ -172,7 +174,7 @@ class MLVR(Minimizer):
         return None if found is None else -found
 
     def _part(self, level: int, samples: SampledFunction, x: Tensor) -> SampledFunction:
-        """The function of the next coarser level; all of its samples where each step draws anew."""
+        """The function of the next coarser level; all of its samples where each step draws new ones."""
         if self.settings.redraw == "step" and level == self.settings.levels - 2:
             return samples
         return NestedSample(samples, self.settings.sampling, self._u[level]).of_size(self.sizes[level + 1], x)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.monitor import Reason
-from pdeopt.core.settings import Settings, setting
+from pdeopt.core.settings import Section, Settings, setting
 from pdeopt.functions.hierarchy import Hierarchy, as_hierarchy
 from pdeopt.functions.smooth import FirstOrderConsistent, SmoothFunction
 from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
@@ -32,19 +32,23 @@ CORRECTION_SEARCH = Backtracking(cubic=True, scale=0.0, shortest=1e-3)
 
 @dataclass(frozen=True)
 class MultilevelSettings(Settings):
-    """What cycles are made of."""
+    """Cycles over levels."""
 
     cycle: str = setting(
-        "V", "each level visits the next coarser one once, or, F, once more by a V-cycle", choices=("V", "F")
+        "V", "cycle: V visits the next coarser level once, F once more by a V-cycle", choices=("V", "F")
     )
     start: str = setting(
-        "fine", "begin on the finest level, or with nested iteration on the coarsest", choices=("fine", "nested")
+        "fine",
+        "where a run begins: on the finest level, or by nested iteration on the coarsest",
+        choices=("fine", "nested"),
     )
-    pre: int = setting(1, "smoothing steps before the correction", at_least=0)
-    post: int = setting(1, "smoothing steps after it", at_least=0)
+    pre: int = setting(1, "smoothing steps before a coarse correction", at_least=0)
+    post: int = setting(1, "smoothing steps after a coarse correction", at_least=0)
     coarse: int = setting(20, "steps on the coarsest level", at_least=1)
     nested: int = setting(30, "steps on the coarsest level in nested iteration", at_least=1)
-    kappa: float = setting(0.1, "go to the coarser level where |R g| >= kappa |g|", at_least=0)
+    kappa: float = setting(
+        0.1, "part of the gradient that a coarser level must see to be visited: |R g| >= kappa |g|", at_least=0
+    )
 
 
 class Multilevel(Minimizer):
@@ -203,10 +207,17 @@ class Multilevel(Minimizer):
 
 @dataclass(frozen=True)
 class MGOPTSettings(MultilevelSettings, prefix="mgopt_"):
-    """Options `-mgopt_*`; those of the smoothers are `-mgopt_lbfgs_*` and so on."""
+    """Multilevel optimization with a line search (MG/OPT)."""
 
-    smoother: str = setting("lbfgs", "method of the steps on each level", choices=tuple(SMOOTHERS))
-    descent: float = setting(1e-6, "least cosine of a correction and the steepest descent", at_least=0)
+    smoother: str = setting(
+        "lbfgs",
+        "method of the steps on each level",
+        choices=tuple(SMOOTHERS),
+        reads={name: (Section(method.Settings, "mgopt_"),) for name, method in SMOOTHERS.items()},
+    )
+    descent: float = setting(
+        1e-6, "smallest cosine between a correction and the steepest descent at which it serves", at_least=0
+    )
 
 
 class MGOPT(Multilevel):
@@ -232,7 +243,7 @@ class MGOPT(Multilevel):
         super().__init__(function, settings, stop, prefix, **defaults)
 
     def smoother(self, function: SmoothFunction) -> Minimizer:
-        return SMOOTHERS[self.settings.smoother](function, prefix=self._prefix)
+        return SMOOTHERS[self.settings.smoother](function, stop=self.stop, prefix=self._prefix)
 
     def take(self, level: int, d: Tensor, decrease: float) -> bool:
         fine = self.levels[level]

@@ -150,17 +150,16 @@ class QuasiNewton(Minimizer):
         self.x, self.f, self.g, self.radius = x, f, g, size
         return Reason.ITERATING
 
-    def _first_trial(self) -> float:
-        """1, or where H is too large on the average, a little more than the geometric mean of the last sizes."""
-        if self._pairs or self.preconditioner is not None or self.settings.first_step == "unit":
-            return 1.0 if self.inverse.unit_steps else min(1.0, 1.2 * self._usual_size)
-        return min(1.0, 1.0 / self.function.norm(self.g))
-
     def _search(self, direction: Tensor) -> tuple[Ray, float | None]:
+        """A size along a direction; the first trial is 1, or less where it is known to be too long."""
         ray = Ray(self.function, self.x, self.f, self.g, direction)
         if not ray.slope_at_start < 0:
             return ray, None
-        return ray, self.search.along(ray, self._first_trial())
+        if not self._pairs and self.preconditioner is None and self.settings.first_step == "normalized":
+            trial = min(1.0, 1.0 / self.function.norm(self.g))
+        else:  # where H is too large on the average, a little more than the geometric mean of the last sizes
+            trial = 1.0 if self.inverse.unit_steps else min(1.0, 1.2 * self._usual_size)
+        return ray, self.search.along(ray, trial)
 
     def memory(self) -> dict[str, Any]:
         inverse = {f"inverse.{name}": value for name, value in self.inverse.memory().items()}
@@ -180,7 +179,9 @@ class QuasiNewton(Minimizer):
 
 def search_setting() -> Any:
     """The line search of a method."""
-    return setting("wolfe", "strong Wolfe, or Armijo with quadratic or cubic backtracking", choices=tuple(SEARCHES))
+    return setting(
+        "wolfe", "line search: strong Wolfe, or Armijo with quadratic or cubic backtracking", choices=tuple(SEARCHES)
+    )
 
 
 def gap_setting() -> Any:
@@ -204,9 +205,9 @@ def first_step_setting() -> Any:
 
 @dataclass(frozen=True)
 class LBFGSSettings(Settings, prefix="lbfgs_"):
-    """Options `-lbfgs_*`."""
+    """Limited-memory BFGS."""
 
-    memory: int = setting(10, "pairs that are kept; 0 for steepest descent", at_least=0)
+    memory: int = setting(10, "secant pairs that are kept; 0 for steepest descent", at_least=0)
     line_search: str = search_setting()
     first_step: str = first_step_setting()
     gap: float = gap_setting()
@@ -223,10 +224,12 @@ class LBFGS(QuasiNewton):
 
 @dataclass(frozen=True)
 class SSBroydenSettings(Settings, prefix="ssbroyden_"):
-    """Options `-ssbroyden_*`."""
+    """Dense quasi-Newton methods of the self-scaled Broyden class."""
 
     update: str = setting(
-        "ssbroyden", "self-scaled Broyden, self-scaled BFGS, or BFGS", choices=("ssbroyden", "ssbfgs", "bfgs")
+        "ssbroyden",
+        "update of the inverse Hessian: self-scaled Broyden, self-scaled BFGS, or BFGS",
+        choices=("ssbroyden", "ssbfgs", "bfgs"),
     )
     line_search: str = search_setting()
     first_step: str = first_step_setting()

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.monitor import Reason
-from pdeopt.core.settings import Section, setting
+from pdeopt.core.settings import setting
 from pdeopt.functions.smooth import SmoothFunction
-from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
+from pdeopt.optimize.descent.minimizer import Minimizer
 from pdeopt.optimize.descent.multilevel import Multilevel, MultilevelSettings
 from pdeopt.optimize.descent.trustsettings import ModelSettings, RatioSettings
 from pdeopt.optimize.parts.trustregion import has_vanished, reduction_ratio
@@ -22,7 +22,7 @@ LEAST_ROOM = 1e-2
 
 
 @dataclass(frozen=True)
-class RMTRSettings(MultilevelSettings, RatioSettings, ModelSettings, prefix="rmtr_", includes=(Section(StopSettings),)):
+class RMTRSettings(MultilevelSettings, RatioSettings, ModelSettings, prefix="rmtr_"):
     """Recursive multilevel trust-region method (RMTR)."""
 
     radius: float = setting(

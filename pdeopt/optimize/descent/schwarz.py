@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import DescentRecord, History, Reason, Result
-from pdeopt.core.settings import Section, Settings, setting
+from pdeopt.core.settings import Settings, setting
 from pdeopt.core.team import Team
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.hierarchy import Hierarchy, as_hierarchy
@@ -44,7 +44,7 @@ from pdeopt.optimize.parts.subspace import Columns, Correction
 
 
 @dataclass(frozen=True)
-class SPQNSettings(Settings, prefix="spqn_", includes=(Section(StopSettings),)):
+class SPQNSettings(Settings, prefix="spqn_"):
     """Schwarz-preconditioned quasi-Newton methods."""
 
     type: str = setting(
@@ -109,9 +109,7 @@ class SPQN(Minimizer):
         method: the global method, `LBFGS` or `SSBroyden`; its point is that of this object.
 
     Example:
-        >>> f = MyFunction()                                      # a SmoothFunction
-        >>> solver = SPQN(f, parts=4, local_it=5, gtol=1e-6)
-        >>> result = solver.minimize(torch.zeros(f.size, dtype=torch.float64))
+        `SPQN(function, parts=4, local_it=5, gtol=1e-6).minimize(torch.zeros(function.size, dtype=torch.float64))`
     """
 
     Settings = SPQNSettings

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.monitor import History, Reason, Result
-from pdeopt.core.settings import Section
 from pdeopt.core.team import Team
 from pdeopt.functions.minibatch import Batches, Evaluation
 from pdeopt.functions.smooth import SmoothFunction
-from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
+from pdeopt.optimize.descent.minimizer import Minimizer
 from pdeopt.optimize.descent.trustsettings import BatchSettings, ModelSettings, RadiusSettings
 from pdeopt.optimize.parts.trustmodel import TrustModel
 from pdeopt.optimize.parts.trustregion import RatioRule, has_vanished, reduction_ratio
@@ -25,7 +24,7 @@ PROBE_LENGTH = 1e-3
 
 
 @dataclass(frozen=True)
-class TrustSettings(BatchSettings, RadiusSettings, ModelSettings, prefix="tr_", includes=(Section(StopSettings),)):
+class TrustSettings(BatchSettings, RadiusSettings, ModelSettings, prefix="tr_"):
     """Trust-region method, on all samples or on batches."""
 
 

@@ -36,7 +36,7 @@ class Columns(SmoothFunction):
         self.best = (f, x, g)
 
     def add(self, column: Tensor, decrease: float) -> None:
-        """A direction that goes down; along it, f falls by `decrease` to where it is 1; NaN where nobody knows."""
+        """A direction that goes down; along it, f falls by `decrease` to where it is 1; NaN where that is not known."""
         slope = self.function.dot(self.g0, column)
         if slope > 0 and not math.isfinite(decrease):
             column, slope = -column, -slope
