@@ -18,7 +18,12 @@ def share(team: Team | None, number: int, work: Callable[[int], T], tally: Tally
 
     Args:
         team: None: this process does all of them.
+        number: of tasks; each rank takes a contiguous part.
+        work: a task by its number; its result is sent to all ranks.
         tally: where `work` counts its calls: it then has those of all ranks.
+
+    Returns:
+        the results in the order of the tasks, the same on all ranks.
 
     Raises:
         SolveFailure: on all ranks, where it was raised on one.
@@ -38,7 +43,13 @@ def share(team: Team | None, number: int, work: Callable[[int], T], tally: Tally
 
 
 def settle(tally: Tally, before: Tally, calls: Sequence[Tally]) -> None:
-    """Count what all ranks did since `before`, in the order of the ranks: the same bits, and so limits, on all."""
+    """Count what all ranks did since `before`, in the order of the ranks: the same bits, and so limits, on all.
+
+    Args:
+        tally: of this rank; it ends as that of all.
+        before: its state at the beginning.
+        calls: of each rank since then.
+    """
     for name, amount in asdict(before).items():
         setattr(tally, name, amount)
     for each in calls:

@@ -61,7 +61,12 @@ class NestedSample:
 
 
 def inclusion(q: Tensor, size: int) -> Tensor:
-    """p = min(1, c q) with sum p = size < len(q). What has no importance is as likely as the least that has some."""
+    """p = min(1, c q) with sum p = size: probabilities of samples in a sample of this size, (N,).
+
+    Args:
+        q: (N,) importance, >= 0. What has none is as likely as the least that has some.
+        size: of the sample, below N.
+    """
     q = q.clamp(min=max(float(q.max()), 1e-300) * 1e-12)
     largest, _ = q.sort(descending=True)
     tails = largest.flip(0).cumsum(0).flip(0)  # sums of all but the k largest
@@ -71,12 +76,22 @@ def inclusion(q: Tensor, size: int) -> Tensor:
 
 
 def uniform_numbers(samples: int, generator: torch.Generator) -> Tensor:
-    """u of a `NestedSample`."""
+    """u of a `NestedSample`, uniform in [0, 1).
+
+    Args:
+        samples: how many numbers.
+        generator: that draws them.
+    """
     return torch.rand(samples, generator=generator, dtype=torch.float64)
 
 
 def generator(seed: int, state: Any = None) -> torch.Generator:
-    """A random generator from a seed, or in a state that was kept."""
+    """A random generator.
+
+    Args:
+        seed: its first state.
+        state: of `get_state` of an earlier one, which replaces it.
+    """
     made = torch.Generator().manual_seed(seed)
     if state is not None:
         made.set_state(state)

@@ -150,6 +150,11 @@ def around(pairs: LimitedMemory, g: Tensor, inner: Callable[[Tensor], Tensor | N
     """H g of L-BFGS by the recursion of two loops, `inner` the product with the first H; None where that is none.
 
     (J. Nocedal, S. J. Wright, Numerical Optimization, 2006, algorithm 7.4.)
+
+    Args:
+        pairs: whose S, Y and S'Y are taken.
+        g: (size,).
+        inner: q -> H_0 q, or None, which ends the recursion.
     """
     function, curvatures = pairs.function, pairs.SY.diagonal().tolist()
     q, sizes = g, []

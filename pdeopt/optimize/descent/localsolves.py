@@ -123,5 +123,5 @@ def flattened(nested: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def part_of(memory: dict[str, Any], name: str) -> dict[str, Any]:
-    """The dictionary of this name among those of `flattened`."""
+    """The dictionary of this name among those that `flattened` has put into one; empty where there is none."""
     return {key.removeprefix(f"{name}."): value for key, value in memory.items() if key.startswith(f"{name}.")}

@@ -196,6 +196,7 @@ class Minimizer(ABC):
         return self.function.tally - self._before
 
     def record(self, iteration: int) -> DescentRecord:
+        """The present point in numbers."""
         tally = self.spent()
         return DescentRecord(
             iteration,
@@ -214,9 +215,11 @@ class Minimizer(ABC):
         return self.function.norm(self.g)
 
     def unsolved(self) -> DescentRecord:
+        """What stands for a start without a value."""
         return DescentRecord(0, math.nan, math.nan, math.nan, 0, 0, 0, 0.0, "start")
 
     def result(self, reason: Reason, message: str, history: History) -> Result:
+        """The point that is returned, with why the run ended."""
         return Result(self.x, reason, message, history)
 
     def test(self, record: DescentRecord) -> Reason:

@@ -227,6 +227,10 @@ class MGOPT(Multilevel):
     of Z. Wen, D. Goldfarb, SIAM J. Optim. 20, 2009).
 
     With one level it is its smoother.
+
+    Args:
+        function, settings, stop, prefix, **defaults: as of `Minimizer`; smoothers read the options
+            `-{prefix}mgopt_lbfgs_*` or `-{prefix}mgopt_ssbroyden_*`.
     """
 
     Settings = MGOPTSettings

@@ -251,7 +251,12 @@ class SPQN(Minimizer):
 
 
 def search_along(method: QuasiNewton, total: Tensor) -> str:
-    """Move a method to x + a total with a decrease, if there is one; in words what happened."""
+    """Move a method to x + a total with a decrease, if there is one; in words what happened.
+
+    Args:
+        method: whose x, f and g move.
+        total: the direction, (size,).
+    """
     ray = Ray(method.function, method.x, method.f, method.g, total)
     size = SEARCHES["cubic"].along(ray) if ray.slope_at_start < 0 else None
     if size is None:

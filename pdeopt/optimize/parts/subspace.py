@@ -27,6 +27,14 @@ class Columns(SmoothFunction):
     """a -> f(x + C a), the columns of C scaled by what is known of their curvature; remembers the best point.
 
     A. Kopanicakova and others (arXiv 2601.08709) minimize over the corrections of the parts in this way.
+
+    Args:
+        function: f; its calls are counted in its tally.
+        x, f, g: the point, (size,), with value and gradient.
+
+    Attributes:
+        rows: the columns of C, (size,) each.
+        best: value, point and gradient of the lowest value met.
     """
 
     def __init__(self, function: SmoothFunction, x: Tensor, f: float, g: Tensor) -> None:

@@ -16,12 +16,21 @@ MODELS, NORMS = ("first", "lsr1", "hvp"), ("2", "inf")
 
 
 class TrustModel(Protocol):
-    """f(x + d) = f(x) + g.d + d.B d / 2, about."""
+    """f(x + d) = f(x) + g.d + d.B d / 2, about: what a trust region asks for its steps.
+
+    Attributes:
+        function: f; another one takes its place where the batch or the level changes.
+    """
 
     function: SmoothFunction
 
     def step(self, x: Tensor, g: Tensor, radius: float) -> TrustStep:
-        """A minimizer, or a good step, within the radius."""
+        """A minimizer of the model, or a good step, within the radius.
+
+        Args:
+            x, g: the point and the gradient there, (size,).
+            radius: > 0, in the norm of the model.
+        """
 
     def update(self, s: Tensor, y: Tensor) -> None:
         """Take in a pair y = B s."""
@@ -37,7 +46,12 @@ class TrustModel(Protocol):
 
 
 class FirstOrder:
-    """B = 0: normalized steepest descent, or signs of the gradient in the inf-norm."""
+    """B = 0: normalized steepest descent, or signs of the gradient in the inf-norm.
+
+    Args:
+        function: whose unknowns they are; gives inner products.
+        norm: one of `NORMS`.
+    """
 
     def __init__(self, function: SmoothFunction, norm: str = "2") -> None:
         self.function, self.norm = function, norm
@@ -62,6 +76,8 @@ class HessianProducts:
     """B = f''(x) by products: conjugate gradients that end at the boundary, to a residual min(rtol, sqrt |g|) |g|.
 
     Args:
+        function: f.
+        norm: one of `NORMS`.
         rtol: largest relative residual.
         max_it: products at most.
     """
@@ -89,7 +105,13 @@ class HessianProducts:
 
 
 class Secant:
-    """B of L-SR1: exact steps in the ball, projected conjugate gradients in the box."""
+    """B of L-SR1: exact steps in the ball, projected conjugate gradients in the box.
+
+    Args:
+        function: whose unknowns they are.
+        norm: one of `NORMS`.
+        B: learns from the pairs.
+    """
 
     def __init__(self, function: SmoothFunction, norm: str, B: LowRank) -> None:
         self.function, self.norm, self.B = function, norm, B

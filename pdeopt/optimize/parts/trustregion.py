@@ -70,12 +70,22 @@ SMALLEST_RELATIVE_RADIUS = 1e-15
 
 
 def has_vanished(radius: float, norm: float) -> bool:
-    """Whether steps within the radius no longer change a point of this norm."""
+    """Whether steps within the radius no longer change a point.
+
+    Args:
+        radius: of the steps.
+        norm: |x| of the point.
+    """
     return radius <= SMALLEST_RELATIVE_RADIUS * max(1.0, norm)
 
 
 def reduction_ratio(before: float, after: float, predicted: float) -> float:
-    """Actual over predicted reduction; -infinity for values that are not finite, 1 where both are rounding alone."""
+    """Actual over predicted reduction; -infinity for values that are not finite, 1 where both are rounding alone.
+
+    Args:
+        before, after: values of the function.
+        predicted: decrease of the model, >= 0.
+    """
     if not math.isfinite(after) or not predicted >= 0:
         return -math.inf
     rounding = 4.0 * sys.float_info.epsilon * abs(before)

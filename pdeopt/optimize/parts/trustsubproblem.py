@@ -64,7 +64,14 @@ def steihaug(
 
 
 def first_order(function: SmoothFunction, g: Tensor, radius: float, norm: str = "2") -> TrustStep:
-    """The minimizer of g.d: normalized steepest descent, or -radius sign(g) in the inf-norm."""
+    """The minimizer of g.d within the radius: normalized steepest descent, or -radius sign(g) in the inf-norm.
+
+    Args:
+        function: gives inner products.
+        g: (size,).
+        radius: > 0.
+        norm: "2" or "inf".
+    """
     if norm == "inf":
         return TrustStep(-radius * g.sign(), radius * float(function.sum(g.abs().sum())), 0, True)
     length = function.norm(g)
@@ -72,7 +79,13 @@ def first_order(function: SmoothFunction, g: Tensor, radius: float, norm: str = 
 
 
 def length(function: SmoothFunction, d: Tensor, norm: str = "2") -> float:
-    """|d| over all ranks."""
+    """|d| over all ranks.
+
+    Args:
+        function: whose unknowns they are.
+        d: (size,).
+        norm: "2" or "inf".
+    """
     if norm == "2":
         return function.norm(d)
     own = float(d.abs().max()) if len(d) else 0.0
@@ -131,6 +144,14 @@ def boxed(
 
     A projected Cauchy step; then conjugate gradients in the variables that are not at their bounds, whose step is
     searched along its projection to the box; again with the variables that are then free. The model never increases.
+
+    Args:
+        function: gives inner products.
+        times: d -> B d.
+        g: (size,).
+        radius: half the width of the box.
+        rtol: stop at a residual of this part of |g|, in the free variables.
+        max_it: products with B at most, about.
     """
     box = _Box(function, times, g, radius)
     box.cauchy()
