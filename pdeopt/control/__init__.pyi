@@ -24,7 +24,11 @@ from pdeopt.control.reduced import (
     WindowFunction as WindowFunction,
     WindowSettings as WindowSettings,
 )
-from pdeopt.control.serial_sweeps import backward as backward, forward as forward, march as march
+from pdeopt.control.serial_sweeps import (
+    march as march,
+    substitute_backward as substitute_backward,
+    substitute_forward as substitute_forward,
+)
 from pdeopt.control.stepjacobian import (
     SparseStepJacobian as SparseStepJacobian,
     StepEquation as StepEquation,

@@ -35,15 +35,6 @@ class TimeDependentConstraint(ABC):
     form. No method talks to other ranks: each sees the steps that it is given, in any number and order, and must
     treat each row by itself. Each step must have a unique solution u_i, so that dF_i/du_i is regular.
 
-        class Decay(TimeDependentConstraint):            # backward Euler for u' = -u^3 + z
-            state_dim, control_dim = 1, 1
-
-            def residual(self, u_old, u_new, z, steps):
-                return u_new - u_old - steps.dt[:, None] * (z - u_new**3)
-
-            def initial_state(self, p):
-                return torch.ones(1, dtype=torch.float64)
-
     Attributes:
         state_dim, control_dim: unknowns of one step, n and m.
         param_dim: length of the global parameters `p`, found in `steps.p`; 0 for none.
@@ -52,6 +43,16 @@ class TimeDependentConstraint(ABC):
             independent of the mesh.
         conservative: steps conserve energy, as the midpoint rule does for waves; preconditioners then damp both
             ends of a step alike.
+
+    Example:
+        >>> class Decay(TimeDependentConstraint):            # backward Euler for u' = -u^3 + z
+        ...     state_dim, control_dim = 1, 1
+        ...
+        ...     def residual(self, u_old, u_new, z, steps):
+        ...         return u_new - u_old - steps.dt[:, None] * (z - u_new**3)
+        ...
+        ...     def initial_state(self, p):
+        ...         return torch.ones(1, dtype=torch.float64)
     """
 
     state_dim: int

@@ -21,15 +21,16 @@ class ControlMap:
     The constraint and the objective see rows z_step, (n_local, control_dim); the design variables of the problem are
     z, distributed as the columns of E.
 
-        grid = TimeGrid.uniform(100, T=1.0)
-        control_map = ControlMap.nodal(grid, dim=3)                  # the constraint's control_dim is 6
-        problem = ControlProblem(constraint, objective, grid, control_map)
-
     Args:
         matrix: E, an assembled AIJ matrix; its rows are distributed as the steps, control_dim rows a step.
 
     Attributes:
         n_local: design controls of this rank.
+
+    Example:
+        >>> grid = TimeGrid.uniform(100, T=1.0)
+        >>> control_map = ControlMap.nodal(grid, dim=3)                  # the constraint's control_dim is 6
+        >>> problem = ControlProblem(constraint, objective, grid, control_map)
     """
 
     def __init__(self, matrix: PETSc.Mat) -> None:

@@ -66,10 +66,6 @@ class Linearization:
     the multiplier. The initial map u_0 = G(p) is differentiated through. `ControlProblem.at` makes it; it is a value:
     linearizations at several points live side by side, and each evaluates what it is asked for once.
 
-        lin = problem.at(x)
-        lin.value, lin.residual.norm()
-        lin.hvp(lam, dx, out)                  # out = L'' dx
-
     Args:
         constraint, objective: F and the J_i.
         initial: G and J_0; J_0 is counted on rank 0.
@@ -81,6 +77,11 @@ class Linearization:
         u, z, p: the fields of x: rows (n_local, n), flat controls, global parameters.
         u0, u_old, z_step: G(p), (n,); the states before the steps, (n_local, n); their controls, (n_local, m).
         steps: the steps of this rank at p.
+
+    Example:
+        >>> lin = problem.at(x)
+        >>> lin.value, lin.residual.norm()
+        >>> lin.hvp(lam, dx, out)                  # out = L'' dx
     """
 
     def __init__(

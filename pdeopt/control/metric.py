@@ -74,10 +74,6 @@ class RieszMetric:
     (See R. Kirby, From functional analysis to iterative methods, SIAM Rev. 52, 2010, and for optimization M. Hinze,
     R. Pinnau, M. Ulbrich, S. Ulbrich, Optimization with PDE Constraints, Springer, 2009.)
 
-        metric = RieszMetric(problem)
-        metric.design_dual_norm(g)                     # what `opt_tol` is compared with
-        step = metric.design_inverse(g, g.duplicate())
-
     Args:
         problem: the control problem.
 
@@ -88,6 +84,11 @@ class RieszMetric:
 
     Raises:
         InputError: masses of another size than n x n and m x m.
+
+    Example:
+        >>> metric = RieszMetric(problem)
+        >>> metric.design_dual_norm(g)                     # what `opt_tol` is compared with
+        >>> step = metric.design_inverse(g, g.duplicate())
     """
 
     def __init__(self, problem: ControlProblem) -> None:

@@ -36,11 +36,12 @@ class Objective(ABC):
     the state at t_i, `steps.dt` for one of the control on step i. The node t_0 comes as a step of length 0, number 0,
     with a zero control. No method talks to other ranks, and rows do not interact.
 
-        class Kinetic(Objective):
-            def value(self, u, z, steps):
-                return 0.5 * steps.weight * u.square().sum(1)
-
-        objective = Kinetic() + ControlCost(1e-2)
+    Example:
+        >>> class Kinetic(Objective):
+        ...     def value(self, u, z, steps):
+        ...         return 0.5 * steps.weight * u.square().sum(1)
+        ...
+        >>> objective = Kinetic() + ControlCost(1e-2)
     """
 
     @abstractmethod

@@ -33,10 +33,6 @@ class ControlProblem:
     J = sum_{i=1}^N J_i(u_i, z_i; p) + J_0(u_0, 0; p). The problem lifts what a user wrote for a batch of steps to PETSc
     vectors over all of them; solvers see nothing else. All calls but the sizes are collective over `grid.comm`.
 
-        problem = ControlProblem(constraint, Tracking(target) + ControlCost(1e-2), TimeGrid.uniform(100, T=1.0))
-        u = problem.solve_state(problem.create_design())
-        lin = problem.at(problem.join(u, problem.create_design()))
-
     Args:
         constraint: F and G.
         objective: the J_i.
@@ -53,6 +49,11 @@ class ControlProblem:
     Raises:
         InputError: functions that return another shape than (batch, n) or (batch,), another type than float64, or an
             initial state that is not finite; rows of the control map that are not the steps.
+
+    Example:
+        >>> problem = ControlProblem(constraint, Tracking(target) + ControlCost(1e-2), TimeGrid.uniform(100, T=1.0))
+        >>> u = problem.solve_state(problem.create_design())
+        >>> lin = problem.at(problem.join(u, problem.create_design()))
     """
 
     def __init__(

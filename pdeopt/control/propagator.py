@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pdeopt.control.serial_sweeps import backward, forward
+from pdeopt.control.serial_sweeps import substitute_backward, substitute_forward
 from pdeopt.control.stepjacobian import SparseStepJacobian, StepJacobian
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.settings import Settings, read, setting
@@ -45,12 +45,13 @@ class Propagator:
 
     J_u is the state Jacobian over all steps, block lower bidiagonal: A_i on the diagonal, B_i below it.
 
-        du = problem.propagator.forward(lin.jacobian, -r)          # J_u du = -r
-        lam = problem.propagator.backward(lin.jacobian, -J_u)      # the adjoint equation
-
     Args:
         grid: the steps.
         settings: default those of the options.
+
+    Example:
+        >>> du = problem.propagator.forward(lin.jacobian, -r)          # J_u du = -r
+        >>> lam = problem.propagator.backward(lin.jacobian, -J_u)      # the adjoint equation
     """
 
     def __init__(self, grid: TimeGrid, settings: PropagatorSettings | None = None) -> None:
@@ -75,14 +76,14 @@ class Propagator:
             InputError: MGRIT for a constraint without a sparsity pattern.
         """
         if self.settings.propagator == "serial":
-            return forward(self.grid, jacobian, r)
+            return substitute_forward(self.grid, jacobian, r)
         mgrit = self._cycles(jacobian)
         return self._refine(mgrit.forward, mgrit.system.multiply, r)
 
     def backward(self, jacobian: StepJacobian, r: Tensor) -> Tensor:
         """J_u^-T r; arguments and errors as of `forward`."""
         if self.settings.propagator == "serial":
-            return backward(self.grid, jacobian, r)
+            return substitute_backward(self.grid, jacobian, r)
         mgrit = self._cycles(jacobian)
         return self._refine(mgrit.adjoint, mgrit.system.multiply_adjoint, r)
 

@@ -54,15 +54,16 @@ class ReducedObjective(SmoothFunction):
     adjoint solve more, and a Hessian product one forward and one backward sweep (second-order adjoint). A design whose
     state cannot be solved for has the value infinity, which every line search and trust region backs away from.
 
-        f = ReducedObjective(problem)
-        value, gradient = f.value_and_gradient(torch.zeros(f.size, dtype=torch.float64))
-        result = LBFGS(f).minimize(torch.zeros(f.size, dtype=torch.float64))
-
     Args:
         problem: the control problem.
         gauss_newton: leave the constraint's curvature out of Hessian products.
         costs: of the calls; default `SWEEP_COSTS`.
         **defaults: settings that replace the defaults of `WindowSettings`; options win.
+
+    Example:
+        >>> f = ReducedObjective(problem)
+        >>> value, gradient = f.value_and_gradient(torch.zeros(f.size, dtype=torch.float64))
+        >>> result = LBFGS(f).minimize(torch.zeros(f.size, dtype=torch.float64))
     """
 
     def __init__(

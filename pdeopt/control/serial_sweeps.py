@@ -1,7 +1,7 @@
 """Solving forward and backward over all time steps, exactly and serially from rank to rank.
 
-The state Jacobian J_u is block lower bidiagonal: A_i on the diagonal, B_i below it. `forward` and
-`backward` apply its inverse and that of its adjoint, `march` solves the nonlinear steps one by one;
+The state Jacobian J_u is block lower bidiagonal: A_i on the diagonal, B_i below it. `substitute_forward` and
+`substitute_backward` apply its inverse and that of its adjoint, `march` solves the nonlinear steps one by one;
 each sends one message from rank to rank. (Time-parallel inverses are their siblings.)
 """
 
@@ -18,10 +18,19 @@ from pdeopt.core.errors import SolveFailure, agree
 from pdeopt.steps.timegrid import Steps, TimeGrid
 
 
-def forward(grid: TimeGrid, jacobian: StepJacobian, r: Tensor) -> Tensor:
-    """J_u^-1 r by forward substitution, rows of shape (n_local, n). Collective.
+def substitute_forward(grid: TimeGrid, jacobian: StepJacobian, r: Tensor) -> Tensor:
+    """J_u^-1 r by forward substitution. Collective.
 
-    Raises `SolveFailure` on all ranks where a step of one of them is singular.
+    Args:
+        grid: the steps.
+        jacobian: the step Jacobians of this rank.
+        r: rows, (n_local, n).
+
+    Returns:
+        (n_local, n).
+
+    Raises:
+        SolveFailure: a step of a rank is singular; on all ranks.
     """
     before = grid.neighbors.receive_before(r[0])
     if before is not None:
@@ -32,11 +41,8 @@ def forward(grid: TimeGrid, jacobian: StepJacobian, r: Tensor) -> Tensor:
     return x
 
 
-def backward(grid: TimeGrid, jacobian: StepJacobian, r: Tensor) -> Tensor:
-    """J_u^-T r by backward substitution, rows of shape (n_local, n). Collective.
-
-    Raises `SolveFailure` on all ranks where a step of one of them is singular.
-    """
+def substitute_backward(grid: TimeGrid, jacobian: StepJacobian, r: Tensor) -> Tensor:
+    """J_u^-T r by backward substitution. Collective; arguments and errors as of `substitute_forward`."""
     known = grid.neighbors.receive_after(r[0])  # B_{i+1}' x_{i+1} of the step that follows this slab
     if known is not None:
         r = r - _only_row(r, -1, known)
@@ -48,9 +54,20 @@ def backward(grid: TimeGrid, jacobian: StepJacobian, r: Tensor) -> Tensor:
 
 
 def march(grid: TimeGrid, constraint: TimeDependentConstraint, u0: Tensor, z: Tensor, steps: Steps) -> Tensor:
-    """The states u_1..u_N for controls z, one nonlinear step after the other, shape (n_local, n). Collective.
+    """The states u_1..u_N for controls z, one nonlinear step after the other. Collective.
 
-    Raises `SolveFailure` on all ranks where a step of one of them has no solution.
+    Args:
+        grid: the steps.
+        constraint: whose `advance` solves a step.
+        u0: the initial state, (n,).
+        z: controls of the steps of this rank, (n_local, m).
+        steps: the steps of this rank.
+
+    Returns:
+        (n_local, n).
+
+    Raises:
+        SolveFailure: a step of a rank has no solution; on all ranks.
     """
 
     def sweep(z: Tensor) -> Tensor:

@@ -32,13 +32,14 @@ class StepJacobian:
     does better, as an explicit step overrides `solve` by the identity. A direction that is None means zero. No verb
     talks to other ranks.
 
-        jacobian = constraint.linearize(u_old, u_new, z, steps)
-        du = jacobian.solve(-jacobian.jvp(dz=dz))       # du_i/dz_i dz_i of each step
-        w_old, w_new, w_z, w_p = jacobian.vjp(lam)
-
     Args:
         constraint: whose residual is differentiated.
         u_old, u_new, z, steps: the point: (batch, n), (batch, n), (batch, m), and the steps.
+
+    Example:
+        >>> jacobian = constraint.linearize(u_old, u_new, z, steps)
+        >>> du = jacobian.solve(-jacobian.jvp(dz=dz))       # du_i/dz_i dz_i of each step
+        >>> w_old, w_new, w_z, w_p = jacobian.vjp(lam)
     """
 
     def __init__(self, constraint: StepEquation, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps):

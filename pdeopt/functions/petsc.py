@@ -11,15 +11,16 @@ from pdeopt.functions.smooth import SmoothFunction
 class PetscFunction:
     """A smooth function on PETSc vectors, for TAO and for users whose unknowns are a `Vec`.
 
-        f = PetscFunction(ReducedObjective(problem))
-        z, g = problem.create_design(), problem.create_design()
-        value = f.value_and_gradient(z, g)
-
     The vectors are distributed as the function's unknowns: `function.size` entries on each rank. All calls are
     collective, and are counted in the function's tally.
 
     Args:
         function: any smooth function.
+
+    Example:
+        >>> f = PetscFunction(ReducedObjective(problem))
+        >>> z, g = problem.create_design(), problem.create_design()
+        >>> value = f.value_and_gradient(z, g)
     """
 
     def __init__(self, function: SmoothFunction) -> None:

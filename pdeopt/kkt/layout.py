@@ -1,4 +1,7 @@
-"""Global numbers of the unknowns in a KKT vector, which is per rank [u | z | p | lam]."""
+"""Global numbers of the unknowns in a KKT vector, which is per rank [u | z | p | lam].
+
+`VectorLayout` says how many entries of each kind a rank has; this is where they stand among those of all ranks.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,25 @@ from pdeopt.core.arrays import Array
 
 
 class KKTLayout:
-    """Where the unknowns of each step stand. Steps are counted from 0 here; -1 gives no place (-1)."""
+    """Where the unknowns of each step stand. Steps are counted from 0 here; -1 gives no place (-1).
+
+    Args:
+        problem: the control problem; collective when made, local afterwards.
+
+    Attributes:
+        global_size, local_size: entries of a KKT vector on all ranks and on this one.
+
+    Example:
+        >>> layout = KKTLayout(problem)
+        >>> layout.state(step, np.arange(problem.n))          # numbers of u_{step + 1}
+        >>> layout.index_sets()["multiplier"]                 # for PCFIELDSPLIT
+    """
 
     def __init__(self, problem: ControlProblem) -> None:
         self.problem, self.grid = problem, problem.grid
         mpi, rank = self.grid.mpi, self.grid.mpi.rank
-        sizes = (problem.layout.state_size, problem.layout.control_size, problem.layout.param_size)
-        self._sizes = np.array(mpi.allgather(sizes))  # (ranks, 3)
+        own = problem.layout
+        self._sizes = np.array(mpi.allgather((own.state_size, own.control_size, own.param_size)))  # (ranks, 3)
         ends = np.cumsum(self._sizes.sum(1) + self._sizes[:, 0])
         self._starts = np.r_[0, ends[:-1]]
         self.global_size, self.local_size = int(ends[-1]), int(ends[rank] - self._starts[rank])

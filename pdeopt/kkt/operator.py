@@ -33,11 +33,24 @@ FIXED_DIAGONAL = 1e-3
 
 
 class KKTOperator:
-    """[W J'; J 0] at a linearization.
+    """K = [W F'; F 0] over [u | z | p | lam], at a linearization: matrix-free and assembled.
 
     Args:
         metric: the Riesz metric of the problem.
         hessian: which W: "metric" R, "full" L'' or "gauss-newton" J'' alone.
+
+    Attributes:
+        layout: global numbers of the unknowns.
+        lin, lam, fixed: the present point, see `set_point`.
+        pin: the diagonal entry of fixed controls.
+
+    Raises:
+        InputError: another word for `hessian`.
+
+    Example:
+        >>> operator = KKTOperator(RieszMetric(problem), "full")
+        >>> operator.set_point(problem.at(x), lam)
+        >>> matrix = operator.shell()                         # the caller destroys it
     """
 
     def __init__(self, metric: RieszMetric, hessian: Hessian = "full") -> None:
@@ -52,10 +65,11 @@ class KKTOperator:
         self._assembled: PETSc.Mat | None = None
 
     def set_point(self, lin: Linearization, lam: PETSc.Vec | None = None, fixed: Tensor | None = None) -> None:
-        """Move to a linearization.
+        """Move to a linearization. Collective.
 
         Args:
-            lam: the multiplier of the full Hessian.
+            lin: gives F, its derivatives and those of J.
+            lam: the multiplier of the full Hessian; the other Hessians do without.
             fixed: which of the flat controls of this rank do not move, booleans; None on all ranks or on none.
         """
         self.lin, self.lam, self.fixed = lin, lam if self.hessian == "full" else None, fixed

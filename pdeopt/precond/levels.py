@@ -17,7 +17,7 @@ from pdeopt.core.options import set_default
 from pdeopt.core.settings import Settings, setting
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.steps.timegrid import TimeGrid
-from pdeopt.steps.transfer import spread
+from pdeopt.steps.transfer import transfer_matrix
 
 #: Prolongation of one field as a sparse matrix (fine steps of this rank) x (coarse steps), see `steps/transfer.py`.
 Transfer = Callable[[TimeGrid, int], sp.csr_matrix]
@@ -89,7 +89,7 @@ def transfer(
     """
     grid = fine.grid
     parts = [(sp.csr_matrix((0, 0)) if grid is None else kind(grid, factor), size) for kind, size in fields]
-    return spread(grid, coarse.grid, comm, parts)
+    return transfer_matrix(grid, coarse.grid, comm, parts)
 
 
 def fill_multigrid(

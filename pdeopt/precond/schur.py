@@ -29,7 +29,7 @@ from pdeopt.precond.operator import SchurOperator, blocks_of, leave
 from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings, TimeSystem
 from pdeopt.steps.sparse import StepMatrix, combination
 from pdeopt.steps.stepsolve import step_solver
-from pdeopt.steps.transfer import linear_adjoint
+from pdeopt.steps.transfer import adjoint_interpolation
 
 #: Options of PCMG on Schur complements, unless the user says otherwise.
 MULTIGRID_DEFAULTS = {
@@ -194,7 +194,7 @@ def use_schur_multigrid(pc: PETSc.PC, settings: TimeMultigridSettings) -> list[P
     blocks = blocks_of(finest)
     assert blocks is not None  # all ranks have steps there
     comm, levels = blocks.grid.comm, hierarchy(blocks, settings)
-    fields = [(linear_adjoint, blocks.n)]
+    fields = [(adjoint_interpolation, blocks.n)]
     transfers = [(transfer(*pair, comm, settings.coarsening, fields), None) for pair in pairwise(levels)]
     coarser = [SchurOperator(level.blocks, comm).shell() for level in levels[1:]]
     fill_multigrid(pc, [finest, *coarser], transfers, _smoother, _coarsest, MULTIGRID_DEFAULTS)

@@ -14,7 +14,7 @@ from pdeopt.precond.blockjacobi import BlockJacobiSettings, TimeBlockJacobi
 from pdeopt.precond.levels import Level, TimeMultigridSettings, Transfer, fill_multigrid, hierarchy, transfer
 from pdeopt.precond.operator import BlockMatrix, BlockOperator, GalerkinOperator, blocks_of
 from pdeopt.precond.wathen import WathenPC, WathenSettings
-from pdeopt.steps.transfer import constant, injection, linear, linear_adjoint
+from pdeopt.steps.transfer import adjoint_interpolation, injection, interpolation, piecewise_constant
 
 #: Options of PCMG on KKT systems, unless the user says otherwise.
 MULTIGRID_DEFAULTS = {"pc_mg_cycle_type": "w", "mg_levels_ksp_max_it": "1", "mg_levels_ksp_norm_type": "none"}
@@ -73,10 +73,10 @@ class TimeMultigridPC(Preconditioner):
             fields = [(state, n), (control, m), (multiplier, n)]
             return transfer(fine, coarse, blocks.grid.comm, self.settings.coarsening, fields)
 
-        P = prolongation(linear, constant, linear_adjoint)
+        P = prolongation(interpolation, piecewise_constant, adjoint_interpolation)
         if self.settings.transfer == "variational":
             return P, None
-        return P, prolongation(injection, constant, partial(injection, adjoint=True)).transpose()
+        return P, prolongation(injection, piecewise_constant, partial(injection, adjoint=True)).transpose()
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         self._cycle.apply(x, y)

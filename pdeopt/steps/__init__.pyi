@@ -34,11 +34,11 @@ from pdeopt.steps.stepsolve import (
 )
 from pdeopt.steps.timegrid import Steps as Steps, TimeGrid as TimeGrid
 from pdeopt.steps.transfer import (
-    constant as constant,
+    adjoint_interpolation as adjoint_interpolation,
     injection as injection,
-    linear as linear,
-    linear_adjoint as linear_adjoint,
-    spread as spread,
+    interpolation as interpolation,
+    piecewise_constant as piecewise_constant,
+    transfer_matrix as transfer_matrix,
 )
 from pdeopt.steps.windows import Windows as Windows, alike as alike, sum_windows as sum_windows
 

@@ -140,6 +140,14 @@ class LinearMgrit:
     Args:
         grid, A, B: the system, see `TimeSystem`.
         settings: windows, cycles, levels.
+
+    Raises:
+        SolveFailure: a step, or a coarse step, is singular or not finite; on all ranks.
+
+    Example:
+        >>> cycles = LinearMgrit(grid, A, B, LinearMgritSettings(window=16, cycles=2))
+        >>> x = cycles.forward(r)                             # T x = r, approximately
+        >>> y = cycles.adjoint(r)                             # by the exact transpose
     """
 
     def __init__(self, grid: TimeGrid, A: StepMatrix, B: StepMatrix, settings: LinearMgritSettings) -> None:

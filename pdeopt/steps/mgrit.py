@@ -77,7 +77,19 @@ class MgritSettings(Settings, prefix="layer_mgrit_"):
 
 
 def whole_intervals(num_steps: int, factors: Sequence[int], ranks: int) -> Array:
-    """Offsets of the ranks' steps such that each has whole intervals on every level, as even as possible."""
+    """Offsets of the ranks' steps such that each has whole intervals on every level, as even as possible.
+
+    Args:
+        num_steps: of the finest level.
+        factors: coarsening factors, finest level first.
+        ranks: how many.
+
+    Returns:
+        (ranks + 1,): rank r owns the 0-based steps offsets[r] to offsets[r + 1] - 1.
+
+    Raises:
+        InputError: more ranks than intervals.
+    """
     size = int(np.prod(factors)) if len(factors) else 1
     parts = -(-num_steps // size)
     if parts < ranks:
@@ -88,7 +100,13 @@ def whole_intervals(num_steps: int, factors: Sequence[int], ranks: int) -> Array
 
 @dataclass
 class Outcome:
-    """What a solve has done: C-points and ends of intervals of this rank, relative residuals before each correction."""
+    """What a solve has done.
+
+    Attributes:
+        points: C-points of this rank, (intervals, ...).
+        ends: the states at the ends of its intervals, from one more run through the finest steps.
+        residuals: relative to the C-points, before each correction; empty without a tolerance.
+    """
 
     points: Tensor
     ends: Tensor
@@ -96,13 +114,24 @@ class Outcome:
 
 
 class Mgrit:
-    """The solver of one chain of steps. Every verb is collective.
+    """The solver of one chain of steps u_i = Phi_i(u_{i-1}) + g_i. Every verb is collective.
 
     Args:
         grid: of the finest level, whole intervals on each rank: see `whole_intervals`.
         factors: coarsening factors, finest level first; none for one step after the other.
         settings: relaxation, cycle, start, tolerance; their `cycles`, or `adjoint_cycles`.
         adjoint: from the last step to the first.
+
+    Attributes:
+        grids: of the levels, finest first.
+
+    Raises:
+        InputError: a rank without whole intervals on every level.
+
+    Example:
+        >>> factors = settings.factors(num_steps)
+        >>> mgrit = Mgrit(grid, factors, settings)
+        >>> outcome = mgrit.solve([fine_step, coarse_step], u_0)       # one step map a level
     """
 
     def __init__(self, grid: TimeGrid, factors: Sequence[int], settings: MgritSettings, adjoint: bool = False) -> None:

@@ -159,13 +159,14 @@ class StepMatrix:
     A value: the matrices of a constraint's step (mass, stiffness, blocks of the Jacobian) are StepMatrices, and user
     code multiplies with them inside residuals, where torch.func differentiates through the product.
 
-        M = StepMatrix.constant(mass)             # the same scipy matrix in all steps
-        r = M(u_new - u_old)                      # (batch, rows)
-        w = M.transpose(r)                        # (batch, columns)
-
     Args:
         sparsity: the pattern, (rows, columns).
         values: of its entries in their order, (batch, nnz), float64; (1, nnz) where all steps share one matrix.
+
+    Example:
+        >>> M = StepMatrix.constant(mass)             # the same scipy matrix in all steps
+        >>> r = M(u_new - u_old)                      # (batch, rows)
+        >>> w = M.transpose(r)                        # (batch, columns)
     """
 
     def __init__(self, sparsity: Sparsity, values: Tensor) -> None:
@@ -312,10 +313,6 @@ class StepPattern:
     A constraint that declares its pattern gets sparse Jacobians by colored differentiation, direct step solvers,
     assembled KKT matrices and preconditioners.
 
-        n = 100
-        banded, square = Sparsity.banded(n), Sparsity.empty(3 * n, 3 * n)
-        pattern = StepPattern(banded, banded, np.eye(n), square)          # a linear step
-
     Args:
         A, B: (n, n); a `Sparsity`, or a scipy or dense matrix whose stored (dense: nonzero) entries count.
         C: (n, m).
@@ -323,6 +320,11 @@ class StepPattern:
 
     Raises:
         InputError: shapes that do not belong together.
+
+    Example:
+        >>> n = 100
+        >>> banded, square = Sparsity.banded(n), Sparsity.empty(3 * n, 3 * n)
+        >>> pattern = StepPattern(banded, banded, np.eye(n), square)          # a linear step
     """
 
     def __init__(self, A: Any, B: Any, C: Any, W: Any) -> None:

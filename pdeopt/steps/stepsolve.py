@@ -48,7 +48,14 @@ class StepSettings(Settings, prefix="step_"):
 
 
 def step_solver(A: StepMatrix) -> StepFactor | StepKrylov:
-    """Solves with the matrices of all steps, as `-step_pc_type` says."""
+    """Solves with the matrices of all steps, as `-step_pc_type` says.
+
+    Args:
+        A: the matrices, (n, n), one a step or one for all.
+
+    Raises:
+        SolveFailure: a step is singular or not finite, where it is factored.
+    """
     return StepFactor(A) if read(StepSettings).pc_type == "lu" else StepKrylov(A)
 
 
@@ -212,6 +219,11 @@ class StagedSubstitution:
     """`Substitution` step by step, for all windows at once: the first steps of all windows, the second, ...
 
     A constant A is factored once. Takes any solver of a step, see `StepSettings`.
+
+    Args:
+        A, B: the matrices.
+        batch: steps.
+        starts: rows at which a window starts, the first of them 0; None for one window.
     """
 
     def __init__(self, A: StepMatrix, B: StepMatrix, batch: int, starts: Array | None = None) -> None:
@@ -258,7 +270,16 @@ def _before(rows: slice | Array) -> slice | Array:
 def substitution(
     A: StepMatrix, B: StepMatrix, batch: int, starts: Array | None = None
 ) -> Substitution | StagedSubstitution:
-    """The fastest way: one triangular solve where the steps differ, else one factor for all of them."""
+    """The fastest way: one triangular solve where the steps differ, else one factor for all of them.
+
+    Args:
+        A, B: the matrices, one a step or one for all.
+        batch: steps.
+        starts: rows at which a window starts, the first of them 0; None for one window.
+
+    Raises:
+        SolveFailure: a step is singular or not finite.
+    """
     direct = read(StepSettings).pc_type == "lu"
     if direct and not (A.is_constant and batch > 1):
         return Substitution(A, B, starts)

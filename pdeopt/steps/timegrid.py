@@ -75,10 +75,6 @@ class TimeGrid:
     Each rank owns a contiguous slab of steps and holds fields as rows, one a step, (n_local, dim). Every method that
     talks to other ranks says "Collective": all ranks of the communicator must call it.
 
-        grid = TimeGrid.uniform(100, T=1.0)
-        u_old = grid.shift(u, u0)                  # (n_local, dim)
-        total = grid.sum(u.square().sum())
-
     Args:
         times: the N + 1 nodes, in any unit of time.
         comm: a PETSc or mpi4py communicator; default PETSc's.
@@ -94,6 +90,11 @@ class TimeGrid:
 
     Raises:
         InputError: fewer than one step, nodes that do not increase, or more ranks than steps.
+
+    Example:
+        >>> grid = TimeGrid.uniform(100, T=1.0)
+        >>> u_old = grid.shift(u, u0)                  # (n_local, dim)
+        >>> total = grid.sum(u.square().sum())
     """
 
     def __init__(self, times: Sequence[float] | Array, comm: Any = None, offsets: Array | None = None) -> None:

@@ -1,6 +1,6 @@
 """Transfers between a time grid and its coarsened one, as sparse matrices (fine steps of this rank) x (coarse steps).
 
-A coarse step is a window of fine ones and ends at its last node. Vectors of rows are moved by `spread`, the
+A coarse step is a window of fine ones and ends at its last node. Vectors of rows are moved by `transfer_matrix`, the
 matrix kron(transfer, identity) between PETSc layouts, so that PETSc sends what must be sent.
 """
 
@@ -16,8 +16,13 @@ from pdeopt.core.arrays import Array, index_array
 from pdeopt.steps.timegrid import TimeGrid
 
 
-def linear(grid: TimeGrid, factor: int) -> sp.csr_matrix:
-    """Prolongation of nodal values, linear in time and zero at t_0. Shape (n_local, coarse steps)."""
+def interpolation(grid: TimeGrid, factor: int) -> sp.csr_matrix:
+    """Prolongation of nodal values, linear in time and zero at t_0. Shape (n_local, coarse steps).
+
+    Args:
+        grid: the fine grid.
+        factor: steps of the fine grid that become one.
+    """
     step, window, nodes = _windows(grid, factor)
     start, end = grid.times[nodes[window]], grid.times[nodes[window + 1]]
     share = (grid.times[step] - start) / (end - start)
@@ -27,7 +32,7 @@ def linear(grid: TimeGrid, factor: int) -> sp.csr_matrix:
     return sp.csr_matrix(entries, shape=(len(step), len(nodes) - 1))
 
 
-def linear_adjoint(grid: TimeGrid, factor: int) -> sp.csr_matrix:
+def adjoint_interpolation(grid: TimeGrid, factor: int) -> sp.csr_matrix:
     """Prolongation of multipliers, linear in time and zero at t_N. Shape (n_local, coarse steps).
 
     The multiplier of a step belongs to its first node: the adjoint runs from t_N, where it is zero, to t_0, where
@@ -42,8 +47,8 @@ def linear_adjoint(grid: TimeGrid, factor: int) -> sp.csr_matrix:
     return sp.csr_matrix(entries, shape=(len(step), len(nodes) - 1))
 
 
-def constant(grid: TimeGrid, factor: int) -> sp.csr_matrix:
-    """Prolongation of what is constant on windows. Shape (n_local, coarse steps)."""
+def piecewise_constant(grid: TimeGrid, factor: int) -> sp.csr_matrix:
+    """Prolongation of what is constant on windows, as a control. Shape (n_local, coarse steps)."""
     step, window, nodes = _windows(grid, factor)
     entries = np.ones(len(step)), window, np.arange(len(step) + 1)
     return sp.csr_matrix(entries, shape=(len(step), len(nodes) - 1))
@@ -66,10 +71,10 @@ def _windows(grid: TimeGrid, factor: int) -> tuple[Array, Array, Array]:
     return step, (step - 1) // factor, np.r_[0, grid.window_ends(factor)]
 
 
-def spread(
+def transfer_matrix(
     grid: TimeGrid | None, coarse: TimeGrid | None, comm: PETSc.Comm, fields: Sequence[tuple[sp.csr_matrix, int]]
 ) -> PETSc.Mat:
-    """The PETSc matrix from vectors of the coarse grid to those of the fine one. Collective on `comm`.
+    """The PETSc matrix from vectors of the coarse grid to those of the fine one; the caller destroys it. Collective.
 
     Args:
         grid, coarse: None on ranks that have no step there.

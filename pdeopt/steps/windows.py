@@ -20,6 +20,10 @@ class Windows:
         coupled: rows that start a window and have a step before them.
         ends: rows that end a window.
         enters, leaves: a window goes on from the rank before, to the rank after.
+
+    Args:
+        grid: the steps.
+        size: steps of a window; the last one may be shorter.
     """
 
     def __init__(self, grid: TimeGrid, size: int) -> None:
@@ -46,7 +50,12 @@ class Windows:
 
 
 def alike(grid: TimeGrid, *matrices: StepMatrix) -> bool:
-    """Whether all steps of all ranks share these matrices; a rank with one step cannot tell alone. Collective."""
+    """Whether all steps of all ranks share these matrices; a rank with one step cannot tell alone. Collective.
+
+    Args:
+        grid: of the ranks.
+        *matrices: of the steps of this rank.
+    """
     constant = all(matrix.is_constant for matrix in matrices)
     if grid.mpi.size == 1:
         return constant
@@ -57,7 +66,15 @@ def alike(grid: TimeGrid, *matrices: StepMatrix) -> bool:
 
 
 def sum_windows(windows: Windows, matrix: StepMatrix) -> StepMatrix:
-    """The sums of a matrix over the windows that end on this rank. Collective."""
+    """The sums of a matrix over the windows that end on this rank. Collective.
+
+    Args:
+        windows: of the steps of this rank.
+        matrix: of these steps, or one for all.
+
+    Returns:
+        One matrix a window, or one for all where all windows are alike.
+    """
     if alike(windows.grid, matrix) and windows.grid.num_steps % windows.size == 0:
         return StepMatrix(matrix.sparsity, windows.size * matrix.values)
     return StepMatrix(matrix.sparsity, windows.sum(matrix.values.expand(windows.grid.n_local, -1)))

@@ -33,7 +33,7 @@ from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings
 from pdeopt.steps.sparse import Sparsity, StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
-from pdeopt.steps.transfer import constant, injection, linear, linear_adjoint, spread
+from pdeopt.steps.transfer import adjoint_interpolation, injection, interpolation, piecewise_constant, transfer_matrix
 from pdeopt.steps.windows import Windows, alike, sum_windows
 from tests.helpers import examples
 from tests.helpers.krylov import heat, history, operator_at_zero, solver
@@ -164,13 +164,13 @@ def timegrid():
 
 
 def transfer():
-    kinds = [(linear, 2), (constant, 1), (linear_adjoint, 3), (injection, 1)]
+    kinds = [(interpolation, 2), (piecewise_constant, 1), (adjoint_interpolation, 3), (injection, 1)]
     width = sum(size for _, size in kinds)
     for N in (5, 7, 12):
         for factor in (2, 3, 20):
             grid, alone, own = grids(N)
             coarse, whole = grid.coarsen(factor), alone.coarsen(factor)
-            P = spread(grid, coarse, grid.comm, [(kind(grid, factor), size) for kind, size in kinds])
+            P = transfer_matrix(grid, coarse, grid.comm, [(kind(grid, factor), size) for kind, size in kinds])
             T = [torch.from_numpy(kind(alone, factor).toarray()) for kind, _ in kinds]
             below = slice(0, 0) if coarse is None else slice(coarse.begin, coarse.end)
             x, y = randn(whole.num_steps, width), randn(N, width, seed=2)

@@ -10,7 +10,7 @@ from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.precond.operator import BlockOperator, SchurOperator, blocks_of
 from pdeopt.steps.timegrid import TimeGrid
-from pdeopt.steps.transfer import constant, spread
+from pdeopt.steps.transfer import piecewise_constant, transfer_matrix
 from tests.helpers import examples
 from tests.helpers.krylov import fields, heat, matrix_of, operator_at_random, vector_of
 from tests.helpers.matrices import densify
@@ -96,8 +96,8 @@ def test_coarser_blocks_are_the_galerkin_product_for_functions_constant_in_windo
     """P'KP with piecewise constant P: for implicit Euler's heat equation this is the rediscretized system."""
     blocks, K = blocks_at_random(name, hessian)
     grid, coarse = blocks.grid, blocks.coarsen(factor)
-    piecewise, n = constant(grid, factor), blocks.n
-    P = spread(grid, coarse.grid, grid.comm, [(piecewise, n), (piecewise, blocks.C.shape[1]), (piecewise, n)])
+    piecewise, n = piecewise_constant(grid, factor), blocks.n
+    P = transfer_matrix(grid, coarse.grid, grid.comm, [(piecewise, n), (piecewise, blocks.C.shape[1]), (piecewise, n)])
     galerkin = dense(P).T @ K @ dense(P)
     P.destroy()
     assert relative(matrix_of(BlockOperator(coarse)), galerkin) <= 1e-14

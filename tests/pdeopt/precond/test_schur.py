@@ -8,7 +8,7 @@ from pdeopt.precond.matching import matched_shift
 from pdeopt.precond.operator import SchurOperator
 from pdeopt.precond.schur import MatchedBlock, use_schur_multigrid
 from pdeopt.precond.wathen import WathenPC
-from pdeopt.steps.transfer import linear_adjoint, spread
+from pdeopt.steps.transfer import adjoint_interpolation, transfer_matrix
 from tests.helpers.krylov import applied, heat, iterations, matrix_of, operator_at_zero, preconditioner, solver
 from tests.helpers.matrices import densify, randn
 from tests.helpers.support import dense, relative
@@ -36,7 +36,7 @@ def test_two_levels_on_the_schur_complement(options, N):
     fine = KKTBlocks.of(operator_at_zero(heat(N)))
     coarse, grid = fine.coarsen(2), fine.grid
     S, S_c = matrix_of(SchurOperator(fine)), matrix_of(SchurOperator(coarse))
-    interpolation = spread(grid, coarse.grid, grid.comm, [(linear_adjoint(grid, 2), fine.n)])
+    interpolation = transfer_matrix(grid, coarse.grid, grid.comm, [(adjoint_interpolation(grid, 2), fine.n)])
     P, eye = dense(interpolation), torch.eye(len(S), dtype=S.dtype)
     smooth = torch.matrix_power(eye - 1.3 * preconditioner(SchurOperator(fine), MatchedBlock()) @ S, 2)
     expected = smooth @ (eye - P @ torch.linalg.solve(S_c, P.T @ S)) @ smooth

@@ -8,7 +8,7 @@ from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.precond.levels import TimeMultigridSettings, hierarchy
 from pdeopt.precond.operator import BlockOperator, GalerkinOperator
 from pdeopt.precond.timemg import TimeMultigridPC
-from pdeopt.steps.transfer import constant, injection, linear, linear_adjoint, spread
+from pdeopt.steps.transfer import adjoint_interpolation, injection, interpolation, piecewise_constant, transfer_matrix
 from tests.helpers import examples
 from tests.helpers.krylov import (
     applied,
@@ -60,15 +60,15 @@ def dense_transfers(fine, coarse, kind):
     n, m, grid = fine.n, fine.C.shape[1], fine.grid
 
     def matrix(kinds):
-        P = spread(grid, coarse.grid, grid.comm, [(T, size) for T, size in zip(kinds, (n, m, n))])
+        P = transfer_matrix(grid, coarse.grid, grid.comm, [(T, size) for T, size in zip(kinds, (n, m, n))])
         found = dense(P)
         P.destroy()
         return found
 
-    P = matrix([linear(grid, 2), constant(grid, 2), linear_adjoint(grid, 2)])
+    P = matrix([interpolation(grid, 2), piecewise_constant(grid, 2), adjoint_interpolation(grid, 2)])
     if kind == "variational":
         return P, P.T
-    return P, matrix([injection(grid, 2), constant(grid, 2), injection(grid, 2, adjoint=True)]).T
+    return P, matrix([injection(grid, 2), piecewise_constant(grid, 2), injection(grid, 2, adjoint=True)]).T
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_two_levels_are_smoothing_and_coarse_correction(options, N, operators, t
 def test_a_galerkin_operator_is_the_product():
     operator = operator_at_zero(heat(6))
     fine = KKTBlocks.of(operator)
-    coarse, piecewise, shell = fine.coarsen(2), constant(fine.grid, 2), operator.shell()
-    P = spread(fine.grid, coarse.grid, fine.grid.comm, [(piecewise, size) for size in (3, 3, 3)])
+    coarse, piecewise, shell = fine.coarsen(2), piecewise_constant(fine.grid, 2), operator.shell()
+    P = transfer_matrix(fine.grid, coarse.grid, fine.grid.comm, [(piecewise, size) for size in (3, 3, 3)])
     found = matrix_of(GalerkinOperator(coarse, shell, P))
     assert relative(found, dense(P).T @ matrix_of(operator) @ dense(P)) <= 1e-14
     assert relative(found, matrix_of(BlockOperator(coarse))) <= 1e-14  # as piecewise constants rediscretize
