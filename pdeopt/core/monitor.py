@@ -117,7 +117,11 @@ AnyRecord = Record | DescentRecord
 
 
 class History:
-    """The records of a run as columns, `history["objective"]`, and by row, `history[-1]`."""
+    """The records of a run as columns, `history["objective"]`, and by row, `history[-1]`.
+
+    Args:
+        records: `Record` or `DescentRecord`, one an iteration, all of one kind; default none.
+    """
 
     def __init__(self, records: list[Any] | None = None) -> None:
         self.records = [] if records is None else records

@@ -59,7 +59,7 @@ def defaults(values: dict[str, str]) -> Iterator[None]:
 
 
 def unread() -> list[str]:
-    """Names of the options in the database that nobody has read so far, without the leading dash.
+    """Names of the options in the database that have not been read so far, without the leading dash.
 
     petsc4py has no call for it before 3.22, so this asks the C library that it is linked to.
     """
@@ -74,7 +74,7 @@ def unread() -> list[str]:
 
 
 def require_all_read() -> None:
-    """Raise `InputError` for the first option that nobody has read, naming the nearest known one."""
+    """Raise `InputError` for the first option that has not been read, naming the nearest known one."""
     for name in unread():
         near = difflib.get_close_matches(name, sorted(_known), n=1, cutoff=0.5)
         hint = f"did you mean -{near[0]}? " if near else ""

@@ -103,6 +103,9 @@ def read(cls: type[T], outer: str = "", **defaults: Any) -> T:
         outer: a prefix before the group's own, as that of a solver inside another one.
         defaults: values that replace the defaults of the class; options win.
 
+    Returns:
+        a new object of the class, all its values checked.
+
     Raises:
         InputError: a value that is not legal, or a default that the group does not have.
     """
@@ -130,7 +133,14 @@ def read_inner(cls: type[T], outer: str, **defaults: Any) -> T:
 
 
 def check(settings: Settings) -> None:
-    """Raise `InputError` where a field of settings made by hand is not legal."""
+    """Make sure that settings made by hand, and not by `read`, are legal.
+
+    Args:
+        settings: a group of options.
+
+    Raises:
+        InputError: a value that is not legal; the message names the field, what was got and what is legal.
+    """
     for each in dataclasses.fields(settings):
         _check(each.name, each, getattr(settings, each.name))
 

@@ -92,6 +92,11 @@ class TaoSettings(Settings, prefix="sqp_", includes=(Section(TaoTypeSettings),))
 class TaoSolver:
     """min J(u(z), z) by TAO, stopped by the gradient's dual norm (projected where there are bounds).
 
+        result = TaoSolver(ReducedObjective(problem), lower=0.0).solve()
+
+    `-tao_type` is any type of TAO, or python with an optimizer of pdeopt as `-tao_python_type`. Each iterate solves the
+    state equation. Collective over the ranks of the problem's grid.
+
     Args:
         reduced: the objective.
         lower, upper: bounds on the design variables, as for `Bounds.of`; None for none.

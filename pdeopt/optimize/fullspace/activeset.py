@@ -7,7 +7,8 @@ Optim. 13 (2002) 865-888. With the Lagrangian L = J + lam.F the optimality syste
 
 A step fixes the controls of the active sets, mu + c(z - upper) > 0 and mu + c(z - lower) < 0, at their bounds, and
 is Newton's for the others, which mu leaves alone. mu = -L_z is no unknown of its own. It is an integral and z a
-function: c is the lumped inner product of the controls times `CAUTION` and the price of control, 1'J_zz 1 / 1'R_zz 1.
+function: c is the lumped inner product of the controls times `THRESHOLD_FACTOR` and the price of control,
+1'J_zz 1 / 1'R_zz 1.
 
 Where the problem is too nonlinear for full steps, quadratic programs take over, each solved by the same strategy:
 M. Hintermueller, M. Hinze, A SQP-semismooth Newton-type algorithm applied to control of the instationary
@@ -31,7 +32,7 @@ from pdeopt.optimize.fullspace.newton import NewtonKKT
 from pdeopt.optimize.parts.bounds import Bounds
 
 #: The smaller c, the more multipliers of the wrong sign move a control from one bound to the other at once.
-CAUTION = 100.0
+THRESHOLD_FACTOR = 100.0
 
 #: A full step must bring the residual of the equations below this part of the smallest residual so far.
 CONTRACTION = 0.5
@@ -81,7 +82,7 @@ class ActiveSetKKT(NewtonKKT):
         lumped, _ = self.problem.layout.design_fields(self.metric.design_lumped())
         ones = self._primal(torch.ones_like(lumped))
         price = ones.dot(self.lin.hvp(None, ones, ones.duplicate())) / float(self.problem.grid.sum(lumped.sum()))
-        return CAUTION * (price if price > 0 else 1.0) * lumped
+        return THRESHOLD_FACTOR * (price if price > 0 else 1.0) * lumped
 
     def record(self, iteration: int) -> Record:
         self._evaluate()

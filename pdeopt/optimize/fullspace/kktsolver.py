@@ -29,7 +29,7 @@ from pdeopt.precond.wathen import WathenPC
 MAX_REFINEMENTS = 5
 
 #: A relative residual that the rounding of an ill-conditioned factorization may leave: as good as it gets.
-ROUNDING = 1e-6
+ROUNDING_RTOL = 1e-6
 
 #: INFOG(1) of MUMPS where pivots need more memory than its analysis foresaw.
 MUMPS_OUT_OF_ROOM = (-8, -9, -11, -14, -15, -17, -19, -20)
@@ -159,10 +159,10 @@ class KKTSolver:
         """
         assert self._matrix is not None, "set_point comes first"
         solution, missed = self._refine(rhs, rtol)
-        if not missed <= max(rtol, ROUNDING) and self.settings.precond == "auto":
+        if not missed <= max(rtol, ROUNDING_RTOL) and self.settings.precond == "auto":
             self.factor_instead()
             solution, missed = self._refine(rhs, rtol)
-        if missed <= max(rtol, ROUNDING):
+        if missed <= max(rtol, ROUNDING_RTOL):
             return solution
         raise SolveFailure(
             f"KKT system: relative residual {missed:.1e} where {rtol:.1e} was asked for "
@@ -231,7 +231,7 @@ class KKTSolver:
             room = 2 * max(factor.getMumpsIcntl(14), 50)
             PETSc.Options(self.prefix).setValue("mat_mumps_icntl_14", str(room))
             matrix = self._ksp.getOperators()[0]
-            self._ksp.reset()  # MUMPS does not recover from this error: it begins anew
+            self._ksp.reset()  # MUMPS does not recover from this error: it starts again
             self._ksp.setOperators(matrix)
 
     def norm(self, k: PETSc.Vec) -> float:

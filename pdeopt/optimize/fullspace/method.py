@@ -13,13 +13,23 @@ from pdeopt.core.monitor import ControlResult, History, Reason, Record
 
 
 class FullSpaceMethod:
-    """What methods with state, design and multiplier as unknowns share.
+    """What methods with state, design and multiplier as unknowns share; `iterate` runs them.
+
+    A method writes `record`, which evaluates the present point and prepares a step, and `step`, which moves x and lam
+    in place and leaves them where it fails; `memory` and `recall` for what it remembers beside both, so that an
+    interrupted run goes on with the same iterates; and `destroy`, which frees its linear solvers. All are collective
+    over the ranks of the grid. Optimality is |L_x| in the dual norm of the Riesz metric, feasibility |F| in that of
+    residuals, and does not depend on mesh and time step.
+
+        method = NewtonKKT(problem, x, lam)
+        result = iterate(method, full_space_test(100, 1e-8, 1e-8))
+        method.destroy()
 
     Attributes:
         problem: the control problem.
-        lin: its linearization at x.
-        x: state and design.
-        lam: the multiplier.
+        x: [u | z | p], the present state and design, a vector of `problem.create_primal`.
+        lam: the multiplier of F = 0, (n_local, n) on each rank, a vector of `problem.create_multiplier`.
+        lin: the problem's linearization at x.
     """
 
     problem: ControlProblem
@@ -36,7 +46,7 @@ class FullSpaceMethod:
 
 
 def full_space_test(max_it: int, opt_tol: float, feas_tol: float) -> Callable[[Record], Reason]:
-    """Stop at optimality <= opt_tol and feasibility <= feas_tol, after max_it iterations, or at NaN."""
+    """The test that stops at optimality <= opt_tol and feasibility <= feas_tol, after max_it iterations, or at NaN."""
 
     def test(record: Record) -> Reason:
         if not (math.isfinite(record.objective) and math.isfinite(record.feasibility)):

@@ -25,7 +25,7 @@ from pdeopt.optimize.parts.linesearch import Backtracking
 SHORTEST_STEP: dict[Hessian, float] = {"full": 0.1, "gauss-newton": 1e-10}
 
 #: The loosest relative tolerance of a KKT solve.
-LOOSEST = 1e-2
+LOOSEST_RTOL = 1e-2
 
 
 class NewtonKKT(FullSpaceMethod):
@@ -104,7 +104,7 @@ class NewtonKKT(FullSpaceMethod):
         Choice 2 of S. C. Eisenstat, H. F. Walker, Choosing the forcing terms in an inexact Newton method, 1996.
         """
         reduction = self._residual / self._previous if math.isfinite(self._previous) else 1.0
-        return max(self.rtol, min(LOOSEST, 0.9 * reduction**2))
+        return max(self.rtol, min(LOOSEST_RTOL, 0.9 * reduction**2))
 
     def _slope(self, dlam: PETSc.Vec, curvature: float) -> float:
         """The merit function's derivative along the step, after its penalty was raised for descent."""

@@ -55,6 +55,14 @@ class SQPSettings(Settings, prefix="sqp_"):
 class SQPSolver:
     """min J subject to F = 0 over state, controls and parameters together.
 
+        solver = SQPSolver(problem, type="newton", max_it=20)
+        result = solver.solve()
+        result.converged, result.objective, result.state, result.design
+
+    The state equation holds at the end only, so that an iteration costs linear solves with all steps at once and never
+    a nonlinear one. `type` is the method: `composite`, globally convergent by a trust region with inexact solves;
+    `newton`, fast near the solution; `active_set`, Newton with bounds on the controls.
+
     Args:
         problem: the control problem.
         prefix: of the options, before `sqp_`; those of the linear solver are `-{prefix}sqp_kkt_ksp_type` and so on.
@@ -102,6 +110,9 @@ class SQPSolver:
                 solution would put its curvature in the way.
             monitors, observers: called after each iteration; see `iterate`.
             memory, history: of an interrupted run, to go on with the same iterates.
+
+        Returns:
+            a `ControlResult` with the last good point: state, design and multiplier, new vectors.
         """
         x = self.start() if x is None else x.copy()
         lam = self.problem.create_multiplier() if lam is None else lam.copy()
