@@ -65,7 +65,7 @@ from pdeopt.control.verify import (
     randomize as randomize,
     DerivativeError as DerivativeError,
 )
-from pdeopt.control.checkpoint import (
+from pdeopt.optimize.checkpoint import (
     Checkpoint as Checkpoint,
     read_checkpoint as read_checkpoint,
     write_checkpoint as write_checkpoint,

@@ -1,11 +1,3 @@
-from pdeopt.control.checkpoint import (
-    Checkpoint as Checkpoint,
-    read_checkpoint as read_checkpoint,
-    read_memory as read_memory,
-    replace_file as replace_file,
-    write_checkpoint as write_checkpoint,
-    write_memory as write_memory,
-)
 from pdeopt.control.constraint import TimeDependentConstraint as TimeDependentConstraint
 from pdeopt.control.controlmap import ControlMap as ControlMap, StepControls as StepControls
 from pdeopt.control.metric import DesignForm as DesignForm, RieszMetric as RieszMetric
@@ -37,7 +29,6 @@ from pdeopt.control.stepjacobian import (
 from pdeopt.control.time_hierarchy import time_hierarchy as time_hierarchy, with_coarse_space as with_coarse_space
 from pdeopt.control.state_solve import newton_over_time as newton_over_time, solve_steps as solve_steps
 from pdeopt.control.time_windows import LinearTerminal as LinearTerminal, window_problem as window_problem
-from pdeopt.control.vectorlayout import VectorLayout as VectorLayout
 from pdeopt.control.verify import (
     DerivativeError as DerivativeError,
     adjoint_error as adjoint_error,

@@ -13,10 +13,10 @@ from pdeopt.control.constraint import TimeDependentConstraint
 from pdeopt.control.controlmap import StepControls
 from pdeopt.control.objective import Objective
 from pdeopt.control.stepjacobian import StepJacobian
-from pdeopt.control.vectorlayout import Fields, VectorLayout
 from pdeopt.core.arrays import assign
 from pdeopt.core.autodiff import gradient, jvp, vjp
 from pdeopt.steps.timegrid import Steps
+from pdeopt.steps.vectorlayout import Fields, VectorLayout
 
 
 class InitialNode:

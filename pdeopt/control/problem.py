@@ -20,11 +20,11 @@ from pdeopt.control.objective import Objective
 from pdeopt.control.propagator import Propagator
 from pdeopt.control.state_solve import solve_steps
 from pdeopt.control.stepjacobian import StepJacobian
-from pdeopt.control.vectorlayout import Fields, VectorLayout
 from pdeopt.core.arrays import assign, free_garbage
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import logged
 from pdeopt.steps.timegrid import TimeGrid
+from pdeopt.steps.vectorlayout import Fields, VectorLayout
 
 
 class ControlProblem:

@@ -17,7 +17,6 @@ from torch import Tensor
 from pdeopt.control.controlmap import ControlMap
 from pdeopt.control.metric import DesignForm
 from pdeopt.control.stepjacobian import SparseStepJacobian
-from pdeopt.control.vectorlayout import Fields, VectorLayout
 from pdeopt.core.arrays import copy
 from pdeopt.core.errors import InputError, SolveFailure, agree
 from pdeopt.kkt.operator import KKTOperator
@@ -25,6 +24,7 @@ from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.linear_mgrit import TimeSystem
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
+from pdeopt.steps.vectorlayout import Fields, VectorLayout
 from pdeopt.steps.windows import Windows, sum_windows
 
 

@@ -19,4 +19,14 @@ from pdeopt.optimize.descent.rmtr import RMTR as RMTR
 from pdeopt.optimize.descent.mlvr import MLVR as MLVR
 from pdeopt.optimize.descent.astrom import ASTROM as ASTROM
 
+# Interrupted runs.
+from pdeopt.optimize.checkpoint import (
+    Checkpoint as Checkpoint,
+    read_checkpoint as read_checkpoint,
+    read_memory as read_memory,
+    replace_file as replace_file,
+    write_checkpoint as write_checkpoint,
+    write_memory as write_memory,
+)
+
 __all__: list[str]

@@ -41,5 +41,6 @@ from pdeopt.steps.transfer import (
     transfer_matrix as transfer_matrix,
 )
 from pdeopt.steps.windows import Windows as Windows, alike as alike, sum_windows as sum_windows
+from pdeopt.steps.vectorlayout import VectorLayout as VectorLayout
 
 __all__: list[str]

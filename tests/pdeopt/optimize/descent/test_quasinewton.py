@@ -4,9 +4,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pdeopt.control.checkpoint import read_memory, write_memory
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import History, Reason
+from pdeopt.optimize.checkpoint import read_memory, write_memory
 from pdeopt.optimize.descent.minimizer import StopSettings
 from pdeopt.optimize.descent.quasinewton import LBFGS, SSBroyden
 from pdeopt.optimize.parts.inversehessian import DenseInverse, LimitedMemory, broyden

@@ -10,10 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from pdeopt.control.checkpoint import Checkpoint, read_checkpoint, replace_file, write_checkpoint
 from pdeopt.control.verify import randomize
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import History, Record
+from pdeopt.optimize.checkpoint import Checkpoint, read_checkpoint, replace_file, write_checkpoint
 from tests.helpers import examples
 from tests.helpers.support import ENVIRONMENT, ROOT, python, relative
 
@@ -113,7 +113,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 WRITER = """
 import sys
-from pdeopt.control.checkpoint import replace_file
+from pdeopt.optimize.checkpoint import replace_file
 n = 0
 while True:
     replace_file(sys.argv[1], bytes([n % 256]) * 300_000)
