@@ -24,8 +24,8 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 import pdeopt as po
-from pdeopt.control import replace_file
 from pdeopt.core import on_root
+from pdeopt.optimize import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,8 +18,8 @@ from torch import Tensor
 
 import nn_adapters as nna
 import pdeopt as po
-from pdeopt.control import read_memory, write_memory
 from pdeopt.core import Section, sections
+from pdeopt.optimize import read_memory, write_memory
 from pdeopt.optimize.descent import Adam, Minimizer
 from problems.shared import pictures
 from problems.shared.command_line import command_line
