@@ -123,6 +123,8 @@ class KKTOperator:
     def assemble(self) -> PETSc.Mat:
         """The matrix as AIJ at the present point, refilled at each call. Collective.
 
+        `operator_of(matrix)` is this operator at that point, so that preconditioners of blocks can be used with it.
+
         Raises:
             InputError: the constraint has no sparsity pattern.
         """
@@ -139,7 +141,7 @@ class KKTOperator:
         return self._assembled
 
     def _at_this_point(self) -> KKTOperator:
-        """This operator for preconditioners, which find it behind the assembled matrix, which it does not hold."""
+        """A copy that does not hold the assembled matrix, which holds it."""
         own = copy_of(self)
         own._assembled = None
         return own

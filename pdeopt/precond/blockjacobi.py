@@ -26,20 +26,21 @@ from pdeopt.steps.windows import Windows
 
 @dataclass(frozen=True)
 class BlockJacobiSettings(Settings, prefix="block_jacobi_"):
-    """Block Jacobi in time: the KKT systems of windows of steps, each alone.
+    """Block Jacobi in time, on KKT systems of windows of steps.
 
     A PC's own prefix may stand before the options.
     """
 
-    window: int = setting(16, "time steps of a window", at_least=1)
+    window: int = setting(16, "time steps of a window of block Jacobi", at_least=1)
     local: str = setting(
         "wathen",
-        "solve with the KKT system of a window: LU, block factorization (wathen), or Krylov iterations with it",
+        "how block Jacobi solves the KKT system of a window: by LU, by block factorization (wathen), or by Krylov "
+        "iterations that it preconditions",
         choices=("exact", "wathen", "krylov"),
         reads={"wathen": (WathenSettings,), "krylov": (WathenSettings,)},
     )
-    iterations: int = setting(5, "Krylov iterations in a window, with -block_jacobi_local krylov", at_least=1)
-    damping: float = setting(1.0, "factor of the correction by all windows", above=0)
+    iterations: int = setting(5, "Krylov iterations in a window of block Jacobi, where it takes them", at_least=1)
+    damping: float = setting(1.0, "damping factor of the correction by block Jacobi", above=0)
 
 
 class TimeBlockJacobi(Preconditioner):

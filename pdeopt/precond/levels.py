@@ -32,15 +32,14 @@ class TimeMultigridSettings(Settings, prefix="timemg_"):
 
     transfer: str = setting(
         "variational",
-        "restriction in time of the KKT system: the transpose of the prolongation, or injection of states and "
-        "multipliers and sums of controls",
+        "restriction in time of KKT residuals: the transpose of the prolongation, or injection (sums for controls)",
         choices=("injection", "variational"),
     )
     coarsening: int = setting(
-        2, "time steps that become one on the next level; a factor of the smoother's windows serves best", at_least=2
+        2, "time steps that become one on the next level; it should divide the smoother's windows", at_least=2
     )
     levels: int = setting(20, "largest number of levels in time", at_least=2)
-    coarsest: int = setting(4, "largest number of time steps that is not coarsened further", at_least=1)
+    coarsest: int = setting(4, "number of time steps that is not coarsened further", at_least=1)
     operators: str = setting(
         "rediscretized",
         "KKT systems of the coarse levels: sums of the steps' equations, products P'KP, or those sums without control",

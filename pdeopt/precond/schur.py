@@ -19,6 +19,7 @@ from itertools import pairwise
 from petsc4py import PETSc
 
 from pdeopt.core.arrays import assign
+from pdeopt.core.errors import InputError
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.precond.base import Preconditioner
@@ -30,6 +31,9 @@ from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings, TimeSyst
 from pdeopt.steps.sparse import StepMatrix, combination
 from pdeopt.steps.stepsolve import step_solver
 from pdeopt.steps.transfer import adjoint_interpolation
+
+#: What `PropagatedSchur` may be made of.
+APPROXIMATIONS, PROPAGATORS = ("new_state", "old_new", "matched"), ("window", "forward", "mgrit")
 
 #: Options of PCMG on Schur complements, unless the user says otherwise.
 MULTIGRID_DEFAULTS = {
@@ -51,11 +55,17 @@ class PropagatedSchur(Preconditioner):
         propagator: how T + N is inverted: `window`, windows of steps, each alone; `forward`, one step after the other;
             or `mgrit`. Where the blocks are cut into windows, each window is solved serially, whatever is said here.
         mgrit: windows, cycles and levels.
+
+    Raises:
+        InputError: another approximation or propagator.
     """
 
     def __init__(
         self, schur: str = "matched", propagator: str = "forward", mgrit: LinearMgritSettings | None = None
     ) -> None:
+        for what, got, legal in (("schur", schur, APPROXIMATIONS), ("propagator", propagator, PROPAGATORS)):
+            if got not in legal:
+                raise InputError(f"PropagatedSchur: {what}", repr(got), " | ".join(legal))
         self.schur, self.propagator, self.mgrit = schur, propagator, mgrit or LinearMgritSettings()
         self.blocks: KKTBlocks | None = None
 
@@ -64,6 +74,9 @@ class PropagatedSchur(Preconditioner):
 
     def factor(self, blocks: KKTBlocks | None) -> None:
         """`update` without a PC. Collective.
+
+        Args:
+            blocks: of the steps; None on a rank without steps.
 
         Raises:
             SolveFailure: a step is singular or not finite.

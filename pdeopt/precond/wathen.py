@@ -32,14 +32,15 @@ class WathenSettings(Settings, prefix="wathen_", includes=(StepSettings,)):
 
     schur: str = setting(
         "matched",
-        "approximation of the Schur complement; matched is as good for all steps and regularizations",
+        "approximation of the Schur complement of the KKT system; matched is as good for all numbers of steps and all "
+        "regularizations",
         choices=("new_state", "old_new", "matched", "exact"),
     )
     propagator: str = setting(
         "auto",
-        "inverse of the state Jacobian in the Schur complement: windows alone, serial, MGRIT, or multigrid on the "
-        "complement; auto is serial for waves, which coarse steps do not carry, and for unlike steps on one rank, "
-        "else MGRIT",
+        "how the state Jacobian in the Schur complement is inverted: in windows of steps, step after step (forward), "
+        "or by MGRIT; multigrid works on the complement itself; auto is forward for waves, which coarse steps do not "
+        "carry, and for unlike steps on one rank, else MGRIT",
         choices=("auto", "window", "forward", "mgrit", "multigrid"),
         reads={
             "auto": (LinearMgritSettings,),
@@ -121,13 +122,13 @@ class WathenPC(Preconditioner):
 
     def _approximate(self, inner: PETSc.PC, matrix: PETSc.Mat) -> None:
         """Make `inner` an approximate inverse of S."""
-        schur = self.settings.schur
-        if schur != "exact" and self.propagator == "multigrid":
+        if self.settings.schur == "exact":
+            context: Preconditioner = ExactSchur(operator_of(matrix))
+        elif self.propagator == "multigrid":
             self.own(*(coarse.destroy for coarse in use_schur_multigrid(inner, self._multigrid)))
             return
-        context: Preconditioner = PropagatedSchur(schur, self.propagator, self._mgrit)
-        if schur == "exact":
-            context = ExactSchur(operator_of(matrix))
+        else:
+            context = PropagatedSchur(self.settings.schur, self.propagator, self._mgrit)
         inner.setType("python")
         inner.setPythonContext(context)
 

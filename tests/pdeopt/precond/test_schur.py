@@ -1,12 +1,13 @@
 import pytest
 import torch
 
+from pdeopt.core.errors import InputError
 from pdeopt.core.settings import read_inner
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.precond.levels import TimeMultigridSettings
 from pdeopt.precond.matching import matched_shift
 from pdeopt.precond.operator import SchurOperator
-from pdeopt.precond.schur import MatchedBlock, use_schur_multigrid
+from pdeopt.precond.schur import MatchedBlock, PropagatedSchur, use_schur_multigrid
 from pdeopt.precond.wathen import WathenPC
 from pdeopt.steps.transfer import adjoint_interpolation, transfer_matrix
 from tests.helpers.krylov import applied, heat, iterations, matrix_of, operator_at_zero, preconditioner, solver
@@ -61,3 +62,11 @@ def test_multigrid_on_the_schur_complement_is_flat(options, alpha):
 def test_multigrid_on_the_schur_complement_with_many_levels(options):
     options(wathen_propagator="multigrid")
     assert iterations(operator_at_zero(heat(17)), WathenPC()) <= 4
+
+
+@pytest.mark.parametrize(
+    "words, legal", [(("magic",), "new_state | old_new | matched"), (("matched", "magic"), "window | forward | mgrit")]
+)
+def test_a_word_that_is_none_names_the_legal_ones(words, legal):
+    with pytest.raises(InputError, match=legal.replace("|", r"\|")):
+        PropagatedSchur(*words)
