@@ -7,6 +7,7 @@ there is goes through `torch.func.vmap`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,14 +85,15 @@ def _linear(u: Tensor, theta: Sequence[Tensor]) -> Tensor:
 
 def _convolution(module: nn.Conv1d | nn.Conv2d) -> Batched:
     """A grouped convolution whose groups are the layers."""
-    function = F.conv2d if isinstance(module, nn.Conv2d) else F.conv1d
+    function: Any = F.conv2d if isinstance(module, nn.Conv2d) else F.conv1d
 
     def convolve(u: Tensor, theta: Sequence[Tensor]) -> Tensor:
         layers = len(u)
         together = u.transpose(0, 1).flatten(1, 2)  # (batch, layers * channels, ...)
         bias = theta[1].flatten() if len(theta) > 1 else None
-        out = function(together, theta[0].flatten(0, 1), bias, module.stride, module.padding, module.dilation, layers)
-        return out.unflatten(1, (layers, -1)).transpose(0, 1)
+        sizes = module.stride, module.padding, module.dilation
+        out: Tensor = function(together, theta[0].flatten(0, 1), bias, *sizes, layers)
+        return torch.unflatten(out, 1, (layers, -1)).transpose(0, 1)
 
     return convolve
 

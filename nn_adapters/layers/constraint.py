@@ -84,7 +84,7 @@ class LayerJacobian(StepJacobian):
     def _one(self, i: int) -> StepJacobian:
         u_old, u_new, z, _ = self.point
         rows = slice(i, i + 1)
-        return LayerJacobian(self.constraint, u_old[rows], u_new[rows], z[rows], self.steps[rows])  # type: ignore[arg-type]
+        return LayerJacobian(self.constraint, u_old[rows], u_new[rows], z[rows], self.steps[rows])
 
 
 def classification_loss(constraint: LayerConstraint, head: Callable[[Tensor], Tensor], labels: Tensor) -> Objective:

@@ -47,12 +47,12 @@ class DenseStep:
     def __init__(self, block: nn.Sequential) -> None:
         self.act, self.backward = DENSE_ACTIVATIONS[type(block[1])]
 
-    def __call__(self, u: Tensor, theta: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
-        return add_scaled(u, self.value(u, theta), dt)
+    def __call__(self, u: Tensor, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
+        return add_scaled(u, self.value(u, controls), dt)
 
-    def value(self, u: Tensor, theta: Sequence[Tensor]) -> Tensor:
+    def value(self, u: Tensor, controls: Sequence[Tensor]) -> Tensor:
         """act(W u + b)."""
-        W, b = theta
+        W, b = controls
         return self.act(torch.baddbmm(b[:, :, None], W, u))
 
     def linearize(

@@ -132,10 +132,10 @@ def box_neurons(
         W (L, outputs, inputs) and b (L, outputs).
     """
     shape = (len(side), outputs, inputs)
-    draw = {"generator": generator, "dtype": torch.float64}
     eps = torch.finfo(torch.float64).eps
-    p = side[:, None, None] * torch.rand(shape, **draw).clamp(eps, 1.0 - eps)  # in no corner: k is finite
-    n = nn.functional.normalize(torch.randn(shape, **draw), dim=-1)
+    inside = torch.rand(shape, generator=generator, dtype=torch.float64).clamp(eps, 1.0 - eps)  # k is finite
+    p = side[:, None, None] * inside
+    n = nn.functional.normalize(torch.randn(shape, generator=generator, dtype=torch.float64), dim=-1)
     p_max = side[:, None, None] * (n > 0)
     k = top[:, None] / (n * (p_max - p)).sum(-1)
     return k[..., None] * n, -k * (n * p).sum(-1)

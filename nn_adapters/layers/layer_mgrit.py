@@ -140,7 +140,7 @@ class _LayerSolve(torch.autograd.Function):
     """See `solve_layers`; `count` of the tensors are controls, the rest is shared."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, mgrit: LayerMgrit, step: LayerStep, trajectory: bool, count: int, u0: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Solve for the states."""
@@ -171,7 +171,7 @@ class _LayerSolve(torch.autograd.Function):
         return mgrit.last_to_all(outcome.ends[-1]), states
 
     @staticmethod
-    def backward(ctx: Any, w: Tensor, w_states: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, w: Tensor, w_states: Tensor) -> tuple[Any, ...]:
         """Solve for the adjoint; the gradients of u_0, controls and shared parameters."""
         mgrit, levels, count = ctx.mgrit, ctx.levels, ctx.count
         if levels is None:
@@ -193,7 +193,8 @@ class _LayerSolve(torch.autograd.Function):
                 all_rows[rows] = g
             for total, g in zip(of_shared, found[1 + count :]):
                 total += g
-            return found[0]
+            before: Tensor = found[0]
+            return before
 
         with torch.no_grad():
             g = _sources(mgrit, w_states) if ctx.trajectory else None

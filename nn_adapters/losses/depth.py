@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nn_adapters.layers.blocks import LayerStack
 from nn_adapters.losses.network import NetworkLoss
+from pdeopt.core.arrays import Array
 from pdeopt.core.errors import InputError
 from pdeopt.functions.hierarchy import Hierarchy, Transfer
 from pdeopt.functions.smooth import SmoothFunction
@@ -114,7 +115,7 @@ def operations(loss: NetworkLoss) -> float:
     return float(counter.get_total_flops() * loss.samples)
 
 
-def _parents(fine: NetworkLoss, coarse: NetworkLoss) -> np.ndarray:
+def _parents(fine: NetworkLoss, coarse: NetworkLoss) -> Array:
     """The parameter of the coarse network for each of the fine one."""
     (name, fine_layers), (_, coarse_layers) = _stack(fine.network), _stack(coarse.network)
     factor, rest = divmod(len(fine_layers), len(coarse_layers))

@@ -46,7 +46,7 @@ class LogisticLoss(WeightedSamples):
         costs: Costs = LOGISTIC_COSTS,
         tally: Tally | None = None,
     ) -> None:
-        self.rows = rows.numpy() if isinstance(rows, Tensor) else rows
+        self.rows: Any = rows.numpy() if isinstance(rows, Tensor) else rows
         self.labels = torch.as_tensor(labels, dtype=torch.float64)
         samples, size = self.rows.shape
         super().__init__(size, samples, costs=costs, tally=tally)
@@ -54,7 +54,8 @@ class LogisticLoss(WeightedSamples):
             _check(self.rows, self.labels)
         self.regularization = 1.0 / samples if regularization is None else regularization
         self.weights = torch.full((samples,), 1.0 / samples, dtype=torch.float64)
-        self._at = self._kept = self._squares = None
+        self._kept: tuple[Tensor, Tensor] | None = None  # the last point, and y * A x there
+        self._squares: Tensor | None = None  # |a_i|^2
 
     def subset(self, indices: Tensor, factors: Tensor | None = None) -> LogisticLoss:
         """The mean over these samples, or their weighted sum; a slice shares the memory of the table.
@@ -84,8 +85,9 @@ class LogisticLoss(WeightedSamples):
         p = torch.sigmoid(self._margins(x))
         if self._squares is None:  # about as much work as a product with the table
             self.tally.work += self.costs.value
-            dense = isinstance(self.rows, np.ndarray)
-            squares = np.einsum("ij,ij->i", self.rows, self.rows) if dense else self.rows.multiply(self.rows).sum(1)
+            rows = self.rows
+            dense = isinstance(rows, np.ndarray)
+            squares = np.einsum("ij,ij->i", rows, rows) if dense else rows.multiply(rows).sum(1)
             self._squares = torch.as_tensor(np.asarray(squares).ravel())
         return self.weights * p * (1.0 - p) * self._squares
 
@@ -107,12 +109,12 @@ class LogisticLoss(WeightedSamples):
         return self._transposed(self.weights * p * (1.0 - p) * self._times(d)) + self.regularization * d
 
     def _margins(self, x: Tensor) -> Tensor:
-        if self._kept is None or not torch.equal(self._at, x):
-            self._at, self._kept = x.clone(), self.labels * self._times(x)
-        return self._kept
+        if self._kept is None or not torch.equal(self._kept[0], x):
+            self._kept = x.clone(), self.labels * self._times(x)
+        return self._kept[1]
 
     def _count_margins(self, x: Tensor) -> None:
-        if self._kept is None or not torch.equal(self._at, x):
+        if self._kept is None or not torch.equal(self._kept[0], x):
             self.tally.work += self.costs.value
 
     def _times(self, x: Tensor) -> Tensor:

@@ -237,7 +237,7 @@ class _Children:
         features after the first child with free weights; that of the whole has none for the samples.
         """
         p, flags = self.multiplications, iter(free)
-        is_free = [sum(next(flags) for _ in child.parameters()) > 0 for child in self.network[first:]]
+        is_free = [sum(next(flags) for _ in child.parameters()) > 0 for child in self.network[first:].children()]
         tail = p[first:]
         leading = next(amount for amount in p if amount)
         of_features = sum(tail) - tail[is_free.index(True)]

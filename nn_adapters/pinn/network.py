@@ -135,7 +135,7 @@ class Network:
             basis: rows of the jets.
             inputs: jets of the inputs, (J, inputs, points).
         """
-        a = inputs
+        a = z = inputs
         for l, ((o, i), part) in enumerate(zip(self.shapes, theta.split(self.sizes))):
             z, bias = part[: o * i].view(o, i) @ a, part[o * i : o * i + o, None]
             z = torch.cat([z[:1] + bias, z[1:]])

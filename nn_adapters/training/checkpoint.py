@@ -68,7 +68,7 @@ def load_checkpoint(path: str, network: nn.Module, optimizer: torch.optim.Optimi
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise InputError("-restart", f"{path} ({error})", "a checkpoint of this script") from None
-    history = stored.pop("history", torch.zeros(0, 4))
+    history: Tensor = stored.pop("history", torch.zeros(0, 4))
     known = dict(network.named_parameters())
     for key, value in stored.items():
         kind, _, name = key.partition(".")

@@ -222,12 +222,11 @@ class LSGD:
 
     def _over_ranks(self, loss: float) -> float:
         parameters = [p for p in self.hidden.parameters() if p.requires_grad]
-        for p in parameters:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        flat = torch.cat([p.grad.reshape(-1).cpu().double() for p in parameters] + [torch.tensor([loss]).double()])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([g.reshape(-1).cpu().double() for g in gradients] + [torch.tensor([loss]).double()])
         flat = torch.from_numpy(self.comm.allreduce(flat.numpy()))
-        for p, part in zip(parameters, flat[:-1].split([p.numel() for p in parameters])):
-            p.grad.copy_(part.reshape(p.shape))
+        for p, g, part in zip(parameters, gradients, flat[:-1].split([p.numel() for p in parameters])):
+            p.grad = g.copy_(part.reshape(p.shape))
         return float(flat[-1])
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -270,7 +269,8 @@ def lsgd(
 
 
 def _factor(rows: Tensor) -> Tensor:
-    return torch.linalg.qr(rows, mode="r").R
+    R: Tensor = torch.linalg.qr(rows, mode="r").R
+    return R
 
 
 def _check_shapes(features: Tensor, targets: Tensor, comm: Any) -> None:

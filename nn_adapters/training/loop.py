@@ -21,6 +21,7 @@ from nn_adapters.layers.parallelmodule import exactly, measure_bias, mgrit_solve
 from nn_adapters.training.checkpoint import load_checkpoint, save_checkpoint
 from nn_adapters.training.groups import RankGroups
 from nn_adapters.training.regularize import smoothness, tikhonov
+from pdeopt.core.arrays import Array
 from pdeopt.core.errors import SolveFailure
 from pdeopt.core.settings import Settings, setting
 
@@ -262,7 +263,7 @@ class Training:
         """Share of the test samples that are classified rightly, all layers one after the other. Collective."""
         return float((self.predict(self.data.x_test) == self.data.y_test).double().mean())
 
-    def confusion(self) -> np.ndarray:
+    def confusion(self) -> Array:
         """Test samples of each class (rows) by what they are taken for (columns), (classes, classes). Collective."""
         table = np.zeros((self.data.classes, self.data.classes), dtype=int)
         np.add.at(table, (self.data.y_test.numpy(), self.predict(self.data.x_test).numpy()), 1)

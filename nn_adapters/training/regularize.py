@@ -20,13 +20,13 @@ class _Before(torch.autograd.Function):
     """The row of each layer's predecessor, over the borders of ranks; the first layer is its own."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, grid: TimeGrid) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, rows: Tensor, grid: TimeGrid) -> Tensor:
         ctx.grid = grid
         before = grid.neighbors.exchange(rows[-1], toward=+1)
         return torch.cat([(rows[0] if before is None else before)[None], rows[:-1]])
 
     @staticmethod
-    def backward(ctx: Any, w: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, w: Tensor) -> tuple[Tensor, None]:
         after = ctx.grid.neighbors.exchange(w[0], toward=-1)
         result = torch.cat([w[1:], (torch.zeros_like(w[0]) if after is None else after)[None]])
         if ctx.grid.is_first:
