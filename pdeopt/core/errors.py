@@ -17,7 +17,15 @@ class PdeoptError(Exception):
 
 
 class InputError(PdeoptError, ValueError):
-    """Bad input: the message says what was got and what is legal. Scripts exit with code 2."""
+    """Bad input: the message says what was got and what is legal. Scripts exit with code 2.
+
+        raise InputError("-heat_nt", "0", "an integer >= 2")
+
+    Args:
+        what: the argument, option or object that is wrong.
+        got: what was given, in words.
+        legal: what may be given, in words; choices are separated by ` | `.
+    """
 
     def __init__(self, what: str, got: object, legal: str) -> None:
         self.what, self.got, self.legal = what, got, legal
@@ -28,7 +36,14 @@ class InputError(PdeoptError, ValueError):
 
 
 class SolveFailure(PdeoptError, ArithmeticError):
-    """An inner computation broke down (NaN, zero pivot, no descent); carries the remedy."""
+    """An inner computation broke down: NaN, a zero pivot, no descent.
+
+    Optimizers catch it, keep the last good point and return a `Reason`; evaluations that a user calls raise it.
+
+    Args:
+        what: broke down, and where.
+        remedy: what to try, with the option to change.
+    """
 
     def __init__(self, what: str, remedy: str) -> None:
         self.what, self.remedy = what, remedy

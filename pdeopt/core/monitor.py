@@ -12,7 +12,14 @@ from petsc4py import PETSc
 
 
 class Reason(IntEnum):
-    """Why a solver stopped: > 0 converged, < 0 diverged, as PETSc."""
+    """Why a solver stopped: > 0 converged, < 0 diverged, 0 not yet; as PETSc.
+
+    CONVERGED_OPTIMALITY: the gradient met its tolerance. CONVERGED_TARGET: the objective fell to a value that was
+    asked for. CONVERGED_TAO, DIVERGED_TAO: TAO says so, and its own reason stands in the message. DIVERGED_MAX_IT and
+    DIVERGED_MAX_WORK: the limits of iterations and of evaluations. DIVERGED_STAGNATION: the trust region shrank to
+    nothing. DIVERGED_LINE_SEARCH: no step lowers the merit function. DIVERGED_CYCLE: active sets come back.
+    DIVERGED_LINEAR_SOLVE: a linear system could not be solved. DIVERGED_NAN: no finite values near the last point.
+    """
 
     CONVERGED_OPTIMALITY = 2
     CONVERGED_TAO = 3
@@ -191,6 +198,7 @@ class ControlResult(Result):
     method: str = ""
 
 
+#: Called with the record of each iteration.
 Monitor = Callable[[Any], None]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -211,7 +219,12 @@ def logged(name: str) -> Callable[[Method], Method]:
 
 
 def print_monitor(comm: Any, title: str) -> Monitor:
-    """A monitor that prints a line a record on rank 0, under a header."""
+    """A monitor that prints a line a record on rank 0, under a header.
+
+    Args:
+        comm: PETSc communicator; the calls of the monitor are collective over it.
+        title: of the solver, above the header.
+    """
 
     def monitor(record: AnyRecord) -> None:
         if record.iteration == 0:

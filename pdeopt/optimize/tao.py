@@ -55,9 +55,8 @@ PYTHON_TYPES: dict[str, type[Minimizer]] = {
 CONTROL_DEFAULTS: dict[str, Any] = {"local_it": 0, "memory": 50, "coarse_rtol": 1e-3}
 
 
-def _groups(optimizer: type[Minimizer]) -> tuple[type[Settings] | Section, ...]:
-    defaults = CONTROL_DEFAULTS if optimizer is SPQN else {}
-    return Section(optimizer.Settings, defaults=defaults), WindowSettings
+def _groups(optimizer: type[Minimizer]) -> tuple[Section, ...]:
+    return (Section(optimizer.Settings, defaults=CONTROL_DEFAULTS if optimizer is SPQN else {}),)
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class TaoTypeSettings(Settings, prefix="tao_"):
     """TAO on the reduced objective; -tao_view and -help show its own options."""
 
     type: str = setting(
-        "lmvm", "TAO solver; default blmvm with bounds", reads={"python": (Section(TaoPythonSettings),)}
+        "lmvm", "TAO solver; default blmvm with bounds", reads={"python": (Section(TaoPythonSettings), WindowSettings)}
     )
 
 
