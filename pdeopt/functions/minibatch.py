@@ -93,7 +93,7 @@ class Batches:
 
     @property
     def whole(self) -> bool:
-        """Whether the batch is all samples, now and for ever."""
+        """Whether the batch is all samples and will stay so."""
         return self._all
 
     def evaluate(self, x: Tensor, first: int = 0) -> Evaluation:

@@ -34,7 +34,7 @@ class APTSSettings(BatchSettings, RadiusSettings, ModelSettings, prefix="apts_")
         0.2, "factor of the poor and good ratios where the samples are in parts", above=0, at_most=1
     )
     local_it: int = setting(2, "trust-region steps in each part", at_least=1)
-    global_it: int = setting(1, "trust-region steps after them, in all unknowns and samples", at_least=0)
+    global_it: int = setting(1, "trust-region steps after the local ones, in all unknowns and samples", at_least=0)
 
     @property
     def whole(self) -> TrustSettings:

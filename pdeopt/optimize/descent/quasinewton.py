@@ -178,27 +178,26 @@ class QuasiNewton(Minimizer):
 
 
 def search_setting() -> Any:
-    """The line search of a method."""
+    """The setting `line_search`: how far a step goes."""
     return setting(
         "wolfe", "line search: strong Wolfe, or Armijo with quadratic or cubic backtracking", choices=tuple(SEARCHES)
     )
 
 
 def gap_setting() -> Any:
-    """When to leave a level."""
+    """The setting `gap`: when a level of a hierarchy with common unknowns is left."""
     return setting(
         2.0,
-        "go on to the next finer level of a hierarchy where its value is larger by this factor of the "
-        "value; 0: at a minimum alone",
+        "excess of the next finer level's value, relative to the present one, that ends a level; 0: none does",
         at_least=0,
     )
 
 
 def first_step_setting() -> Any:
-    """The first trial of a run, before there is a pair."""
+    """The setting `first_step`: the first trial of a run, before there is a pair."""
     return setting(
         "normalized",
-        "length of the first trial step: at most 1, or that of the gradient",
+        "first trial step of a run: the gradient, shortened to length 1 (normalized) or not (unit)",
         choices=("normalized", "unit"),
     )
 

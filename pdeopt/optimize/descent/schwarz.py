@@ -57,7 +57,7 @@ class SPQNSettings(Settings, prefix="spqn_"):
         0, "blocks that a part shares with each neighbor, where no decomposition is given", at_least=0
     )
     local_it: int = setting(10, "steps on each part; 0 leaves the global method alone", at_least=0)
-    local: str = setting("lbfgs", "method on the parts", choices=METHODS)
+    local: str = setting("lbfgs", "quasi-Newton method on each part", choices=METHODS)
     local_memory: int = setting(10, "pairs of L-BFGS on the parts", at_least=0)
     keep: bool = setting(False, "inverse Hessians of the parts are kept from iteration to iteration")
     sync: str = setting(
@@ -81,7 +81,7 @@ class SPQNSettings(Settings, prefix="spqn_"):
         1e-2, "part of the first gradient at which the steps on the coarse function end", above=0
     )
     every: int = setting(1, "iterations from one with local solves to the next", at_least=1)
-    method: str = setting("lbfgs", "global method", choices=METHODS)
+    method: str = setting("lbfgs", "quasi-Newton method on all unknowns", choices=METHODS)
     memory: int = setting(10, "pairs of the global L-BFGS; 0 for steepest descent", at_least=0)
     momentum: float = setting(
         1.0, "weight of the new direction in the mean with the last ones; 1: no momentum", above=0, at_most=1

@@ -128,11 +128,8 @@ class StrongWolfe:
         best: float | None = None
         for _ in range(self.trials):
             value = ray(size)
-            if (
-                not math.isfinite(value)
-                or value > start + self.armijo * size * slope + 1e-15 * abs(start)
-                or (value >= low[1] and low[0] > 0)
-            ):
+            too_high = value > start + self.armijo * size * slope + 1e-15 * abs(start)
+            if not math.isfinite(value) or too_high or (value >= low[1] and low[0] > 0):
                 high = (size, value, math.nan)
             else:
                 here = ray.slope(size)
