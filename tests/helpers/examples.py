@@ -143,3 +143,15 @@ EXAMPLES: dict[str, Callable[[], ControlProblem]] = {
 }
 #: those whose KKT matrix can be assembled
 PATTERNED = [name for name in EXAMPLES if name != "layer"]
+
+
+def step_point(name, seed=0):
+    """A problem's constraint at random rows of its steps, with random parameters."""
+    problem, draw = EXAMPLES[name](), torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    rows, c = problem.grid.n_local, problem.constraint
+    steps = problem.grid.steps.with_parameters(0.5 * randn(c.param_dim))
+    return c, (randn(rows, c.state_dim), randn(rows, c.state_dim), randn(rows, c.control_dim)), steps, randn

@@ -13,11 +13,6 @@ from tests.helpers.oracle import Oracle
 from tests.helpers.support import entries, random_design, relative
 
 
-@pytest.fixture(params=examples.EXAMPLES)
-def problem(request):
-    return examples.EXAMPLES[request.param]()
-
-
 def test_taylor_remainders_shrink_with_orders_1_2_3(problem):
     reduced, z, dz = ReducedObjective(problem), random_design(problem, 1, 0.3), random_design(problem, 2)
     remainders = taylor_remainders(reduced, z, dz, start=2e-2, number=4)

@@ -3,7 +3,6 @@ import torch
 
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import ReducedObjective
-from pdeopt.control.time_hierarchy import time_hierarchy, with_coarse_space
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import Reason
 from pdeopt.functions.smooth import ScaledFunction
@@ -98,17 +97,6 @@ def test_tao_types_find_the_optimum(options, name, problem):
     assert relative(entries(found.design), entries(expected.design)) < 1e-4
 
 
-def test_the_coarse_space_pays():
-    """Two levels need fewer gradients than TAO's limited-memory method, everything counted."""
-    problem = examples.burgers(nx=16, nt=32)
-    f = with_coarse_space(ReducedObjective(problem))
-    assert len(f) == 2
-    result = SPQN(f, local_it=0, memory=50, coarse_rtol=1e-3).minimize(torch.zeros(f.size, dtype=torch.float64))
-    tao = TaoSolver(ReducedObjective(problem)).solve()
-    assert result.converged and result.history[-1].objective == pytest.approx(tao.objective, rel=1e-10)
-    assert result.history[-1].work < 0.7 * tao.iterations
-
-
 def test_defaults_for_controls_do_not_stay(options):
     options(tao_type="python", tao_python_type="pdeopt.optimize.SPQN")
     assert TaoSolver(ReducedObjective(examples.burgers(nx=6, nt=8))).solve().converged
@@ -122,9 +110,6 @@ def test_unknown_types_are_named(options, name):
         TaoSolver(ReducedObjective(examples.burgers(nx=8, nt=12)))
 
 
-def test_what_has_no_coarser_steps_says_so():
-    assert len(with_coarse_space(ReducedObjective(examples.EXAMPLES["burgers nodal"]()))) == 1
-    with pytest.raises(InputError, match="control map"):
-        time_hierarchy(ReducedObjective(examples.EXAMPLES["burgers nodal"]()), 2)
+def test_more_windows_than_steps_are_refused():
     with pytest.raises(InputError, match="1 to 12"):
         ReducedObjective(examples.burgers(nx=8, nt=12)).decompose(13)
