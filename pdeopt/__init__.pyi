@@ -29,6 +29,7 @@ from pdeopt.optimize.choice import solve as solve
 from pdeopt.optimize.minimization import minimize as minimize, MinimizeResult as MinimizeResult
 from pdeopt.optimize.fullspace.sqp import SQPSolver as SQPSolver
 from pdeopt.optimize.tao import TaoSolver as TaoSolver
+from pdeopt.optimize.descent.minimizer import Minimizer as Minimizer
 from pdeopt.optimize.descent.quasinewton import LBFGS as LBFGS, SSBroyden as SSBroyden
 from pdeopt.optimize.descent.schwarz import SPQN as SPQN
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer as TrustRegionMinimizer

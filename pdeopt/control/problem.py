@@ -22,7 +22,7 @@ from pdeopt.control.state_solve import solve_steps
 from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.arrays import assign, free_garbage
 from pdeopt.core.errors import InputError
-from pdeopt.core.monitor import logged
+from pdeopt.core.monitor import ControlResult, logged
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.vectorlayout import Fields, VectorLayout
 
@@ -98,6 +98,10 @@ class ControlProblem:
     def fields(self, x: PETSc.Vec) -> Fields:
         """Copies of u (n_local, n), of the flat controls, and of p on all ranks."""
         return self.layout.fields(x)
+
+    def unpack(self, result: ControlResult) -> Fields:
+        """The states u_1..u_N, the flat controls and p of a result, as `fields` has them. Collective."""
+        return self.layout.fields(self.layout.join(result.state, result.design))
 
     def join(self, u: PETSc.Vec, design: PETSc.Vec) -> PETSc.Vec:
         """A new x = [u | design]."""
