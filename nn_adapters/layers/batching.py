@@ -56,7 +56,7 @@ def batched(module: nn.Module) -> Batched:
             raise InputError(
                 "block of a layer-parallel network",
                 type(part).__name__,
-                "modules without buffers and random numbers, LayerNorm for BatchNorm",
+                "modules without buffers and random numbers, for instance LayerNorm instead of BatchNorm",
             )
     return _batched(module)
 

@@ -75,7 +75,7 @@ class LayerParallel(ParallelModule):
     ) -> None:
         super().__init__()
         if settings is not None and words:
-            raise InputError("LayerParallel", f"settings and {', '.join(words)}", "one of both")
+            raise InputError("LayerParallel", f"settings and {', '.join(words)}", "one of the two")
         self.block, self.num_steps, self.Tf = block, num_steps, Tf
         self.settings = settings or MgritSettings(**words)
         self.solvers = [LayerMgrit(num_steps, Tf, MPI.COMM_SELF if comm is None else comm, self.settings)]

@@ -218,7 +218,7 @@ def test_blocks_that_are_no_function_are_refused(block, words):
 
 def test_settings_and_keywords_exclude_each_other():
     network, _ = networks(lambda: dense(2), 4)
-    with pytest.raises(InputError, match="one of both"):
+    with pytest.raises(InputError, match="one of the two"):
         LayerParallel(None, lambda: dense(2), 4, 1.0, network.settings, levels=2)
 
 
