@@ -1,7 +1,12 @@
 from pdeopt.optimize.descent.adam import Adam as Adam, AdamSettings as AdamSettings
 from pdeopt.optimize.descent.apts import APTS as APTS, APTSSettings as APTSSettings
 from pdeopt.optimize.descent.astrom import ASTROM as ASTROM, ASTROMSettings as ASTROMSettings, around as around
-from pdeopt.optimize.descent.minimizer import Minimizer as Minimizer, StopSettings as StopSettings
+from pdeopt.optimize.descent.minimizer import (
+    Minimizer as Minimizer,
+    StopSettings as StopSettings,
+    flattened as flattened,
+    part_of as part_of,
+)
 from pdeopt.optimize.descent.mlvr import MLVR as MLVR, MLVRSettings as MLVRSettings
 from pdeopt.optimize.descent.multilevel import (
     MGOPT as MGOPT,
@@ -20,12 +25,7 @@ from pdeopt.optimize.descent.quasinewton import (
     search_setting as search_setting,
 )
 from pdeopt.optimize.descent.rmtr import RMTR as RMTR, RMTRSettings as RMTRSettings, TrustSmoother as TrustSmoother
-from pdeopt.optimize.descent.localsolves import (
-    LocalSolves as LocalSolves,
-    flattened as flattened,
-    part_of as part_of,
-    quasi_newton as quasi_newton,
-)
+from pdeopt.optimize.descent.localsolves import LocalSolves as LocalSolves, quasi_newton as quasi_newton
 from pdeopt.optimize.descent.schwarz import (
     CoarseSpace as CoarseSpace,
     SPQN as SPQN,

@@ -19,7 +19,7 @@ from pdeopt.core.monitor import Reason
 from pdeopt.core.settings import Settings, setting
 from pdeopt.functions.smooth import SampledFunction
 from pdeopt.functions.subsampling import SAMPLINGS, NestedSample, generator, uniform_numbers
-from pdeopt.optimize.descent.minimizer import Minimizer
+from pdeopt.optimize.descent.minimizer import Minimizer, flattened, part_of
 from pdeopt.optimize.parts.inversehessian import LimitedMemory
 from pdeopt.optimize.parts.trustmodel import HessianProducts
 from pdeopt.optimize.parts.trustregion import RatioRule, has_vanished, reduction_ratio
@@ -136,14 +136,14 @@ class ASTROM(Minimizer):
         return solve(g)
 
     def memory(self) -> dict[str, Any]:
-        pairs = {f"pairs.{name}": value for name, value in self._pairs.memory().items()}
+        pairs = flattened({"pairs": self._pairs.memory()})
         return super().memory() | {"samples": self.samples, "u": self._nested.u.clone()} | pairs
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
         self.samples = int(memory["samples"])
         self._prepare(memory["u"].clone())
-        self._pairs.recall({k.removeprefix("pairs."): v for k, v in memory.items() if k.startswith("pairs.")})
+        self._pairs.recall(part_of(memory, "pairs"))
 
 
 def around(pairs: LimitedMemory, g: Tensor, inner: Callable[[Tensor], Tensor | None]) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.sharing import settle
 from pdeopt.functions.smooth import SmoothFunction
-from pdeopt.optimize.descent.minimizer import StopSettings
+from pdeopt.optimize.descent.minimizer import StopSettings, part_of
 from pdeopt.optimize.descent.quasinewton import LBFGS, LBFGSSettings, QuasiNewton, SSBroyden, SSBroydenSettings
 from pdeopt.optimize.parts.inversehessian import InverseHessian
 from pdeopt.optimize.parts.subspace import Correction
@@ -115,13 +115,3 @@ class LocalSolves:
                 method.preconditioner = None
                 self.inverses[s] = method.new_inverse()
                 self.inverses[s].recall(kept)
-
-
-def flattened(nested: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Dictionaries in one, with dots in the names."""
-    return {f"{name}.{key}": value for name, inner in nested.items() for key, value in inner.items()}
-
-
-def part_of(memory: dict[str, Any], name: str) -> dict[str, Any]:
-    """The dictionary of this name among those that `flattened` has put into one; empty where there is none."""
-    return {key.removeprefix(f"{name}."): value for key, value in memory.items() if key.startswith(f"{name}.")}

@@ -247,3 +247,13 @@ def _check_start(x: Tensor, size: int) -> None:
 def _without_last(history: History | None) -> History | None:
     """The point of the last record is recorded again when a run goes on."""
     return None if history is None else History(list(history.records[:-1]))
+
+
+def flattened(nested: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Dictionaries in one, with dots in the names."""
+    return {f"{name}.{key}": value for name, inner in nested.items() for key, value in inner.items()}
+
+
+def part_of(memory: dict[str, Any], name: str) -> dict[str, Any]:
+    """The dictionary of this name among those that `flattened` has put into one; empty where there is none."""
+    return {key.removeprefix(f"{name}."): value for key, value in memory.items() if key.startswith(f"{name}.")}

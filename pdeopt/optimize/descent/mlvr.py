@@ -26,7 +26,7 @@ from pdeopt.core.settings import Settings, setting
 from pdeopt.functions.smooth import FirstOrderConsistent, SampledFunction, SmoothFunction
 from pdeopt.functions.subsampling import SAMPLINGS, NestedSample, generator, uniform_numbers
 from pdeopt.optimize.descent.astrom import around
-from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
+from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings, flattened, part_of
 from pdeopt.optimize.descent.quasinewton import LBFGS, LBFGSSettings
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer, TrustSettings
 from pdeopt.optimize.parts.inversehessian import LimitedMemory
@@ -223,9 +223,8 @@ class MLVR(Minimizer):
     def memory(self) -> dict[str, Any]:
         own = {"random": self._random.get_state(), "shorter": self._shorter, "largest": self._largest}
         own |= {f"u{level}": u.clone() for level, u in enumerate(self._u)}
-        for level, pairs in enumerate(self._pairs):
-            own |= {f"pairs{level}.{name}": value for name, value in pairs.memory().items()}
-        return super().memory() | own
+        pairs = {f"pairs{level}": pairs.memory() for level, pairs in enumerate(self._pairs)}
+        return super().memory() | own | flattened(pairs)
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
@@ -234,8 +233,7 @@ class MLVR(Minimizer):
         self._u = [memory[f"u{level}"].clone() for level in range(self.settings.levels - 1)]
         self._prepare()
         for level, pairs in enumerate(self._pairs):
-            start = f"pairs{level}."
-            pairs.recall({k.removeprefix(start): v for k, v in memory.items() if k.startswith(start)})
+            pairs.recall(part_of(memory, f"pairs{level}"))
 
 
 def _newton(settings: MLVRSettings, samples: SampledFunction, x: Tensor, g: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from pdeopt.core.monitor import Reason
 from pdeopt.core.settings import Section, Settings, setting
 from pdeopt.functions.hierarchy import Hierarchy, as_hierarchy
 from pdeopt.functions.smooth import FirstOrderConsistent, SmoothFunction
-from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
+from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings, flattened, part_of
 from pdeopt.optimize.descent.quasinewton import LBFGS, QuasiNewton, SSBroyden
 from pdeopt.optimize.parts.linesearch import Backtracking, Ray
 
@@ -188,11 +188,7 @@ class Multilevel(Minimizer):
 
     def memory(self) -> dict[str, Any]:
         own = {"accepted": self.accepted, "rejected": self.rejected, "is_nested": float(self._is_nested)}
-        levels = {
-            f"{level}.{name}": value
-            for level, smoother in enumerate(self.levels)
-            for name, value in smoother.memory().items()
-        }
+        levels = flattened({str(level): smoother.memory() for level, smoother in enumerate(self.levels)})
         return super().memory() | own | levels
 
     def recall(self, memory: dict[str, Any]) -> None:
@@ -201,8 +197,7 @@ class Multilevel(Minimizer):
         self._is_nested = bool(memory["is_nested"])
         self.levels = [self.smoother(f) for f in self.hierarchy.functions]
         for level, smoother in enumerate(self.levels):
-            start = f"{level}."
-            smoother.recall({k.removeprefix(start): v for k, v in memory.items() if k.startswith(start)})
+            smoother.recall(part_of(memory, str(level)))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pdeopt.core.monitor import DescentRecord, History, Reason, Result
 from pdeopt.core.settings import Settings, setting
 from pdeopt.functions.hierarchy import as_hierarchy
 from pdeopt.functions.smooth import Operator, SmoothFunction
-from pdeopt.optimize.descent.minimizer import Minimizer
+from pdeopt.optimize.descent.minimizer import Minimizer, flattened, part_of
 from pdeopt.optimize.parts.inversehessian import DenseInverse, InverseHessian, LimitedMemory
 from pdeopt.optimize.parts.linesearch import SEARCHES, Ray, Search
 
@@ -162,7 +162,7 @@ class QuasiNewton(Minimizer):
         return ray, self.search.along(ray, trial)
 
     def memory(self) -> dict[str, Any]:
-        inverse = {f"inverse.{name}": value for name, value in self.inverse.memory().items()}
+        inverse = flattened({"inverse": self.inverse.memory()})
         own = {"pairs": self._pairs, "usual_size": self._usual_size, "level": self.level, "taken": self._taken}
         return super().memory() | own | {"first.x": self._first[0].clone(), "first.f": self._first[1]} | inverse
 
@@ -174,7 +174,7 @@ class QuasiNewton(Minimizer):
         self.preconditioner = self.function.preconditioner()
         self._pairs, self.inverse = int(memory["pairs"]), self.new_inverse()
         self._usual_size = float(memory["usual_size"])
-        self.inverse.recall({k.removeprefix("inverse."): v for k, v in memory.items() if k.startswith("inverse.")})
+        self.inverse.recall(part_of(memory, "inverse"))
 
 
 def search_setting() -> Any:

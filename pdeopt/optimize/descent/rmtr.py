@@ -12,7 +12,7 @@ from torch import Tensor
 from pdeopt.core.monitor import Reason
 from pdeopt.core.settings import setting
 from pdeopt.functions.smooth import SmoothFunction
-from pdeopt.optimize.descent.minimizer import Minimizer
+from pdeopt.optimize.descent.minimizer import Minimizer, flattened, part_of
 from pdeopt.optimize.descent.multilevel import Multilevel, MultilevelSettings
 from pdeopt.optimize.descent.trustsettings import ModelSettings, RatioSettings
 from pdeopt.optimize.parts.trustregion import has_vanished, reduction_ratio
@@ -86,12 +86,12 @@ class TrustSmoother(Minimizer):
         return ratio
 
     def memory(self) -> dict[str, Any]:
-        return super().memory() | {f"model.{name}": value for name, value in self.model.memory().items()}
+        return super().memory() | flattened({"model": self.model.memory()})
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
         self._prepare()
-        self.model.recall({k.removeprefix("model."): v for k, v in memory.items() if k.startswith("model.")})
+        self.model.recall(part_of(memory, "model"))
 
 
 class RMTR(Multilevel):

@@ -28,8 +28,8 @@ from pdeopt.core.team import Team
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.hierarchy import Hierarchy, as_hierarchy
 from pdeopt.functions.smooth import SmoothFunction
-from pdeopt.optimize.descent.localsolves import METHODS, LocalSolves, flattened, part_of, quasi_newton
-from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
+from pdeopt.optimize.descent.localsolves import METHODS, LocalSolves, quasi_newton
+from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings, flattened, part_of
 from pdeopt.optimize.descent.quasinewton import (
     LBFGS,
     LBFGSSettings,

@@ -13,7 +13,7 @@ from pdeopt.core.monitor import History, Reason, Result
 from pdeopt.core.team import Team
 from pdeopt.functions.minibatch import Batches, Evaluation
 from pdeopt.functions.smooth import SmoothFunction
-from pdeopt.optimize.descent.minimizer import Minimizer
+from pdeopt.optimize.descent.minimizer import Minimizer, flattened, part_of
 from pdeopt.optimize.descent.trustsettings import BatchSettings, ModelSettings, RadiusSettings
 from pdeopt.optimize.parts.trustmodel import TrustModel
 from pdeopt.optimize.parts.trustregion import RatioRule, has_vanished, reduction_ratio
@@ -150,16 +150,13 @@ class TrustRegionMinimizer(Minimizer):
         found = super().memory() | {"at.values": self.at.values.clone(), "at.gradients": self.at.gradients.clone()}
         found |= {"mean": self.mean.clone(), "count": self._count}
         found |= {} if self._start is None else {"start": self._start.clone()}
-        for name, part in (("model", self.model), ("batches", self.batches)):
-            found |= {f"{name}.{key}": value for key, value in part.memory().items()}
-        return found
+        return found | flattened({"model": self.model.memory(), "batches": self.batches.memory()})
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
         self._prepare()
-        for name, part in (("batches", self.batches), ("model", self.model)):
-            start = name + "."
-            part.recall({k.removeprefix(start): v for k, v in memory.items() if k.startswith(start)})
+        self.batches.recall(part_of(memory, "batches"))
+        self.model.recall(part_of(memory, "model"))
         self.model.function = self.batches.batch
         self._start = memory["start"].clone() if "start" in memory else None
         self.mean, self._count = memory["mean"].clone(), int(memory["count"])
