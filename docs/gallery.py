@@ -168,7 +168,7 @@ ENTRIES = [
         "Residual network on three levels",
         "optimizers.md#levels",
         "A recursive trust region with networks of half and a quarter of the layers.",
-        "-data_dir DATA -optimizer rmtr -max_work 10",
+        "-data_dir DATA -optimizer rmtr -opt_max_work 10",
     ),
     Entry(
         "apts_mnist",
