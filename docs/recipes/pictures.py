@@ -120,17 +120,19 @@ def inverse_problem(r: SimpleNamespace) -> None:
 @drawing
 def control_bounds(r: SimpleNamespace) -> None:
     free = r.po.solve(r.po.ControlProblem(r.rod, r.objective, r.grid), method="newton")
-    images = {"control without bounds": r.problem.unpack(free)[1], r"$0 \leq z \leq 2$": r.z, r"multiplier $\mu$": r.mu}
+    without = r.problem.unpack(free)[1]
+    largest = float(without.abs().max())
     _, axes = panels(3)
-    for ax, (title, values) in zip(axes, images.items()):
-        over_space_time(ax, values.reshape(40, -1), title, "RdBu_r", symmetric=True)
+    over_space_time(axes[0], without.reshape(40, -1), "control without bounds", "RdBu_r", largest)
+    over_space_time(axes[1], r.z.reshape(40, -1), r"$0 \leq z \leq 2$", "RdBu_r", largest)
+    over_space_time(axes[2], r.mu.reshape(40, -1), r"multiplier $\mu$", "RdBu_r", float(r.mu.abs().max()))
 
 
 @drawing
 def control_shapes(r: SimpleNamespace) -> None:
     _, axes = panels(3)
     over_space_time(axes[0], r.u, "state $u$", "viridis")
-    over_space_time(axes[1], r.z, "control $z = Eq$", "RdBu_r", symmetric=True)
+    over_space_time(axes[1], r.z, "control $z = Eq$", "RdBu_r", float(r.z.abs().max()))
     for j in range(4):
         axes[2].stairs(r.q.reshape(r.blocks, 4)[:, j], np.linspace(0, 1, r.blocks + 1), baseline=None, lw=1.8)
     axes[2].set(xlabel="time", title="four heaters $q$")
@@ -143,7 +145,7 @@ def state_penalties(r: SimpleNamespace) -> None:
     for gamma, result, color in zip((2, 3, 4), r.results[1:], colors):
         problem = r.problem(1.0)
         u, z, _ = problem.unpack(result)
-        left.plot(problem.grid.times[1:], u[:, 0], color=color, label=rf"$\gamma = 10^{gamma}$")
+        left.plot(problem.grid.times, np.r_[0.0, u[:, 0]], color=color, label=rf"$\gamma = 10^{gamma}$")
         right.stairs(z, problem.grid.times, baseline=None, color=color, lw=1.5)
     left.axhline(-0.25, color=REFERENCE, ls=":")
     left.set(xlabel="time", title="state $x$")
@@ -198,7 +200,8 @@ def training_loop(r: SimpleNamespace) -> None:
 def from_torchbraid(r: SimpleNamespace) -> None:
     nna, nn = r.nna, r.nn
     _, (left, right) = panels(2, height=3.0)
-    left.imshow(np.hstack([np.vstack(r.images[k : k + 3, 0]) for k in (0, 3, 6, 9)]), cmap="gray")
+    framed = np.pad(r.images[:12, 0], ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+    left.imshow(np.hstack([np.vstack(framed[k : k + 3]) for k in (0, 3, 6, 9)]), cmap="gray")
     left.set(xticks=[], yticks=[], title="twelve of the images")
     for relaxation, color in (("F", CONTROL), ("FCF", STATE)):
         errors = []
@@ -219,13 +222,13 @@ def from_pyadjoint(r: SimpleNamespace) -> None:
     u, z, _ = r.problem.unpack(r.together)
     _, (left, right) = panels(2)
     over_space_time(left, u, "state $u$", "viridis")
-    over_space_time(right, z.reshape(20, -1), "control $z$", "RdBu_r", symmetric=True)
+    over_space_time(right, z.reshape(20, -1), "control $z$", "RdBu_r", float(z.abs().max()))
 
 
-def over_space_time(ax: Any, rows: Any, title: str, colors: str, symmetric: bool = False) -> None:
-    """Rows of steps 1..N over space, with a scale of colors."""
+def over_space_time(ax: Any, rows: Any, title: str, colors: str, largest: float | None = None) -> None:
+    """Rows of steps 1..N over space, with a scale of colors, from -largest to largest where that is given."""
     rows = np.asarray(rows)
-    limits = {"vmin": -np.abs(rows).max(), "vmax": np.abs(rows).max()} if symmetric else {}
+    limits = {} if largest is None else {"vmin": -largest, "vmax": largest}
     image = ax.imshow(rows.T, extent=(0, 1, 0, 1), origin="lower", aspect="auto", cmap=colors, **limits)
     ax.figure.colorbar(image, ax=ax)
     ax.set(xlabel="time", ylabel="$x$", title=title)
