@@ -94,6 +94,11 @@ class APTS(Minimizer):
         self.method.start(x, known)
         self._follow()
 
+    @property
+    def mean(self) -> Tensor:
+        """The mean over the iterates of batches; see `TrustRegionMinimizer`."""
+        return self.method.mean
+
     def _follow(self) -> None:
         """The point of the trust-region method is that of this one."""
         method = self.method
