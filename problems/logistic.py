@@ -39,6 +39,7 @@ SVRG = {
     "coarse": "gradient",
     "redraw": "step",
     "batch": 1,
+    "steps": 0,
     "memory": 0,
     "nested": 0,
     "sampling": "uniform",
@@ -56,7 +57,8 @@ OPTIMIZERS = Optimizers(
         "sarah": (po.MLVR, SARAH),
         "ssn": (po.MLVR, SSN),
         "lbfgs": (po.LBFGS, {}),
-    }
+    },
+    stop={"gtol": None},  # by -rtol
 )
 
 
@@ -126,8 +128,6 @@ def generate(samples: int, features: int, decay: float, noise: float, seed: int)
 
 def minimizer(optimizer: str, loss: nna.LogisticLoss, **defaults: Any) -> Minimizer:
     """The optimizer of this name; options win over `defaults`, and those over the optimizer's own."""
-    if optimizer in ("svrg", "sarah"):
-        defaults = {"steps": loss.samples, **defaults}
     return OPTIMIZERS.make(optimizer, loss, **defaults)
 
 

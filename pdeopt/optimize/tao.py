@@ -51,6 +51,9 @@ PYTHON_TYPES: dict[str, type[Minimizer]] = {
     for each in (LBFGS, SSBroyden, SPQN, TrustRegionMinimizer, APTS, MGOPT, RMTR, MLVR, ASTROM, Adam)
 }
 
+#: Those of them that need samples, which a control problem does not have.
+SAMPLING = (MLVR, ASTROM)
+
 #: Of SPQN: controls are coupled over the whole time, and windows alone cost more than they gain.
 CONTROL_DEFAULTS: dict[str, Any] = {"local_it": 0, "memory": 50, "coarse_rtol": 1e-3}
 
@@ -66,7 +69,7 @@ class TaoPythonSettings(Settings, prefix="tao_"):
     python_type: str = setting(
         "",
         "optimizer of TAO's type python: one of pdeopt.optimize, or MODULE.NAME of a class of yours",
-        reads={name: _groups(optimizer) for name, optimizer in PYTHON_TYPES.items()},
+        reads={name: _groups(optimizer) for name, optimizer in PYTHON_TYPES.items() if optimizer not in SAMPLING},
     )
 
 

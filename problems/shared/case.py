@@ -16,12 +16,10 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 import pdeopt as po
-from pdeopt.control import PropagatorSettings, WindowSettings
-from pdeopt.core import Section, on_root, sections
+from pdeopt.control import PropagatorSettings
+from pdeopt.core import on_root, sections
 from pdeopt.optimize import TaoSettings
-from pdeopt.optimize.descent import Minimizer
 from pdeopt.optimize.fullspace import SQPSettings
-from pdeopt.optimize.tao import CONTROL_DEFAULTS
 from pdeopt.steps import StepSettings
 from problems.shared import pictures
 from problems.shared.files import (
@@ -33,7 +31,6 @@ from problems.shared.files import (
     write_arrays,
     write_report,
 )
-from problems.shared.optimizers import method_options, under
 from problems.shared.pictures import Panel
 
 #: Solvers that honor bounds on the control.
@@ -73,35 +70,8 @@ class Case(Protocol):
         """What the picture shows beside the convergence history, by rows."""
 
 
-#: The library's own optimizers as TAO types for control problems, and the defaults that `-solver tao` gives them.
-TAO_TYPES: dict[type[Minimizer], dict[str, Any]] = {
-    po.LBFGS: {},
-    po.SSBroyden: {},
-    po.SPQN: CONTROL_DEFAULTS,
-    po.TrustRegionMinimizer: {},
-    po.APTS: {},
-    po.MGOPT: {},
-    po.RMTR: {},
-}
-
-
-def _tao_options() -> list[Section]:
-    python = (("solver", "tao"), ("tao_type", "python"))
-    types = [
-        under((*python, ("tao_python_type", f"pdeopt.optimize.{kind.__name__}")), method_options(kind, **defaults))
-        for kind, defaults in TAO_TYPES.items()
-    ]
-    return [*under(python, sections(WindowSettings)), *(section for each in types for section in each)]
-
-
 #: What every script of a control problem reads beside its own options.
-OPTIONS = [
-    *sections(SolverSettings),
-    *_tao_options(),
-    *sections(ReportFiles),
-    *sections(SolutionFile),
-    *sections(CheckpointFiles),
-]
+OPTIONS = [*sections(SolverSettings), *sections(ReportFiles), *sections(SolutionFile), *sections(CheckpointFiles)]
 
 
 def run(case: Case) -> float:

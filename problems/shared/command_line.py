@@ -77,8 +77,12 @@ def _is_name(word: str) -> bool:
 def _help(doc: str, options: Sequence[Section]) -> None:
     """The script's options, then those of PETSc's Krylov solvers and optimizers."""
     text = [doc.strip(), *("\n" + section.text() for section in options)]
-    PETSc.Sys.Print("\n".join(text) + "\n\nPETSc:")
-    sys.stdout.flush()
+    if MPI.COMM_WORLD.rank == 0:  # PETSc's own print has room for short lines alone
+        print("\n".join(text) + "\n\nPETSc:", flush=True)
+    _petsc_help()
+
+
+def _petsc_help() -> None:
     PETSc.Options().setValue("help", "")
     ksp = PETSc.KSP().create()
     ksp.setOptionsPrefix("sqp_kkt_")

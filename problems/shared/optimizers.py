@@ -20,7 +20,7 @@ class Optimizers:
 
     Attributes:
         methods: the class of each, and settings that replace its defaults.
-        stop: settings that replace the defaults of when to stop, for all of them.
+        stop: settings that replace the defaults of when to stop, for all of them; None for what a run finds out.
     """
 
     methods: Mapping[str, tuple[type[Minimizer], Mapping[str, Any]]]
@@ -51,7 +51,8 @@ class Optimizers:
         known = {each.name for cls in (kind.Settings, StopSettings) for each in fields(cls)}
         given = {key: value for key, value in defaults.items() if key in known}
         shared = {"team": team} if team is not None and kind in SHARING else {}
-        return kind(function, **{**self.stop, **own, **given}, **shared)
+        words = {key: value for key, value in {**self.stop, **own, **given}.items() if value is not None}
+        return kind(function, **words, **shared)
 
 
 #: Optimizers whose work a team of ranks shares.

@@ -27,6 +27,9 @@ from problems.shared.equations import EQUATIONS, Equation
 from problems.shared.files import CheckpointFiles, ReportFiles, check_targets, versions, write_report
 from problems.shared.optimizers import Optimizers
 
+#: Gradients of a run, unless the options say otherwise.
+MAX_GRADIENTS = 5000
+
 #: Of SPQN: dense matrices, and one sweep of local solves, at the start; see docs/benchmarks.md for what they are worth.
 SPQN_DEFAULTS = {"method": "ssbroyden", "type": "multiplicative", "local": "ssbroyden", "local_it": 10, "every": 10**9}
 
@@ -41,7 +44,7 @@ def optimizers(parts: int) -> Optimizers:
             "tr": (po.TrustRegionMinimizer, {}),
             "adam": (Adam, {}),
         },
-        stop={"max_it": 10**9, "gtol": 1e-14},
+        stop={"max_it": 10**9, "gtol": 1e-14, "max_gradients": MAX_GRADIENTS},
     )
 
 
@@ -54,7 +57,7 @@ class PinnSettings(po.Settings):
 
     optimizer: str = po.setting("ssbroyden", "optimizer", choices=OPTIMIZERS)
     max_gradients: int = po.setting(
-        5000, "gradients at most, of parts too; 0 for no limit; -opt_max_gradients wins", at_least=0
+        MAX_GRADIENTS, "gradients at most, of parts too; 0 for no limit; -opt_max_gradients wins", at_least=0
     )
     target_error: float = po.setting(0.0, "relative error at which to stop", at_least=0)
     points: int = po.setting(10_000, "points where the equation is to hold", at_least=1)

@@ -13,7 +13,7 @@ the direction of a line search on the finer level. SVRG, SARAH and sub-sampled N
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -55,7 +55,7 @@ class MLVRSettings(Settings, prefix="mlvr_"):
         choices=("never", "cycle", "step"),
     )
     coarse: str = setting("newton", "steps on the coarsest level", choices=("gradient", "newton", "lbfgs"))
-    steps: int = setting(1, "steps on the coarsest level, a cycle", at_least=1)
+    steps: int = setting(1, "steps on the coarsest level, a cycle; 0: as many as samples", at_least=0)
     cycles: int = setting(3, "cycles of each level between, in a cycle of the next finer one", at_least=1)
     reference: str = setting(
         "snapshot",
@@ -90,7 +90,7 @@ class MLVR(Minimizer):
         if not isinstance(function, SampledFunction):
             raise InputError("function of MLVR", type(function).__name__, "a SampledFunction")
         super().attach(function)
-        settings = self.settings
+        self.settings = settings = replace(self.settings, steps=self.settings.steps or function.samples)
         if settings.redraw == "step" and settings.coarse != "gradient":
             raise InputError("redraw", f"step, with coarse {settings.coarse}", "never | cycle, or coarse gradient")
         self.sizes = [round(function.samples * settings.coarsening**level) for level in range(settings.levels)]
