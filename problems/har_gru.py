@@ -1,7 +1,7 @@
 """What a person does, from the motion of a telephone: 128 steps of 9 signals, 6 classes, by a GRU in parallel.
 
 python -m problems.har_gru -epochs 5                          # generated signals
-python -m problems.har_gru -data har -data_dir DATA -epochs 8
+python -m problems.har_gru -data_dir DATA -epochs 8
 mpiexec -n 2 python -m problems.har_gru -kind classic
 """
 

@@ -1,7 +1,7 @@
 """What grows on a pixel, from the spectrum that it reflects: 16 classes, 200 to 220 bands.
 
 python -m problems.indian_pines                        # generated spectra
-python -m problems.indian_pines -data indian_pines -data_dir DATA
+python -m problems.indian_pines -data_dir DATA
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Handwritten digits (or other small images) by a convolutional ODE network.
 
 python -m problems.mnist -epochs 5                                       # scikit-learn's digits
-python -m problems.mnist -data mnist -data_dir DATA -epochs 4
-mpiexec -n 2 python -m problems.mnist -data mnist -data_dir DATA -layers 64
+python -m problems.mnist -data_dir DATA -epochs 4
+mpiexec -n 2 python -m problems.mnist -data_dir DATA -layers 64
 """
 
 from __future__ import annotations

@@ -115,6 +115,7 @@ def convergence(axis: Axes, history: po.History, names: Sequence[str] = ("optima
             nonpositive="mask",
         )
     axis.set(title="convergence", xlabel="iteration")
+    axis.locator_params("x", integer=True)
     axis.legend()
     axis.grid(True, alpha=0.3)
 

@@ -126,8 +126,8 @@ def test_help_lists_all_sections_and_leaves_with_code_0(script, capfd, monkeypat
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-#: Options of programs that are documented beside those of the scripts: mpiexec, pytest, the benchmarks.
-ELSEWHERE = {"m", "n", "x", "k", "q", "json", "only", "quick", "h", "help", "nproc"}
+#: Options that are documented beside those of the scripts: of mpiexec, benchmarks, `po.solve`, and a recipe.
+ELSEWHERE = {"m", "n", "json", "only", "quick", "h", "help", "solve_method", "solve_view", "bb_values"}
 
 
 def is_known(name, options):
