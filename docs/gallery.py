@@ -19,7 +19,7 @@ DOCS = Path(__file__).resolve().parent
 PICTURES = DOCS / "images" / "gallery"
 BEGIN, END = "<!-- gallery: made by docs/gallery.py -->", "<!-- end of the gallery -->"
 #: Width of a picture in pixels, and its colors: less than 60 kB each.
-PIXELS, COLORS = 900, 64
+PIXELS, COLORS = 900, 256
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,31 @@ class Entry:
     def command(self) -> str:
         return f"python -m problems.{self.name} {self.options} -plot {self.name}.png".replace("  ", " ")
 
+    @property
+    def picture(self) -> Path:
+        return PICTURES / f"{self.name}.png"
+
     def run(self) -> None:
         """Run the command, and keep its picture, small."""
-        picture = PICTURES / f"{self.name}.png"
         words = self.command.replace("DATA", os.environ.get("DATA", "DATA")).split()
         begin = time.perf_counter()
-        subprocess.run([sys.executable, *words[1:-1], picture], check=True, cwd=DOCS.parent)
-        image = Image.open(picture).convert("RGB")
-        image = image.resize((PIXELS, round(image.height * PIXELS / image.width)), Image.Resampling.LANCZOS)
-        image.quantize(COLORS, dither=Image.Dither.NONE).save(picture, optimize=True)
-        print(f"{self.name}: {time.perf_counter() - begin:.0f} s, {picture.stat().st_size / 1000:.0f} kB", flush=True)
+        subprocess.run([sys.executable, *words[1:-1], self.picture], check=True, cwd=DOCS.parent)
+        shrink(self.picture)
+        kilobytes = self.picture.stat().st_size / 1000
+        print(f"{self.name}: {time.perf_counter() - begin:.0f} s, {kilobytes:.0f} kB", flush=True)
 
     def section(self) -> str:
         return (
             f"### {self.title}\n\n{self.shows} ([more]({self.page}))\n\n"
             f"```console\n$ {self.command}\n```\n\n![{self.title}](images/gallery/{self.name}.png)\n"
         )
+
+
+def shrink(picture: Path) -> None:
+    """Fewer pixels and colors."""
+    image = Image.open(picture).convert("RGB")
+    image = image.resize((PIXELS, round(image.height * PIXELS / image.width)), Image.Resampling.LANCZOS)
+    image.quantize(COLORS, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 
 ENTRIES = [
@@ -91,7 +100,7 @@ ENTRIES = [
         "Pieces of clothing",
         "networks.md",
         "The same network on other images.",
-        "-data_dir DATA -layers 8 -epochs 1",
+        "-data_dir DATA -layers 8 -samples 3000 -epochs 3",
     ),
     Entry(
         "har_gru",
@@ -111,8 +120,8 @@ ENTRIES = [
         "indian_pines",
         "Spectra",
         "networks.md",
-        "What grows on a pixel, from the light that it reflects.",
-        "-data_dir DATA -epochs 4",
+        "What grows on a pixel, from the light that it reflects; generated spectra.",
+        "-epochs 4",
     ),
     Entry(
         "function_regression",
@@ -192,7 +201,7 @@ def write_section() -> None:
     page = DOCS / "index.md"
     before, _, rest = page.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    sections = "\n".join(entry.section() for entry in ENTRIES)
+    sections = "\n".join(entry.section() for entry in ENTRIES if entry.picture.exists())
     page.write_text(f"{before}{BEGIN}\n\n{sections}\n{END}{after}")
 
 
