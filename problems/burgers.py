@@ -33,7 +33,7 @@ class BurgersSettings(po.Settings):
     nu: float = po.setting(0.01, "viscosity", above=0)
     alpha: float = po.setting(0.05, "control weight", above=0)
     theta: float = po.setting(
-        None, "implicitness; default 1, with -control nodal 0.5", at_least=0.5, at_most=1, kind=float
+        None, "implicitness of the time scheme; default 1, with -control nodal 0.5", at_least=0.5, at_most=1, kind=float
     )
     flux: float = po.setting(0.5, "c in (c u^2)_x; 1/2 is u u_x", kind=float)
     T: float = po.setting(1.0, "final time", above=0)

@@ -29,9 +29,11 @@ class SequenceSettings(po.Settings):
         "signals; auto: har with -data_dir or -fetch, else generated ones",
         choices=("auto", "synthetic_har", "har"),
     )
-    hidden: int = po.setting(100, "hidden units", at_least=1)
-    gru_layers: int = po.setting(2, "stacked units", at_least=1)
-    kind: str = po.setting("implicit", "unit", choices=("implicit", "classic"))
+    hidden: int = po.setting(100, "hidden units of a GRU", at_least=1)
+    gru_layers: int = po.setting(2, "GRUs that are stacked", at_least=1)
+    kind: str = po.setting(
+        "implicit", "update of a GRU: implicit in time, or the classic one", choices=("implicit", "classic")
+    )
 
 
 class Classifier(nn.Module):

@@ -46,7 +46,7 @@ class HeatSettings(po.Settings):
     T: float = po.setting(1.0, "final time", above=0)
     kappa: float = po.setting(0.05, "conductivity", above=0)
     alpha: float = po.setting(1e-3, "control weight", above=0)
-    theta: float = po.setting(1.0, "implicitness", at_least=0.5, at_most=1)
+    theta: float = po.setting(1.0, "implicitness of the time scheme, theta", at_least=0.5, at_most=1)
     length: float = po.setting(3.0, "length of the rectangle", above=0)
     height: float = po.setting(1.0, "height of the rectangle", above=0)
     mesh: str = po.setting("", "read this mesh of triangles or quadrilaterals instead of the rectangle")

@@ -28,7 +28,7 @@ class SpectraSettings(po.Settings):
         "spectra; auto: indian_pines with -data_dir or -fetch, else generated ones",
         choices=("auto", "indian_pines_like", "indian_pines"),
     )
-    layers: int = po.setting(32, "layers", at_least=1)
+    layers: int = po.setting(32, "layers of the network", at_least=1)
     Tf: float = po.setting(2.0, "time of the layers", above=0)
     initial: float = po.setting(1e-2, "factor of the layers' first weights", at_least=0)
 

@@ -71,7 +71,7 @@ class LogisticSettings(po.Settings):
         "australian, mnist49, generated, or a file in the format of LIBSVM; auto: australian with -data_dir or -fetch, "
         "else generated",
     )
-    optimizer: str = po.setting("astrom", "method", choices=tuple(OPTIMIZERS))
+    optimizer: str = po.setting("astrom", "optimizer", choices=tuple(OPTIMIZERS))
     regularization: float = po.setting(
         None, "factor of the quadratic regularizer; by default 1 / samples", kind=float, at_least=0
     )

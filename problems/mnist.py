@@ -29,12 +29,12 @@ class ImageSettings(po.Settings):
         "images; auto: mnist with -data_dir or -fetch, else scikit-learn's digits",
         choices=("auto", "digits", "mnist", "fashion_mnist", "cifar10"),
     )
-    layers: int = po.setting(32, "layers", at_least=1)
-    channels: int = po.setting(8, "channels", at_least=1)
+    layers: int = po.setting(32, "layers of the network", at_least=1)
+    channels: int = po.setting(8, "channels of a layer", at_least=1)
     Tf: float = po.setting(2.0, "time of the layers", above=0)
     stride: int = po.setting(2, "stride of the opening convolution", at_least=1)
     initial: float = po.setting(0.1, "factor of the layers' first weights", at_least=0)
-    activation: str = po.setting("relu", "activation", choices=tuple(nna.ACTIVATIONS))
+    activation: str = po.setting("relu", "activation of the layers", choices=tuple(nna.ACTIVATIONS))
 
 
 class Classifier(nn.Module):

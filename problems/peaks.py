@@ -24,13 +24,13 @@ from problems.shared.layer_training import LayerTraining
 class PeaksSettings(po.Settings):
     """The network."""
 
-    layers: int = po.setting(256, "layers", at_least=1)
-    width: int = po.setting(8, "channels", at_least=1)
+    layers: int = po.setting(256, "layers of the network", at_least=1)
+    width: int = po.setting(8, "channels of a layer", at_least=1)
     Tf: float = po.setting(5.0, "time of the layers", above=0)
     initial: float = po.setting(
         1e-2, "factor of the layers' first weights: small ones are smooth from layer to layer", at_least=0
     )
-    activation: str = po.setting("tanh", "activation", choices=tuple(nna.ACTIVATIONS))
+    activation: str = po.setting("tanh", "activation of the layers", choices=tuple(nna.ACTIVATIONS))
 
 
 class Classifier(nn.Module):

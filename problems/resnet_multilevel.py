@@ -50,10 +50,10 @@ class ResNetSettings(po.Settings):
     samples: int = po.setting(2000, "training samples, of a random subset", at_least=1)
     pool: int = po.setting(4, "pixels on a side of the squares that are averaged; 1 for small images", at_least=1)
     layers: int = po.setting(32, "residual layers", at_least=1)
-    width: int = po.setting(32, "features", at_least=1)
+    width: int = po.setting(32, "features of a layer", at_least=1)
     Tf: float = po.setting(3.0, "time of the layers", above=0)
-    activation: str = po.setting("tanh", "activation", choices=tuple(nna.ACTIVATIONS))
-    tikhonov: float = po.setting(1e-4, "factor of 1/2 |parameters|^2", at_least=0)
+    activation: str = po.setting("tanh", "activation of the layers", choices=tuple(nna.ACTIVATIONS))
+    tikhonov: float = po.setting(1e-4, "weight of the regularization 1/2 |parameters|^2", at_least=0)
     levels: int = po.setting(3, "levels, each of half the layers; also for the start of one level", at_least=1)
     coarse_samples: float = po.setting(0.5, "part of the samples that the next coarser level has", above=0, at_most=1)
     optimizer: str = po.setting(

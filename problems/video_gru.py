@@ -31,9 +31,11 @@ class VideoSettings(po.Settings):
     size: int = po.setting(16, "pixels of a frame's sides", at_least=8)
     videos: int = po.setting(600, "generated videos", at_least=10)
     features: int = po.setting(32, "features of a frame", at_least=1)
-    hidden: int = po.setting(64, "hidden units", at_least=1)
-    gru_layers: int = po.setting(1, "stacked units", at_least=1)
-    kind: str = po.setting("implicit", "unit", choices=("implicit", "classic"))
+    hidden: int = po.setting(64, "hidden units of a GRU", at_least=1)
+    gru_layers: int = po.setting(1, "GRUs that are stacked", at_least=1)
+    kind: str = po.setting(
+        "implicit", "update of a GRU: implicit in time, or the classic one", choices=("implicit", "classic")
+    )
 
 
 class Classifier(nn.Module):
