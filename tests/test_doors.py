@@ -87,6 +87,19 @@ def test_doors_load_nothing_before_a_name_is_asked_for():
     assert done.returncode == 0, done.stderr
 
 
+def test_rooms_need_no_import_of_their_own():
+    code = "import pdeopt, nn_adapters; pdeopt.steps.TimeGrid; pdeopt.optimize.parts.steihaug; nn_adapters.data.Dataset"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_no_public_name_is_hidden_by_a_module(door):
+    """Once a module is imported, Python finds it before the door's `__getattr__` is asked."""
+    folder = ROOT / door.replace(".", "/")
+    assert not {path.stem for path in folder.iterdir()} & set(importlib.import_module(door).__all__)
+
+
 def test_the_wheel_holds_the_library_and_its_stubs():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")

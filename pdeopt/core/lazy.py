@@ -29,9 +29,11 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    names = sorted(homes)
+    names, folder = sorted(homes), Path(file).parent
 
     def get(name: str) -> Any:
+        if (folder / name / "__init__.py").exists():  # a room: `pdeopt.steps` without an import of its own
+            return import_module(f"{package}.{name}")
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {', '.join(names)}")
         module, original = homes[name]
