@@ -26,7 +26,7 @@ from pdeopt.control.stepjacobian import (
     StepEquation as StepEquation,
     StepJacobian as StepJacobian,
 )
-from pdeopt.control.time_hierarchy import time_hierarchy as time_hierarchy, with_coarse_space as with_coarse_space
+from pdeopt.control.coarse_time import time_hierarchy as time_hierarchy, with_coarse_space as with_coarse_space
 from pdeopt.control.state_solve import newton_over_time as newton_over_time, solve_steps as solve_steps
 from pdeopt.control.time_windows import LinearTerminal as LinearTerminal, window_problem as window_problem
 from pdeopt.control.verify import (

@@ -15,10 +15,10 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from pdeopt.control.coarse_time import with_coarse_space
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.reduced import ReducedObjective
-from pdeopt.control.time_hierarchy import with_coarse_space
 from pdeopt.core.arrays import assign, copy, flat
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import AnyRecord, ControlResult, History, Monitor, Reason, Result

@@ -14,9 +14,9 @@ from typing import Any
 
 from petsc4py import PETSc
 
+from pdeopt.control.coarse_time import with_coarse_space
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import ReducedObjective, WindowSettings
-from pdeopt.control.time_hierarchy import with_coarse_space
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor

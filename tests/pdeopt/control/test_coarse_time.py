@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from pdeopt.control.coarse_time import time_hierarchy, with_coarse_space
 from pdeopt.control.reduced import ReducedObjective
-from pdeopt.control.time_hierarchy import time_hierarchy, with_coarse_space
 from pdeopt.core.errors import InputError
 from pdeopt.optimize.descent.schwarz import SPQN
 from pdeopt.optimize.tao import TaoSolver
