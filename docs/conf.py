@@ -1,5 +1,6 @@
 """Sphinx configuration; `make docs` builds into build/docs."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -39,24 +40,43 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
+napoleon_custom_sections = [("Class arguments", "params_style")]
+
 _sentences = {}
 
 
-def _keep(app, what, name, obj, options, lines):
-    """Before napoleon, which takes what stands before a colon in the comment of an attribute for its type."""
+def _prepare(app, what, name, obj, options, lines):
+    """Before napoleon: docstrings are written for readers, with examples indented, norms |x| and products a * b.
+
+    An indented block after an empty line becomes a literal block; `|` and `*` elsewhere are no markup. Comments of
+    attributes are kept from napoleon, which takes what stands before a colon there for a type.
+    """
+    out, literal, last = [], None, ""
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        if literal is not None and line.strip() and indent < literal:
+            literal = None
+        if literal is None and line.strip():
+            before = len(last) - len(last.lstrip())
+            if out and not out[-1].strip() and indent >= before + 4 and not last.lstrip().startswith("-"):
+                literal = indent
+                out += [] if last.rstrip().endswith("::") else [" " * before + "::", ""]
+            else:
+                parts = line.split("`")  # odd parts are code
+                parts[::2] = [re.sub(r"(?<!\\)([|*])", r"\\\1", part) for part in parts[::2]]
+                line = "`".join(parts)
+        out.append(line)
+        last = line if line.strip() else last
+    lines[:] = out
     if what in ("attribute", "data", "property"):
-        _sentences[name] = list(lines)
+        _sentences[name] = out
 
 
-def _mend(app, what, name, obj, options, lines):
-    """After napoleon: comments of attributes as they were, and norms |x|, which reStructuredText takes for names."""
+def _restore(app, what, name, obj, options, lines):
+    """After napoleon: comments of attributes as they were."""
     lines[:] = _sentences.pop(name, lines)
-    for k, line in enumerate(lines):
-        parts = line.split("`")  # odd parts are code
-        parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
-        lines[k] = "`".join(parts)
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", _keep, priority=100)
-    app.connect("autodoc-process-docstring", _mend, priority=900)
+    app.connect("autodoc-process-docstring", _prepare, priority=100)
+    app.connect("autodoc-process-docstring", _restore, priority=900)

@@ -24,7 +24,7 @@ class InputError(PdeoptError, ValueError):
     Args:
         what: the argument, option or object that is wrong.
         got: what was given, in words.
-        legal: what may be given, in words; choices are separated by ` | `.
+        legal: what may be given, in words; choices are separated by `|`.
     """
 
     def __init__(self, what: str, got: object, legal: str) -> None:
