@@ -114,7 +114,7 @@ ENTRIES = [
         "Videos",
         "networks.md#sequences",
         "An encoder of single frames and a GRU over their sequence tell how a shape moves.",
-        "-epochs 4",
+        "-epochs 20 -lr 3e-3",
     ),
     Entry(
         "indian_pines",
