@@ -130,12 +130,12 @@ def without_negligible_start(values: Sequence[float]) -> np.ndarray:
 
 
 def error_image(axis: Axes, error: np.ndarray, **words: Any) -> Any:
-    """log10 of the absolute error, (columns, rows) as `imshow` takes it; the smallest percent is clipped.
+    """log10 of the absolute error, (columns, rows) as `imshow` takes it, over four decades at most.
 
-    A change of sign has no error at some point, which is of no interest.
+    Where the error changes its sign, or a condition is met exactly, it is zero: of no interest.
     """
     size = np.abs(error)
-    floor = max(float(np.quantile(size, 0.02)), NEGLIGIBLE * float(size.max()), 1e-300)
+    floor = max(float(np.quantile(size, 0.02)), 1e-4 * float(size.max()), 1e-300)
     image = axis.imshow(np.log10(np.maximum(size, floor)), cmap="magma", origin="lower", **words)
     axis.set(title="log10 of the error")
     return image

@@ -304,7 +304,7 @@ def _picture(training: PinnTraining, result: po.Result) -> Any:
     drawn = [image.draw(axis, colors) for image, axis in zip(images, axes)]
     figure.colorbar(drawn[0], ax=axes[:2])
     figure.colorbar(pictures.error_image(axes[2], u - exact, extent=extent, aspect="auto"), ax=axes[2])
-    axes[3].plot(*function.terms[0].points.T, ",")
+    axes[3].plot(*function.terms[0].points.T, ".", markersize=1)
     axes[3].set(title="points")
     for axis in axes[:4]:
         axis.set(xlabel=equation.names[0], ylabel=equation.names[1])

@@ -147,7 +147,7 @@ def test_three_levels_take_less_work_than_sub_sampled_newton():
 @pytest.mark.parametrize("settings", [SVRG, SARAH])
 def test_steps_that_are_too_long_are_undone_and_halved(settings):
     f = logistic_loss(N=50)
-    result = MLVR(f, **settings, steps=20, step_size=100.0, max_it=12).minimize(zeros(f))
+    result = MLVR(f, **(settings | dict(steps=20)), step_size=100.0, max_it=12).minimize(zeros(f))
     values = result.history["objective"]
     assert np.isfinite(values).all() and all(a >= b for a, b in pairwise(values))
     assert "steepest descent" in result.history["note"] and values[-1] < values[0]
@@ -179,7 +179,7 @@ def test_bad_input_is_named():
     f = logistic_loss()
     for words, match in (
         (dict(levels=1), "levels"),
-        (dict(steps=0), "steps"),
+        (dict(steps=-1), "steps"),
         (dict(memory=-1), "memory"),
         (dict(redraw="step"), "redraw"),
         (dict(batch=41), "samples of the levels"),
