@@ -33,6 +33,7 @@ from pdeopt.core.options import (
     remember as remember,
     require_all_read as require_all_read,
     set_default as set_default,
+    take_back as take_back,
     unread as unread,
 )
 from pdeopt.core.settings import (

@@ -45,6 +45,13 @@ def set_default(name: str, value: str) -> None:
         _defaults.add(name)
 
 
+def take_back(*names: str) -> None:
+    """Remove options that `set_default` has put into the database; those of the user stay."""
+    for name in _defaults & set(names):
+        PETSc.Options().delValue(name)
+        _defaults.discard(name)
+
+
 @contextmanager
 def defaults(values: dict[str, str]) -> Iterator[None]:
     """Options that hold inside the block unless the user gave them."""

@@ -30,7 +30,7 @@ from torch import Tensor
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import Array, assign, copy, index_array
-from pdeopt.core.options import set_default
+from pdeopt.core.options import set_default, take_back
 from pdeopt.kkt.assembly import KKTAssembly
 from pdeopt.kkt.layout import KKTLayout, selection
 from pdeopt.kkt.operator import Hessian, KKTOperator
@@ -141,6 +141,7 @@ class CoupledKKT(KKTOperator):
     def __init__(self, metric: RieszMetric, hessian: Hessian = "full", window: int = 16) -> None:
         super().__init__(metric, hessian)
         self.coupled = CoupledLayout(self.problem, window)
+        self._defaults: dict[str, str] = {}  # of PETSc options
         u, design, lam = self.coupled.standard()
         self._standard = torch.from_numpy(np.r_[u, design, lam] - self.coupled.begin)  # where u, z, p and lam went
 
@@ -199,5 +200,10 @@ class CoupledKKT(KKTOperator):
                 ctypes.c_void_p(pc.handle), number, sizes.ctypes.data_as(ctypes.c_void_p)
             )
         if pc.getType() in ("asm", "bjacobi") and PETSc.Sys.hasExternalPackage("mumps"):
-            set_default(f"{prefix}sub_pc_type", "cholesky")
-            set_default(f"{prefix}sub_pc_factor_mat_solver_type", "mumps")
+            self._defaults = {f"{prefix}sub_pc_type": "cholesky", f"{prefix}sub_pc_factor_mat_solver_type": "mumps"}
+            for name, value in self._defaults.items():  # they are read when the first window is factored
+                set_default(name, value)
+
+    def free(self) -> None:
+        super().free()
+        take_back(*self._defaults)  # other preconditioners have solvers of this prefix, too

@@ -249,6 +249,16 @@ def test_one_window_is_one_block(options):
     assert result.converged and max(result.history["krylov"]) == 1
 
 
+def test_the_solvers_of_the_windows_leave_no_options_behind(options):
+    """Block Jacobi in time has solvers of the same prefix, and shell matrices that no Cholesky factors."""
+    options(sqp_kkt_form="coupled", sqp_kkt_window=3, sqp_kkt_precond="none", sqp_kkt_pc_type="asm")
+    assert SQPSolver(examples.burgers(nx=8, nt=8), type="newton").solve().converged
+    for word in ("form", "window", "precond", "pc_type"):
+        PETSc.Options().delValue(f"sqp_kkt_{word}")
+    options(sqp_kkt_precond="block_jacobi")
+    assert SQPSolver(examples.burgers(nx=8, nt=8), type="newton").solve().converged
+
+
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("name", examples.PATTERNED)
 def test_the_factorization_without_mumps_is_exact(name, window):
