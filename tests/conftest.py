@@ -13,6 +13,7 @@ from petsc4py import PETSc
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers (pytest-xdist), one of them has all MPI runs: two at a time would fight for cores."""
     for item in items:
