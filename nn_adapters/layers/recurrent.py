@@ -1,11 +1,13 @@
 """Gated recurrent units whose sequence is solved in parallel: time steps are steps, one set of weights serves all.
 
     r = sigma(W_r x + U_r h), z = sigma(W_z x + U_z h), n = tanh(W_n x + r (U_n h))   (with biases)
-    classic:   h_t = h_{t-1} + dt (1 - z) (n - h_{t-1})            dt = 1 is PyTorch's GRU
+    classic:   h_t = n + z^dt (h_{t-1} - n)                        dt = 1 is PyTorch's GRU
     implicit:  (1 + dt (1 - z)) h_t = h_{t-1} + dt (1 - z) n
 
-The implicit unit is stable for every dt, so coarse steps make sense (G. E. Moon, E. C. Cyr, Parallel training of GRU
-networks with a multi-grid solver for long sequences, ICLR 2022).
+Both are stable for every dt, so coarse steps make sense: |h| stays below 1. The implicit unit is that of G. E. Moon,
+E. C. Cyr, Parallel training of GRU networks with a multi-grid solver for long sequences, ICLR 2022. A long step of the
+classic one is dt steps of PyTorch's with the gates held, in one; Euler's h + dt (1 - z) (n - h) would grow without
+bound where dt (1 - z) > 2.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from nn_adapters.layers.densestep import add_scaled
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
 from nn_adapters.layers.layerstep import AutogradStep, StepLength
 from nn_adapters.layers.parallelmodule import ParallelModule
@@ -146,20 +147,19 @@ def sum_gradient_over_ranks(parameter: nn.Parameter, mpi: Any) -> None:
 
 
 def _gates(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """1 - z and n."""
+    """The logit of 1 - z, and n."""
     U, c = p
     x_r, x_z, x_n = z[0].chunk(3, -1)
     h_r, h_z, h_n = torch.nn.functional.linear(h, U, c).chunk(3, -1)
-    n = torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n)
-    return torch.sigmoid(-x_z - h_z), n
+    return -x_z - h_z, torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n)
 
 
-def _scale(keep: Tensor, dt: StepLength) -> Tensor:
-    return keep * (dt if isinstance(dt, float) else dt.to(keep).reshape(-1, 1, 1))
+def _column(dt: StepLength, like: Tensor) -> StepLength:
+    return dt if isinstance(dt, float) else dt.to(like).reshape(-1, 1, 1)
 
 
 def classic_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: StepLength) -> Tensor:
-    """h + dt (1 - z) (n - h): Euler's explicit step; dt = 1 is PyTorch's GRU.
+    """n + z^dt (h - n): dt = 1 is PyTorch's GRU; a longer step is dt of them, the gates held, and stable.
 
     Args:
         h: hidden states before the steps, (steps, batch, hidden).
@@ -167,8 +167,11 @@ def classic_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: StepLe
         p: U, (3 hidden, hidden), and its bias, (3 hidden,).
         dt: length of the steps.
     """
-    keep, n = _gates(h, z, p)
-    return add_scaled(h, keep * (n - h), dt)
+    logit, n = _gates(h, z, p)
+    if isinstance(dt, float) and dt == 1.0:
+        return h + torch.sigmoid(logit) * (n - h)
+    keep = -torch.expm1(_column(dt, h) * torch.nn.functional.logsigmoid(-logit))  # 1 - z^dt
+    return h + keep * (n - h)
 
 
 def implicit_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: StepLength) -> Tensor:
@@ -176,8 +179,8 @@ def implicit_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: StepL
 
     Moon, Cyr, 2022; arguments as for `classic_step`.
     """
-    keep, n = _gates(h, z, p)
-    d = _scale(keep, dt)
+    logit, n = _gates(h, z, p)
+    d = torch.sigmoid(logit) * _column(dt, h)
     return (h + d * n) / (1.0 + d)
 
 

@@ -106,11 +106,14 @@ class Outcome:
         points: C-points of this rank, (intervals, ...).
         ends: the states at the ends of its intervals, from one more run through the finest steps.
         residuals: relative to the C-points, before each correction; empty without a tolerance.
+        misfit: by how much the last run misses the C-points that it began at, relative to the larger of the two: 0 where
+            they are solved, about 1 or not finite where the cycles have diverged.
     """
 
     points: Tensor
     ends: Tensor
     residuals: list[float] = field(default_factory=list)
+    misfit: float = 0.0
 
 
 class Mgrit:
@@ -182,7 +185,13 @@ class Mgrit:
                     break
             outcome.points = points
         outcome.ends = self._travel(0, final, self._departures(0, outcome.points, entry), g)
+        outcome.misfit = self._misfit(outcome)
         return outcome
+
+    def _misfit(self, outcome: Outcome) -> float:
+        rows = torch.stack([(outcome.ends - outcome.points).double(), outcome.points.double(), outcome.ends.double()])
+        misfit, points, ends = self.grids[0].sum(rows.square().flatten(1).sum(1).cpu()).sqrt().tolist()
+        return misfit / max(points, ends, 1e-300) if math.isfinite(misfit) else math.inf
 
     def departures(self, points: Tensor, entry: Tensor) -> Tensor:
         """The states at which the finest intervals begin, from the C-points."""
@@ -235,6 +244,8 @@ class Mgrit:
         for j in reversed(range(m)) if self.adjoint else range(m):
             rows = slice(begin + j, end, m)
             count = len(range(begin + j, end, m))  # the last interval may be shorter
+            if count == 0:
+                continue
             arrived = phi(u[:count], rows)
             if g is not None:
                 arrived = arrived + g[rows]

@@ -7,6 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdeopt.core.arrays import Array
+
+
+def as_bytes(tensor: Tensor) -> Array:
+    """The memory of a contiguous tensor on the host, as a message without arithmetic: of any dtype, bfloat16 too.
+
+    Args:
+        tensor: of any shape; the array shares its memory.
+    """
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
+
 
 class Neighbors:
     """The rank that owns the steps before those of this rank, and the one that owns the steps after them.
@@ -28,8 +39,7 @@ class Neighbors:
         source, target = self.mpi.rank - toward, self.mpi.rank + toward
         request = None
         if 0 <= target < self.mpi.size:
-            sent = row.detach().cpu().contiguous().numpy()
-            request = self.mpi.Isend(sent, target)
+            request = self.mpi.Isend(as_bytes(row.cpu().contiguous()), target)
         received = self._receive(row, source) if 0 <= source < self.mpi.size else None
         if request is not None:
             request.Wait()
@@ -42,7 +52,7 @@ class Neighbors:
     def send_after(self, row: Tensor) -> None:
         """Send `row` to the rank after this one, if there is one."""
         if not self.is_last:
-            self.mpi.Send(row.cpu().contiguous().numpy(), self.mpi.rank + 1)
+            self.mpi.Send(as_bytes(row.cpu().contiguous()), self.mpi.rank + 1)
 
     def receive_after(self, like: Tensor) -> Tensor | None:
         """Wait for the row that the rank after sends with `send_before`; None on the last rank."""
@@ -51,9 +61,9 @@ class Neighbors:
     def send_before(self, row: Tensor) -> None:
         """Send `row` to the rank before this one, if there is one."""
         if not self.is_first:
-            self.mpi.Send(row.cpu().contiguous().numpy(), self.mpi.rank - 1)
+            self.mpi.Send(as_bytes(row.cpu().contiguous()), self.mpi.rank - 1)
 
     def _receive(self, like: Tensor, source: int) -> Tensor:
         buffer = torch.empty(like.shape, dtype=like.dtype)
-        self.mpi.Recv(buffer.numpy(), source)
+        self.mpi.Recv(as_bytes(buffer), source)
         return buffer.to(like.device)
