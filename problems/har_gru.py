@@ -58,7 +58,7 @@ def standardized(data: nna.Dataset) -> nna.Dataset:
 def signals(own: SequenceSettings, files: DataFiles, seed: int) -> nna.Dataset:
     """The signals that the settings name, standardized."""
     name = choose(own.data, files, "har", "synthetic_har")
-    return standardized(nna.load_dataset(name, files.data_dir, files.fetch, seed))
+    return standardized(files.load(name, seed))
 
 
 SCRIPT = LayerTraining(

@@ -24,6 +24,7 @@ from pdeopt.core import sections
 from pdeopt.core.arrays import Array
 from problems.shared import case
 from problems.shared.command_line import command_line, start
+from problems.shared.meshes import read_mesh
 from problems.shared.pictures import Panel
 
 #: Gauss points of this degree: exact for all matrices on parallelograms and triangles.
@@ -119,19 +120,6 @@ def _control_edges(mesh: skfem.Mesh) -> Array:
         legal = "an edge there, or a boundary named control"
         raise po.InputError("-heat_control boundary", "a mesh without a boundary edge at the least y", legal)
     return np.asarray(edges)
-
-
-def read_mesh(file: str) -> skfem.Mesh:
-    """A mesh from any file that meshio reads; raises `InputError` for all but triangles or quadrilaterals."""
-    cells: list[Any] = ["cells_dict"]
-    try:
-        mesh = skfem.Mesh.load(file, out=cells)
-    except (Exception, SystemExit) as error:  # every format fails in a way of its own; meshio prints why and exits
-        raise po.InputError("-mesh", f"{file} ({error!r})", "a mesh file that meshio can read") from None
-    kinds = [kind for kind in cells[0] if not kind.startswith(("vertex", "line"))]
-    if len(kinds) != 1 or not isinstance(mesh, (skfem.MeshTri1, skfem.MeshQuad1)):
-        raise po.InputError("-mesh", f"{file} with cells {', '.join(kinds)}", "triangles or quadrilaterals alone")
-    return mesh
 
 
 class Heat(po.TimeDependentConstraint):

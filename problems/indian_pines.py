@@ -50,7 +50,7 @@ class Classifier(nn.Module):
 def spectra(own: SpectraSettings, files: DataFiles, seed: int) -> nna.Dataset:
     """The spectra that the settings name."""
     name = choose(own.data, files, "indian_pines", "indian_pines_like")
-    return nna.load_dataset(name, files.data_dir, files.fetch, seed)
+    return files.load(name, seed)
 
 
 SCRIPT = LayerTraining(

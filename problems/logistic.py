@@ -13,19 +13,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.fft
+import scipy.sparse
 import torch
 from mpi4py import MPI
 from petsc4py import PETSc
 
 import nn_adapters as nna
 import pdeopt as po
-from nn_adapters.data import read_libsvm, verify_checksum
-from nn_adapters.data.sources import SHA256
+from nn_adapters.data import Source, read_libsvm, scaled_to_one
+from nn_adapters.data.limits import regular_file
 from pdeopt.core import sections
 from pdeopt.optimize.descent import Minimizer
 from problems.shared import pictures
@@ -91,26 +91,37 @@ def load(settings: LogisticSettings, files: DataFiles) -> nna.LogisticLoss:
     if name == "generated":
         x, y = generate(settings.samples, settings.features, settings.decay, settings.noise, settings.seed)
     elif name == "mnist49":
-        data = nna.load_dataset("mnist", files.data_dir, files.fetch)
+        data = files.load("mnist")
         kept = (data.y_train == 4) | (data.y_train == 9)
         x = data.x_train[kept].flatten(1).double().numpy()
         y = np.where(data.y_train[kept].numpy() == 9, 1.0, -1.0)
     elif name == "australian":
-        path = Path(files.data_dir) / "libsvm" / "australian"
-        if not path.exists():
-            raise po.InputError("-data_dir", files.data_dir or "none", "a folder with libsvm/australian")
-        verify_checksum(path, SHA256["libsvm/australian"])
-        x, y = read_libsvm(path, 14)
-        x = 2.0 * (x - x.min(0)) / np.ptp(x, axis=0) - 1.0  # as LIBSVM's `australian_scale`
-    elif Path(name).is_file():
-        x, label = read_libsvm(name)
-        classes = np.unique(label)
-        if len(classes) != 2:
-            raise po.InputError(f"labels of {name}", f"{len(classes)} classes", "two")
-        y = np.where(label == classes[1], 1.0, -1.0)
+        source = Source(name, files.data_dir, files.fetch, files.data_limit)
+        x, y = read_libsvm(source.path("libsvm/australian"), 14)
+        x = scaled_to_one(x.toarray())  # as LIBSVM's `australian_scale`
+    elif regular_file(name):
+        x, y = read_two_classes(name)
     else:
         raise po.InputError("-data", name, "auto | australian | mnist49 | generated | a file")
     return nna.LogisticLoss(x, y, settings.regularization)
+
+
+def read_two_classes(path: str) -> tuple[Any, np.ndarray]:
+    """Samples and labels -1 or 1, the larger one, from a file in the format of LIBSVM.
+
+    Features that no sample has are left out: their weights are 0. The table is sparse where that takes less memory.
+
+    Raises:
+        InputError: a file of another format, or with more or fewer than two labels.
+    """
+    x, label = read_libsvm(path)
+    classes = np.unique(label)
+    if len(classes) != 2:
+        raise po.InputError(f"labels of {path}", f"{len(classes)} classes", "two")
+    used, columns = np.unique(x.indices, return_inverse=True)
+    x = scipy.sparse.csr_matrix((x.data, columns, x.indptr), (x.shape[0], len(used)))
+    dense = x.shape[0] * x.shape[1] <= 2 * x.nnz
+    return (x.toarray() if dense else x), np.where(label == classes[1], 1.0, -1.0)
 
 
 def generate(samples: int, features: int, decay: float, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,7 @@ class Classifier(nn.Module):
 
 def images(own: ImageSettings, files: DataFiles, seed: int) -> nna.Dataset:
     """The images that the settings name."""
-    return nna.load_dataset(choose(own.data, files, "mnist", "digits"), files.data_dir, files.fetch, seed)
+    return files.load(choose(own.data, files, "mnist", "digits"), seed)
 
 
 def script(name: str, doc: str | None, data: str = "auto") -> LayerTraining:

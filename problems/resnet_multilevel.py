@@ -81,7 +81,7 @@ class Classification:
         factor = 2 ** (settings.levels - 1)
         if settings.layers % factor:
             raise po.InputError("-layers", f"{settings.layers} on {settings.levels} levels", f"a multiple of {factor}")
-        data = nna.load_dataset(settings.data, files.data_dir, files.fetch, settings.seed)
+        data = files.load(settings.data, settings.seed)
         if settings.samples > len(data.x_train):
             raise po.InputError("-samples", settings.samples, f"1 to {len(data.x_train)}")
         generator = torch.Generator().manual_seed(settings.seed)

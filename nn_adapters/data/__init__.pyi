@@ -5,6 +5,7 @@ from nn_adapters.data.datasets import (
     HAR_TEST_SUBJECTS as HAR_TEST_SUBJECTS,
     STORED_SETS as STORED_SETS,
     load_dataset as load_dataset,
+    scaled_to_one as scaled_to_one,
 )
 from nn_adapters.data.generated import (
     GENERATED_SETS as GENERATED_SETS,
@@ -18,6 +19,7 @@ from nn_adapters.data.generated import (
 
 # Files: where they come from, and their formats.
 from nn_adapters.data.sources import MIRRORS as MIRRORS, SHA256 as SHA256, Source as Source
+from nn_adapters.data.limits import LIMIT_MB as LIMIT_MB
 from nn_adapters.data.formats import (
     HAR_CHANNELS as HAR_CHANNELS,
     read_cifar10 as read_cifar10,

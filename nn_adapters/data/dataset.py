@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.arrays import Array
+from pdeopt.core.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +39,34 @@ def make_dataset(name: str, train: tuple[Any, Any], test: tuple[Any, Any], class
         name: of the set.
         train, test: samples (n, ...) and their classes (n,), anything that NumPy converts; they are copied.
         classes: their number.
+
+    Raises:
+        InputError: no samples, samples that are not finite in single precision, classes other than 0..classes - 1, or
+            more or fewer classes than samples.
     """
-    x_train, x_test = (torch.from_numpy(np.array(x, dtype=np.float32)) for x, _ in (train, test))
-    y_train, y_test = (torch.from_numpy(np.array(y, dtype=np.int64)) for _, y in (train, test))
+    (x_train, y_train), (x_test, y_test) = (
+        _part(f"data set {name}: {part}", x, y, classes) for part, (x, y) in (("training", train), ("test", test))
+    )
+    if x_train.shape[1:] != x_test.shape[1:]:
+        shapes = tuple(x_train.shape[1:]), tuple(x_test.shape[1:])
+        raise InputError(f"data set {name}: samples", f"{shapes[0]} for training, {shapes[1]} for tests", "one shape")
     return Dataset(name, x_train, y_train, x_test, y_test, classes)
+
+
+def _part(what: str, x: Any, y: Any, classes: int) -> tuple[Tensor, Tensor]:
+    """Samples and classes as tensors, checked."""
+    x, y = np.asarray(x), np.asarray(y)
+    if x.dtype.kind not in "biuf" or y.dtype.kind not in "biuf":
+        raise InputError(what, f"samples of type {x.dtype}, classes of type {y.dtype}", "real numbers")
+    if x.ndim == 0 or y.ndim != 1 or len(x) != len(y) or len(x) == 0:
+        raise InputError(what, f"samples {x.shape}, classes {y.shape}", "at least one sample, as many classes, (n,)")
+    if not np.isin(y, np.arange(classes)).all():
+        raise InputError(f"{what} classes", f"{y.min()} to {y.max()}", f"whole numbers 0..{classes - 1}")
+    with np.errstate(over="ignore"):
+        samples = np.array(x, dtype=np.float32)
+    if not np.isfinite(samples).all():
+        raise InputError(f"{what} samples", "numbers that are not finite", "finite numbers of single precision")
+    return torch.from_numpy(samples), torch.from_numpy(y.astype(np.int64))
 
 
 def split_by_class(y: Array, seed: int, share: float = 0.2) -> tuple[Array, Array]:
@@ -54,7 +79,12 @@ def split_by_class(y: Array, seed: int, share: float = 0.2) -> tuple[Array, Arra
 
     Returns:
         Indices of the training samples and of the test samples.
+
+    Raises:
+        InputError: no classes.
     """
+    if not len(y):
+        raise InputError("samples", "none", "at least one")
     rng = np.random.default_rng(seed)
     classes = [rng.permutation(np.flatnonzero(y == c)) for c in np.unique(y)]
     counts = [max(1, round(share * len(rows))) for rows in classes]

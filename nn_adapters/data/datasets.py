@@ -15,6 +15,7 @@ import numpy as np
 from nn_adapters.data import formats
 from nn_adapters.data.dataset import Dataset, make_dataset, split_by_class
 from nn_adapters.data.generated import GENERATED_SETS
+from nn_adapters.data.limits import LIMIT_MB
 from nn_adapters.data.sources import Source
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import InputError
@@ -23,7 +24,9 @@ from pdeopt.core.errors import InputError
 HAR_TEST_SUBJECTS = (2, 4, 9, 10, 12, 13, 18, 20, 24)
 
 
-def load_dataset(name: str, data_dir: str | Path | None = "", fetch: bool = False, seed: int = 0) -> Dataset:
+def load_dataset(
+    name: str, data_dir: str | Path | None = "", fetch: bool = False, seed: int = 0, limit_mb: float = LIMIT_MB
+) -> Dataset:
     """The data set of this name.
 
     Args:
@@ -32,12 +35,14 @@ def load_dataset(name: str, data_dir: str | Path | None = "", fetch: bool = Fals
         fetch: download what is missing there (or, without a `data_dir`, in the user's cache). Not by several
             ranks at a time.
         seed: of a generated set, and of the split into training and test samples where a set has none of its own.
+        limit_mb: megabytes that a file may expand to; a large one may to 16 times its size.
 
     Returns:
         The set; `docs/data.md` tells shapes and units of each.
 
     Raises:
-        InputError: an unknown name, no place to read from, a missing or damaged file, or a package that is missing.
+        InputError: an unknown name, no place to read from, a missing or damaged file, one that would expand beyond
+            the limit, or a package that is missing.
 
     Example:
         >>> data = load_dataset("peaks")
@@ -48,7 +53,7 @@ def load_dataset(name: str, data_dir: str | Path | None = "", fetch: bool = Fals
         return GENERATED_SETS[name](seed=seed)
     if name not in STORED_SETS:
         raise InputError("data set", name, " | ".join(DATASET_NAMES))
-    return STORED_SETS[name](Source(name, data_dir, fetch), seed)
+    return STORED_SETS[name](Source(name, data_dir, fetch, limit_mb), seed)
 
 
 def _idx_images(name: str, folder: str) -> Callable[[Source, int], Dataset]:
@@ -56,7 +61,7 @@ def _idx_images(name: str, folder: str) -> Callable[[Source, int], Dataset]:
 
     def part(source: Source, name: str) -> tuple[Array, Array]:
         names = [f"{folder}/{name}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
-        images, labels = (formats.read_idx(source.path(name + ".gz", name)) for name in names)
+        images, labels = (formats.read_idx(source.path(name + ".gz", name), source.limit_mb) for name in names)
         return images[:, None] / np.float32(255), labels
 
     return lambda source, seed: make_dataset(name, part(source, "train"), part(source, "t10k"), classes=10)
@@ -68,12 +73,12 @@ def _cifar10(source: Source, seed: int) -> Dataset:
     names = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
     path = source.path("cifar10/cifar-10-binary.tar.gz", folder, "cifar10/cifar10_subset_4000_1000.npz")
     if path.suffix == ".npz":
-        arrays = formats.read_npz(path, ["x_train", "y_train", "x_test", "y_test"])
+        arrays = formats.read_npz(path, ["x_train", "y_train", "x_test", "y_test"], source.limit_mb)
         batches = [(arrays[i].transpose(0, 3, 1, 2), arrays[i + 1]) for i in (0, 2)]
     elif path.is_dir():
         batches = [formats.read_cifar10(source.path(f"{folder}/{name}")) for name in names]
     else:
-        batches = formats.read_cifar10_archive(path, names)
+        batches = formats.read_cifar10_archive(path, names, source.limit_mb)
     *train, (x_test, y_test) = [(images / np.float32(255), labels) for images, labels in batches]
     x_train, y_train = (np.concatenate(arrays) for arrays in zip(*train))
     return make_dataset("cifar10", (x_train, y_train), (x_test, y_test), classes=10)
@@ -84,10 +89,11 @@ def _har(source: Source, seed: int) -> Dataset:
     folder, arrays = "uci-har/UCI HAR Dataset", "uci-har/uci_har_inertial.npz"
     path = source.path(folder + ".zip", folder, arrays)
     if path.suffix == ".npz":
-        parts = [formats.read_npz(path, [f"{k}_{part}" for k in ("x", "y", "subject")]) for part in ("train", "test")]
-        x, y, subject = (np.concatenate(pair) for pair in zip(*parts))
+        names = [f"{k}_{part}" for k in ("x", "y", "subject") for part in ("train", "test")]
+        parts = formats.read_npz(path, names, source.limit_mb)
+        x, y, subject = (np.concatenate(parts[i : i + 2]) for i in (0, 2, 4))
     else:
-        x, y, subject = formats.read_har(path)
+        x, y, subject = formats.read_har(path, source.limit_mb)
     test = np.isin(subject, HAR_TEST_SUBJECTS)
     return make_dataset("har", (x[~test], y[~test]), (x[test], y[test]), classes=6)
 
@@ -97,7 +103,8 @@ def _indian_pines(source: Source, seed: int) -> Dataset:
     corrected, whole = "indian-pines/Indian_pines_corrected.mat", "indian-pines/Indian_pines.mat"
     labels = source.path("indian-pines/Indian_pines_gt.mat")
     path = source.path(corrected, whole)
-    cube, y = formats.read_mat(path, path.stem.lower()), formats.read_mat(labels, "indian_pines_gt").astype(int)
+    cube = formats.read_mat(path, path.stem.lower(), source.limit_mb)
+    y = formats.read_mat(labels, "indian_pines_gt", source.limit_mb).astype(int)
     if cube.ndim != 3 or cube.shape[:2] != y.shape:
         raise InputError(f"{path}: shape", cube.shape, f"{y.shape} and the bands, as {labels.name} has labels")
     x, y = cube[y > 0].astype(float), y[y > 0] - 1
@@ -110,9 +117,15 @@ def _australian(source: Source, seed: int) -> Dataset:
     """Features (n, 14), each scaled to -1..1 over the whole set, as LIBSVM's `australian_scale` is."""
     x, label = formats.read_libsvm(source.path("libsvm/australian"), 14)
     y = (label > 0).astype(int)
-    x = 2 * (x - x.min(0)) / np.ptp(x, axis=0) - 1
+    x = scaled_to_one(x.toarray())
     train, test = split_by_class(y, seed)
     return make_dataset("australian", (x[train], y[train]), (x[test], y[test]), classes=2)
+
+
+def scaled_to_one(x: Array) -> Array:
+    """Each column scaled to -1..1, as LIBSVM's `svm-scale` does; one of equal numbers becomes 0."""
+    least, most = x.min(0), x.max(0)
+    return (2 * x - least - most) / np.where(most > least, most - least, 1)
 
 
 #: Sets that are read from files, by name.

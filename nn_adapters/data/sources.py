@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nn_adapters.data.formats import verify_checksum
+from nn_adapters.data.limits import LIMIT_MB
 from pdeopt.core.errors import InputError
 
 #: Checksums of the files, by their place in `data_dir`.
@@ -64,13 +65,14 @@ class Source:
         name: of the set, for messages.
         data_dir: folder of the files, in the layout of `SHA256`; empty for none.
         fetch: download what is missing there, or, without a folder, in the user's cache.
+        limit_mb: megabytes that a file may expand to, for its reader.
 
     Raises:
         InputError: neither a folder nor a download.
     """
 
-    def __init__(self, name: str, data_dir: str | Path | None, fetch: bool) -> None:
-        self.root, self.fetch = Path(data_dir) if data_dir else None, fetch
+    def __init__(self, name: str, data_dir: str | Path | None, fetch: bool, limit_mb: float = LIMIT_MB) -> None:
+        self.root, self.fetch, self.limit_mb = Path(data_dir) if data_dir else None, fetch, limit_mb
         if not data_dir and not fetch:
             legal = "-data_dir FOLDER that has its files, or -fetch to download them"
             raise InputError(f"data set {name}", "no place to read it from", legal)
@@ -83,13 +85,20 @@ class Source:
         """
         root = Path(_pooch().os_cache("pdeopt")) if self.root is None else self.root
         for place in places:
-            if (path := root / place).exists():
+            if _exists(path := root / place):
                 if place in SHA256:
                     verify_checksum(path, SHA256[place])
                 return path
         if not self.fetch:
             raise InputError("-data_dir", f"{root} without {places[0]}", " or ".join(places) + ", or -fetch")
         return _download(root / places[0], places[0])
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long for the system
+        return False
 
 
 def _pooch() -> Any:

@@ -23,7 +23,9 @@ import torch
 from mpi4py import MPI
 from petsc4py import PETSc
 
+import nn_adapters as nna
 import pdeopt as po
+from nn_adapters.data.limits import LIMIT_MB
 from pdeopt.core import on_root
 from pdeopt.optimize import replace_file
 
@@ -68,6 +70,13 @@ class DataFiles(po.Settings):
 
     data_dir: str = po.setting("", "folder of data sets")
     fetch: bool = po.setting(False, "download the data set where it is missing")
+    data_limit: float = po.setting(
+        LIMIT_MB, "megabytes that a data file may expand to; a large one may to 16 times its size", above=0
+    )
+
+    def load(self, name: str, seed: int = 0) -> nna.Dataset:
+        """The data set of this name; see `nna.load_dataset`."""
+        return nna.load_dataset(name, self.data_dir, self.fetch, seed, self.data_limit)
 
 
 def choose(data: str, files: DataFiles, stored: str, free: str) -> str:

@@ -148,7 +148,7 @@ class ClassifierScript:
             po.require_all_read()
             check_targets(MPI.COMM_WORLD, report)
             team = team_of(settings.backend)
-            data = on_root(team, lambda: nna.load_dataset(settings.data, files.data_dir, files.fetch, settings.seed))
+            data = on_root(team, lambda: files.load(settings.data, settings.seed))
             torch.manual_seed(settings.seed)
             begin = time.perf_counter()
             training, validation, test = split(data, settings)

@@ -27,11 +27,16 @@ def pack(folder, archive):
             file.write(path, f"UCI HAR Dataset/{path.relative_to(folder)}")
 
 
+def dense(found):
+    x, y = found
+    return x.toarray(), y
+
+
 READERS = {
     "idx": (formats.read_idx, lambda path: write_idx(path, np.arange(3000, dtype=np.uint8).reshape(30, 10, 10))),
     "plain idx": (formats.read_idx, lambda path: write_idx(path, np.arange(300, dtype=np.int32), zipped=False)),
     "cifar10": (formats.read_cifar10, write_cifar10),
-    "libsvm": (formats.read_libsvm, write_libsvm),
+    "libsvm": (lambda path: dense(formats.read_libsvm(path)), write_libsvm),
     "mat": (lambda path: formats.read_mat(path, "cube"), write_mat),
     "npz": (lambda path: formats.read_npz(path, ["a", "b"]), write_npz),
 }
@@ -125,18 +130,34 @@ def test_idx_files_of_all_types(tmp_path, kind, zipped):
 )
 def test_idx_headers_are_checked(tmp_path, header):
     (tmp_path / "f").write_bytes(header + b"ab")
-    with pytest.raises(InputError, match="IDX"):
+    with pytest.raises(InputError, match=r"IDX|at most 256 MB"):
         formats.read_idx(tmp_path / "f")
 
 
 @pytest.mark.parametrize(
     "line",
-    ["x 1:2", "1 1", "1 0:2", "1 2:1 1:2", "1 1:1 1:2", "1 qid:3 1:1", "1 1:nan", "1 999999999:1", "1 5:1", "1 1:2é"],
+    [
+        "x 1:2",
+        "1 1",
+        "1 0:2",
+        "1 2:1 1:2",
+        "1 1:1 1:2",
+        "1 qid:3 1:1",
+        "1 1:nan",
+        "nan 1:1",
+        "1 5:1",
+        "1 1:2é",
+        "1 1_0:1",
+        "1 1:1:1",
+        "1 9223372036854775808:1",
+        "1 1:1e999",
+        "1 \x1b[2J:1",
+    ],
 )
 def test_libsvm_lines_are_checked(tmp_path, line):
     (tmp_path / "f").write_text(f"1 1:1\n{line}\n")
     with pytest.raises(InputError, match="/f: "):
-        formats.read_libsvm(tmp_path / "f", None if "9999" in line else 3)
+        formats.read_libsvm(tmp_path / "f", 3 if line == "1 5:1" else None)
 
 
 def test_libsvm_features_may_be_more_than_are_used(tmp_path):
@@ -224,3 +245,16 @@ def test_a_truncated_archive_of_har_is_refused_by_name(tmp_path):
         formats.read_har(tmp_path / "har.zip")
     with pytest.raises(InputError, match="nowhere"):
         formats.read_har(tmp_path / "nowhere")
+
+
+def test_libsvm_text_takes_memory_by_its_numbers_not_by_its_indices(tmp_path):
+    (tmp_path / "f").write_text(f"1 {formats.LARGEST_INDEX}:2\n-1 1:1\n")
+    x, y = formats.read_libsvm(tmp_path / "f")
+    assert x.shape == (2, formats.LARGEST_INDEX) and x.nnz == 2 and y.tolist() == [1, -1]
+
+
+@pytest.mark.parametrize("content", ["1\n-1\n", "", "# nothing\n"])
+def test_libsvm_text_without_values_is_refused(tmp_path, content):
+    (tmp_path / "f").write_text(content)
+    with pytest.raises(InputError, match="labels without values" if content[:1] == "1" else "no data"):
+        formats.read_libsvm(tmp_path / "f")

@@ -138,6 +138,15 @@ def test_files_in_the_format_of_libsvm(tmp_path):
         script.main(["-data", str(tmp_path / "data")])
 
 
+def test_a_sparse_file_stays_sparse(tmp_path):
+    (tmp_path / "data").write_text("1 134217728:2 9000000000:1\n-1 1:1\n-1 7:0.5 134217728:-1\n")
+    x, y = script.read_two_classes(str(tmp_path / "data"))
+    dense = np.array([[0, 0, 2, 1], [1, 0, 0, 0], [0, 0.5, -1, 0]])  # the features that samples have
+    assert scipy.sparse.issparse(x) and np.array_equal(x.toarray(), dense) and y.tolist() == [1, -1, -1]
+    f = LogisticLoss(dense, y)
+    assert script.main(["-data", str(tmp_path / "data")]) == pytest.approx(f.value(newton_optimum(f)), rel=1e-12)
+
+
 @pytest.mark.parametrize("words", [["-data", "nowhere"], ["-data", "australian"], ["-decay", "-1"], ["-bogus", "1"]])
 def test_bad_options_are_named(words):
     with pytest.raises(InputError, match=words[0] if words[1] != "australian" else "-data_dir"):
