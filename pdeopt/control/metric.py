@@ -94,8 +94,8 @@ class RieszMetric:
     def __init__(self, problem: ControlProblem) -> None:
         self.problem = problem
         constraint = problem.constraint
-        self.state_mass = StepMatrix.mass(constraint.state_mass, problem.n, "constraint.state_mass")
-        self.control_mass = StepMatrix.mass(constraint.control_mass, problem.m, "constraint.control_mass")
+        self.state_mass = StepMatrix.form(constraint.state_mass, problem.n, "constraint.state_mass")
+        self.control_mass = StepMatrix.form(constraint.control_mass, problem.m, "constraint.control_mass")
         dt = problem.grid.steps.dt
         self.state, self.control = InnerProduct(dt, self.state_mass), InnerProduct(dt, self.control_mass)
         self.design = DesignForm(problem, self.control)

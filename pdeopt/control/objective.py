@@ -241,8 +241,8 @@ class Tracking(Objective):
     def _seen_mass(self, n: int) -> StepMatrix:
         """The form of a step over all n unknowns, with zeros at those not observed."""
         if self.observe is None:
-            return StepMatrix.mass(self.mass, n)
-        mass = StepMatrix.mass(self.mass, len(self.observe))
+            return StepMatrix.form(self.mass, n, semidefinite=True)
+        mass = StepMatrix.form(self.mass, len(self.observe), semidefinite=True)
         values = mass.values[0].numpy()
         csr = sp.csr_matrix((values, mass.sparsity.csr.indices, mass.sparsity.csr.indptr), shape=mass.shape)
         select = sp.eye(n, format="csr")[self.observe.numpy()]
@@ -301,7 +301,7 @@ class ControlCost(Objective):
         return (torch.zeros_like(du), self.control_weight * steps.dt[:, None] * self._mass(dz), torch.zeros_like(dp))
 
     def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
-        mass = StepMatrix.mass(self.mass, z.shape[1])
+        mass = StepMatrix.form(self.mass, z.shape[1])
         return InnerProduct.zero(u.shape[1], len(steps)), InnerProduct(self.control_weight * steps.dt, mass)
 
     def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:

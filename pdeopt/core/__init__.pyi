@@ -5,6 +5,8 @@ from pdeopt.core.arrays import (
     free_garbage as free_garbage,
     index_array as index_array,
     readonly as readonly,
+    real_array as real_array,
+    real_number as real_number,
     writable as writable,
 )
 from pdeopt.core.autodiff import columns as columns, gradient as gradient, is_plain as is_plain, jvp as jvp, vjp as vjp

@@ -6,6 +6,7 @@ the Vec's cached norms stale, so both managers empty their tensor on leaving.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,28 +59,57 @@ def copy(vec: PETSc.Vec) -> Tensor:
         return tensor.clone()
 
 
-def flat(values: Any, what: str) -> Tensor:
-    """A number, list, array, tensor or vector as a new flat tensor in double precision.
+def real_array(values: Any, what: str) -> Array:
+    """Real numbers, in any form in which users have them, as a new array in double precision.
 
     Args:
-        values: real numbers in any of these forms; of a vector the local entries. Masked entries are NaN.
+        values: a number, lists, an array or a tensor of any real type, byte order and stride, or a vector, of which
+            the local entries; a masked array stays one.
         what: they are, for the error.
 
     Raises:
-        InputError: no real numbers.
+        InputError: no real numbers: complex, strings, objects, lists of unlike length.
     """
     if isinstance(values, PETSc.Vec):
-        return copy(values)
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
+        return copy(values).numpy()
+    kind = f"{type(values).__name__} of type {getattr(values, 'dtype', type(values).__name__)}"
+    if isinstance(values, Tensor) and not values.is_complex():
+        values = values.detach().cpu().to(torch.float64).resolve_neg().numpy()
     try:
-        array = np.asanyarray(values)
-    except ValueError:  # rows of unlike length
-        array = np.asanyarray("unlike rows")
+        array = values if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
+    except (ValueError, TypeError, RuntimeError):  # rows of unlike length, tensors among them that need gradients
+        raise InputError(what, kind, "real numbers") from None
     if array.dtype.kind not in "fiub":
         raise InputError(what, f"{type(values).__name__} of type {array.dtype}", "real numbers")
-    array = np.ma.filled(array.astype(np.float64), np.nan)  # type: ignore[no-untyped-call]
-    return torch.from_numpy(np.ascontiguousarray(array).reshape(-1))
+    return array.astype(np.float64, order="C")
+
+
+def real_number(value: Any, what: str, legal: str = "a finite number", above: float = -math.inf) -> float:
+    """One finite real number in any form, for instance an array without axes.
+
+    Args:
+        value: the number; it has no axes.
+        what: it is, for the error.
+        legal: what it may be, for the error.
+        above: it must be larger.
+
+    Raises:
+        InputError: no number, NaN, infinite, or not above.
+    """
+    array = real_array(value, what)
+    if array.ndim or isinstance(array, np.ma.MaskedArray) or not np.isfinite(array) or not array > above:
+        raise InputError(what, array.tolist() if not array.ndim else f"shape {array.shape}", legal)
+    return float(array)
+
+
+def flat(values: Any, what: str) -> Tensor:
+    """A number, list, array, tensor or vector as a new flat tensor in double precision; masked entries are NaN.
+
+    Args:
+        values, what: as in `real_array`, which also says what is refused.
+    """
+    array = np.ma.filled(real_array(values, what), np.nan)  # type: ignore[no-untyped-call]
+    return torch.from_numpy(array.reshape(-1))
 
 
 def assign(vec: PETSc.Vec, *blocks: Tensor) -> None:

@@ -1,3 +1,4 @@
+from pdeopt.steps.forms import real_matrix as real_matrix, require_form as require_form
 from pdeopt.steps.innerproduct import InnerProduct as InnerProduct
 from pdeopt.steps.linear_mgrit import (
     LinearMgrit as LinearMgrit,

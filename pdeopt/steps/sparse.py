@@ -22,6 +22,7 @@ from torch import Tensor
 from pdeopt.core.arrays import Array, index_array
 from pdeopt.core.autodiff import columns, is_plain
 from pdeopt.core.errors import InputError
+from pdeopt.steps.forms import real_matrix, require_form
 
 
 class Sparsity:
@@ -170,32 +171,63 @@ class StepMatrix:
     """
 
     def __init__(self, sparsity: Sparsity, values: Tensor) -> None:
+        if values.is_complex() or values.shape[1:] != (sparsity.nnz,):
+            got = "complex values" if values.is_complex() else f"values of shape {tuple(values.shape)}"
+            raise InputError("StepMatrix", got, f"real values of shape (batch, {sparsity.nnz})")
         self.sparsity, self.values = sparsity, values
         self._matrices: dict[bool, PETSc.Mat] = {}
+        self._form: dict[bool, StepMatrix] = {}  # what `form` has found
 
     @classmethod
-    def constant(cls, matrix: Any) -> StepMatrix:
-        """The same scipy (or dense) matrix in all steps."""
-        csr = sp.csr_matrix(matrix, dtype=float)
-        csr.sum_duplicates()
-        csr.sort_indices()
-        constant = cls(Sparsity(csr), torch.from_numpy(csr.data.copy()).reshape(1, -1))
+    def constant(cls, matrix: Any, what: str = "StepMatrix.constant") -> StepMatrix:
+        """The same scipy or dense matrix, or tensor, in all steps.
+
+        Args:
+            matrix: is copied.
+            what: it is, for the error.
+
+        Raises:
+            InputError: no matrix of finite real numbers.
+        """
+        csr = real_matrix(matrix, what)
+        constant = cls(Sparsity(csr), torch.from_numpy(csr.data).reshape(1, -1))
         _ = constant._by_row, constant._by_column  # now, not inside a vmap or jvp
         return constant
 
     @classmethod
-    def mass(cls, matrix: Any, dim: int, what: str = "mass") -> StepMatrix:
-        """An inner product on `dim` unknowns from a StepMatrix, a scipy or dense matrix, or None (identity).
+    def form(cls, matrix: Any, dim: int | None, what: str = "form", semidefinite: bool = False) -> StepMatrix:
+        """An inner product on `dim` unknowns: masses, and the forms of own terms, are checked here.
+
+        Args:
+            matrix: a scipy or dense matrix, or a StepMatrix, which is checked once; None for the identity.
+            dim: number of unknowns; None where it is not known yet.
+            what: the form's name, for the error.
+            semidefinite: whether directions without length are legal.
 
         Raises:
-            InputError: another size than dim x dim.
+            InputError: not real, finite, dim x dim, symmetric to rounding and positive (semi)definite.
         """
         if matrix is None:
-            return cls.constant(sp.eye(dim))
-        mass = matrix if isinstance(matrix, StepMatrix) else cls.constant(matrix)
-        if mass.shape != (dim, dim):
-            raise InputError(f"shape of {what}", mass.shape, f"({dim}, {dim})")
-        return mass
+            return cls.constant(sp.eye(dim or 0))
+        known = matrix._form.get(semidefinite) if isinstance(matrix, StepMatrix) else None
+        if known is None:
+            given = matrix.as_csr(what) if isinstance(matrix, StepMatrix) else matrix
+            csr = require_form(given, what, semidefinite)
+            is_same = given is not matrix and np.array_equal(csr.data, given.data)
+            known = matrix if is_same else cls.constant(csr)
+            for each in (matrix, known):
+                if isinstance(each, StepMatrix):
+                    each._form[semidefinite] = known
+        if dim is not None and known.shape != (dim, dim):
+            raise InputError(f"shape of {what}", known.shape, f"({dim}, {dim})")
+        return known
+
+    def as_csr(self, what: str = "matrix") -> sp.csr_matrix:
+        """The one matrix of all steps for scipy, on the same memory. Raises `InputError` where steps differ."""
+        if not self.is_constant:
+            raise InputError(what, f"{len(self.values)} matrices", "one matrix for all steps")
+        pattern = self.sparsity.csr
+        return sp.csr_matrix((self.values[0].numpy(), pattern.indices, pattern.indptr), shape=pattern.shape)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -237,8 +269,7 @@ class StepMatrix:
 
     def _petsc(self, transpose: bool) -> PETSc.Mat:
         if transpose not in self._matrices:
-            pattern = self.sparsity.csr
-            csr = sp.csr_matrix((self.values[0].numpy(), pattern.indices, pattern.indptr), shape=pattern.shape)
+            csr = self.as_csr()
             self._matrices[transpose] = serial_aij(csr.T.tocsr() if transpose else csr)
         return self._matrices[transpose]
 
