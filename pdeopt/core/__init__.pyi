@@ -19,6 +19,7 @@ from pdeopt.core.errors import (
     together as together,
 )
 from pdeopt.core.lazy import attach as attach
+from pdeopt.core.messages import Messages as Messages
 from pdeopt.core.monitor import (
     ControlResult as ControlResult,
     DescentRecord as DescentRecord,

@@ -6,6 +6,7 @@ mpi4py names them. So any mpi4py communicator is a team; `TorchTeam` makes one o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,6 +77,12 @@ class TorchTeam:
         source = root if self.group is None else dist.get_global_rank(self.group, root)
         dist.broadcast_object_list(box, src=source, group=self.group)
         return box[0]
+
+    def alltoall(self, own: torch.Tensor, sizes: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+        """Bytes in a row, `sizes` of them for each rank, for those that the ranks have for this one, `lengths`."""
+        received = torch.empty(sum(lengths), dtype=own.dtype, device=self._device)
+        dist.all_to_all_single(received, own.to(self._device), list(lengths), list(sizes), group=self.group)
+        return received.cpu()
 
     def Barrier(self) -> None:
         """Wait for all."""

@@ -1,4 +1,5 @@
 from pdeopt.functions.decomposition import Decomposition as Decomposition
+from pdeopt.functions.gram import GramSum as GramSum, SharedGrams as SharedGrams
 from pdeopt.functions.hierarchy import (
     Hierarchy as Hierarchy,
     Transfer as Transfer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,26 @@ def python(*words: object, ranks: int = 1, timeout: float = 600.0) -> subprocess
     return subprocess.run(
         command(*words, ranks=ranks), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout
     )
+
+
+def gloo(ranks: int, *words: object) -> None:
+    """`python -m words...` on several processes as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", *map(str, words)],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment() | place | {"RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
+    assert all(process.returncode == 0 for process in processes), errors
 
 
 def environment() -> dict[str, str]:

@@ -1,9 +1,6 @@
 """Teams of processes: the same iterates on any number of them, with MPI and with torch.distributed."""
 
 import json
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch.distributed as dist
@@ -13,27 +10,7 @@ from pdeopt.core.errors import InputError
 from pdeopt.core.team import TorchTeam, team_of
 from pdeopt.functions.sharing import share
 from tests.helpers.parallel_apts import runs
-from tests.helpers.support import ROOT, environment, python
-
-
-def gloo(ranks, *words):
-    """`python -m words...` on several processes as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", *map(str, words)],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment() | place | {"RANK": str(rank)},
-        )
-        for rank in range(ranks)
-    ]
-    errors = [process.communicate(timeout=600)[1] for process in processes]
-    assert all(process.returncode == 0 for process in processes), errors
+from tests.helpers.support import gloo, python
 
 
 @pytest.mark.mpi

@@ -1,0 +1,184 @@
+"""Sums over the ranks of a team, in parts that belong to ranks, and in few bytes.
+
+What training by splitting and Kronecker factors send: Gram matrices as packed triangles, whose sums only the rank that
+factors them needs, and solutions that all ranks need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdeopt.core.errors import InputError
+from pdeopt.core.team import Team, TorchTeam
+
+#: How the numbers of a message are written.
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def even_parts(size: int, ranks: int) -> list[int]:
+    """Numbers of each rank where `size` of them are dealt out in a row, as evenly as they can be."""
+    return [size // ranks + (rank < size % ranks) for rank in range(ranks)]
+
+
+class Messages:
+    """Sums of a buffer of a fixed size over a team: reduced to the ranks that own its parts, gathered from them.
+
+    Each rank sends (N - 1)/N of the buffer in either half, whatever the library below: MPI, gloo or nccl. Numbers are
+    rounded where they leave a rank, and summed in the order of the ranks in the buffer's own precision, so that the sum
+    is the same on all ranks to the last bit. What rounding took is added to the next message of the same kind (error
+    feedback: F. Seide, H. Fu, J. Droppo, G. Li, D. Yu, Interspeech 2014; S. P. Karimireddy, Q. Rebjock, S. U. Stich,
+    M. Jaggi, ICML 2019): the error of a sum of messages stays that of one of them.
+
+    Args:
+        team: of ranks; None or one rank: nothing is sent and nothing is rounded.
+        size: numbers in the buffer.
+        precision: of a number in a message: float64 | float32 | bfloat16 | float16. Those in float16, which ends at
+            65504, are sent in units of the largest among them.
+        parts: numbers of the buffer that belong to each rank, in a row; by default even.
+        feedback: whether what rounding took is kept for the next message.
+
+    Attributes:
+        sent: bytes that this rank has sent so far.
+
+    Raises:
+        InputError: an unknown precision, or parts that do not add up to the buffer.
+
+    Example:
+        >>> messages = Messages(MPI.COMM_WORLD, 1000, "bfloat16")
+        >>> own = messages.reduce_scatter(buffer)            # the sum of this rank's part
+        >>> whole = messages.allgather(own)                  # all parts
+    """
+
+    def __init__(
+        self,
+        team: Team | None,
+        size: int,
+        precision: str = "float32",
+        parts: Sequence[int] | None = None,
+        feedback: bool = True,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise InputError("precision of messages", precision, " | ".join(PRECISIONS))
+        self.team: Any = team
+        self.rank, self.ranks = (0, 1) if team is None else (team.rank, team.size)
+        self.size, self.precision, self.feedback = size, PRECISIONS[precision], feedback
+        self.parts = even_parts(size, self.ranks) if parts is None else list(parts)
+        if len(self.parts) != self.ranks or sum(self.parts) != size or min(self.parts) < 0:
+            raise InputError("parts of a message", self.parts, f"{self.ranks} numbers >= 0 that add up to {size}")
+        self.sent = 0
+        self._lost: dict[str, Tensor] = {}
+
+    def reduce_scatter(self, buffer: Tensor, weight: float = 0.0) -> tuple[Tensor, float]:
+        """The sum over the ranks of this rank's part of the buffer, (parts[rank],), and of the weights. Collective.
+
+        Args:
+            buffer: this rank's share of the sum, (size,).
+            weight: a number that goes along and is not rounded, as that of the samples in the buffer.
+        """
+        if self.ranks == 1:
+            return buffer.clone(), weight
+        pieces = buffer.split(self.parts)
+        own = pieces[self.rank]
+        head = _bytes(torch.tensor([weight], dtype=torch.float64))
+        messages = [torch.cat([head, message]) for message in self._write("reduce", pieces)]
+        total, weights = torch.zeros_like(own), 0.0
+        for rank, message in enumerate(self._exchange(messages, [len(own)] * self.ranks, len(head))):
+            total += own if rank == self.rank else self._read(message[len(head) :], own)
+            weights += weight if rank == self.rank else float(_numbers(message[: len(head)], torch.float64))
+        return total, weights
+
+    def allgather(self, own: Tensor) -> Tensor:
+        """The parts of all ranks in a row, (size,); equal on all of them to the last bit. Collective.
+
+        Args:
+            own: this rank's part, (parts[rank],).
+        """
+        if self.ranks == 1:
+            return own.clone()
+        (message,) = self._write("gather", [own])
+        received = self._exchange([message] * self.ranks, self.parts)
+        received[self.rank] = message  # as the others see it
+        return torch.cat([self._read(each, own) for each in received])
+
+    def sum(self, buffer: Tensor) -> Tensor:
+        """The sum over the ranks, (size,), on all of them. Collective."""
+        return self.allgather(self.reduce_scatter(buffer)[0])
+
+    def memory(self) -> dict[str, Tensor]:
+        """What rounding took and the next messages bring, for a restart."""
+        return {name: lost.clone() for name, lost in self._lost.items()}
+
+    def recall(self, memory: dict[str, Tensor]) -> None:
+        """Go on from what `memory` gave."""
+        self._lost = {name: lost.clone() for name, lost in memory.items()}
+
+    # -- one message ---------------------------------------------------------------------------------------
+
+    def _write(self, kind: str, pieces: Sequence[Tensor]) -> list[Tensor]:
+        """Messages, tensors of bytes; what rounding takes is kept for the next of this kind."""
+        whole = torch.cat(list(pieces))
+        lengths = [len(piece) for piece in pieces]
+        if self.feedback and kind in self._lost:
+            whole = whole + self._lost[kind].to(whole)
+        written = [self._round(piece) for piece in whole.split(lengths)]
+        if self.feedback and self.precision != whole.dtype:
+            self._lost[kind] = whole - torch.cat([self._read(message, whole) for message in written])
+        return written
+
+    def _round(self, numbers: Tensor) -> Tensor:
+        """Bytes of numbers; float16 in units of the largest, which stand in front in single precision."""
+        if self.precision != torch.float16:
+            return _bytes(numbers.to(self.precision))
+        largest = float(numbers.abs().max()) if len(numbers) else 1.0
+        unit = torch.tensor([largest or 1.0], dtype=torch.float32)
+        return torch.cat([_bytes(unit), _bytes((numbers / unit.to(numbers)).to(self.precision))])
+
+    def _read(self, message: Tensor, like: Tensor) -> Tensor:
+        """The numbers of a message in the dtype and on the device of `like`."""
+        if self.precision != torch.float16:
+            return _numbers(message, self.precision).to(like)
+        unit = _numbers(message[:_UNIT], torch.float32)
+        return _numbers(message[_UNIT:], self.precision).to(like) * unit.to(like)
+
+    def _exchange(self, messages: Sequence[Tensor], numbers: Sequence[int], head: int = 0) -> list[Tensor]:
+        """What each rank has for this one, of so many numbers after a head; nothing is sent to the rank itself."""
+        front = head + (_UNIT if self.precision == torch.float16 else 0)
+        lengths = [front + self.precision.itemsize * count for count in numbers]
+        lengths[self.rank] = 0
+        sent = [message if rank != self.rank else message[:0] for rank, message in enumerate(messages)]
+        self.sent += sum(map(len, sent))
+        return exchange(self.team, sent, lengths)
+
+
+#: Bytes of the unit in front of a message in float16.
+_UNIT = 4
+
+
+def _bytes(numbers: Tensor) -> Tensor:
+    return numbers.detach().cpu().contiguous().view(torch.uint8)
+
+
+def _numbers(message: Tensor, dtype: torch.dtype) -> Tensor:
+    return message.clone().view(dtype)  # the copy is aligned
+
+
+def exchange(team: Any, messages: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
+    """All to all: this rank's bytes for each rank, for those that each rank has for it. Collective.
+
+    Args:
+        team: mpi4py communicator or `TorchTeam`.
+        messages: tensors of bytes, one a rank.
+        lengths: bytes that come from each rank.
+    """
+    sizes = [len(message) for message in messages]
+    sent = torch.cat(list(messages))
+    received = torch.empty(sum(lengths), dtype=torch.uint8)
+    if isinstance(team, TorchTeam):
+        received = team.alltoall(sent, sizes, lengths)
+    else:
+        team.Alltoallv([sent.numpy(), sizes], [received.numpy(), list(lengths)])
+    return list(received.split(list(lengths)))

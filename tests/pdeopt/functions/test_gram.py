@@ -1,0 +1,130 @@
+"""Gram sums: least squares over samples that come in batches, fade, and lie on several ranks."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.messages import Messages
+from pdeopt.functions.gram import GramSum, SharedGrams
+from tests.helpers.parallel_grams import BATCHES, SHAPES, solutions
+from tests.helpers.support import gloo, python
+
+#: Errors of sums of numbers of size 1 in messages of a precision, relative.
+ROUNDING = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 2e-2, "float16": 2e-3}
+
+
+def samples(n, inputs=6, outputs=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(n, k, generator=generator, dtype=torch.float64) for k in (inputs, outputs))
+
+
+def test_batches_are_least_squares_over_all_samples():
+    a, z = samples(50)
+    sums = GramSum(6, 3)
+    for rows in torch.arange(50).split(17):
+        sums.add(a[rows], z[rows])
+    expected = np.linalg.lstsq(a.numpy(), z.numpy(), rcond=None)[0].T
+    assert np.allclose(sums.solve(), expected, rtol=0, atol=1e-13)
+
+
+def test_ridge_and_proximal_term():
+    a, z = samples(50)
+    center = torch.ones(3, 6, dtype=torch.float64)
+    sums = GramSum(6, 3)
+    sums.add(a, z)
+    X = sums.solve(ridge=0.2, prox=0.3, center=center)
+    gradient = (X @ a.T - z.T) @ a / 50 + 0.2 * X + 0.3 * (X - center)
+    assert gradient.abs().max() < 1e-14
+
+
+def test_weights_fade_without_a_bias_of_the_start():
+    a, z = samples(60)
+    sums = GramSum(6, 3)
+    for rows in torch.arange(60).split(20):
+        sums.forget(0.5, cross=0.0)
+        sums.add(a[rows], z[rows])
+    w = torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64).repeat_interleave(20)
+    assert torch.allclose(sums.gram / sums.weights[0], (w[:, None] * a).T @ a / w.sum())
+    assert torch.allclose(sums.cross / sums.weights[1], z[40:].T @ a[40:] / 20)
+
+
+def test_a_dead_entry_gives_the_solution_of_least_norm():
+    a, z = samples(50)
+    a[:, 2] = 0.0
+    sums = GramSum(6, 3)
+    sums.add(a, z)
+    assert sums.singular
+    expected = np.linalg.lstsq(a.numpy(), z.numpy(), rcond=None)[0].T
+    assert np.allclose(sums.solve(), expected, rtol=0, atol=1e-12)
+
+
+def test_packed_sums_come_back():
+    a, z = samples(10)
+    sums, other = GramSum(6, 3), GramSum(6, 3)
+    sums.add(a, z)
+    numbers = sums.packed()
+    assert len(numbers) == sums.packed_size == 21 + 18
+    other.unpack(numbers, sums.weights)
+    assert torch.equal(other.gram, sums.gram) and torch.equal(other.cross, sums.cross)
+
+
+def test_bad_input_is_named():
+    sums = GramSum(6, 3)
+    with pytest.raises(InputError, match="samples"):
+        sums.solve()
+    with pytest.raises(InputError, match="forgetting"):
+        sums.forget(1.5)
+    with pytest.raises(SolveFailure, match="not finite"):
+        GramSum.solve(_nan())
+    with pytest.raises(InputError, match="float32"):
+        Messages(None, 3, "float8")
+    with pytest.raises(InputError, match="add up to 3"):
+        Messages(None, 3, parts=[2])
+    grams = SharedGrams([(2, 1), (2, 1)])
+    grams.add(0, torch.ones(1, 2), torch.ones(1, 1))
+    with pytest.raises(InputError, match="the same number for each layer"):
+        grams.reduce()
+
+
+def test_sums_go_on_from_their_memory():
+    a, z = samples(40)
+    whole, first, second = (SharedGrams([(6, 3)], rho=0.9, cross=0.0) for _ in range(3))
+    for grams, rows in ((whole, slice(0, 20)), (first, slice(0, 20))):
+        grams.add(0, a[rows], z[rows])
+        grams.reduce()
+    second.recall(first.memory())
+    for grams in (whole, second):
+        grams.add(0, a[20:], z[20:])
+        grams.reduce()
+    assert torch.equal(whole.solve([0.1])[0], second.solve([0.1])[0])
+
+
+def _nan():
+    sums = GramSum(2, 1)
+    sums.add(torch.full((3, 2), torch.nan), torch.ones(3, 1))
+    return sums
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("backend, ranks", [("mpi", 3), pytest.param("gloo", 2, marks=pytest.mark.slow)])
+def test_ranks_solve_what_one_rank_solves(tmp_path, backend, ranks):
+    """Unequal shares; errors of the precision; equal on all ranks; the bytes that were announced."""
+    file = tmp_path / "found.json"
+    if backend == "gloo":
+        gloo(ranks, "tests.helpers.parallel_grams", backend, file)
+    else:
+        done = python("-m", "tests.helpers.parallel_grams", backend, file, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["equal"]
+    whole = np.array(solutions(None, "float64")[0])
+    for precision, (X, sent) in found["found"].items():
+        assert np.abs(np.array(X) - whole).max() < ROUNDING[precision]
+        width = {"float64": 8, "float32": 4}.get(precision, 2)
+        numbers = sum(n * (n + 1) // 2 + 2 * m * n for n, m in SHAPES) * (ranks - 1)
+        assert BATCHES * numbers * width <= sent <= BATCHES * (numbers * width + ranks * (ranks - 1) * 16)
+    with_feedback, without = found["drift"]
+    assert with_feedback < 0.1 and without > 0.1  # what rounding takes comes with the next message
