@@ -106,8 +106,8 @@ class Outcome:
         points: C-points of this rank, (intervals, ...).
         ends: the states at the ends of its intervals, from one more run through the finest steps.
         residuals: relative to the C-points, before each correction; empty without a tolerance.
-        misfit: by how much the last run misses the C-points that it began at, relative to the larger of the two: 0 where
-            they are solved, about 1 or not finite where the cycles have diverged.
+        misfit: by how much the last run misses the C-points that it began at, relative to the larger of the two: 0
+            where they are solved, about 1 or not finite where the cycles have diverged.
     """
 
     points: Tensor
