@@ -51,6 +51,9 @@ from pdeopt.core.monitor import (
 )
 from pdeopt.core.errors import PdeoptError as PdeoptError, InputError as InputError, SolveFailure as SolveFailure
 
+# How a run on several ranks ends.
+from pdeopt.core.ranks import abort_ranks_on_error as abort_ranks_on_error
+
 # Options.
 from pdeopt.core.settings import Settings as Settings, setting as setting, read as read, check as check
 from pdeopt.core.options import require_all_read as require_all_read

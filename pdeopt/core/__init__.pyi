@@ -39,6 +39,7 @@ from pdeopt.core.options import (
     take_back as take_back,
     unread as unread,
 )
+from pdeopt.core.ranks import abort_ranks_on_error as abort_ranks_on_error, leave as leave
 from pdeopt.core.settings import (
     Section as Section,
     Settings as Settings,

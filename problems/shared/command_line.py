@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from mpi4py import MPI
 from petsc4py import PETSc
 
 import pdeopt as po
-from pdeopt.core import Section
-
-#: Seconds that a failing rank waits for the others to fail as well before it ends them all.
-PATIENCE = 5.0
+from pdeopt.core import Section, leave
 
 #: Words that ask for help.
 HELP = ("-help", "--help", "-h")
@@ -95,29 +90,11 @@ def _petsc_help() -> None:
 
 def start(main: Callable[[], float]) -> None:
     """Call main() as the program: exit codes, and no rank left waiting for one that failed."""
-    comm = MPI.COMM_WORLD
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # the arrays of one step are too small to share
     try:
         main()
     except po.InputError as error:
-        if comm.rank == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        _leave(comm, 2)
+        leave(2, f"error: {error}")
     except Exception:  # the outermost call: whatever it is, no rank may be left waiting
-        print(traceback.format_exc(), file=sys.stderr, flush=True)
-        if comm.size > 1:
-            time.sleep(0.5)  # for mpiexec to pass the traceback on before it is ended as well
-            comm.Abort(1)
-        raise SystemExit(1) from None
-
-
-def _leave(comm: Any, code: int) -> None:
-    """Exit together if all ranks come here within `PATIENCE`, else end them all."""
-    if comm.size > 1:
-        request, deadline = comm.Ibarrier(), time.monotonic() + PATIENCE
-        while not request.Test():
-            if time.monotonic() > deadline:
-                comm.Abort(code)
-            time.sleep(0.01)
-    raise SystemExit(code)
+        leave(1, traceback.format_exc())
