@@ -18,6 +18,11 @@ from pdeopt.core.errors import (
     on_root as on_root,
     together as together,
 )
+from pdeopt.core.interrupt import (
+    Interrupted as Interrupted,
+    interruptible as interruptible,
+    interruption as interruption,
+)
 from pdeopt.core.lazy import attach as attach
 from pdeopt.core.messages import Messages as Messages
 from pdeopt.core.monitor import (
@@ -49,6 +54,12 @@ from pdeopt.core.settings import (
     read_inner as read_inner,
     sections as sections,
     setting as setting,
+)
+from pdeopt.core.storage import (
+    digest as digest,
+    read_tensors as read_tensors,
+    replace_file as replace_file,
+    write_tensors as write_tensors,
 )
 from pdeopt.core.team import Team as Team, TorchTeam as TorchTeam, team_of as team_of
 

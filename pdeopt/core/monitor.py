@@ -19,6 +19,7 @@ class Reason(IntEnum):
     DIVERGED_MAX_WORK: the limits of iterations and of evaluations. DIVERGED_STAGNATION: the trust region shrank to
     nothing. DIVERGED_LINE_SEARCH: no step lowers the merit function. DIVERGED_CYCLE: active sets come back.
     DIVERGED_LINEAR_SOLVE: a linear system could not be solved. DIVERGED_NAN: no finite values near the last point.
+    INTERRUPTED: a signal asked the run to end.
     """
 
     CONVERGED_OPTIMALITY = 2
@@ -33,6 +34,7 @@ class Reason(IntEnum):
     DIVERGED_TAO = -7
     DIVERGED_CYCLE = -8
     DIVERGED_MAX_WORK = -9
+    INTERRUPTED = -10
 
     @property
     def remedy(self) -> str:

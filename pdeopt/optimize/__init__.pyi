@@ -22,9 +22,9 @@ from pdeopt.optimize.descent.astrom import ASTROM as ASTROM
 # Interrupted runs.
 from pdeopt.optimize.checkpoint import (
     Checkpoint as Checkpoint,
+    CheckpointFile as CheckpointFile,
     read_checkpoint as read_checkpoint,
     read_memory as read_memory,
-    replace_file as replace_file,
     write_checkpoint as write_checkpoint,
     write_memory as write_memory,
 )

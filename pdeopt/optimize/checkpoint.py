@@ -1,32 +1,26 @@
-"""Checkpoints: a point, a method's memory and the history, in one safetensors file with a checksum.
+"""Checkpoints: a point, a method's memory and the history of a run, in the checked format of `core.storage`.
 
-Written beside the old file, synced and renamed over it, so that at every instant one complete file
-exists. Independent of the number of ranks. Nothing is ever unpickled.
+A file does not depend on the number of ranks. What a run goes on from is checked: the fingerprints of problem, data and
+method, that no tensor is missing or too many, shapes and types.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from petsc4py import PETSc
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import Tensor
 
 from pdeopt.control.problem import ControlProblem
-from pdeopt.core.arrays import Array, assign, copy
-from pdeopt.core.errors import InputError, on_root
-from pdeopt.core.monitor import DescentRecord, History, Record
+from pdeopt.core.arrays import assign, copy
+from pdeopt.core.errors import InputError, SolveFailure, on_root
+from pdeopt.core.interrupt import Interrupted, interruption
+from pdeopt.core.monitor import AnyRecord, DescentRecord, History, Record
+from pdeopt.core.storage import read_tensors, write_tensors
 
-FORMAT = "pdeopt checkpoint 2"
 FIELDS = ("state", "control", "parameters", "multiplier")
 
 
@@ -57,17 +51,10 @@ def write_checkpoint(path: str, problem: ControlProblem, fingerprint: dict[str, 
         checkpoint: what is written; the file does not depend on the number of ranks.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; the old one is as it was.
     """
-    arrays = dict(zip(FIELDS, _gather(problem, checkpoint)))
-    text = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "memory": checkpoint.memory,
-        "history": checkpoint.history.as_rows(),
-    }
-
-    on_root(problem.grid.mpi, lambda: _store(path, arrays, text))
+    tensors = dict(zip(FIELDS, _gather(problem, checkpoint)))
+    _write(problem.grid.mpi, path, fingerprint, checkpoint.memory, tensors, checkpoint.history)
 
 
 def read_checkpoint(path: str, problem: ControlProblem, fingerprint: dict[str, Any]) -> Checkpoint:
@@ -84,38 +71,43 @@ def read_checkpoint(path: str, problem: ControlProblem, fingerprint: dict[str, A
     Raises:
         InputError: no such file, a damaged file, or one of another problem; on all ranks.
     """
-    arrays, text = on_root(problem.grid.mpi, lambda: _load(path, fingerprint))
+    tensors, memory, history = on_root(problem.grid.mpi, lambda: _read(path, fingerprint, Record))
+    if set(tensors) != set(FIELDS):
+        raise InputError(f"-restart {path}", f"fields {', '.join(sorted(tensors))}", ", ".join(FIELDS))
     x, lam = problem.create_primal(), problem.create_multiplier()
-    parts = [_own_part(problem, arrays[name], size) for name, size in zip(FIELDS, _sizes(problem))]
+    parts = [_own_part(problem, tensors[name], size) for name, size in zip(FIELDS, _sizes(problem))]
     assign(x, *parts[:3])
     assign(lam, parts[3])
-    return Checkpoint(x, lam, text["memory"], History([Record(**row) for row in text["history"]]))
+    return Checkpoint(x, lam, memory, history)
 
 
-def write_memory(path: str, fingerprint: dict[str, Any], memory: dict[str, Any], history: History) -> None:
-    """Write what a `Minimizer` needs to go on, atomically. For unknowns that every rank has; one rank writes.
+def write_memory(
+    path: str, fingerprint: dict[str, Any], memory: Mapping[str, Any], history: History, comm: Any = None
+) -> None:
+    """Write what a `Minimizer` needs to go on, atomically. For unknowns that every rank has.
 
     Args:
         path: of the file, which is replaced.
         fingerprint: what must be equal at a restart, as JSON values.
         memory: `Minimizer.memory()`, tensors and numbers; more of both may be added.
         history: of all iterations so far.
+        comm: communicator or team whose first rank writes, collective then; None: this process writes.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; the old one is as it was.
     """
-    arrays = {name: value.detach().contiguous().numpy() for name, value in memory.items() if isinstance(value, Tensor)}
-    numbers = {name: value for name, value in memory.items() if name not in arrays}
-    text = {"format": FORMAT, "fingerprint": fingerprint, "memory": numbers, "history": history.as_rows()}
-    _store(path, arrays, text)
+    tensors = {name: value for name, value in memory.items() if isinstance(value, Tensor)}
+    numbers = {name: value for name, value in memory.items() if name not in tensors}
+    _write(comm, path, fingerprint, numbers, tensors, history)
 
 
-def read_memory(path: str, fingerprint: dict[str, Any]) -> tuple[dict[str, Any], History]:
+def read_memory(path: str, fingerprint: dict[str, Any], comm: Any = None) -> tuple[dict[str, Any], History]:
     """What `write_memory` wrote, for `minimize(x, memory=..., history=...)`.
 
     Args:
         path: of the file.
         fingerprint: as it was written.
+        comm: communicator or team whose first rank reads, collective then; None: this process reads.
 
     Returns:
         Memory and history.
@@ -123,84 +115,143 @@ def read_memory(path: str, fingerprint: dict[str, Any]) -> tuple[dict[str, Any],
     Raises:
         InputError: no such file, a damaged file, or one of another problem.
     """
-    arrays, text = _load(path, fingerprint)
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return tensors | text["memory"], History([DescentRecord(**row) for row in text["history"]])
+
+    def read() -> tuple[dict[str, Tensor], dict[str, Any], History]:
+        return _read(path, fingerprint, DescentRecord)
+
+    tensors, numbers, history = read() if comm is None else on_root(comm, read)
+    return tensors | numbers, history
 
 
-def _store(path: str, arrays: dict[str, Array], text: dict[str, Any]) -> None:
-    header = json.dumps(text)
-    replace_file(path, save(arrays, metadata={"header": header, "sha256": _checksum(arrays, header)}))
+class CheckpointFile:
+    """The checkpoints of one run: when they are due, what a signal does, and what happens where none can be written.
+
+        file = CheckpointFile(path, every=10, comm=MPI.COMM_WORLD)
+        with interruptible():
+            ... after each iteration: file.after(iteration, lambda: write_memory(...))
+            ... after the last: file.end(iteration, ...)
+
+    Args:
+        path: of the file; empty for a run without checkpoints, which signals end all the same.
+        every: iterations from one to the next.
+        comm: communicator or team of all ranks of the run.
+        warn: called on the first rank with a line for the user.
+
+    Attributes:
+        signal: that has ended the run; 0 for none.
+    """
+
+    def __init__(self, path: str, every: int, comm: Any, warn: Callable[[str], None]) -> None:
+        self.path, self.every, self.comm, self.warn = path, every, comm, warn
+        self.signal, self._done, self._is_failing = 0, 0, False
+        self._kept: int | None = None
+
+    def after(self, iteration: int, write: Callable[[], None]) -> None:
+        """Write if it is time to, or if a signal has come. Collective.
+
+        Args:
+            iteration: that is done.
+            write: the checkpoint of it; an `OSError` is told once, and the run goes on without checkpoints.
+
+        Raises:
+            Interrupted: a signal has come, to one of the ranks.
+        """
+        self.signal, self._done = interruption(self.comm), iteration
+        if self.signal or iteration % self.every == 0:
+            self.end(iteration, write)
+        if self.signal:
+            self.leave()
+
+    def end(self, iteration: int, write: Callable[[], None]) -> None:
+        """Write the checkpoint of the last iteration, if that is not done. Collective."""
+        if not self.path or self._is_failing or self._kept == iteration:
+            return
+        try:
+            write()
+            self._kept = iteration
+        except SolveFailure:  # a point that nothing goes on from
+            pass
+        except OSError as error:
+            self._is_failing = True
+            if self.comm.rank == 0:
+                reason = error.strerror or str(error)
+                self.warn(f"-checkpoint {self.path}: {reason}; {self._words()}, and the run goes on without")
+
+    def leave(self) -> None:
+        """Raise `Interrupted` where a signal has ended the run: once more when all its files are written."""
+        if self.signal:
+            raise Interrupted(self.signal, f"ended after iteration {self._done}; {self._words()}")
+
+    def _words(self) -> str:
+        if not self.path:
+            return "there is no checkpoint of it (-checkpoint FILE)"
+        if self._kept is None:
+            return f"no checkpoint of this run is in {self.path}"
+        return f"{self.path} holds the checkpoint of iteration {self._kept}"
 
 
-def replace_file(path: str, content: bytes) -> None:
-    """Put `content` at `path` so that a reader sees the old file or the new one, never a part."""
-    target = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # mkstemp's files are private
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+# -- history as tensors ------------------------------------------------------------------------------------
+
+
+def _write(
+    comm: Any, path: str, fingerprint: dict[str, Any], numbers: Any, tensors: Mapping[str, Tensor], history: History
+) -> None:
+    text = {"fingerprint": fingerprint, "memory": numbers}
+    whole = {**tensors, **_columns(history)}
+    if comm is None:
+        write_tensors(path, whole, text)
+    else:
+        on_root(comm, lambda: write_tensors(path, whole, text))
+
+
+def _read(
+    path: str, fingerprint: dict[str, Any], kind: type[AnyRecord]
+) -> tuple[dict[str, Tensor], dict[str, Any], History]:
+    tensors, text = read_tensors(path, fingerprint)
+    columns = {name: tensors.pop(name) for name in list(tensors) if name.startswith("history.")}
+    return tensors, text["memory"], _records(path, columns, kind)
+
+
+def _columns(history: History) -> dict[str, Tensor]:
+    """(iterations,) numbers of each column, and the notes as letters, a line each."""
+    found = {}
+    for name, values in history.columns().items():
+        if name == "note":
+            found["history.note"] = torch.tensor(list("\n".join(values).encode()), dtype=torch.uint8)
+        else:
+            kind = torch.int64 if all(type(value) is int for value in values) else torch.float64
+            found[f"history.{name}"] = torch.tensor(values, dtype=kind)
+    return found
+
+
+def _records(path: str, columns: dict[str, Tensor], kind: type[AnyRecord]) -> History:
+    names = [each.name for each in fields(kind)]
+    values = {name.removeprefix("history."): column.tolist() for name, column in columns.items()}
+    if values:
+        values["note"] = bytes(values.get("note", [])).decode().split("\n")
+    if values and (set(values) != set(names) or len({len(column) for column in values.values()}) != 1):
+        raise InputError(f"-restart {path}", f"a history of {', '.join(values)}", ", ".join(names))
+    return History([kind(**dict(zip(values, row))) for row in zip(*values.values())])
+
+
+# -- vectors of ranks --------------------------------------------------------------------------------------
 
 
 def _sizes(problem: ControlProblem) -> tuple[int, int, int, int]:
     return problem.layout.state_size, problem.layout.control_size, problem.layout.param_size, problem.layout.state_size
 
 
-def _gather(problem: ControlProblem, checkpoint: Checkpoint) -> list[Array]:
+def _gather(problem: ControlProblem, checkpoint: Checkpoint) -> list[Tensor]:
     """All fields, flat and whole, on rank 0; empty on the others."""
     entries = torch.cat([copy(checkpoint.x), copy(checkpoint.lam)]).split(_sizes(problem))
     gathered = (problem.grid.mpi.gather(part.numpy()) for part in entries)
-    return [np.empty(0) if parts is None else np.concatenate(parts) for parts in gathered]
+    return [torch.empty(0) if parts is None else torch.cat([torch.from_numpy(p) for p in parts]) for parts in gathered]
 
 
-def _own_part(problem: ControlProblem, whole: Array, size: int) -> Tensor:
+def _own_part(problem: ControlProblem, whole: Tensor, size: int) -> Tensor:
     start = int(problem.grid.mpi.exscan(size) or 0)
     total = int(problem.grid.mpi.allreduce(size))
-    if whole.size != total:
-        raise InputError("-restart", f"a field of {whole.size} numbers", f"{total} numbers, as this problem has")
-    return torch.from_numpy(whole[start : start + size].copy())
-
-
-def _checksum(arrays: dict[str, Array], header: str) -> str:
-    digest = hashlib.sha256(header.encode())
-    for name in sorted(arrays):
-        digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
-    return digest.hexdigest()
-
-
-def _load(path: str, fingerprint: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:
-    if not Path(path).is_file():
-        raise InputError("-restart", f"{path}, which is no file", "a file written by -checkpoint")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = metadata["header"]
-        if metadata["sha256"] != _checksum(arrays, header):
-            raise ValueError("checksum")
-        text = json.loads(header)
-        if text["format"] != FORMAT:
-            raise ValueError("format")
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise InputError(
-            "-restart", f"{path}, which is damaged or no checkpoint ({error})", "a file written by -checkpoint"
-        ) from None
-    for name, legal in fingerprint.items():
-        got = text["fingerprint"].get(name)
-        if got != legal:
-            raise InputError(f"-restart {path}: {name} of the checkpoint", got, f"{legal}, as this run has")
-    return arrays, text
+    if whole.shape != (total,) or whole.dtype != torch.float64:
+        got = f"a field of shape {tuple(whole.shape)}, {whole.dtype}"
+        raise InputError("-restart", got, f"{total} numbers of double precision, as this problem has")
+    return whole[start : start + size].clone()

@@ -19,6 +19,7 @@ from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import ReducedObjective, WindowSettings
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.interrupt import Interrupted
 from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor
 from pdeopt.core.options import defaults, set_default
 from pdeopt.core.settings import Section, Settings, read, setting
@@ -128,12 +129,18 @@ class TaoSolver:
     def solve(
         self, z: PETSc.Vec | None = None, *, monitors: Sequence[Monitor] = (), history: History | None = None
     ) -> ControlResult:
-        """Solve from the design z (default zero), which is copied. Collective."""
+        """Solve from the design z (default zero), which is copied. Collective.
+
+        Args:
+            monitors: called with each record; they may raise `Interrupted`.
+            history: of an interrupted run whose last point is z.
+        """
         #: design, state and multiplier of the last iteration
         self.design = self.problem.create_design() if z is None else z.copy()
         self.state, self.multiplier = self.problem.constant_state(self.design), self.problem.create_multiplier()
-        self.history, self._failure = history or History(), ""
-        self._first = int(self.history[-1].iteration) + 1 if len(self.history) else 0
+        self.history, self._failure = History(list(history.records) if history else []), ""
+        self._first = int(self.history[-1].iteration) if len(self.history) else 0
+        self._signal: Interrupted | None = None
         title = f"TAO ({self.type})"
         printing = [print_monitor(self.problem.grid.comm, title)] if self.settings.monitor else []
         self._monitors = [*printing, *monitors]
@@ -210,7 +217,9 @@ class TaoSolver:
     def _result(self, code: int) -> ControlResult:
         """The last good point, and why there is none after it."""
         reason, detail = Reason.DIVERGED_TAO, f"TAO reason {code}, type {self.type}"
-        if self._failure:
+        if self._signal is not None:
+            reason, detail = Reason.INTERRUPTED, str(self._signal)
+        elif self._failure:
             reason, detail = Reason.DIVERGED_NAN, self._failure
         elif self.history[-1].optimality <= self.settings.opt_tol:
             reason = Reason.CONVERGED_OPTIMALITY
@@ -228,15 +237,20 @@ class TaoSolver:
             record = self._record(tao, z, iteration)
         except SolveFailure as failure:
             self._failure = str(failure)
-            if iteration == 0:
+            if not len(self.history):
                 nan = math.nan
                 self.history.append(Record(self._first, nan, nan, nan, nan, 0, "no state"))
             return TAO_DIVERGED_USER
         self.state, self.multiplier = self.reduced.state(copy(z)), self.reduced.multiplier(copy(z))
         z.copy(self.design)
-        self.history.append(record)
-        for monitor in self._monitors:
-            monitor(record)
+        if self._first + iteration >= len(self.history):  # else the record of before
+            self.history.append(record)
+        try:
+            for monitor in self._monitors:
+                monitor(record)
+        except Interrupted as signal:
+            self._signal = signal
+            return TAO_DIVERGED_USER
         if record.optimality <= self.settings.opt_tol:
             return TAO_CONVERGED_USER
         return TAO_DIVERGED_MAXITS if iteration >= tao.getMaximumIterations() else TAO_CONTINUE_ITERATING

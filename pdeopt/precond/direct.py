@@ -68,6 +68,7 @@ def use_direct(pc: PETSc.PC, layout: KKTLayout) -> None:
         pc.setFactorSolverType("mumps")
         prefix = pc.getOptionsPrefix() or ""  # MUMPS reads no other place before its analysis
         set_default(f"{prefix}mat_mumps_icntl_7", "6")  # QAMD: quick, and parameters make dense rows
+        set_default(f"{prefix}mat_mumps_icntl_12", "1")  # no order by values: a restart factors as the whole run did
         set_default(f"{prefix}mat_mumps_icntl_14", "100")  # room for delayed pivots, in per cent
     else:
         pc.setType("python")

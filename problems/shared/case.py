@@ -17,7 +17,7 @@ from petsc4py import PETSc
 
 import pdeopt as po
 from pdeopt.control import PropagatorSettings
-from pdeopt.core import on_root, sections
+from pdeopt.core import interruptible, on_root, sections, unread
 from pdeopt.optimize import TaoSettings
 from pdeopt.optimize.fullspace import SQPSettings
 from pdeopt.steps import StepSettings
@@ -79,10 +79,11 @@ def run(case: Case) -> float:
     grid, begin = case.problem.grid, time.perf_counter()
     run = Run(case)
     check_targets(grid.mpi, run.report, run.solution, run.checkpoints)
-    result = run.solve()
+    with interruptible():
+        result = run.solve()
     po.require_all_read()
     seconds = time.perf_counter() - begin
-    if not result.converged:
+    if not result.converged and not run.files.signal:
         PETSc.Sys.Print(f"{case.name}: {result.message}", comm=grid.comm)
     run.write(result, seconds)
     PETSc.Sys.Print(
@@ -90,6 +91,7 @@ def run(case: Case) -> float:
         f"{result.message.split(':')[0]} ({seconds:.2f} s)",
         comm=grid.comm,
     )
+    run.files.leave()
     return result.objective
 
 
@@ -110,6 +112,7 @@ class Run:
 
     def __post_init__(self) -> None:
         settings = self.settings
+        self.files = self.checkpoints.of_run(self.case.problem.grid.mpi)
         if settings.solver not in BOUNDED and (settings.lower is not None or settings.upper is not None):
             legal = " | ".join(f"-solver {solver}" for solver in BOUNDED)
             raise po.InputError("-lower, -upper", f"-solver {settings.solver}", legal)
@@ -117,11 +120,15 @@ class Run:
     def solve(self) -> po.Result:
         """Solve; see `run`."""
         saved = self._restart()
-        return self._tao(saved) if self.settings.solver == "tao" else self._full_space(saved)
+        result = self._tao(saved) if self.settings.solver == "tao" else self._full_space(saved)
+        if saved is not None:
+            self.files.tell_if_finished(self.case.name, saved.history, result)
+        return result
 
     @property
     def _fingerprint(self) -> dict[str, Any]:
-        return {"problem": self.case.name, **self.case.parameters, "solver": self.settings.solver}
+        bounds = {"lower": self.settings.lower, "upper": self.settings.upper}
+        return {"problem": self.case.name, **self.case.parameters, "solver": self.settings.solver, **bounds}
 
     def _restart(self) -> po.Checkpoint | None:
         if not self.checkpoints.restart:
@@ -133,35 +140,42 @@ class Run:
         kind = "composite" if settings.solver == "sqp" else settings.solver
         solver = po.SQPSolver(self.case.problem, type=kind, lower=settings.lower, upper=settings.upper)
         if saved is None:
-            return solver.solve(observers=[self._observe])
-        history = po.History(saved.history.records[:-1])  # the last record is made again, from the same point
-        return solver.solve(saved.x, saved.lam, observers=[self._observe], memory=saved.memory, history=history)
+            result = solver.solve(observers=[self._observe])
+        else:
+            words = {"memory": saved.memory, "history": saved.history}
+            result = solver.solve(saved.x, saved.lam, observers=[self._observe], **words)
+        if self._count == 1 and self.case.problem.grid.mpi.allreduce(len(unread())):  # no step was made
+            solver.rehearse(self._method.x, self._method.lam)
+        self.files.end(result.iterations, lambda: self._save(self._method, result.history))
+        return result
 
     def _observe(self, method: Any, history: po.History) -> None:
         self._count += 1
+        self._method = method
         if self._count == 2:  # by now every solver and matrix has looked for its options
             po.require_all_read()
-        if self._is_due(history[-1]):
-            self._save(po.Checkpoint(method.x, method.lam, method.memory(), history))
+        self.files.after(history[-1].iteration, lambda: self._save(method, history))
+
+    def _save(self, method: Any, history: po.History) -> None:
+        self._write(po.Checkpoint(method.x, method.lam, method.memory(), history))
 
     def _tao(self, saved: po.Checkpoint | None) -> po.Result:
         problem, settings = self.case.problem, self.settings
         solver = po.TaoSolver(po.ReducedObjective(problem), settings.lower, settings.upper)
 
-        def save(record: Any) -> None:
-            if self._is_due(record):
-                x = problem.join(solver.state, solver.design)
-                self._save(po.Checkpoint(x, solver.multiplier, {}, solver.history))
+        def save() -> None:
+            x = problem.join(solver.state, solver.design)
+            self._write(po.Checkpoint(x, solver.multiplier, {}, solver.history))
 
+        monitors = [lambda record: self.files.after(record.iteration, save)]
         if saved is None:
-            return solver.solve(monitors=[save])
-        history = po.History(saved.history.records[:-1])
-        return solver.solve(problem.split(saved.x)[1], monitors=[save], history=history)
+            result = solver.solve(monitors=monitors)
+        else:
+            result = solver.solve(problem.split(saved.x)[1], monitors=monitors, history=saved.history)
+        self.files.end(result.iterations, save)
+        return result
 
-    def _is_due(self, record: Any) -> bool:
-        return bool(self.checkpoints.checkpoint) and record.iteration % self.checkpoints.checkpoint_every == 0
-
-    def _save(self, checkpoint: po.Checkpoint) -> None:
+    def _write(self, checkpoint: po.Checkpoint) -> None:
         po.write_checkpoint(self.checkpoints.checkpoint, self.case.problem, self._fingerprint, checkpoint)
 
     def write(self, result: po.Result, seconds: float) -> None:

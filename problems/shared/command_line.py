@@ -18,7 +18,7 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 import pdeopt as po
-from pdeopt.core import Section, leave
+from pdeopt.core import Interrupted, Section, leave
 
 #: Words that ask for help.
 HELP = ("-help", "--help", "-h")
@@ -96,5 +96,7 @@ def start(main: Callable[[], float]) -> None:
         main()
     except po.InputError as error:
         leave(2, f"error: {error}")
+    except Interrupted as signal:
+        leave(signal.exit_code, f"interrupted: {signal}")
     except Exception:  # the outermost call: whatever it is, no rank may be left waiting
         leave(1, traceback.format_exc())

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ from petsc4py import PETSc
 import nn_adapters as nna
 import pdeopt as po
 from nn_adapters.data.limits import LIMIT_MB
-from pdeopt.core import on_root
-from pdeopt.optimize import replace_file
+from pdeopt.core import on_root, replace_file
+from pdeopt.optimize import CheckpointFile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,6 +63,24 @@ class CheckpointFiles(po.Settings):
     checkpoint: str = po.setting("", "write checkpoints to this file")
     checkpoint_every: int = po.setting(1, "iterations from checkpoint to checkpoint", at_least=1)
     restart: str = po.setting("", "go on from this checkpoint")
+
+    def of_run(self, comm: Any) -> RunFiles:
+        """The checkpoints of one run on the ranks of a communicator."""
+        return RunFiles(self.checkpoint, self.checkpoint_every, comm, warn)
+
+
+class RunFiles(CheckpointFile):
+    """The checkpoints of a script's run."""
+
+    def tell_if_finished(self, name: str, before: po.History, result: po.Result) -> None:
+        """Say so where the run that a checkpoint is of had nothing left to do."""
+        if len(result.history) == len(before) and not self.signal:
+            PETSc.Sys.Print(f"{name}: the run of -restart was finished: nothing was left to do")
+
+
+def warn(line: str) -> None:
+    """A line for the user that is no result."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ class Minimizer(ABC):
             reason = self.test(record)
             return Reason.CONVERGED_TARGET if reason == Reason.ITERATING and until and until(self) else reason
 
-        return iterate(self, test, monitors=monitors, observers=observers, history=_without_last(history))
+        return iterate(self, test, monitors=monitors, observers=observers, history=history)
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         """Begin at x, (size,) double precision, which is this object's to keep.
@@ -242,11 +242,6 @@ def _check_start(x: Tensor, size: int) -> None:
         raise InputError("start", f"a tensor of shape {tuple(x.shape)}", f"({size},), the unknowns")
     if not bool(torch.isfinite(x).all()):
         raise InputError("start", "entries that are not finite", "finite numbers")
-
-
-def _without_last(history: History | None) -> History | None:
-    """The point of the last record is recorded again when a run goes on."""
-    return None if history is None else History(list(history.records[:-1]))
 
 
 def flattened(nested: dict[str, dict[str, Any]]) -> dict[str, Any]:

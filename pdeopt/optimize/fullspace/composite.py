@@ -118,29 +118,33 @@ class CompositeStep(FullSpaceMethod):
         self.trust = replace(self.trust, radius=self.trust.after(ratio, norms[0], max(norms[1:])))
         if not self.trust.accepts(ratio):
             return self._reject(ratio)
-        self._take(trial, trial_lam, s)
+        self._take(trial, trial_lam)
         return Reason.ITERATING
 
     def memory(self) -> dict[str, float]:
         """What a restart needs beside x and lam."""
-        factored = all(system.settings.precond == "direct" for system in (self._system, self._spare))
         return {
             "radius": self.trust.radius,
             "penalty": self.penalty,
+            "least_penalty": self._least_penalty,
             "restored": float(self._restored),
-            "factored": float(factored),
+            "prepared": float(self._prepared),
+            "non_finite": float(self._non_finite),
+            "factored": float(self._system.settings.precond == "direct"),
+            "spare_factored": float(self._spare.settings.precond == "direct"),
         }
 
     def recall(self, memory: dict[str, float]) -> None:
-        """Go on from the `memory` of an earlier run, whose multiplier is already corrected."""
+        """Go on from the `memory` of an earlier run."""
         self.trust = replace(self.trust, radius=memory["radius"])
-        self.penalty, self._restored = memory["penalty"], bool(memory["restored"])
-        if memory.get("factored"):
-            for system in (self._system, self._spare):
-                if system.settings.precond == "auto":
-                    system.factor_instead()
-        self._system.set_point(self.lin)
-        self._prepared = True
+        self.penalty, self._least_penalty = memory["penalty"], memory["least_penalty"]
+        self._restored, self._prepared = bool(memory["restored"]), bool(memory["prepared"])
+        self._non_finite = int(memory["non_finite"])
+        for system, name in ((self._system, "factored"), (self._spare, "spare_factored")):
+            if memory[name] and system.settings.precond == "auto":
+                system.factor_instead()
+        if self._prepared:  # the multiplier is already corrected
+            self._system.set_point(self.lin)
 
     def destroy(self) -> None:
         """Free the KKT solvers."""
@@ -176,7 +180,7 @@ class CompositeStep(FullSpaceMethod):
         point = self.x.copy()
         point.axpy(1.0, n)
         point.axpy(1.0, t)
-        trial = self.problem.at(point)
+        trial, self._point = self.problem.at(point), point
         if not (math.isfinite(trial.value) and math.isfinite(trial.residual.norm())):
             return trial, None
         trial_lam = self.lam.copy()
@@ -208,8 +212,8 @@ class CompositeStep(FullSpaceMethod):
         rpred = r.dot(left) - dlam.dot(J_t) - self.penalty * (J_t.dot(weight) + 2.0 * J_n.dot(weight))
         return part + self.penalty * normal, rpred
 
-    def _take(self, trial: Linearization, trial_lam: PETSc.Vec, s: PETSc.Vec) -> None:
-        self.x.axpy(1.0, s)
+    def _take(self, trial: Linearization, trial_lam: PETSc.Vec) -> None:
+        self._point.copy(self.x)  # to the last bit where the linearization is
         trial_lam.copy(self.lam)
         self.lin = trial
         self._system, self._spare = self._spare, self._system

@@ -109,7 +109,7 @@ class SQPSolver:
             lam: default zero, so that the first Hessian is that of the objective: an adjoint far from the
                 solution would put its curvature in the way.
             monitors, observers: called after each iteration; see `iterate`.
-            memory, history: of an interrupted run, to go on with the same iterates.
+            memory, history: of an interrupted run, to go on with the same iterates from its last point x, lam.
 
         Returns:
             a `ControlResult` with the last good point: state, design and multiplier, new vectors.
@@ -129,6 +129,23 @@ class SQPSolver:
         if self.settings.view:
             self._view(result)
         return result
+
+    def rehearse(self, x: PETSc.Vec, lam: PETSc.Vec) -> None:
+        """Make one step on copies and forget it: then all solvers have looked for their options. Collective.
+
+        For runs that end where they begin, so that a misspelt option is found there, too.
+
+        Args:
+            x, lam: from where.
+        """
+        method = self._method(x.copy(), lam.copy())
+        try:
+            method.record(0)
+            method.step()
+        except SolveFailure:  # of no interest
+            pass
+        finally:
+            method.destroy()
 
     def start(self, design: PETSc.Vec | None = None) -> PETSc.Vec:
         """A starting point: the design (default zero), with u_i = u_0 or, `-sqp_start state`, its state.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from pdeopt.core.errors import SolveFailure
+from pdeopt.core.interrupt import Interrupted
 from pdeopt.core.monitor import AnyRecord, History, Monitor, Reason, Result, explain
 
 
@@ -25,7 +26,7 @@ class Method(Protocol):
         """The last good point: a step that failed leaves the point as it was."""
 
 
-#: Called with the method and the history after each record, to save a checkpoint, say.
+#: Called with the method and the history after each record, to save a checkpoint, say; it may raise `Interrupted`.
 Observer = Callable[[Any, History], None]
 
 
@@ -37,16 +38,20 @@ def iterate(
     observers: Sequence[Observer] = (),
     history: History | None = None,
 ) -> Result:
-    """Step until `test` of the last record, or the step, gives a reason to stop.
+    """Step until `test` of the last record, or the step, or an observer that is interrupted, gives a reason to stop.
 
     Args:
-        history: records of an interrupted run that `method` goes on with.
+        history: records of an interrupted run that `method` goes on with; its point is that of the last one.
     """
-    history, reason, detail = history or History(), Reason.ITERATING, ""
+    history, reason, detail = History(list(history.records) if history else []), Reason.ITERATING, ""
+    is_again = len(history) > 0
     try:
         while reason == Reason.ITERATING:
-            record = method.record(_next_iteration(history))
-            history.append(record)
+            record = method.record(_next_iteration(history) - is_again)
+            if is_again:  # the record of before: what led there, the method has not seen
+                record, is_again = history[-1], False
+            else:
+                history.append(record)
             for monitor in monitors:
                 monitor(record)
             for observer in observers:
@@ -58,6 +63,8 @@ def iterate(
         reason, detail = Reason.DIVERGED_LINEAR_SOLVE, str(failure)
         if not history.records:
             history.append(method.unsolved())
+    except Interrupted as signal:
+        reason, detail = Reason.INTERRUPTED, str(signal)
     return method.result(reason, explain(reason, detail), history)
 
 
