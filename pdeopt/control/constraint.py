@@ -38,9 +38,10 @@ class TimeDependentConstraint(ABC):
     Attributes:
         state_dim, control_dim: unknowns of one step, n and m.
         param_dim: length of the global parameters `p`, found in `steps.p`; 0 for none.
-        state_mass, control_mass: inner products of one step's state and control, as `StepMatrix`, scipy or
-            dense matrices; None for the Euclidean one. They make norms, and with them iteration counts,
-            independent of the mesh.
+        state_mass, control_mass, param_mass: inner products of one step's state, of its control and of p, as
+            `StepMatrix`, scipy or dense matrices; None for the Euclidean one. They make norms, and with them
+            iteration counts, independent of the mesh. Where p is a field, `param_mass` is that of its space, an
+            L2 or H1 product, or the inverse covariance of a prior.
         conservative: steps conserve energy, as the midpoint rule does for waves; preconditioners then damp both
             ends of a step alike.
 
@@ -60,6 +61,7 @@ class TimeDependentConstraint(ABC):
     param_dim: int = 0
     state_mass: Any = None
     control_mass: Any = None
+    param_mass: Any = None
     conservative: bool = False
 
     @abstractmethod

@@ -1,6 +1,6 @@
 """The Riesz maps of a problem: inner products of states, design variables and constraint residuals.
 
-(u, v) = sum_i dt_i u_i'M v_i, (z, y) = sum_i dt_i (Ez)_i'Q(Ey)_i, (p, q) = p'q, and for residuals, which
+(u, v) = sum_i dt_i u_i'M v_i, (z, y) = sum_i dt_i (Ez)_i'Q(Ey)_i, (p, q) = p'P q, and for residuals, which
 are functionals, the dual norm |F|^2 = sum_i F_i'(dt_i M)^-1 F_i: the L2 norm in space-time of what the
 equation misses. In these norms iteration counts do not depend on the mesh.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
+import torch
 from petsc4py import PETSc
 from torch import Tensor
 
@@ -45,6 +46,12 @@ class DesignForm:
         self._solver.solve(right, left)
         return copy(left)
 
+    def diagonal(self) -> Tensor:
+        """The diagonal of the form. Collective."""
+        if self.problem.control_map is None:
+            return self.form.diagonal().reshape(-1)
+        return copy(self._mapped.getDiagonal())
+
     @cached_property
     def _mapped(self) -> PETSc.Mat:
         """With a control map, the form couples the steps."""
@@ -70,7 +77,7 @@ class DesignForm:
 class RieszMetric:
     """R x and R^-1 g for x = [u | z | p], and the norms made of them. Every verb is collective.
 
-    Masses M and Q are those that the constraint declares, `state_mass` and `control_mass`; the identity by default.
+    Masses M, Q and P are `state_mass`, `control_mass` and `param_mass` of the constraint; the identity by default.
     (See R. Kirby, From functional analysis to iterative methods, SIAM Rev. 52, 2010, and for optimization M. Hinze,
     R. Pinnau, M. Ulbrich, S. Ulbrich, Optimization with PDE Constraints, Springer, 2009.)
 
@@ -78,12 +85,13 @@ class RieszMetric:
         problem: the control problem.
 
     Attributes:
-        state_mass, control_mass: M and Q.
+        state_mass, control_mass, param_mass: M, Q and P.
         state, control: the forms dt_i M and dt_i Q of the steps of this rank.
         design: the form of flat design controls.
+        parameters: the form P of the global parameters, as of a single step.
 
     Raises:
-        InputError: masses of another size than n x n and m x m.
+        InputError: masses of another size than n x n, m x m and param_dim x param_dim.
 
     Example:
         >>> metric = RieszMetric(problem)
@@ -96,30 +104,42 @@ class RieszMetric:
         constraint = problem.constraint
         self.state_mass = StepMatrix.form(constraint.state_mass, problem.n, "constraint.state_mass")
         self.control_mass = StepMatrix.form(constraint.control_mass, problem.m, "constraint.control_mass")
+        self.param_mass = StepMatrix.form(constraint.param_mass, problem.param_dim, "constraint.param_mass")
         dt = problem.grid.steps.dt
         self.state, self.control = InnerProduct(dt, self.state_mass), InnerProduct(dt, self.control_mass)
         self.design = DesignForm(problem, self.control)
+        self.parameters = InnerProduct(torch.ones(1, dtype=torch.float64), self.param_mass)
 
     def primal(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R x: from x to the layout of gradients."""
         u, z, p = self.problem.fields(x)
-        return self.problem.layout.pack(out, self.state.multiply(u), self.design.multiply(z), p)
+        return self.problem.layout.pack(out, self.state.multiply(u), self.design.multiply(z), self.of_parameters(p))
 
     def primal_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R^-1 g: the Riesz representative of a gradient."""
         u, z, p = self.problem.fields(g)
-        return self.problem.layout.pack(out, self.state.solve(u), self.design.solve(z), p)
+        return self.problem.layout.pack(out, self.state.solve(u), self.design.solve(z), self.parameters.solve(p[None]))
+
+    def of_parameters(self, p: Tensor) -> Tensor:
+        """P p, (param_dim,)."""
+        return self.parameters.multiply(p[None])[0]
 
     def design_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R^-1 g for a gradient in the design variables alone."""
         z, p = self.problem.layout.design_fields(g)
-        assign(out, self.design.solve(z), p[: self.problem.layout.param_size])
-        return out
+        return self._pack_design(out, self.design.solve(z), self.parameters.solve(p[None])[0])
 
     def design_lumped(self) -> PETSc.Vec:
-        """The row sums of the metric of the design variables, a new vector."""
-        out, z, p = self.problem.create_design(), *self.problem.layout.design_fields(self.problem.create_design())
-        assign(out, self.design.multiply(z + 1.0), (p + 1.0)[: self.problem.layout.param_size])
+        """A diagonal for the metric of the design variables, a new vector: its row sums, as of a mass, or its diagonal
+        where that is larger, as of a stiffness matrix, whose rows sum up to nothing."""
+        out = self.problem.create_design()
+        out.set(1.0)
+        z, p = self.problem.layout.design_fields(out)
+        z = torch.maximum(self.design.multiply(z), self.design.diagonal())
+        return self._pack_design(out, z, torch.maximum(self.of_parameters(p), self.parameters.diagonal()[0]))
+
+    def _pack_design(self, out: PETSc.Vec, z: Tensor, p: Tensor) -> PETSc.Vec:
+        assign(out, z, p[: self.problem.layout.param_size])
         return out
 
     def root(self) -> PETSc.Vec:

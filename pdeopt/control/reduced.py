@@ -93,16 +93,8 @@ class ReducedObjective(SmoothFunction):
         return value, torch.cat([jz + fz, (jp + fp)[: self.problem.layout.param_size]])
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
-        lin, layout, propagator = self.linearization(x), self.problem.layout, self.problem.propagator
-        dz = self._design_vector(d)
-        dx = layout.join(layout.create_multiplier(), dz)
-        du = propagator.forward(lin.jacobian, -layout.rows(lin.jvp(dx, layout.create_multiplier())))
-        layout.pack(dx, du, *layout.design_fields(dz))
-        w = lin.hvp(None if self.gauss_newton else self.multiplier(x), dx, layout.create_primal())
-        w_u, w_z, w_p = layout.fields(w)
-        dlam = propagator.backward(lin.jacobian, -w_u)
-        _, fz, fp = lin.vjp_fields(dlam)
-        return torch.cat([w_z + fz, (w_p + fp)[: layout.param_size]])
+        lam = None if self.gauss_newton else self.multiplier(x)
+        return reduced_hessian(self.problem, self.linearization(x), lam, self._design_vector(d))
 
     # -- the point -------------------------------------------------------------------------------------------
 
@@ -206,6 +198,29 @@ class ReducedObjective(SmoothFunction):
         if problem.grid.mpi.allreduce(int(bool(form.zero_rows().any()))):
             return None
         return form
+
+
+def reduced_hessian(problem: ControlProblem, lin: Linearization, lam: PETSc.Vec | None, design: PETSc.Vec) -> Tensor:
+    """Z'L''Z times a direction of the design variables, by a sweep forward and one backward. Collective.
+
+    Args:
+        problem: the control problem.
+        lin, lam: its linearization at a point, and the multiplier there; None leaves the constraint's curvature out.
+        design: the direction [z | p].
+
+    Returns:
+        The flat entries of this rank, (design_size,).
+
+    Raises:
+        SolveFailure: the state Jacobian is singular.
+    """
+    layout, propagator = problem.layout, problem.propagator
+    dx = layout.join(layout.create_multiplier(), design)
+    du = propagator.forward(lin.jacobian, -layout.rows(lin.jvp(dx, layout.create_multiplier())))
+    layout.pack(dx, du, *layout.design_fields(design))
+    w_u, w_z, w_p = layout.fields(lin.hvp(lam, dx, layout.create_primal()))
+    _, fz, fp = lin.vjp_fields(propagator.backward(lin.jacobian, -w_u))
+    return torch.cat([w_z + fz, (w_p + fp)[: layout.param_size]])
 
 
 class WindowFunction(SmoothFunction):

@@ -126,6 +126,23 @@ def randomize(vec: PETSc.Vec, seed: int) -> PETSc.Vec:
     return vec
 
 
+def prices_controls(problem: ControlProblem) -> bool:
+    """Whether the objective has curvature in every control itself, as `ControlCost` gives it. Collective.
+
+    Args:
+        problem: whose objective is asked for a Hessian product at random controls.
+
+    Returns:
+        False where some control has none; its best value then hangs on the states alone, or is not there at all.
+    """
+    draw, rows = torch.Generator().manual_seed(0), problem.grid.n_local
+    z, dz = torch.randn(2, rows, problem.m, generator=draw, dtype=torch.float64)
+    p = torch.zeros(problem.param_dim, dtype=torch.float64)
+    u, steps = problem.initial_state(p).expand(rows, -1), problem.grid.steps.with_parameters(p)
+    _, h_z, _ = problem.objective.hvp(u, z, steps, torch.zeros_like(u), dz, p)
+    return float(problem.grid.max((problem.controls.adjoint(h_z) == 0).any().double())) == 0
+
+
 def assert_consistent(problem: ControlProblem, seed: int = 0) -> dict[str, float]:
     """Check F', its adjoint, J' and L'' of a problem at a random point by central differences. Collective.
 

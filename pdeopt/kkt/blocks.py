@@ -46,7 +46,7 @@ class KKTBlocks:
         W_pp: their Hessian, (param_dim, param_dim).
         window: what couples windows of so many steps is left out; None leaves out nothing.
         is_exact: W misses nothing but the curvature of the constraint; no state was given a weight.
-        whole: C and the form of the control before controls were fixed; None where none is fixed.
+        whole: C and the form of the control before design variables were fixed; None where none is fixed.
 
     Example:
         A step of Richardson's iteration for S lam = r, preconditioned by A W^-1 A':
@@ -89,7 +89,8 @@ class KKTBlocks:
                 f"{type(problem.constraint).__name__} without a sparsity pattern",
                 "declare constraint.pattern = StepPattern(A, B, C, W)",
             )
-        state, control, W_pp = metric.state, metric.control, torch.eye(problem.param_dim, dtype=torch.float64)
+        state, control = metric.state, metric.control
+        W_pp = metric.parameters.multiply(torch.eye(problem.param_dim, dtype=torch.float64))
         is_exact = True
         if operator.hessian != "metric":
             state, control = problem.objective.hessian_blocks(lin.u, lin.z_step, lin.steps)
@@ -98,13 +99,15 @@ class KKTBlocks:
             control = control.agreed(problem.grid)
             W_pp = _parameter_hessian(operator)
         A, B, C = (jacobian.blocks[name] for name in "ABC")
+        F_p = _parameter_columns(operator) if problem.param_dim else None
         whole = None if operator.fixed is None else (C, control)
         if whole is not None:
             C, control = _freed(operator, C, control)
+            F_p, W_pp = _freed_parameters(operator, F_p, W_pp)
         return cls(
             *(problem.grid, A, B, C, state, control, problem.constraint.conservative),
             design=None if problem.control_map is None else DesignForm(problem, control),
-            F_p=_parameter_columns(operator) if problem.param_dim else None,
+            F_p=F_p,
             W_pp=W_pp,
             is_exact=is_exact,
             whole=whole,
@@ -238,20 +241,35 @@ def _control_price(operator: KKTOperator, control: InnerProduct) -> float:
 
 
 def _freed(operator: KKTOperator, C: StepMatrix, control: InnerProduct) -> tuple[StepMatrix, InnerProduct]:
-    """C and the form of the control without the fixed controls, one a step."""
-    if operator.problem.control_map is not None:
+    """C and the form of the control without the fixed controls, one a step. Collective."""
+    assert operator.fixed is not None
+    problem = operator.problem
+    fixed = operator.fixed[: problem.control_size]
+    if problem.control_map is not None:
+        if float(problem.grid.max(fixed.any().double())) == 0:
+            return C, control
         raise InputError(
             "a preconditioner of the KKT system",
             "controls with a control map that are fixed at bounds",
             "-sqp_kkt_precond direct, or one control a step",
         )
-    assert operator.fixed is not None
-    pattern, fixed = control.matrix.sparsity, operator.fixed.reshape(len(control.weight), -1).double()
+    pattern, fixed = control.matrix.sparsity, fixed.reshape(len(control.weight), -1).double()
     free, diagonal = 1.0 - fixed, torch.from_numpy(pattern.rows == pattern.cols)
     values = free[:, pattern.rows] * free[:, pattern.cols] * control.matrix.values
     values += diagonal * fixed[:, pattern.rows] * operator.pin / control.weight[:, None]
     C = StepMatrix(C.sparsity, free[:, C.sparsity.cols] * C.values)
     return C, InnerProduct(control.weight, StepMatrix(pattern, values))
+
+
+def _freed_parameters(operator: KKTOperator, F_p: Tensor | None, W_pp: Tensor) -> tuple[Tensor | None, Tensor]:
+    """F_p and W_pp without the fixed parameters. Collective."""
+    assert operator.fixed is not None
+    if F_p is None:
+        return F_p, W_pp
+    own = operator.fixed[operator.problem.control_size :].double()
+    fixed = operator.problem.grid.from_first(own if len(own) else torch.zeros(len(W_pp), dtype=torch.float64))
+    free = 1.0 - fixed
+    return free[:, None, None] * F_p, free[:, None] * W_pp * free + torch.diag(operator.pin * fixed)
 
 
 def _parameter_hessian(operator: KKTOperator) -> Tensor:

@@ -158,7 +158,7 @@ class CoupledKKT(KKTOperator):
         matrix.setAttr("kkt", None)  # preconditioners of the standard form do not fit
         self.fixed = fixed
         if fixed is not None:
-            matrix.zeroRowsColumns(index_array(self.coupled.own_controls()[fixed.numpy()]), diag=self.pin)
+            matrix.zeroRowsColumns(index_array(self.coupled.standard()[1][fixed.numpy()]), diag=self.pin)
         return matrix
 
     def _continuity(self) -> tuple[sp.csr_matrix, sp.csr_matrix]:

@@ -3,8 +3,8 @@
 With W = R, the Riesz metric, it is the augmented system of composite-step methods: positive definite in
 the first block whatever the objective, also for a loss on the last state alone.
 
-Controls may be fixed, as those at an active bound are: their rows and columns become those of a small multiple of
-the identity, so small that sums over windows of steps, as of coarser grids, are those of the free controls.
+Controls and parameters may be fixed, as those at an active bound are: their rows and columns become those of a small
+multiple of the identity, so small that sums over windows of steps, as of coarser grids, are those of the free controls.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pdeopt.steps.sparse import Sparsity, StepMatrix
 
 Hessian = Literal["metric", "full", "gauss-newton"]
 
-#: The diagonal entry of a fixed control, relative to the mean lumped form of a control.
+#: The diagonal entry of a fixed design variable, relative to the mean lumped form of a control.
 FIXED_DIAGONAL = 1e-3
 
 
@@ -42,7 +42,7 @@ class KKTOperator:
     Attributes:
         layout: global numbers of the unknowns.
         lin, lam, fixed: the present point, see `set_point`.
-        pin: the diagonal entry of fixed controls.
+        pin: the diagonal entry of fixed design variables.
 
     Raises:
         InputError: another word for `hessian`.
@@ -70,18 +70,25 @@ class KKTOperator:
         Args:
             lin: gives F, its derivatives and those of J.
             lam: the multiplier of the full Hessian; the other Hessians do without.
-            fixed: which of the flat controls of this rank do not move, booleans; None on all ranks or on none.
+            fixed: which of the design variables [z | p] of this rank do not move, booleans, (design_size,); None on all
+                ranks or on none.
         """
         self.lin, self.lam, self.fixed = lin, lam if self.hessian == "full" else None, fixed
         if fixed is not None:
-            self.pin = FIXED_DIAGONAL * self._mean_control_form()
+            self.pin = FIXED_DIAGONAL * self._mean_design_form()
 
-    def _mean_control_form(self) -> float:
-        """1'Wzz 1 / 1'1 without the constraint's curvature; that of the metric where controls have no price."""
-        u, z, p = self.problem.fields(self._x)
-        ones = self.problem.layout.pack(self._x, torch.zeros_like(u), torch.ones_like(z), torch.zeros_like(p))
+    def _mean_design_form(self) -> float:
+        """1'Wzz 1 / 1'1 without the constraint's curvature, or that of the metric where controls have no price.
+
+        Of the parameters where there are no controls."""
+        layout, (u, z, p) = self.problem.layout, self.problem.fields(self._x)
+        has_controls = float(self.problem.grid.max(torch.tensor(float(layout.control_size)))) > 0
+        z, p = torch.full_like(z, float(has_controls)), torch.full_like(p, float(not has_controls))
+        ones = layout.pack(self._x, torch.zeros_like(u), z, p)
         size = 0.0 if self.hessian == "metric" else ones.dot(self.lin.hvp(None, ones, self._w))
-        return float((size if size > 0 else ones.dot(self.metric.primal(ones, self._w))) / ones.dot(ones))
+        if not size > 0:
+            size = self.problem.split(ones)[1].dot(self.metric.design_lumped())
+        return float(size / ones.dot(ones))
 
     def mult(self, matrix: PETSc.Mat | None, k: PETSc.Vec, out: PETSc.Vec) -> None:
         """out = K k; the verb of a PETSc shell matrix."""
@@ -97,7 +104,7 @@ class KKTOperator:
     multTranspose = mult  # K is symmetric
 
     def _exchange_fixed(self, x: PETSc.Vec, values: Tensor | None = None) -> Tensor | None:
-        """Write zeros, or the pin times values, into the fixed controls of x; returns what they were."""
+        """Write zeros, or the pin times values, into the fixed design variables of x; returns what they were."""
         if self.fixed is None:
             return None
         place = torch.nonzero(self.fixed)[:, 0] + self.problem.layout.state_size
@@ -172,8 +179,8 @@ class KKTOperator:
         column = self.lin.parameter_column(lam, dp)
         if self.hessian != "metric":
             return column
-        first = self.problem.grid.is_first  # R is the identity in p, counted once
-        return *(torch.zeros_like(part) for part in column[:3]), dp * float(first), column[4]
+        first = self.problem.grid.is_first  # R in p is counted once
+        return *(torch.zeros_like(part) for part in column[:3]), self.metric.of_parameters(dp) * float(first), column[4]
 
     def _hessian_values(self, lam: Tensor | None) -> Tensor:
         """Entries of each step's W by colored Hessian products, (n_local, nnz)."""

@@ -31,6 +31,7 @@ from pdeopt.optimize.descent.rmtr import RMTR
 from pdeopt.optimize.descent.schwarz import SPQN
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer
 from pdeopt.optimize.fullspace.composite import CompositeSettings
+from pdeopt.optimize.fullspace.kktsolver import KKTSettings
 from pdeopt.optimize.fullspace.sqp import SQPSettings, SQPSolver
 from pdeopt.optimize.parts.bounds import Bound
 from pdeopt.optimize.tao import CONTROL_DEFAULTS, TaoSettings, TaoSolver
@@ -52,7 +53,7 @@ DESCENT: dict[str, type[Minimizer]] = {
     "rmtr": RMTR,
 }
 
-#: Methods that honor bounds on the controls.
+#: Methods that honor bounds.
 BOUNDED = ("active_set", *TAO)
 
 
@@ -83,7 +84,7 @@ def solve(
     callback: Callable[[ControlResult], None] | None = None,
     **settings: Any,
 ) -> ControlResult:
-    """min J(u, z, p) subject to the steps of the problem, and to bounds on the controls where there are some.
+    """min J(u, z, p) subject to the steps of the problem, and to bounds on controls and parameters, if there are some.
 
         result = solve(problem, lower=0.0, monitor=True)
         z = result.design.getArray()
@@ -100,14 +101,16 @@ def solve(
               quasi-Newton method with limited memory, see `TaoSolver`;
             - `lbfgs`, `ssbroyden`, `spqn`, `tr`, `apts`, `mgopt`, `rmtr`: an optimizer of smooth functions on the
               reduced objective, see `Minimizer`. Its unknowns are scaled by the Riesz metric as TAO's.
-        lower, upper: bounds on the controls, for active_set, tao and reduced: a number; or values of this rank, of its
-            controls, (control_size,) or (n_local, m), or of its design variables, as list, array, tensor or vector.
+        lower, upper: bounds for active_set, tao and reduced: a number for all controls; or values of this rank, of its
+            controls, (control_size,) or (n_local, m), or of controls and parameters, (control_size + param_dim,), as
+            list, array, tensor or vector. Without controls, of the parameters. Results keep them to the last bit.
         start: the first design [z | p], values of this rank, (control_size + param_size,), as list, array, tensor or
             vector, or a number for all; or an earlier result, whose state and multiplier serve, too. Default zero.
         monitor: True prints a line an iteration; a function is called with the record of each iteration.
         callback: called after each iteration with the result so far, whose `reason` is `Reason.ITERATING`.
         **settings: of the method, such as `max_it` and `opt_tol`, the largest number of iterations and the tolerance
-            of the gradient, which all methods have.
+            of the gradient, which all methods have; `precond="direct"` and other `KKTSettings` for sqp, newton and
+            active_set; `tao_type` for tao; `gauss_newton=True` leaves the curvature of the constraint out.
 
     Returns:
         design, state and multiplier, PETSc vectors; why it stopped; the history; and in `method` the method's name.
@@ -120,7 +123,7 @@ def solve(
     is_bounded = lower is not None or upper is not None
     name = chosen.method if chosen.method != "auto" else "active_set" if is_bounded else "sqp"
     if is_bounded and name not in BOUNDED:
-        raise InputError("bounds on the control", f"method {name}", " | ".join(("auto", *BOUNDED)))
+        raise InputError("bounds on the design", f"method {name}", " | ".join(("auto", *BOUNDED)))
     _check_settings(name, settings)
     run = _Run(problem, _start(problem, start), start if isinstance(start, ControlResult) else None, monitor, callback)
     if name in FULL_SPACE:
@@ -130,7 +133,7 @@ def solve(
     else:
         result = run.descent(name, settings)
     if chosen.view:
-        why = "" if chosen.method != "auto" else " (auto: bounds on the control)" if is_bounded else " (auto)"
+        why = "" if chosen.method != "auto" else " (auto: bounds)" if is_bounded else " (auto)"
         words = f"{result.message}; {result.iterations} iterations, J = {result.objective:.11e}"
         PETSc.Sys.Print(f"solve: method {result.method}{why}\n  {words}", comm=problem.grid.comm)
     return result
@@ -172,7 +175,8 @@ class _Run:
         return _named(solver.solve(self.design, monitors=[*self.monitors, observe]), name)
 
     def descent(self, name: str, settings: dict[str, Any]) -> ControlResult:
-        reduced, scale = ReducedObjective(self.problem), RieszMetric(self.problem).root()
+        reduced = ReducedObjective(self.problem, settings.pop("gauss_newton", False))
+        scale = RieszMetric(self.problem).root()
         given = CONTROL_DEFAULTS if name == "spqn" else {}
         given = given | {"gtol" if key == "opt_tol" else key: value for key, value in settings.items()}
         minimizer = DESCENT[name](with_coarse_space(reduced, scale), monitor=self.monitor is True, **given)
@@ -199,12 +203,14 @@ class _Run:
 
 def _check_settings(name: str, settings: dict[str, Any]) -> None:
     if name in FULL_SPACE:
-        groups = [SQPSettings, *([CompositeSettings] if name == "sqp" else [])]
+        groups = [SQPSettings, KKTSettings, *([CompositeSettings] if name == "sqp" else [])]
     else:
         groups = [TaoSettings] if name in TAO else [StopSettings, DESCENT[name].Settings]
     legal = {each.name for group in groups for each in fields(group)} - {"type", "monitor"}
     if name in DESCENT:
-        legal = legal - {"gtol"} | {"opt_tol"}
+        legal = legal - {"gtol"} | {"opt_tol", "gauss_newton"}
+    if name in TAO:
+        legal |= {"tao_type"}
     if unknown := sorted(set(settings) - legal):
         raise InputError(f"setting of method {name}", ", ".join(unknown), ", ".join(sorted(legal)))
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy as copy_of
 from dataclasses import dataclass
 from typing import Any
 
 from petsc4py import PETSc
+from torch import Tensor
 
 from pdeopt.control.coarse_time import with_coarse_space
 from pdeopt.control.metric import RieszMetric
@@ -35,7 +37,7 @@ from pdeopt.optimize.descent.quasinewton import LBFGS, SSBroyden
 from pdeopt.optimize.descent.rmtr import RMTR
 from pdeopt.optimize.descent.schwarz import SPQN
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer
-from pdeopt.optimize.parts.bounds import Bound, Bounds
+from pdeopt.optimize.parts.bounds import Bound, Bounds, InBox
 
 # TaoConvergedReason; petsc4py names the class `Reason` or `ConvergedReason`, by its version.
 TAO_CONTINUE_ITERATING, TAO_DIVERGED_MAXITS, TAO_DIVERGED_USER, TAO_CONVERGED_USER = 0, -2, -8, 8
@@ -89,6 +91,7 @@ class TaoSettings(Settings, prefix="sqp_", includes=(Section(TaoTypeSettings),))
 
     max_it: int = setting(1000, "largest number of iterations; -tao_max_it wins", at_least=0)
     opt_tol: float = setting(1e-8, "tolerance of the reduced gradient in the dual norm", above=0)
+    gauss_newton: bool = setting(False, "leave the constraint's curvature out of Hessian products (nls, ntr, ...)")
     monitor: bool = setting(False, "print a line an iteration")
 
 
@@ -104,7 +107,7 @@ class TaoSolver:
         reduced: the objective.
         lower, upper: bounds on the design variables, as for `Bounds.of`; None for none.
         prefix: of the options, before `tao_` and `sqp_`.
-        **defaults: settings that replace the defaults; options win.
+        **defaults: settings that replace the defaults, and `tao_type`; options win.
 
     Raises:
         InputError: bounds that cross, or a TAO type that knows no bounds.
@@ -113,18 +116,23 @@ class TaoSolver:
     def __init__(
         self, reduced: ReducedObjective, lower: Bound = None, upper: Bound = None, prefix: str = "", **defaults: object
     ) -> None:
-        self.reduced, self.problem, self.prefix = reduced, reduced.problem, prefix
-        self.metric = RieszMetric(self.problem)
-        self.settings = read(TaoSettings, prefix, **defaults)
         is_bounded = lower is not None or upper is not None
-        self.bounds = self._vectors(Bounds.of(self.problem, lower, upper)) if is_bounded else None
-        self.type = read(TaoTypeSettings, prefix, type="lmvm" if self.bounds is None else "blmvm").type
+        given = defaults.pop("tao_type", "blmvm" if is_bounded else "lmvm")
+        self.settings = read(TaoSettings, prefix, **defaults)
+        self.reduced, self.problem, self.prefix = reduced, reduced.problem, prefix
+        if self.settings.gauss_newton:
+            self.reduced = copy_of(reduced)
+            self.reduced.gauss_newton = True
+        self.metric = RieszMetric(self.problem)
+        self.bounds = Bounds.of(self.problem, lower, upper) if is_bounded else None
+        self.type = read(TaoTypeSettings, prefix, type=given).type
         if self.bounds is not None and self.type not in BOUNDED:
             raise InputError("-tao_type with bounds", self.type, " | ".join(BOUNDED))
         if self.type == "python":
             _check_python_type(read(TaoPythonSettings, prefix).python_type)
         self._scale = self.metric.root()
-        self._function = PetscFunction(ScaledFunction(reduced, copy(self._scale)))
+        whole = self.reduced if self.bounds is None else InBox(self.reduced, self.bounds)
+        self._function = PetscFunction(ScaledFunction(whole, copy(self._scale)))
 
     def solve(
         self, z: PETSc.Vec | None = None, *, monitors: Sequence[Monitor] = (), history: History | None = None
@@ -136,7 +144,7 @@ class TaoSolver:
             history: of an interrupted run whose last point is z.
         """
         #: design, state and multiplier of the last iteration
-        self.design = self.problem.create_design() if z is None else z.copy()
+        self.design = self._into_box(self.problem.create_design() if z is None else z.copy())
         self.state, self.multiplier = self.problem.constant_state(self.design), self.problem.create_multiplier()
         self.history, self._failure = History(list(history.records) if history else []), ""
         self._first = int(self.history[-1].iteration) if len(self.history) else 0
@@ -169,7 +177,7 @@ class TaoSolver:
         tao.setMaximumIterations(self.settings.max_it)
         tao.setAppCtx(_Context(self.reduced, self._scale))
         if self.bounds is not None:
-            tao.setVariableBounds(tuple(_product(bound, self._scale) for bound in self.bounds))
+            tao.setVariableBounds(tuple(map(self._scaled_bound, (self.bounds.lower, self.bounds.upper))))
         if self.type in QUASI_NEWTON:  # the default, a diagonal, takes ten times the iterations here
             set_default(f"{self.prefix}tao_{self.type}_mat_lmvm_scale_type", "scalar")
             set_default(f"{self.prefix}tao_{self.type}_mat_lmvm_hist_size", "10")
@@ -182,7 +190,19 @@ class TaoSolver:
     def _unscaled(self, y: PETSc.Vec) -> PETSc.Vec:
         z = y.duplicate()
         z.pointwiseDivide(y, self._scale)
+        return self._into_box(z)
+
+    def _into_box(self, z: PETSc.Vec) -> PETSc.Vec:
+        """z itself, moved into the bounds, which y keeps up to rounding only."""
+        if self.bounds is not None:
+            assign(z, self.bounds.nearest(copy(z)))
         return z
+
+    def _scaled_bound(self, end: Tensor) -> PETSc.Vec:
+        """A bound of y, with PETSc's infinity."""
+        bound = self.problem.create_design()
+        assign(bound, (end * copy(self._scale)).clamp(PETSc.NINFINITY, PETSc.INFINITY))
+        return bound
 
     def _value(self, y: PETSc.Vec) -> float:
         value = self._function.value(y)
@@ -206,13 +226,6 @@ class TaoSolver:
             away.copy(g)
             g.scale(2.0 * height / max(away.dot(away), 1e-300))
         return float(value + height)
-
-    def _vectors(self, bounds: Bounds) -> tuple[PETSc.Vec, PETSc.Vec]:
-        """Lower and upper bounds of the design, with PETSc's infinity."""
-        vectors = self.problem.create_design(), self.problem.create_design()
-        for vector, end in zip(vectors, (bounds.lower, bounds.upper)):
-            assign(vector, end.clamp(PETSc.NINFINITY, PETSc.INFINITY))
-        return vectors
 
     def _result(self, code: int) -> ControlResult:
         """The last good point, and why there is none after it."""
@@ -267,13 +280,9 @@ class TaoSolver:
         """|g| in the dual norm; with bounds |z - P(z - D^-2 g)| in D, P the projection onto the box."""
         if self.bounds is None:
             return self.metric.design_dual_norm(g)
-        step = _product(self._scale, self._scale)
-        step.pointwiseDivide(g, step)
-        step.aypx(-1.0, z)
-        step.pointwiseMax(step, self.bounds[0])
-        step.pointwiseMin(step, self.bounds[1])
-        step.axpy(-1.0, z)
-        return float(_product(step, self._scale).norm())
+        D, point = copy(self._scale), copy(z)
+        step = D * (self.bounds.nearest(point - copy(g) / D**2) - point)
+        return math.sqrt(float(self.problem.grid.sum(step @ step)))
 
 
 class _Context:

@@ -104,6 +104,14 @@ class InnerProduct:
         """Sums of absolute entries by row, (batch, n): what lumping makes of a mass."""
         return self.weight.abs()[:, None] * self.matrix.row_sums()
 
+    def diagonal(self) -> Tensor:
+        """The diagonal entries, (batch, n)."""
+        pattern, values = self.matrix.sparsity, self.matrix.values
+        rows, place = torch.from_numpy(pattern.rows), torch.from_numpy(pattern.rows == pattern.cols)
+        out = torch.zeros(len(values), pattern.shape[0], dtype=values.dtype)
+        out[:, rows[place]] = values[:, place]
+        return self.weight[:, None] * out
+
     def zero_rows(self) -> Tensor:
         """Where a row of a step's form is zero, (batch, n)."""
         return self.row_sums() == 0

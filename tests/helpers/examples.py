@@ -33,6 +33,7 @@ class Dense(TimeDependentConstraint):
         self.u_0 = torch.randn(n, generator=draw, dtype=torch.float64)
         self.state_mass = StepMatrix.constant(sp.diags([0.2, 1.0, 0.2], [-1, 0, 1], shape=(n, n)))
         self.control_mass = StepMatrix.constant(sp.diags([0.1, 0.7, 0.1], [-1, 0, 1], shape=(m, m)))
+        self.param_mass = np.array([[2.0, -0.9], [-0.9, 0.7]])
 
     def initial_state(self, p: Tensor) -> Tensor:
         return self.u_0 + torch.sin(self.V @ p) + 0.1 * p[0] * p[1]

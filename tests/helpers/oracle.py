@@ -21,7 +21,9 @@ class Oracle:
         self.sizes = [layout.state_size, layout.control_size, layout.param_size, layout.state_size]
         n_rows = grid.n_local * problem.m
         unit = torch.eye(layout.control_size, dtype=torch.float64)
-        self.E = torch.stack([problem.controls(z).reshape(-1) for z in unit], dim=1)
+        self.E = torch.zeros(n_rows, layout.control_size, dtype=torch.float64)
+        for k, z in enumerate(unit):
+            self.E[:, k] = problem.controls(z).reshape(-1)
         assert self.E.shape == (n_rows, layout.control_size)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,7 +61,8 @@ class Oracle:
             for mass, size in ((problem.constraint.state_mass, problem.n), (problem.constraint.control_mass, problem.m))
         )
         design = self.E.T @ torch.block_diag(*(h * Q for h in dt)) @ self.E
-        return torch.block_diag(*(h * M for h in dt), design, torch.eye(problem.param_dim, dtype=torch.float64))
+        P = torch.eye(problem.param_dim) if problem.constraint.param_mass is None else problem.constraint.param_mass
+        return torch.block_diag(*(h * M for h in dt), design, torch.as_tensor(P, dtype=torch.float64))
 
     def kkt(self, k: Tensor, which: str) -> Tensor:
         """[W F''; F' 0] with W = L'', J'' or R."""

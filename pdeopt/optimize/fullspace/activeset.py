@@ -1,14 +1,14 @@
-"""Bounds on the controls, lower <= z <= upper, by the primal-dual active set strategy in full space.
+"""Bounds on the design variables, lower <= [z | p] <= upper, by the primal-dual active set strategy in full space.
 
 M. Hintermueller, K. Ito, K. Kunisch, The primal-dual active set strategy as a semismooth Newton method, SIAM J.
 Optim. 13 (2002) 865-888. With the Lagrangian L = J + lam.F the optimality system is
 
-    L_u = 0,   L_p = 0,   L_z + mu = 0,   F = 0,   mu = max(0, mu + c(z - upper)) + min(0, mu + c(z - lower)).
+    L_u = 0,   L_d + mu = 0,   F = 0,   mu = max(0, mu + c(d - upper)) + min(0, mu + c(d - lower)),   d = [z | p].
 
-A step fixes the controls of the active sets, mu + c(z - upper) > 0 and mu + c(z - lower) < 0, at their bounds, and
-is Newton's for the others, which mu leaves alone. mu = -L_z is no unknown of its own. It is an integral and z a
-function: c is the lumped inner product of the controls times `THRESHOLD_FACTOR` and the price of control,
-1'J_zz 1 / 1'R_zz 1.
+A step fixes the variables of the active sets, mu + c(d - upper) > 0 and mu + c(d - lower) < 0, at their bounds, and
+is Newton's for the others, which mu leaves alone. mu = -L_d is no unknown of its own. It is an integral and d a
+function: c is the lumped inner product of the design times `THRESHOLD_FACTOR` and its price, 1'J_zz 1 / 1'R_zz 1 for
+the controls and the same for p.
 
 Where the problem is too nonlinear for full steps, quadratic programs take over, each solved by the same strategy:
 M. Hintermueller, M. Hinze, A SQP-semismooth Newton-type algorithm applied to control of the instationary
@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from petsc4py import PETSc
@@ -26,12 +28,13 @@ from torch import Tensor
 
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.problem import ControlProblem
-from pdeopt.core.monitor import Reason, Record
+from pdeopt.core.arrays import assign, copy
+from pdeopt.core.monitor import ControlResult, History, Reason, Record
 from pdeopt.kkt.operator import Hessian
 from pdeopt.optimize.fullspace.newton import NewtonKKT
 from pdeopt.optimize.parts.bounds import Bounds
 
-#: The smaller c, the more multipliers of the wrong sign move a control from one bound to the other at once.
+#: The smaller c, the more multipliers of the wrong sign move a variable from one bound to the other at once.
 THRESHOLD_FACTOR = 100.0
 
 #: A full step must bring the residual of the equations below this part of the smallest residual so far.
@@ -42,22 +45,23 @@ MAX_SETS = 50
 
 
 class ActiveSetKKT(NewtonKKT):
-    """Semismooth Newton: a step solves the KKT system of `NewtonKKT` with the active controls at their bounds.
+    """Semismooth Newton: a step solves the KKT system of `NewtonKKT` with the active variables at their bounds.
 
-    Full steps are taken, on quadratic problems to the end. They stop where active sets come back, or where L_u, L_p,
-    F and L_z of the free controls do not contract. From there on, with z moved into the box, a step is that of a
-    quadratic program: active sets of one linearization until they settle. It keeps to the bounds, and the line
-    search of `NewtonKKT` serves; the merit function's derivative gains -mu.dz <= 0.
+    Full steps are taken, on quadratic problems to the end. They stop where active sets come back, or where L_u, F and
+    L_d of the free variables do not contract. From there on, with d moved into the box, a step is that of a quadratic
+    program: active sets of one linearization until they settle. It keeps to the bounds, and the line search of
+    `NewtonKKT` serves; the merit function's derivative gains -mu.dd <= 0. Results are in the box to the last bit.
 
     Args:
         problem, x, lam: the start; both vectors are moved.
-        bounds: of the flat controls of this rank.
+        bounds: of the design variables of this rank.
         rtol: relative tolerance of the KKT solves.
-        outer: prefix of the linear solver's options, before `kkt_`; the preconditioner is "wathen",
-            with a control map "direct".
+        outer: prefix of the linear solver's options, before `kkt_`.
+        precond: its default preconditioner; see `KKTSolver`.
+        kkt: settings of the linear solver, by the names of `KKTSettings`.
 
     Attributes:
-        side: of the flat controls of this rank: 1 at the upper bound, -1 at the lower one, 0 free.
+        side: of the design variables of this rank: 1 at the upper bound, -1 at the lower one, 0 free.
         bound_multiplier: mu of these, an integral; zero where its sign is wrong.
     """
 
@@ -70,26 +74,31 @@ class ActiveSetKKT(NewtonKKT):
         *,
         rtol: float = 1e-8,
         outer: str = "sqp_",
+        precond: str = "wathen",
+        kkt: Mapping[str, Any] | None = None,
     ) -> None:
-        precond = "wathen" if problem.control_map is None else "direct"
-        super().__init__(problem, x, lam, rtol=rtol, outer=outer, precond=precond)
+        super().__init__(problem, x, lam, rtol=rtol, outer=outer, precond=precond, kkt=kkt)
         self.bounds, self._c = bounds, self._threshold()
         self._is_sqp, self._best = False, math.inf
         self._seen, self._sets, self._settled = list[bytes](), 0, True
 
     def _threshold(self) -> Tensor:
-        """c, (control_size,)."""
-        lumped, _ = self.problem.layout.design_fields(self.metric.design_lumped())
-        ones = self._primal(torch.ones_like(lumped))
-        price = ones.dot(self.lin.hvp(None, ones, ones.duplicate())) / float(self.problem.grid.sum(lumped.sum()))
-        return THRESHOLD_FACTOR * (price if price > 0 else 1.0) * lumped
+        """c, (design_size,)."""
+        lumped = copy(self.metric.design_lumped())
+        c, controls = torch.empty_like(lumped), self.problem.control_size
+        for part in (slice(0, controls), slice(controls, None)):
+            ones = torch.zeros_like(lumped)
+            ones[part] = 1.0
+            x, size = self._primal(ones), float(self.problem.grid.sum(lumped[part].sum()))
+            price = x.dot(self.lin.hvp(None, x, x.duplicate())) / size if size > 0 else 1.0
+            c[part] = THRESHOLD_FACTOR * (price if price > 0 else 1.0) * lumped[part]
+        return c
 
     def record(self, iteration: int) -> Record:
         self._evaluate()
-        u, z, p = self.problem.fields(self._gradient)
-        gradient = self.problem.layout.pack(self._gradient.duplicate(), u, z + self.bound_multiplier, p)
-        optimality, miss = self.metric.dual_norm(gradient), self.bounds.miss(self.lin.z, self.side)
-        feasibility = math.hypot(self._feasibility, self.metric.control_norm(miss))
+        gradient = self._replaced(self._gradient, self._design(self._gradient) + self.bound_multiplier)
+        optimality, miss = self.metric.dual_norm(gradient), self.bounds.miss(self._design(self.x), self.side)
+        feasibility = math.hypot(self._feasibility, self.metric.norm(self._primal(miss)))
         self._residual = math.hypot(feasibility, optimality)
         self._best = min(self._best, self._residual)
         krylov = sum(solver.take_iterations() for solver in self._solvers.values())
@@ -103,9 +112,15 @@ class ActiveSetKKT(NewtonKKT):
         """Gradient, residual and active sets at the point."""
         self._gradient = self.lin.lagrangian_gradient(self.lam)
         self._feasibility = self.metric.residual_norm(self.lin.residual)
-        mu = -self.problem.fields(self._gradient)[1]
-        self.side = self.bounds.side(self.lin.z, mu / self._c)
+        mu = -self._design(self._gradient)
+        self.side = self.bounds.side(self._design(self.x), mu / self._c)
         self.bound_multiplier = torch.where(self.side * mu > 0, mu, 0.0)
+
+    def result(self, reason: Reason, message: str, history: History) -> ControlResult:
+        """As of the base, with the design in the box: full steps meet bounds to rounding and to `feas_tol` only."""
+        result = super().result(reason, message, history)
+        assign(result.design, self.bounds.nearest(copy(result.design)))
+        return result
 
     def step(self) -> Reason:
         if not self._is_sqp:
@@ -136,70 +151,82 @@ class ActiveSetKKT(NewtonKKT):
         return True
 
     def _equations(self, lin: Linearization, lam: PETSc.Vec) -> float:
-        """The norm of L_u, L_p, F and L_z of the free controls."""
+        """The norm of L_u, F and L_d of the free variables."""
         g = lin.lagrangian_gradient(lam)
-        u, z, p = self.problem.fields(g)
-        g = self.problem.layout.pack(g, u, torch.where(self.side == 0, z, 0.0), p)
+        g = self._replaced(g, torch.where(self.side == 0, self._design(g), 0.0))
         return math.hypot(self.metric.dual_norm(g), self.metric.residual_norm(lin.residual))
 
     def _enter_box(self) -> bool:
-        """Move z to the nearest point of the box; whether that is another."""
-        u, z, p = self.problem.fields(self.x)
-        near = self.bounds.nearest(z)
-        moves = float(self.problem.grid.max((near != z).any().double())) > 0
+        """Move the design to the nearest point of the box; whether that is another."""
+        design = self._design(self.x)
+        near = self.bounds.nearest(design)
+        moves = float(self.problem.grid.max((near != design).any().double())) > 0
         if moves:
-            self.lin, self._note = self.problem.at(self.problem.layout.pack(self.x, u, near, p)), "into the box"
+            self._replaced(self.x, near).copy(self.x)
+            self.lin, self._note = self.problem.at(self.x), "into the box"
         return moves
 
     def _direction(self, hessian: Hessian) -> tuple[PETSc.Vec, PETSc.Vec, float]:
-        """dx, dlam and dx'W dx + mu.dz of the quadratic program.
+        """dx, dlam and dx'W dx + mu.dd of the quadratic program.
 
         NaN for the latter where W is not positive, or where active sets do not settle.
         """
-        side, seen = self.side, list[bytes]()
+        side, seen, design = self.side, list[bytes](), self._design(self.x)
         while (sets := self._digest(side)) not in seen and len(seen) < MAX_SETS:
             seen.append(sets)
             dx, dlam, mu = self._with_fixed(hessian, side)
             curvature = dx.dot(self._solver(hessian).operator.apply_hessian(dx, dx.duplicate()))
             if hessian == "full" and curvature < 0:
                 return dx, dlam, math.nan
-            dz = self.problem.fields(dx)[1]
-            side = self.bounds.side(self.lin.z + dz, mu / self._c)
-            miss, wrong = self.bounds.miss(self.lin.z + dz, side), torch.where(side * mu > 0, 0.0, mu)
-            error = math.hypot(self.metric.control_norm(miss), self.metric.dual_norm(self._primal(wrong)))
+            moved = self._design(dx)
+            side = self.bounds.side(design + moved, mu / self._c)
+            miss, wrong = self.bounds.miss(design + moved, side), torch.where(side * mu > 0, 0.0, mu)
+            error = math.hypot(self.metric.norm(self._primal(miss)), self.metric.dual_norm(self._primal(wrong)))
             if self._digest(side) == sets or error <= 100.0 * self.rtol * self._residual:  # sets of noise may flicker
                 self._sets = len(seen)
-                return dx, dlam, curvature + float(self.problem.grid.sum((mu * dz).sum()))
+                return dx, dlam, curvature + float(self.problem.grid.sum((mu * moved).sum()))
         self._settled = False
         return dx, dlam, math.nan
 
     def _with_fixed(self, hessian: Hessian, side: Tensor) -> tuple[PETSc.Vec, PETSc.Vec, Tensor]:
-        """dx with active controls at their bounds, dlam, and mu = -(L_z + (W dx + F'^T dlam)_z) of the active ones.
+        """dx with active variables at their bounds, dlam, and mu = -(L_d + (W dx + F'^T dlam)_d) of the active ones.
 
         The known part of dx goes to the right-hand side of K (dx, dlam) = -(L_x, F).
         """
         solver, fixed = self._solver(hessian), side != 0
-        some = float(self.problem.grid.max(fixed.any().double())) > 0
-        solver.set_point(self.lin, self.lam, fixed if some else None)
+        solver.set_point(self.lin, self.lam, self._held(side))
         W, jvp, vjp = solver.operator.apply_hessian, self.lin.jvp, self.lin.vjp
-        dx = self._primal(torch.where(fixed, -self.bounds.miss(self.lin.z, side), 0.0))
+        dx = self._primal(torch.where(fixed, -self.bounds.miss(self._design(self.x), side), 0.0))
         g, c = W(dx, dx.duplicate()), jvp(dx, self.lam.duplicate())
         g.axpy(1.0, self._gradient)
         c.axpy(1.0, self.lin.residual)
-        u, z, p = self.problem.fields(g)
-        free, dlam = solver.solve_blocks(self.problem.layout.pack(g, u, torch.where(fixed, 0.0, z), p), c, self.rtol)
+        g = self._replaced(g, torch.where(fixed, 0.0, self._design(g)))
+        free, dlam = solver.solve_blocks(g, c, self.rtol)
         dx.axpy(-1.0, free)
         dlam.scale(-1.0)
         g = W(dx, g)
         g.axpy(1.0, vjp(dlam, dx.duplicate()))
         g.axpy(1.0, self._gradient)
-        return dx, dlam, torch.where(fixed, -self.problem.fields(g)[1], 0.0)
+        return dx, dlam, torch.where(fixed, -self._design(g), 0.0)
 
-    def _primal(self, z: Tensor) -> PETSc.Vec:
-        """[0 | z | 0]."""
-        x = self.problem.create_primal()
-        u, _, p = self.problem.fields(x)
-        return self.problem.layout.pack(x, u, z, p)
+    def _held(self, side: Tensor | None = None) -> Tensor | None:
+        """The variables of active sets, default those of the point; None where none is active. Collective."""
+        fixed = (self.side if side is None else side) != 0
+        return fixed if float(self.problem.grid.max(fixed.any().double())) > 0 else None
+
+    def _design(self, x: PETSc.Vec) -> Tensor:
+        """The entries [z | p] of this rank."""
+        return copy(x)[self.problem.layout.state_size :]
+
+    def _replaced(self, x: PETSc.Vec, design: Tensor) -> PETSc.Vec:
+        """A copy of x with other design variables."""
+        out = x.copy()
+        assign(out, copy(x)[: self.problem.layout.state_size], design)
+        return out
+
+    def _primal(self, design: Tensor) -> PETSc.Vec:
+        """[0 | design]."""
+        return self._replaced(self.problem.create_primal(), design)
 
     def _digest(self, side: Tensor) -> bytes:
         """The same for equal sets. Collective."""

@@ -10,7 +10,9 @@ predicted reductions disagree (rpred); norms are those of the metric.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from petsc4py import PETSc
 
@@ -64,6 +66,7 @@ class CompositeStep(FullSpaceMethod):
         settings: constants of the method.
         gauss_newton: H without the constraint's curvature.
         outer: prefix of the linear solver's options, before `kkt_`.
+        kkt: settings of the linear solver, by the names of `KKTSettings`.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class CompositeStep(FullSpaceMethod):
         *,
         gauss_newton: bool = False,
         outer: str = "sqp_",
+        kkt: Mapping[str, Any] | None = None,
     ) -> None:
         self.problem, self.x, self.lam, self.settings = problem, x, lam, settings
         self.metric, self.gauss_newton = RieszMetric(problem), gauss_newton
@@ -82,7 +86,7 @@ class CompositeStep(FullSpaceMethod):
         self.trust = TrustRegion(settings.radius)
         self.penalty = self._least_penalty = settings.penalty * max(abs(self.lin.value), 1e-8)
         # The trial point has a system of its own, which becomes the current one when a step is taken.
-        self._system, self._spare = (KKTSolver(self.metric, "metric", outer, "auto") for _ in range(2))
+        self._system, self._spare = (KKTSolver(self.metric, "metric", outer, "auto", kkt) for _ in range(2))
         self._prepared = self._restored = False
         self._non_finite = 0
         self._note = ""

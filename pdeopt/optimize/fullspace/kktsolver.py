@@ -7,13 +7,16 @@ one of the preconditioners of `precond/`; any other solver of PETSc by `-{prefix
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
+from pdeopt.control.problem import ControlProblem
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import logged
 from pdeopt.core.settings import Settings, read_inner, setting
@@ -35,7 +38,12 @@ ROUNDING_RTOL = 1e-6
 MUMPS_OUT_OF_ROOM = (-8, -9, -11, -14, -15, -17, -19, -20)
 
 
-#: What `-precond` may be; "auto" is "wathen", and "direct" from where that fails; "none" leaves it to PETSc's options.
+#: Below these sizes factors are faster than iterations (measured for 1 to 128 states, 50 and 400 steps): states of a
+#: step, as of an ODE, whatever the number of steps, and unknowns of the whole matrix.
+SMALL_STEP, SMALL_MATRIX = 8, 10_000
+
+#: What `-precond` may be; "auto" is "direct" for small problems, else "wathen", and "direct" from where that fails;
+#: "none" leaves it to PETSc's options.
 PRECONDITIONERS: dict[str, type[Preconditioner] | None] = {
     "auto": WathenPC,
     "direct": None,
@@ -58,8 +66,8 @@ class KKTSettings(Settings, prefix="kkt_"):
 
     precond: str = setting(
         "direct",
-        "how KKT systems are solved: by factors of the whole matrix, by an iteration preconditioned in time, or by "
-        "wathen and from where that fails by factors (auto)",
+        "how KKT systems are solved: by factors of the whole matrix, by an iteration preconditioned in time, or "
+        "(auto) small ones by factors, others by wathen and from where that fails by factors",
         choices=tuple(PRECONDITIONERS),
         reads={name: context.reads for name, context in PRECONDITIONERS.items() if context is not None},
     )
@@ -74,6 +82,12 @@ class KKTSettings(Settings, prefix="kkt_"):
     window: int = setting(16, "steps of a window of the coupled KKT system", at_least=1)
 
 
+def is_small(problem: ControlProblem) -> bool:
+    """Whether the KKT matrix is better factored: few states a step, or few unknowns at all. Collective."""
+    unknowns = float(problem.grid.sum(float(problem.layout.kkt_size)))
+    return problem.constraint.pattern is not None and (problem.n <= SMALL_STEP or unknowns <= SMALL_MATRIX)
+
+
 class KKTSolver:
     """K s = r for one KKT operator that moves from point to point.
 
@@ -82,19 +96,29 @@ class KKTSolver:
         hessian: which K; see `KKTOperator`.
         outer: prefix of the options, `-{outer}kkt_ksp_type`, `-{outer}kkt_pc_type`, ...
         precond: default of `-{outer}kkt_precond` where the steps have a sparsity pattern.
+        given: settings of `KKTSettings` that come before these defaults; options win.
 
     Raises:
         InputError: a setting that is not legal.
     """
 
-    def __init__(self, metric: RieszMetric, hessian: Hessian, outer: str, precond: str = "direct") -> None:
+    def __init__(
+        self,
+        metric: RieszMetric,
+        hessian: Hessian,
+        outer: str,
+        precond: str = "direct",
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
         self.metric, self.problem = metric, metric.problem
-        self.outer, self.prefix = outer, outer + KKTSettings.prefix
+        self.outer, self.prefix, self._given = outer, outer + KKTSettings.prefix, dict(given or {})
         has_pattern = self.problem.constraint.pattern is not None
         petsc = PETSc.Options(self.prefix).hasName("pc_type")
         self.settings = self._read(precond if has_pattern and not petsc else "none")
         if self.settings.form == "coupled":
             self.settings = self._read("direct")
+        if self.settings.precond == "auto" and is_small(self.problem):
+            self.settings = replace(self.settings, precond="direct")
         self._coupled = self._create_coupled(hessian) if self.settings.form == "coupled" else None
         self.operator = self._coupled or KKTOperator(metric, hessian)
         wants_entries = self.settings.precond == "direct" or (has_pattern and self.settings.precond == "none")
@@ -102,11 +126,12 @@ class KKTSolver:
         self.is_assembled = assembled and self._coupled is None  # K, which gives the residuals
         self._matrix: PETSc.Mat | None = None
         self._ksp = self._create_ksp()
+        self._is_factored = False
         self.iterations = 0
 
     def _read(self, precond: str) -> KKTSettings:
         """From `-{outer}kkt_NAME`, else from `-kkt_NAME`."""
-        return read_inner(KKTSettings, self.outer, precond=precond)
+        return read_inner(KKTSettings, self.outer, **{"precond": precond} | self._given)
 
     def _create_coupled(self, hessian: Hessian) -> CoupledKKT:
         for name, legal in {"precond": ("direct", "none"), "mat_type": ("auto", "aij")}.items():
@@ -143,12 +168,23 @@ class KKTSolver:
     def set_point(self, lin: Linearization, lam: PETSc.Vec | None = None, fixed: Tensor | None = None) -> None:
         """Move to a linearization, see `KKTOperator`; factors are renewed at the next solve."""
         self.operator.set_point(lin, lam, fixed)
+        self._is_factored = False
         if self.is_assembled:
             self._matrix = self.operator.assemble()
         else:
             self._matrix = self._matrix or self.operator.shell()
             self._matrix.stateIncrease()  # tells PETSc that it changed
         self._ksp.setOperators(self._matrix if self._coupled is None else self._coupled.assemble())
+        if PETSc.Options(self.prefix).hasName("mat_view"):
+            self._show_matrix()
+
+    def _show_matrix(self) -> None:
+        """The matrix of the system by `-{prefix}mat_view`, assembled where it can be."""
+        matrix = self._ksp.getOperators()[0]
+        if matrix.getType() == "python" and self.problem.constraint.pattern is not None:
+            matrix = self.operator.assemble()
+        matrix.setOptionsPrefix(self.prefix)
+        matrix.viewFromOptions("-mat_view")
 
     @logged("pdeoptKKTSolve")
     def solve(self, rhs: PETSc.Vec, rtol: float) -> PETSc.Vec:
@@ -222,17 +258,40 @@ class KKTSolver:
         """Solve; where MUMPS ran out of workspace, with more of it."""
         for _ in range(6):
             self._ksp.solve(rhs, out)
-            pc = self._ksp.getPC()
-            if pc.getType() not in ("lu", "cholesky") or pc.getFactorSolverType() != "mumps":
+            if not self._is_mumps:
                 return
-            factor = pc.getFactorMatrix()
+            factor = self._ksp.getPC().getFactorMatrix()
             if factor.getMumpsInfog(1) not in MUMPS_OUT_OF_ROOM:
+                self._is_factored = factor.getMumpsInfog(1) >= 0
                 return
             room = 2 * max(factor.getMumpsIcntl(14), 50)
             PETSc.Options(self.prefix).setValue("mat_mumps_icntl_14", str(room))
             matrix = self._ksp.getOperators()[0]
             self._ksp.reset()  # MUMPS does not recover from this error: it starts again
             self._ksp.setOperators(matrix)
+
+    @property
+    def _is_mumps(self) -> bool:
+        pc = self._ksp.getPC()
+        return pc.getType() in ("lu", "cholesky") and pc.getFactorSolverType() == "mumps"
+
+    def factor(self) -> None:
+        """Factor the matrix of the present point now, where MUMPS does so at all. Collective."""
+        if self._is_mumps:
+            right = self._ksp.getOperators()[0].createVecRight()
+            self._solve_with_room(right, right.duplicate())
+
+    def descents(self) -> int | None:
+        """The number of negative eigenvalues of the reduced Hessian, by Sylvester's law from the factors' inertia.
+
+        K has as many negative eigenvalues as F' has rows, and these (N. I. M. Gould, On practical conditions for the
+        existence and uniqueness of solutions to the general equality quadratic programming problem, Math. Program. 32,
+        1985). None where the standard form was not factored since the last `set_point`.
+        """
+        if not (self._is_factored and self._coupled is None and self._ksp.getPC().getType() == "cholesky"):
+            return None
+        rows = self.problem.grid.num_steps * self.problem.n
+        return int(self._ksp.getPC().getFactorMatrix().getMumpsInfog(12)) - rows
 
     def norm(self, k: PETSc.Vec) -> float:
         """The dual norm of a right-hand side or residual [g | c]."""

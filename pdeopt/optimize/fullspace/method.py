@@ -8,8 +8,11 @@ from collections.abc import Callable
 from petsc4py import PETSc
 
 from pdeopt.control.linearization import Linearization
+from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
+from pdeopt.control.verify import prices_controls
 from pdeopt.core.monitor import ControlResult, History, Reason, Record
+from pdeopt.optimize.fullspace.curvature import NO_MINIMUM, curves_down
 
 
 class FullSpaceMethod:
@@ -30,9 +33,11 @@ class FullSpaceMethod:
         x: [u | z | p], the present state and design, a vector of `problem.create_primal`.
         lam: the multiplier of F = 0, (n_local, n) on each rank, a vector of `problem.create_multiplier`.
         lin: the problem's linearization at x.
+        metric: its norms.
     """
 
     problem: ControlProblem
+    metric: RieszMetric
     lin: Linearization
     x: PETSc.Vec
     lam: PETSc.Vec
@@ -42,7 +47,23 @@ class FullSpaceMethod:
 
     def result(self, reason: Reason, message: str, history: History) -> ControlResult:
         state, design = self.problem.split(self.x)
-        return ControlResult(design, reason, message, history, state, self.lam)
+        if reason == Reason.CONVERGED_OPTIMALITY and self.curves_down(history):
+            message = f"{message}: {NO_MINIMUM}"
+        return ControlResult(design, reason, with_price(message, reason, self.problem), history, state, self.lam)
+
+    def curves_down(self, history: History) -> bool:
+        """Whether the point that the method ends at is seen to be no minimum. Collective.
+
+        A method that follows negative curvature looks only where it never moved.
+        """
+        return len(history) == 1 and curves_down(self.metric, self.lin, self.lam)
+
+
+def with_price(message: str, reason: Reason, problem: ControlProblem) -> str:
+    """The message of a solver, with what is missing where it diverged and a control has no price. Collective."""
+    if reason >= 0 or prices_controls(problem):
+        return message
+    return f"{message}; a control has no price: add ControlCost to the objective"
 
 
 def full_space_test(max_it: int, opt_tol: float, feas_tol: float) -> Callable[[Record], Reason]:

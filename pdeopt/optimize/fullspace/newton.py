@@ -9,14 +9,18 @@ derivative along the step is -dx.W dx + 2 dlam.F - 2 rho |F|^2.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from petsc4py import PETSc
+from torch import Tensor
 
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
-from pdeopt.core.monitor import Reason, Record
+from pdeopt.core.monitor import History, Reason, Record
 from pdeopt.kkt.operator import Hessian
+from pdeopt.optimize.fullspace.curvature import curves_down
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.optimize.fullspace.method import FullSpaceMethod
 from pdeopt.optimize.parts.linesearch import Backtracking
@@ -41,6 +45,7 @@ class NewtonKKT(FullSpaceMethod):
             convergence allows.
         outer: prefix of the linear solver's options, before `kkt_`.
         precond: its default preconditioner; see `KKTSolver`.
+        kkt: settings of the linear solver, by the names of `KKTSettings`.
     """
 
     def __init__(
@@ -53,9 +58,11 @@ class NewtonKKT(FullSpaceMethod):
         rtol: float = 1e-8,
         outer: str = "sqp_",
         precond: str = "direct",
+        kkt: Mapping[str, Any] | None = None,
     ) -> None:
         self.problem, self.x, self.lam = problem, x, lam
         self.step_size, self.rtol, self.outer, self.precond = 1.0, rtol, outer, precond
+        self._kkt = dict(kkt or {})
         self.metric = RieszMetric(problem)
         self._solvers: dict[Hessian, KKTSolver] = {}
         self._note = ""
@@ -86,7 +93,7 @@ class NewtonKKT(FullSpaceMethod):
 
     def _solver(self, hessian: Hessian) -> KKTSolver:
         if hessian not in self._solvers:
-            self._solvers[hessian] = KKTSolver(self.metric, hessian, self.outer, self.precond)
+            self._solvers[hessian] = KKTSolver(self.metric, hessian, self.outer, self.precond, self._kkt)
         return self._solvers[hessian]
 
     def _direction(self, hessian: Hessian) -> tuple[PETSc.Vec, PETSc.Vec, float]:
@@ -134,6 +141,20 @@ class NewtonKKT(FullSpaceMethod):
         lam.copy(self.lam)
         self.step_size = size
         return Reason.ITERATING
+
+    def curves_down(self, history: History) -> bool:
+        """By the inertia of factors: of the last step's, or where these are missing or suspect, of new ones here."""
+        solver = self._solver("full")
+        if solver.descents() == 0:
+            return False
+        solver.set_point(self.lin, self.lam, self._held())
+        solver.factor()
+        descents = solver.descents()
+        return curves_down(self.metric, self.lin, self.lam, self._held()) if descents is None else descents > 0
+
+    def _held(self) -> Tensor | None:
+        """Which design variables do not move, see `KKTOperator.set_point`. Collective."""
+        return None
 
     def memory(self) -> dict[str, float]:
         """What a restart needs beside x and lam."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from petsc4py import PETSc
 
 from pdeopt.control.problem import ControlProblem
@@ -14,7 +14,7 @@ from pdeopt.core.monitor import History, Monitor, Result, print_monitor
 from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.optimize.fullspace.activeset import ActiveSetKKT
 from pdeopt.optimize.fullspace.composite import CompositeSettings, CompositeStep
-from pdeopt.optimize.fullspace.kktsolver import KKTSettings
+from pdeopt.optimize.fullspace.kktsolver import KKTSettings, is_small
 from pdeopt.optimize.fullspace.method import full_space_test
 from pdeopt.optimize.fullspace.newton import NewtonKKT
 from pdeopt.optimize.parts.bounds import Bound, Bounds
@@ -32,7 +32,7 @@ class SQPSettings(Settings, prefix="sqp_"):
 
     type: str = setting(
         "composite",
-        "full-space method: composite step, Newton, or Newton with bounds on the controls",
+        "full-space method: composite step, Newton, or Newton with bounds on controls and parameters",
         choices=("composite", "newton", "active_set"),
         reads={
             "composite": (Section(CompositeSettings), _kkt("auto")),
@@ -61,13 +61,15 @@ class SQPSolver:
 
     The state equation holds at the end only, so that an iteration costs linear solves with all steps at once and never
     a nonlinear one. `type` is the method: `composite`, globally convergent by a trust region with inexact solves;
-    `newton`, fast near the solution; `active_set`, Newton with bounds on the controls.
+    `newton`, fast near the solution; `active_set`, Newton with bounds on controls and parameters, which is what bounds
+    choose.
 
     Args:
         problem: the control problem.
         prefix: of the options, before `sqp_`; those of the linear solver are `-{prefix}sqp_kkt_ksp_type` and so on.
-        lower, upper: bounds on the controls (active_set), as for `Bounds.of`; None for none.
-        **defaults: settings that replace the defaults, `type="newton"` for instance; options win.
+        lower, upper: bounds on the design variables (active_set), as for `Bounds.of`; None for none.
+        **defaults: settings that replace the defaults, `type="newton"` or `precond="direct"` for instance; those of
+            `SQPSettings`, `CompositeSettings` and `KKTSettings`. Options win.
 
     Raises:
         InputError: a setting that is not legal, bounds that cross, or a type that knows none.
@@ -77,20 +79,20 @@ class SQPSolver:
         self, problem: ControlProblem, prefix: str = "", *, lower: Bound = None, upper: Bound = None, **defaults: object
     ) -> None:
         self.problem, self.prefix = problem, prefix
-        names = {name for cls in (SQPSettings, CompositeSettings) for name in cls.__dataclass_fields__}
+        groups = (SQPSettings, CompositeSettings, KKTSettings)
+        names = {name for group in groups for name in group.__dataclass_fields__}
         if unknown := set(defaults) - names:
             raise InputError("SQPSolver setting", ", ".join(sorted(unknown)), ", ".join(sorted(names)))
-        shared = {name: value for name, value in defaults.items() if name in SQPSettings.__dataclass_fields__}
-        own = {name: value for name, value in defaults.items() if name not in shared}
-        self.settings = read(SQPSettings, prefix, **shared)
+        shared, own, self.kkt = (
+            {name: value for name, value in defaults.items() if name in group.__dataclass_fields__} for group in groups
+        )
+        is_bounded = lower is not None or upper is not None
+        self.settings = read(SQPSettings, prefix, **({"type": "active_set"} if is_bounded else {}) | shared)
         is_composite = self.settings.type == "composite"
         self.composite = read(CompositeSettings, prefix, **own) if is_composite else None
         self.bounds = Bounds.of(problem, lower, upper)
-        if (lower is not None or upper is not None) and self.settings.type != "active_set":
-            raise InputError("bounds on the control", f"-{prefix}sqp_type {self.settings.type}", "active_set")
-        parameters = torch.cat([end[problem.control_size :] for end in (self.bounds.lower, self.bounds.upper)])
-        if problem.grid.max(parameters.isfinite().any().double()) > 0:
-            raise InputError("bounds", "bounds on the parameters p", "on the controls alone; TaoSolver takes both")
+        if is_bounded and self.settings.type != "active_set":
+            raise InputError("bounds on the design", f"-{prefix}sqp_type {self.settings.type}", "active_set")
 
     def solve(
         self,
@@ -162,12 +164,14 @@ class SQPSolver:
 
     def _method(self, x: PETSc.Vec, lam: PETSc.Vec) -> CompositeStep | NewtonKKT:
         outer, settings = self.prefix + SQPSettings.prefix, self.settings
+        words: dict[str, Any] = {"outer": outer, "kkt": self.kkt}
         if settings.type == "active_set":
-            bounds = self.bounds.first(self.problem.control_size)
-            return ActiveSetKKT(self.problem, x, lam, bounds, rtol=settings.kkt_rtol, outer=outer)
+            is_plain = self.problem.control_map is None and self.problem.param_dim == 0
+            words["precond"] = "wathen" if is_plain and not is_small(self.problem) else "direct"
+            return ActiveSetKKT(self.problem, x, lam, self.bounds, rtol=settings.kkt_rtol, **words)
         if self.composite is None:
-            return NewtonKKT(self.problem, x, lam, rtol=settings.kkt_rtol, outer=outer)
-        return CompositeStep(self.problem, x, lam, self.composite, gauss_newton=settings.gauss_newton, outer=outer)
+            return NewtonKKT(self.problem, x, lam, rtol=settings.kkt_rtol, **words)
+        return CompositeStep(self.problem, x, lam, self.composite, gauss_newton=settings.gauss_newton, **words)
 
     def _view(self, result: Result) -> None:
         lines = [f"SQP object ({self.prefix}sqp_): type {self.settings.type}"]

@@ -6,12 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import flat
 from pdeopt.core.errors import InputError
+from pdeopt.functions.smooth import SmoothFunction
 
 #: A number, or values as a list, array, tensor or vector; None for no bound.
 Bound = Any
@@ -34,31 +37,19 @@ class Bounds:
 
         Args:
             lower, upper: a number for all controls; or the values of this rank, of its controls, (control_size,) or
-                (n_local, m), or of its design variables, (control_size + param_size,). Where they do not name the
-                parameters p, these are free.
+                (n_local, m), or of the controls and all parameters, (control_size + param_dim,). Where they do not name
+                the parameters p, these are free. Without controls, of the parameters: a number, or (param_dim,).
 
         Raises:
             InputError: not real numbers, another size, NaN, or a lower bound above the upper one; on all ranks.
         """
-        lows, highs = (
-            flat(infinite if end is None else end, "bounds on the control")
-            for end, infinite in ((lower, -math.inf), (upper, math.inf))
-        )
-        controls, largest = problem.control_size, problem.grid.max
-        size = controls + problem.layout.param_size
-        if largest(torch.tensor(float(any(len(end) not in (1, controls, size) for end in (lows, highs))))) > 0:
-            legal = f"one, or those of this rank, {controls}" + (f" or {size}" if problem.param_dim else "")
-            raise InputError("bounds on the control", f"{len(lows)} and {len(highs)} numbers", legal)
-        free = torch.full((size,), math.inf, dtype=torch.float64)
-        bounds = cls(_filled(-free, lows, controls), _filled(free, highs, controls))
+        ends = {"lower bounds": (lower, -math.inf), "upper bounds": (upper, math.inf)}
+        bounds = cls(*(_filled(problem, values, free, what) for what, (values, free) in ends.items()))
+        largest = problem.grid.max
         crossed = ~(bounds.lower <= bounds.upper) | (bounds.lower == math.inf) | (bounds.upper == -math.inf)
         if largest(crossed.any().double()) > 0:
             raise InputError("bounds", "a lower bound above the upper one, or NaN", "lower <= upper")
         return bounds
-
-    def first(self, size: int) -> Bounds:
-        """Those of the first variables only."""
-        return Bounds(self.lower[:size], self.upper[:size])
 
     def nearest(self, x: Tensor) -> Tensor:
         """x moved into the bounds."""
@@ -75,7 +66,43 @@ class Bounds:
         return x - bound
 
 
-def _filled(free: Tensor, values: Tensor, controls: int) -> Tensor:
-    """One number for all controls, or the values of the first variables; `free` for the others."""
-    count = controls if len(values) == 1 else len(values)
-    return torch.cat([values.expand(count), free[count:]])
+class InBox(SmoothFunction):
+    """x -> f at the nearest point of the box: what a method sees that keeps to bounds up to rounding only.
+
+    Args:
+        whole: f.
+        bounds: of its unknowns.
+    """
+
+    def __init__(self, whole: SmoothFunction, bounds: Bounds) -> None:
+        super().__init__(whole.size, whole.comm, whole.costs, whole.tally)
+        self.whole, self.bounds = whole, bounds
+
+    def _value(self, x: Tensor) -> float:
+        return self.whole._value(self.bounds.nearest(x))
+
+    def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        return self.whole._value_and_gradient(self.bounds.nearest(x))
+
+    def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
+        return self.whole._hvp(self.bounds.nearest(x), d)
+
+
+def _filled(problem: ControlProblem, values: Bound, free: float, what: str) -> Tensor:
+    """Bounds of the design variables of this rank, (design_size,); infinite for those not named. Collective."""
+    layout, P = problem.layout, problem.param_dim
+    given = flat(free if values is None else values, what)
+    rows = (problem.grid.n_local, problem.m)
+    legal: set[tuple[int, ...]] = {(layout.control_size + P,)}
+    if has_controls := float(problem.grid.max(torch.tensor(float(layout.control_size)))) > 0:
+        legal |= {(layout.control_size,), *([rows] if problem.control_map is None else [])}
+    shape = tuple(given.shape if isinstance(values, PETSc.Vec) else np.shape(given if values is None else values))
+    wrong = len(given) != 1 and shape not in legal and shape != (layout.design_size,)
+    if float(problem.grid.max(torch.tensor(float(wrong)))) > 0:
+        words = " | ".join(map(str, sorted(legal)))
+        raise InputError(what, f"shape {shape}", f"a number, or values of this rank, of shape {words}")
+    size = layout.control_size if has_controls else layout.design_size
+    if len(given) == 1 and size != 1:
+        given = given.expand(size)
+    given = given[: layout.design_size]
+    return torch.cat([given, given.new_full((layout.design_size - len(given),), free)])

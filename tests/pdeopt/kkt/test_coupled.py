@@ -196,7 +196,7 @@ def test_a_matrix_refilled_at_another_point_is_that_of_the_point():
 def test_fixed_controls_do_not_move(options, name):
     problem = examples.EXAMPLES[name]()
     x, lam = randomize(problem.create_primal(), 4), randomize(problem.create_multiplier(), 5)
-    fixed, r = torch.arange(problem.layout.control_size) % 3 == 0, randomize(problem.create_kkt(), 6)
+    fixed, r = torch.arange(problem.layout.design_size) % 3 == 0, randomize(problem.create_kkt(), 6)
     found = []
     for form in ("standard", "coupled"):
         options(test_kkt_form=form, test_kkt_window=3)

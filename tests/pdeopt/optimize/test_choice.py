@@ -116,13 +116,15 @@ def test_the_command_line_wins_and_the_choice_is_shown(problem, options, capfd):
 
 BAD = {
     "method": (dict(method="bfgs"), r"auto \| sqp \| newton \| active_set"),
-    "setting": (dict(method="newton", memory=3), "gauss_newton, kkt_rtol"),
+    "setting": (dict(method="newton", memory=3), "gauss_newton, kkt_rtol, mat_type, max_it"),
+    "setting of tao": (dict(method="tao", precond="direct"), "tao_type"),
+    "type of tao": (dict(method="tao", tao_type="nls", lower=0.0), "blmvm"),
     "setting of another method": (dict(method="lbfgs", radius=3.0), "max_gradients"),
     "no bounds": (dict(method="lbfgs", lower=0.0), r"auto \| active_set"),
     "crossed": (dict(lower=1.0, upper=0.0), "lower <= upper"),
     "no number": (dict(lower=float("nan")), "lower <= upper"),
     "text": (dict(method="tao", upper="1"), "real numbers"),
-    "size": (dict(method="tao", upper=np.ones(3)), "one, or those of this rank, 50"),
+    "size": (dict(method="tao", upper=np.ones(3)), r"a number, or values of this rank, of shape \(10, 5\) \| \(50,\)"),
     "start": (dict(start=np.ones(3)), "one, or those of this rank, 50"),
     "infinite start": (dict(start=np.inf), "finite numbers"),
 }
@@ -139,5 +141,4 @@ def test_a_number_bounds_controls_and_not_parameters():
     problem = examples.dense()
     bounds = Bounds.of(problem, upper=1.0)
     assert bounds.upper.tolist() == [1.0] * problem.control_size + [math.inf] * problem.layout.param_size
-    with pytest.raises(po.InputError, match="parameters"):
-        po.solve(problem, upper=vec(problem, 1.0))
+    assert Bounds.of(problem, upper=vec(problem, 1.0)).upper.tolist() == [1.0] * problem.layout.design_size

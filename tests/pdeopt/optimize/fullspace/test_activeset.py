@@ -181,7 +181,7 @@ def fixed_system(name, hessian):
     problem = examples.EXAMPLES[name]()
     x, lam = randomize(problem.create_primal(), 4), randomize(problem.create_multiplier(), 5)
     x.scale(0.5)
-    lin, fixed = problem.at(x), torch.arange(problem.layout.control_size) % 3 == 0
+    lin, fixed = problem.at(x), torch.arange(problem.layout.design_size) % 3 == 0
     K = Oracle(problem).kkt(torch.cat([entries(x), entries(lam)]), hessian)
     place = torch.nonzero(fixed)[:, 0] + problem.layout.state_size
     K[place], K[:, place] = 0.0, 0.0
@@ -240,7 +240,7 @@ def test_a_control_map_wants_the_direct_solver(options):
 BAD = {
     "crossed": ({"lower": 1.0, "upper": 0.0}, "lower <= upper"),
     "nan": ({"lower": float("nan")}, "lower <= upper"),
-    "size": ({"upper": np.ones(2)}, "one, or those of this rank"),
+    "size": ({"upper": np.ones(2)}, "a number, or values of this rank"),
     "type": ({"upper": 1.0, "type": "newton"}, "active_set"),
 }
 

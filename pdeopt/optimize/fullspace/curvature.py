@@ -1,0 +1,81 @@
+"""Whether a stationary point is a minimum: does the Lagrangian curve down along a direction that keeps the equations?
+
+The curvature there is that of the reduced Hessian Z'L''Z, Z a basis of the kernel of F'. Where the KKT matrix of
+Newton's method was factored, its inertia tells (`KKTSolver.descents`). Elsewhere a few steps of Lanczos' method do:
+they find a direction of negative curvature unless it is nearly orthogonal to a random start, or flat beside the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+from pdeopt.control.linearization import Linearization
+from pdeopt.control.metric import RieszMetric
+from pdeopt.control.reduced import reduced_hessian
+from pdeopt.control.verify import randomize
+from pdeopt.core.arrays import assign, copy
+from pdeopt.core.errors import SolveFailure
+from pdeopt.steps.timegrid import TimeGrid
+
+#: Hessian products, a sweep forward and one backward in time each, and the part of an eigenvalue that is rounding.
+PRODUCTS, ROUNDING = 12, 1e-10
+
+#: What a solver says that ends at such a point.
+NO_MINIMUM = (
+    "a stationary point, but no minimum: J curves down from it; start elsewhere (-sqp_type composite follows curvature)"
+)
+
+
+def curves_down(metric: RieszMetric, lin: Linearization, lam: PETSc.Vec, fixed: Tensor | None = None) -> bool:
+    """Whether Lanczos' method finds a negative eigenvalue of the reduced Hessian at a feasible point. Collective.
+
+    Args:
+        metric: scales the design variables.
+        lin, lam: the point and its multiplier.
+        fixed: design variables of this rank that stay where they are, booleans, (design_size,); None for none.
+
+    Returns:
+        False also where the state Jacobian is singular.
+    """
+    problem, D = metric.problem, copy(metric.root())
+    design, free = problem.create_design(), torch.ones_like(D) if fixed is None else (~fixed).double()
+
+    def product(y: Tensor) -> Tensor:
+        assign(design, free * y / D)
+        return free * reduced_hessian(problem, lin, lam, design) / D
+
+    start = free * copy(randomize(problem.create_design(), 0))
+    try:
+        return has_negative_eigenvalue(product, start, problem.grid)
+    except SolveFailure:
+        return False
+
+
+def has_negative_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor, grid: TimeGrid) -> bool:
+    """Whether Lanczos' method sees one of a symmetric operator within `PRODUCTS` products. Collective.
+
+    Args:
+        product: the operator on the entries of this rank.
+        start: where its Krylov space begins, (size,).
+        grid: of the ranks.
+    """
+    w, basis, rows, largest = start, list[Tensor](), list[Tensor](), 0.0
+    while len(basis) < PRODUCTS and (size := math.sqrt(grid.sum(w @ w))) > 1e-12 * largest:
+        basis.append(w / size)
+        w, Q = product(basis[-1]), torch.stack(basis)
+        rows.append(grid.sum(Q @ w))
+        for _ in range(2):  # once leaves rounding behind
+            w = w - grid.sum(Q @ w) @ Q
+        T = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+        for k, row in enumerate(rows):
+            T[k, : k + 1] = T[: k + 1, k] = row
+        eigenvalues = torch.linalg.eigvalsh(T)
+        largest = float(eigenvalues.abs().max())
+        if float(eigenvalues[0]) < -ROUNDING * largest:
+            return True
+    return False
