@@ -30,7 +30,7 @@ class Oracle:
         u, z, p = x[: sum(self.sizes[:3])].split(self.sizes[:3])
         u_0 = self.problem.constraint.initial_state(p)
         levels = torch.cat([u_0[None], u.reshape(-1, self.problem.n)])
-        return levels, (self.E @ z).reshape(-1, self.problem.m), p
+        return levels, (self.E @ z).reshape(self.problem.grid.n_local, self.problem.m), p
 
     def J(self, x: Tensor) -> Tensor:
         u, z, p = self._parts(x)

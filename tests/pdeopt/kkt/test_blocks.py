@@ -155,17 +155,21 @@ def test_a_constraint_without_a_pattern_is_refused():
         KKTBlocks.of(operator_at_random(problem, "metric")[0])
 
 
-@pytest.mark.parametrize("hessian", ["metric", "gauss-newton"])
-@pytest.mark.parametrize("name", ["heat", "burgers"])
-def test_fixed_controls_do_not_act(name, hessian):
-    """Their rows and columns are those of a diagonal; the Schur complement is that of the free controls alone."""
+@pytest.mark.parametrize(
+    "name, hessian",
+    [("heat", "metric"), ("heat", "gauss-newton"), ("burgers", "gauss-newton"), ("dense", "metric")],
+)
+def test_fixed_controls_and_parameters_do_not_act(name, hessian):
+    """Their rows and columns are those of a diagonal; the Schur complement is that of the free ones alone."""
     problem = examples.EXAMPLES[name]()
     operator, k = operator_at_random(problem, hessian)
-    fixed = torch.rand(problem.layout.control_size, generator=torch.Generator().manual_seed(2)) < 0.4
+    fixed = torch.rand(problem.layout.design_size, generator=torch.Generator().manual_seed(2)) < 0.4
+    fixed[-1] = True
     operator.set_point(operator.lin, fixed=fixed)
     blocks, K = KKTBlocks.of(operator), Oracle(problem).kkt(k, hessian)
-    u, z, _, lam = fields(blocks)
-    free, held = torch.cat([u, z[~fixed]]), z[fixed]
+    u, z, p, lam = fields(blocks)
+    design = torch.cat([z, p])
+    free, held = torch.cat([u, design[~fixed]]), design[fixed]
     F = K[lam][:, free]
     S = F @ torch.linalg.solve(K[free][:, free], F.T)
     assert relative(matrix_of(SchurOperator(blocks)), S) <= 1e-12
