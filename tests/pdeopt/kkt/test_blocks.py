@@ -156,8 +156,7 @@ def test_a_constraint_without_a_pattern_is_refused():
 
 
 @pytest.mark.parametrize(
-    "name, hessian",
-    [("heat", "metric"), ("heat", "gauss-newton"), ("burgers", "gauss-newton"), ("dense", "metric")],
+    "name, hessian", [("heat", "metric"), ("heat", "gauss-newton"), ("burgers", "gauss-newton"), ("dense", "metric")]
 )
 def test_fixed_controls_and_parameters_do_not_act(name, hessian):
     """Their rows and columns are those of a diagonal; the Schur complement is that of the free ones alone."""
