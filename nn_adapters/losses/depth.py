@@ -62,14 +62,14 @@ class Rescaled(SmoothFunction):
         self.function, self.scale, self.tikhonov = function, scale, tikhonov
 
     def _value(self, x: Tensor) -> float:
-        return self.function._value(x / self.scale) + 0.5 * self.tikhonov * self.dot(x, x)
+        return self.function.evaluate_value(x / self.scale) + 0.5 * self.tikhonov * self.dot(x, x)
 
     def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        value, gradient = self.function._value_and_gradient(x / self.scale)
+        value, gradient = self.function.evaluate(x / self.scale)
         return value + 0.5 * self.tikhonov * self.dot(x, x), gradient / self.scale + self.tikhonov * x
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
-        return self.function._hvp(x / self.scale, d / self.scale) / self.scale + self.tikhonov * d
+        return self.function.evaluate_hvp(x / self.scale, d / self.scale) / self.scale + self.tikhonov * d
 
 
 def depth_hierarchy(losses: Sequence[NetworkLoss], tikhonov: float = 0.0) -> Hierarchy:

@@ -116,7 +116,7 @@ class NetworkLoss(SampledFunction):
         costs = self.costs.times(len(indices) / self.samples)
         return self._like(self.network, self.x[rows], self.y[rows], costs=costs)
 
-    def decompose(self, parts: int, overlap: int = 0, team: Any = None) -> Decomposition:
+    def decompose(self, parts: int | None = None, overlap: int = 0, team: Any = None) -> Decomposition:
         """The parameters in parts of neighboring layers."""
         return Decomposition.blocks(self.layers, parts, overlap, team)
 
@@ -124,11 +124,17 @@ class NetworkLoss(SampledFunction):
         """d -> f(x + R' d): in an `nn.Sequential`, layers before the part are evaluated once, at x.
 
         Neither they nor the weights after the part are differentiated. The costs say so, from the multiplications of
-        the layers; those of a network that is no `nn.Sequential` are the whole function's.
+        the layers; those of a network that is no `nn.Sequential` are the whole function's. What is counted for the
+        layers before the part is the way from the part before, as for one rank that takes all parts in order: so counts
+        do not depend on who has which part.
         """
         indices, children = decomposition.parts[part], self._children
         first, begin = (0, 0) if children is None else children.start_of(int(indices[0]))
+        is_kept = first in self._kept and torch.equal(self._kept[first][0], x[:begin])
         network, samples = (self.network[first:], self._features(first, x[:begin])) if first else (self.network, self.x)  # type: ignore[index]
+        if children is not None and first and not is_kept:
+            before = children.start_of(int(decomposition.parts[part - 1][0]))[0] if part else 0
+            self.tally.work += self.costs.value * children.share(before if before <= first else 0, first)
         free = _touched([p.numel() for p in network.parameters()], indices - begin)
         costs = self.costs if children is None else children.costs(self.costs, first, free)
         constant = 0.5 * self.tikhonov * float(x[:begin] @ x[:begin])
@@ -145,10 +151,8 @@ class NetworkLoss(SampledFunction):
         begin = max(kept, default=0)
         theta, x = self._kept[begin] if kept else (fixed[:0], self.x)
         if begin < first:
-            assert self._children is not None
             between = self._like(self.network[begin:first], x, self.y, tikhonov=0.0, tally=None)  # type: ignore[index]
             x = between.predict(fixed[len(theta) :], x)
-            self.tally.work += self.costs.value * self._children.share(begin, first)
             self._kept[first] = fixed.clone(), x
         return x
 

@@ -156,17 +156,23 @@ class PINN(SampledFunction):
         value = sum(t.add_gradient(layers, jets, first, last, sums) for t, jets in zip(self.evaluated, inputs))
         return value, self.network.flat_gradient(raw, sums)
 
-    def decompose(self, parts: int, overlap: int = 0, team: Any = None) -> Decomposition:
+    def decompose(self, parts: int | None = None, overlap: int = 0, team: Any = None) -> Decomposition:
         """Layers in groups of neighbors."""
         return Decomposition.blocks(self.layers, parts, overlap, team)
 
     def local(self, decomposition: Decomposition, part: int, x: Tensor) -> SmoothFunction:
         """d -> f(x + R' d). Where the part is some whole layers in a row, only these and those behind are evaluated.
 
-        The jets before the part are found here, which is counted as work.
+        The jets before the part are found here. What is counted is the way from the part before, as for one rank that
+        takes all parts in order: so counts do not depend on who has which part.
         """
         layers = self.network.whole_layers(decomposition.parts[part])
-        return Restriction(self, decomposition.parts[part], x) if layers is None else LocalPINN(self, *layers, x)
+        if layers is None:
+            return Restriction(self, decomposition.parts[part], x)
+        before = self.network.whole_layers(decomposition.parts[part - 1]) if part else None
+        way = self.times.forward(before[0] if before and before[0] <= layers[0] else 0, layers[0])
+        self.tally.work += self.costs.gradient * way / self.times.whole
+        return LocalPINN(self, *layers, x)
 
     def jets_before(self, layer: int, theta: Tensor) -> list[list[Tensor]]:
         """Jets at the input of a layer, a list for each term, from the last ones asked for as far as they hold."""
@@ -178,7 +184,6 @@ class PINN(SampledFunction):
         if start < layer:
             between = absorb_slopes(self.network.layers(theta)[start:layer])
             jets = [term.through(between, own, start) for term, own in zip(self.evaluated, jets)]
-            self.tally.work += self.costs.gradient * self.times.forward(start, layer) / self.times.whole
         self._kept = (layer, theta[: sum(self.network.sizes[:layer])].clone(), jets)
         return jets
 

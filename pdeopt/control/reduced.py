@@ -26,9 +26,9 @@ from pdeopt.control.metric import DesignForm
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.time_windows import window_problem
 from pdeopt.core.arrays import assign, copy
-from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.errors import SolveFailure
 from pdeopt.core.settings import Settings, read, setting
-from pdeopt.functions.decomposition import Decomposition
+from pdeopt.functions.decomposition import Decomposition, number_of_parts
 from pdeopt.functions.smooth import Costs, Operator, Restriction, SmoothFunction
 from pdeopt.steps.innerproduct import InnerProduct
 
@@ -140,7 +140,7 @@ class ReducedObjective(SmoothFunction):
 
     # -- windows of time ---------------------------------------------------------------------------------------
 
-    def decompose(self, parts: int, overlap: int = 0, team: object = None) -> Decomposition:
+    def decompose(self, parts: int | None = None, overlap: int = 0, team: object = None) -> Decomposition:
         """Windows of time of nearly equal numbers of steps; a rank works alone on windows that it owns whole.
 
         Raises:
@@ -150,8 +150,7 @@ class ReducedObjective(SmoothFunction):
         if not self._has_windows:
             return super().decompose(parts, overlap)
         N, m = grid.num_steps, problem.m
-        if not 1 <= parts <= N:
-            raise InputError("windows", parts, f"1 to {N}, the number of steps")
+        parts = number_of_parts(parts, N, "steps")
         cuts = [round(N * s / parts) for s in range(parts + 1)]
         windows = [(max(a - overlap, 0), min(b + overlap, N)) for a, b in pairwise(cuts)]
         own = [(max(a - grid.begin, 0), min(b - grid.begin, grid.n_local)) for a, b in windows]
@@ -247,17 +246,17 @@ class WindowFunction(SmoothFunction):
         reduced.start_from(lin.u[a:last])
         present = x[a * self.m : last * self.m]
         self.steps = Restriction(reduced, torch.arange(self.size), present)
-        self._offset = lin.value - reduced._value(present)
+        self._offset = lin.value - reduced.evaluate_value(present)
 
     def _value(self, x: Tensor) -> float:
-        return self._offset + self.steps._value(x)
+        return self._offset + self.steps.evaluate_value(x)
 
     def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        value, gradient = self.steps._value_and_gradient(x)
+        value, gradient = self.steps.evaluate(x)
         return self._offset + value, gradient
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
-        return self.steps._hvp(x, d)
+        return self.steps.evaluate_hvp(x, d)
 
     def preconditioner(self) -> Operator | None:
         form = self._form

@@ -15,13 +15,9 @@ from petsc4py import PETSc
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import writable
-from pdeopt.core.errors import PdeoptError
+from pdeopt.core.errors import DerivativeError as DerivativeError
 from pdeopt.functions.petsc import PetscFunction
 from pdeopt.functions.smooth import SmoothFunction
-
-
-class DerivativeError(PdeoptError, AssertionError):
-    """A derivative does not belong to its function."""
 
 
 def taylor_rates(errors: list[float], factor: float = 0.5) -> list[float]:

@@ -11,6 +11,7 @@ from pdeopt.core.arrays import (
 )
 from pdeopt.core.autodiff import columns as columns, gradient as gradient, is_plain as is_plain, jvp as jvp, vjp as vjp
 from pdeopt.core.errors import (
+    DerivativeError as DerivativeError,
     InputError as InputError,
     PdeoptError as PdeoptError,
     SolveFailure as SolveFailure,
@@ -35,6 +36,7 @@ from pdeopt.core.monitor import (
     explain as explain,
     logged as logged,
     print_monitor as print_monitor,
+    remedy as remedy,
 )
 from pdeopt.core.options import (
     defaults as defaults,

@@ -61,6 +61,10 @@ class SolveFailure(PdeoptError, ArithmeticError):
         return (type(self), (self.what, self.remedy))
 
 
+class DerivativeError(PdeoptError, AssertionError):
+    """A derivative does not belong to its function."""
+
+
 def on_root(comm: Any, function: Callable[[], T]) -> T:
     """Call `function` on rank 0 of the mpi4py communicator `comm`; its value or its error reaches all.
 

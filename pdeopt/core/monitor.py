@@ -15,9 +15,11 @@ class Reason(IntEnum):
     """Why a solver stopped: > 0 converged, < 0 diverged, 0 not yet; as PETSc.
 
     CONVERGED_OPTIMALITY: the gradient met its tolerance. CONVERGED_TARGET: the objective fell to a value that was
-    asked for. CONVERGED_TAO, DIVERGED_TAO: TAO says so, and its own reason stands in the message. DIVERGED_MAX_IT and
-    DIVERGED_MAX_WORK: the limits of iterations and of evaluations. DIVERGED_STAGNATION: the trust region shrank to
-    nothing. DIVERGED_LINE_SEARCH: no step lowers the merit function. DIVERGED_CYCLE: active sets come back.
+    asked for. CONVERGED_ROUNDING: what is left to gain is less than the rounding errors of the objective, and no
+    absolute tolerance was asked for. CONVERGED_TAO, DIVERGED_TAO: TAO says so, and its own reason stands in the
+    message. DIVERGED_MAX_IT and DIVERGED_MAX_WORK: the limits of iterations and of evaluations. DIVERGED_STAGNATION:
+    the objective does not fall any more where its gradient says that it should, or the trust region shrank to nothing.
+    DIVERGED_LINE_SEARCH: no step lowers the merit function. DIVERGED_CYCLE: active sets come back.
     DIVERGED_LINEAR_SOLVE: a linear system could not be solved. DIVERGED_NAN: no finite values near the last point.
     INTERRUPTED: a signal asked the run to end.
     """
@@ -25,6 +27,7 @@ class Reason(IntEnum):
     CONVERGED_OPTIMALITY = 2
     CONVERGED_TAO = 3
     CONVERGED_TARGET = 4
+    CONVERGED_ROUNDING = 5
     ITERATING = 0
     DIVERGED_MAX_IT = -2
     DIVERGED_STAGNATION = -3
@@ -36,22 +39,44 @@ class Reason(IntEnum):
     DIVERGED_MAX_WORK = -9
     INTERRUPTED = -10
 
-    @property
-    def remedy(self) -> str:
-        """What to try next; empty where there is nothing to mend."""
-        return _REMEDIES.get(self, "")
 
-
-_REMEDIES = {
-    Reason.DIVERGED_MAX_IT: "raise -sqp_max_it (-tao_max_it, -opt_max_it), or start closer to the solution",
-    Reason.DIVERGED_MAX_WORK: "raise -opt_max_gradients or -opt_max_work",
-    Reason.DIVERGED_STAGNATION: "loosen -sqp_opt_tol, or check the derivatives with pdeopt.control.verify",
-    Reason.DIVERGED_NAN: "the residual or objective is not finite near the last good iterate, which is kept",
-    Reason.DIVERGED_LINEAR_SOLVE: "use a direct KKT solver, or raise -sqp_kkt_ksp_max_it",
-    Reason.DIVERGED_LINE_SEARCH: "loosen -sqp_opt_tol (-opt_gtol), or try -sqp_type composite",
-    Reason.DIVERGED_CYCLE: "active sets come back: try -sqp_start state, a larger control weight, or -solver tao",
-    Reason.DIVERGED_TAO: "see -tao_monitor and -tao_view; try another -tao_type",
+#: What to try next, by the options of each family of solvers; what stands under "" serves all of them.
+_REMEDIES: dict[str, dict[Reason, str]] = {
+    "": {
+        Reason.DIVERGED_NAN: "the residual or objective is not finite near the last good iterate, which is kept",
+        Reason.DIVERGED_CYCLE: "active sets come back: try -sqp_start state, a larger control weight, or -solver tao",
+        Reason.DIVERGED_TAO: "see -tao_monitor and -tao_view; try another -tao_type",
+    },
+    "sqp": {
+        Reason.DIVERGED_MAX_IT: "raise -sqp_max_it, or start closer to the solution",
+        Reason.DIVERGED_STAGNATION: "loosen -sqp_opt_tol, or check the derivatives with pdeopt.assert_consistent",
+        Reason.DIVERGED_LINEAR_SOLVE: "use a direct KKT solver, or raise -sqp_kkt_ksp_max_it",
+        Reason.DIVERGED_LINE_SEARCH: "loosen -sqp_opt_tol, or try -sqp_type composite",
+    },
+    "tao": {
+        Reason.DIVERGED_MAX_IT: "raise -tao_max_it, or start closer to the solution",
+        Reason.DIVERGED_LINEAR_SOLVE: "start closer to the solution",
+    },
+    "opt": {
+        Reason.DIVERGED_MAX_IT: "raise -opt_max_it, or start closer to a minimum",
+        Reason.DIVERGED_MAX_WORK: "raise -opt_max_gradients or -opt_max_work",
+        Reason.DIVERGED_STAGNATION: "check the derivatives with the function's verify(x), or loosen -opt_gtol or "
+        "-opt_rtol",
+        Reason.DIVERGED_LINEAR_SOLVE: "the last good point is kept; start closer to a minimum",
+        Reason.DIVERGED_LINE_SEARCH: "check the derivatives with the function's verify(x), or loosen -opt_gtol or "
+        "-opt_rtol",
+    },
 }
+
+
+def remedy(reason: Reason, family: str) -> str:
+    """What to try next; empty where there is nothing to mend.
+
+    Args:
+        reason: why a solver stopped.
+        family: whose options are named: "sqp", "tao" or "opt".
+    """
+    return _REMEDIES[family].get(reason, _REMEDIES[""].get(reason, ""))
 
 
 @dataclass(frozen=True)
@@ -236,7 +261,7 @@ def print_monitor(comm: Any, title: str) -> Monitor:
     return monitor
 
 
-def explain(reason: Reason, detail: str = "") -> str:
+def explain(reason: Reason, detail: str = "", remedy: str = "") -> str:
     """The reason in words: its name, the detail and the remedy."""
     words = reason.name.replace("_", " ").lower()
-    return ": ".join(part for part in (words, detail, reason.remedy) if part)
+    return ": ".join(part for part in (words, detail, remedy) if part)

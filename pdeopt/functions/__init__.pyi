@@ -1,4 +1,5 @@
-from pdeopt.functions.decomposition import Decomposition as Decomposition
+from pdeopt.functions.border import number as number, pair as pair, vector as vector
+from pdeopt.functions.decomposition import Decomposition as Decomposition, number_of_parts as number_of_parts
 from pdeopt.functions.gram import GramSum as GramSum, SharedGrams as SharedGrams
 from pdeopt.functions.hierarchy import (
     Hierarchy as Hierarchy,
@@ -8,7 +9,7 @@ from pdeopt.functions.hierarchy import (
     window_transfer as window_transfer,
 )
 from pdeopt.functions.minibatch import Batches as Batches, Evaluation as Evaluation
-from pdeopt.functions.sharing import settle as settle, share as share
+from pdeopt.functions.sharing import alone as alone, settle as settle, share as share
 from pdeopt.functions.petsc import PetscFunction as PetscFunction
 from pdeopt.functions.smooth import (
     Costs as Costs,
@@ -26,5 +27,6 @@ from pdeopt.functions.subsampling import (
     inclusion as inclusion,
     uniform_numbers as uniform_numbers,
 )
+from pdeopt.functions.units import InUnits as InUnits, in_units as in_units, unit_of as unit_of
 
 __all__: list[str]

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from pdeopt.core.errors import InputError
 
+#: Parts where nobody says how many.
+DEFAULT_PARTS = 8
+
 
 class Decomposition:
     """Parts of the unknowns, which cover them all and may overlap.
@@ -77,12 +80,14 @@ class Decomposition:
             )
 
     @classmethod
-    def blocks(cls, sizes: Sequence[int], parts: int, overlap: int = 0, team: Any = None) -> Decomposition:
+    def blocks(
+        cls, sizes: Sequence[int], parts: int | None = None, overlap: int = 0, team: Any = None
+    ) -> Decomposition:
         """Neighboring blocks, layers or time steps, in `parts` nearly equal groups.
 
         Args:
             sizes: unknowns of each block, in order.
-            parts: how many groups.
+            parts: how many groups; see `number_of_parts`.
             overlap: blocks that a part takes from each neighbor.
             team: ranks that share the parts among them.
 
@@ -90,8 +95,7 @@ class Decomposition:
             InputError: more parts than blocks.
         """
         number = len(sizes)
-        if not 1 <= parts <= number:
-            raise InputError("parts of a decomposition", parts, f"1 to {number}, the number of blocks")
+        parts = number_of_parts(parts, number, "blocks")
         starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
         cuts = [round(number * s / parts) for s in range(parts + 1)]
         ranges = [(starts[max(a - overlap, 0)], starts[min(b + overlap, number)]) for a, b in pairwise(cuts)]
@@ -99,13 +103,13 @@ class Decomposition:
 
     @classmethod
     def even(
-        cls, size: int, parts: int, overlap: int = 0, comm: Any = MPI.COMM_SELF, team: Any = None
+        cls, size: int, parts: int | None = None, overlap: int = 0, comm: Any = MPI.COMM_SELF, team: Any = None
     ) -> Decomposition:
         """Neighboring unknowns in nearly equal parts, over all ranks of `comm`. Collective.
 
         Args:
             size: unknowns on this rank.
-            parts: how many.
+            parts: how many; see `number_of_parts`.
             overlap: unknowns that a part takes from each neighbor.
             comm, team: as for the decomposition itself.
 
@@ -114,8 +118,7 @@ class Decomposition:
         """
         sizes = comm.allgather(size)
         total, begin = sum(sizes), sum(sizes[: comm.rank])
-        if not 1 <= parts <= total:
-            raise InputError("parts of a decomposition", parts, f"1 to {total}, the number of unknowns")
+        parts = number_of_parts(parts, total, "unknowns")
         cuts = [round(total * s / parts) for s in range(parts + 1)]
         own = [(max(a - overlap - begin, 0), min(b + overlap - begin, size)) for a, b in pairwise(cuts)]
         return cls(size, [torch.arange(a, max(a, b)) for a, b in own], comm, team)
@@ -180,3 +183,21 @@ class Decomposition:
         for number, indices in enumerate(self.parts):
             masks[number, indices] = 1.0
         return torch.as_tensor(self.comm.allreduce((masks @ masks.T).numpy())) > 0
+
+
+def number_of_parts(parts: int | None, most: int, what: str) -> int:
+    """How many parts to make.
+
+    Args:
+        parts: asked for; None for `DEFAULT_PARTS`, or `most` where that is fewer.
+        most: parts that there can be.
+        what: is divided, in the plural.
+
+    Raises:
+        InputError: none, or more than there can be.
+    """
+    if parts is None:
+        return max(min(DEFAULT_PARTS, most), 1)
+    if not 1 <= parts <= most:
+        raise InputError("parts of a decomposition", parts, f"1 to {most}, the number of {what}")
+    return parts

@@ -146,18 +146,18 @@ class Hierarchy(SmoothFunction):
         return all(transfer.is_identity for transfer in self.transfers)
 
     def _value(self, x: Tensor) -> float:
-        return self.functions[0]._value(x)
+        return self.functions[0].evaluate_value(x)
 
     def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        return self.functions[0]._value_and_gradient(x)
+        return self.functions[0].evaluate(x)
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
-        return self.functions[0]._hvp(x, d)
+        return self.functions[0].evaluate_hvp(x, d)
 
     def local(self, decomposition: Decomposition, part: int, x: Tensor) -> SmoothFunction:
         return self.functions[0].local(decomposition, part, x)
 
-    def decompose(self, parts: int, overlap: int = 0, team: Any = None) -> Decomposition:
+    def decompose(self, parts: int | None = None, overlap: int = 0, team: Any = None) -> Decomposition:
         return self.functions[0].decompose(parts, overlap, team)
 
     def preconditioner(self) -> Operator | None:

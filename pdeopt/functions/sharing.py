@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from functools import partial
 from typing import TypeVar
 
 from pdeopt.core.errors import SolveFailure, agree
@@ -28,29 +28,47 @@ def share(team: Team | None, number: int, work: Callable[[int], T], tally: Tally
     Raises:
         SolveFailure: on all ranks, where it was raised on one.
     """
-    if team is None or team.size == 1:
-        return [work(task) for task in range(number)]
-    before, failure = tally.copy(), None
-    own: list[T] = []
+    size, rank = (1, 0) if team is None else (team.size, team.rank)
+    failure = None
+    own: list[tuple[T, Tally]] = []
     try:
-        own = [work(task) for task in range(number) if task * team.size // number == team.rank]
+        own = [alone(partial(work, task), tally) for task in range(number) if task * size // number == rank]
     except SolveFailure as found:
+        if team is None:
+            raise
         failure = found.bare()
-    agree(team, failure)
-    gathered = team.allgather((own, tally - before))
-    settle(tally, before, [calls for _, calls in gathered])
-    return [result for results, _ in gathered for result in results]
+    if team is not None and size > 1:
+        agree(team, failure)
+        own = [pair for of_rank in team.allgather(own) for pair in of_rank]
+    elif failure is not None:
+        raise failure
+    settle(tally, [calls for _, calls in own])
+    return [result for result, _ in own]
 
 
-def settle(tally: Tally, before: Tally, calls: Sequence[Tally]) -> None:
-    """Count what all ranks did since `before`, in the order of the ranks: the same bits, and so limits, on all.
+def alone(work: Callable[[], T], tally: Tally) -> tuple[T, Tally]:
+    """What `work` gives, and its own calls, which are not in `tally` until they are settled.
+
+    Args:
+        work: counts its calls in `tally`.
+        tally: ends as it was.
+    """
+    before = tally.copy()
+    tally.set(Tally())
+    try:
+        result = work()
+    finally:
+        own = tally.copy()
+        tally.set(before)
+    return result, own
+
+
+def settle(tally: Tally, calls: Sequence[Tally]) -> None:
+    """Count the calls of tasks, in the order of the tasks whoever did them: the same bits, and so limits, on all ranks.
 
     Args:
         tally: of this rank; it ends as that of all.
-        before: its state at the beginning.
-        calls: of each rank since then.
+        calls: of each task.
     """
-    for name, amount in asdict(before).items():
-        setattr(tally, name, amount)
     for each in calls:
         tally.add(each)

@@ -17,6 +17,7 @@ from mpi4py import MPI
 from torch import Tensor
 
 from pdeopt.core.errors import InputError
+from pdeopt.functions import border, differences
 from pdeopt.functions.decomposition import Decomposition
 
 #: A linear map of vectors of unknowns.
@@ -60,6 +61,11 @@ class Tally:
         for name, amount in asdict(other).items():
             setattr(self, name, getattr(self, name) + amount)
 
+    def set(self, other: Tally) -> None:
+        """Take the state of another tally."""
+        for name, amount in asdict(other).items():
+            setattr(self, name, amount)
+
     def copy(self) -> Tally:
         """The present state."""
         return Tally(**asdict(self))
@@ -82,8 +88,10 @@ class SmoothFunction(ABC):
 
     Users call `value`, `value_and_gradient` and `hvp`, which count in `tally` and weigh by `costs`; the methods with an
     underscore do the work and count nothing. All vectors are flat tensors (size,) of double precision, the unknowns of
-    this rank; inner products sum over the ranks, and all calls are collective over `comm`. Optimizers that split the
-    unknowns ask `local` and `decompose`, those that precondition `preconditioner`: each has a default that serves.
+    this rank; inner products sum over the ranks, and all calls are collective over `comm`. A subclass may return
+    values and gradients of NumPy, lists, or single precision: they are converted, and what is no vector of `size` real
+    numbers is an `InputError`. Optimizers that split the unknowns ask `local` and `decompose`, those that precondition
+    `preconditioner`: each has a default that serves. `verify` compares the derivatives with differences.
 
     A point without a value is no error: f is then infinite or NaN there, and optimizers step back. `SolveFailure` ends
     a run with its reason.
@@ -108,7 +116,7 @@ class SmoothFunction(ABC):
 
     def _value(self, x: Tensor) -> float:
         """f at x alone."""
-        return self._value_and_gradient(x)[0]
+        return border.pair(self._value_and_gradient(x), f"_value_and_gradient of {type(self).__name__}")[0]  # type: ignore[no-any-return]
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
         """f''(x) d; raises `InputError` where a subclass does not define it."""
@@ -118,13 +126,13 @@ class SmoothFunction(ABC):
         """f(x), x (size,). Collective over `comm`, as all calls."""
         self.tally.values += 1
         self.tally.work += self.costs.value
-        return self._value(x)
+        return self.evaluate_value(x)
 
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         """f(x) and f'(x), (size,)."""
         self.tally.gradients += 1
         self.tally.work += self.costs.gradient
-        return self._value_and_gradient(x)
+        return self.evaluate(x)
 
     def hvp(self, x: Tensor, d: Tensor) -> Tensor:
         """f''(x) d, (size,).
@@ -134,7 +142,39 @@ class SmoothFunction(ABC):
         """
         self.tally.hessian_products += 1
         self.tally.work += self.costs.hessian_product
-        return self._hvp(x, d)
+        return self.evaluate_hvp(x, d)
+
+    def evaluate_value(self, x: Tensor) -> float:
+        """As `value`, for functions made of this one: checked, and not counted."""
+        return border.number(self._value(border.vector(x, self.size, "x")), f"value of {type(self).__name__}")
+
+    def evaluate(self, x: Tensor) -> tuple[float, Tensor]:
+        """As `value_and_gradient`, for functions made of this one: checked, and not counted."""
+        name = type(self).__name__
+        found = self._value_and_gradient(border.vector(x, self.size, "x"))
+        value, gradient = border.pair(found, f"_value_and_gradient of {name}")
+        gradient = border.vector(gradient, self.size, f"gradient of {name}", own=True)
+        return border.number(value, f"value of {name}"), gradient
+
+    def evaluate_hvp(self, x: Tensor, d: Tensor) -> Tensor:
+        """As `hvp`, for functions made of this one: checked, and not counted."""
+        product = self._hvp(border.vector(x, self.size, "x"), border.vector(d, self.size, "direction"))
+        return border.vector(product, self.size, f"Hessian product of {type(self).__name__}", own=True)
+
+    def verify(self, x: Tensor, seed: int = 0) -> dict[str, float]:
+        """Compare gradient and Hessian products at x with differences along a random direction. Collective.
+
+        Args:
+            x: (size,), where f is smooth.
+            seed: of the direction.
+
+        Returns:
+            Relative errors by the names "gradient" and, where there are products, "hessian"; about 1e-8.
+
+        Raises:
+            DerivativeError: an error above 1e-5, beyond what rounding errors of f explain.
+        """
+        return differences.verify(self, x, seed)
 
     def local(self, decomposition: Decomposition, part: int, x: Tensor) -> SmoothFunction:
         """d -> f(x + R' d), R the restriction to a part of the unknowns; counted with the costs it has.
@@ -151,11 +191,11 @@ class SmoothFunction(ABC):
         """
         return Restriction(self, decomposition.parts[part], x)
 
-    def decompose(self, parts: int, overlap: int = 0, team: Any = None) -> Decomposition:
+    def decompose(self, parts: int | None = None, overlap: int = 0, team: Any = None) -> Decomposition:
         """The unknowns in parts of neighbors; functions that know better take whole layers, windows of time, ...
 
         Args:
-            parts: how many.
+            parts: how many; None for `DEFAULT_PARTS`, or as many as there can be where that is fewer.
             overlap: unknowns (layers, steps) that a part takes from each neighbor.
             team: ranks that share the parts, where the unknowns are on every rank.
 
@@ -181,8 +221,14 @@ class SmoothFunction(ABC):
         return float(self.sum(torch.dot(a, b)))
 
     def norm(self, a: Tensor) -> float:
-        """|a| over all ranks."""
-        return math.sqrt(self.dot(a, a))
+        """|a| over all ranks, also where squares of the entries are too large or too small for a number."""
+        square = self.dot(a, a)
+        if 1e-250 < square < 1e250 or math.isnan(square):
+            return math.sqrt(square)
+        largest = float(a.abs().max()) if len(a) else 0.0
+        largest = largest if self.comm.size == 1 else max(self.comm.allgather(largest))
+        a = a / largest if 0.0 < largest < math.inf else a
+        return largest * math.sqrt(self.dot(a, a)) if 0.0 < largest < math.inf else largest
 
     def sum(self, own: Tensor) -> Tensor:
         """The sum of the ranks' tensors."""
@@ -206,15 +252,15 @@ class Restriction(SmoothFunction):
         return self.x.index_add(0, self.indices, d)
 
     def _value(self, x: Tensor) -> float:
-        return self.whole._value(self._at(x))
+        return self.whole.evaluate_value(self._at(x))
 
     def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        value, gradient = self.whole._value_and_gradient(self._at(x))
+        value, gradient = self.whole.evaluate(self._at(x))
         return value, gradient[self.indices]
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
         direction = torch.zeros_like(self.x).index_copy(0, self.indices, d)
-        return self.whole._hvp(self._at(x), direction)[self.indices]
+        return self.whole.evaluate_hvp(self._at(x), direction)[self.indices]
 
 
 class ScaledFunction(SmoothFunction):
@@ -230,20 +276,20 @@ class ScaledFunction(SmoothFunction):
         self.whole, self.scale = whole, scale
 
     def _value(self, x: Tensor) -> float:
-        return self.whole._value(x / self.scale)
+        return self.whole.evaluate_value(x / self.scale)
 
     def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        value, gradient = self.whole._value_and_gradient(x / self.scale)
+        value, gradient = self.whole.evaluate(x / self.scale)
         return value, gradient / self.scale
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
-        return self.whole._hvp(x / self.scale, d / self.scale) / self.scale
+        return self.whole.evaluate_hvp(x / self.scale, d / self.scale) / self.scale
 
     def local(self, decomposition: Decomposition, part: int, x: Tensor) -> SmoothFunction:
         local = self.whole.local(decomposition, part, x / self.scale)
         return ScaledFunction(local, self.scale[decomposition.parts[part]])
 
-    def decompose(self, parts: int, overlap: int = 0, team: Any = None) -> Decomposition:
+    def decompose(self, parts: int | None = None, overlap: int = 0, team: Any = None) -> Decomposition:
         return self.whole.decompose(parts, overlap, team)
 
     def preconditioner(self) -> Operator | None:
@@ -288,14 +334,14 @@ class FirstOrderConsistent(SmoothFunction):
         self.shift = g - (model.value_and_gradient(d0)[1] if model_gradient is None else model_gradient)
 
     def _value(self, x: Tensor) -> float:
-        return self.model._value(x) + self.dot(self.shift, x - self.d0)
+        return self.model.evaluate_value(x) + self.dot(self.shift, x - self.d0)
 
     def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        value, gradient = self.model._value_and_gradient(x)
+        value, gradient = self.model.evaluate(x)
         return value + self.dot(self.shift, x - self.d0), gradient + self.shift
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
-        return self.model._hvp(x, d)
+        return self.model.evaluate_hvp(x, d)
 
     def preconditioner(self) -> Operator | None:
         return self.model.preconditioner()

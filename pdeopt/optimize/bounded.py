@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError
-from pdeopt.core.monitor import DescentRecord, History, Reason, Result, explain, print_monitor
+from pdeopt.core.monitor import DescentRecord, History, Reason, Result, explain, print_monitor, remedy
 from pdeopt.core.options import defaults
 from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize.descent.minimizer import StopSettings
@@ -68,6 +68,7 @@ class BoundedLBFGS:
         self.x = x.double().clamp(self.lower, self.upper)
         self.f, self.g = self.function.value_and_gradient(self.x)
         self._last = self.x, self.f, self.g
+        self._gtol = self.stop.tolerance(self.optimality())
         if math.isfinite(self.f) and math.isfinite(self.optimality()):
             self._run()
         else:
@@ -77,7 +78,7 @@ class BoundedLBFGS:
             raise self._error
         if self.reason == Reason.ITERATING:
             self.reason = Reason.DIVERGED_LINE_SEARCH
-        return Result(self.x, self.reason, explain(self.reason), self.history)
+        return Result(self.x, self.reason, explain(self.reason, remedy=remedy(self.reason, "opt")), self.history)
 
     def optimality(self) -> float:
         """|x - P(x - f'(x))|."""
@@ -152,7 +153,7 @@ class BoundedLBFGS:
         return record
 
     def _reason(self, iteration: int) -> Reason:
-        if self.optimality() <= self.stop.gtol:
+        if self.optimality() <= self._gtol:
             return Reason.CONVERGED_OPTIMALITY
         if self.stop.target is not None and self.f <= self.stop.target:
             return Reason.CONVERGED_TARGET

@@ -22,7 +22,7 @@ from pdeopt.control.reduced import ReducedObjective, WindowSettings
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.interrupt import Interrupted
-from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor
+from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor, remedy
 from pdeopt.core.options import defaults, set_default
 from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.functions.petsc import PetscFunction
@@ -240,7 +240,7 @@ class TaoSolver:
             reason = Reason.CONVERGED_TAO
         elif code == TAO_DIVERGED_MAXITS:
             reason = Reason.DIVERGED_MAX_IT
-        message = explain(reason, detail)
+        message = explain(reason, detail, remedy(reason, "tao"))
         return ControlResult(self.design, reason, message, self.history, self.state, self.multiplier)
 
     def _test(self, tao: PETSc.TAO) -> int:

@@ -78,19 +78,20 @@ class APTS(Minimizer):
         team: Team | None = None,
         **defaults: Any,
     ) -> None:
-        self._given, self.team = decomposition, team
+        self._parts, self.team = decomposition, team
         super().__init__(function, *args, **defaults)
 
-    def attach(self, function: SmoothFunction) -> None:
-        super().attach(function)
-        self.decomposition = self._given or function.decompose(self.settings.weights, team=self.team)
+    def adopt(self, function: SmoothFunction) -> None:
+        super().adopt(function)
+        self.decomposition = self._parts or function.decompose(self.settings.weights, team=self.team)
         self.team = self.team or self.decomposition.team
         self._disjoint = all(bool((weights == 1).all()) for weights in self.decomposition.weights)
         whole, cells = self.settings.whole, self.settings.data
         self.method = TrustRegionMinimizer(function, whole, self.stop, team=self.team, cells=cells)
+        self.method.unit, self.is_monotone = self.unit, self.method.is_monotone
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
-        self.method.note = self.note
+        self.method.stop, self.method.note = self.stop, self.note
         self.method.start(x, known)
         self._follow()
 
@@ -103,6 +104,7 @@ class APTS(Minimizer):
         """The point of the trust-region method is that of this one."""
         method = self.method
         self.x, self.f, self.g, self.radius, self.note = method.x, method.f, method.g, method.radius, method.note
+        self.first, self.gtol, self.highest = method.first, method.gtol, method.highest
 
     def step(self) -> Reason:
         method = self.method
@@ -171,6 +173,6 @@ class APTS(Minimizer):
         return self.method.memory() | super().memory()
 
     def recall(self, memory: dict[str, Any]) -> None:
-        self.method.note = self.note
+        self.method.stop, self.method.note = self.stop, self.note
         self.method.recall(memory)
         self._follow()

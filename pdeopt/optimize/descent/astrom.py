@@ -21,6 +21,7 @@ from pdeopt.functions.smooth import SampledFunction
 from pdeopt.functions.subsampling import SAMPLINGS, NestedSample, generator, uniform_numbers
 from pdeopt.optimize.descent.minimizer import Minimizer, flattened, part_of
 from pdeopt.optimize.parts.inversehessian import LimitedMemory
+from pdeopt.optimize.parts.progress import Doubt
 from pdeopt.optimize.parts.trustmodel import HessianProducts
 from pdeopt.optimize.parts.trustregion import RatioRule, has_vanished, reduction_ratio
 from pdeopt.optimize.parts.trustsubproblem import TrustStep, steihaug
@@ -64,18 +65,19 @@ class ASTROM(Minimizer):
 
     Settings = ASTROMSettings
     function: SampledFunction
+    is_monotone = True
     rule = RatioRule(grow=3.0)
 
-    def attach(self, function: Any) -> None:
-        """Make `function`, a `SampledFunction`, the one that is minimized."""
+    def adopt(self, function: Any) -> None:
+        """Prepare for this function, a `SampledFunction`."""
         if not isinstance(function, SampledFunction):
             raise InputError("function of ASTROM", type(function).__name__, "a SampledFunction")
-        super().attach(function)
+        super().adopt(function)
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         super().start(x, known)
         self.samples = max(1, round(self.settings.share * self.function.samples))
-        self.radius = self.settings.radius
+        self.radius, self.doubt = self.settings.radius, Doubt()
         self._prepare(uniform_numbers(self.function.samples, generator(self.settings.seed)))
 
     def _prepare(self, u: Tensor) -> None:
@@ -88,11 +90,12 @@ class ASTROM(Minimizer):
         coarse = self._sample()
         step = self._model_step(coarse)
         f, g = function.value_and_gradient(self.x + step.d)
-        usable = math.isfinite(f) and math.isfinite(function.norm(g))
+        usable = math.isfinite(f) and math.isfinite(function.norm(g)) and f <= self.highest
         ratio = reduction_ratio(self.f, f, step.decrease) if usable else -math.inf
         if usable:
             self._pairs.update(step.d, g - self.g)
-        self.radius = self.rule.after(ratio, self.radius, function.norm(step.d))
+        self.doubt.judge(self.f, f, function.dot(self.g, step.d), lambda: function.dot(g, step.d))
+        self.radius = self.rule.after(ratio, self.radius, function.norm(step.d)) * self.doubt.shrink
         self.note = f"{self.samples} samples"
         if ratio >= settings.accept:
             self.x, self.f, self.g = self.x + step.d, f, g
@@ -100,7 +103,7 @@ class ASTROM(Minimizer):
         else:
             self.note += ", rejected"
         self._grow(ratio)
-        vanished = has_vanished(self.radius, function.norm(self.x))
+        vanished = has_vanished(self.radius, function.norm(self.x)) or self.doubt.is_settled
         return Reason.DIVERGED_STAGNATION if vanished else Reason.ITERATING
 
     def _sample(self) -> SampledFunction:
@@ -137,11 +140,13 @@ class ASTROM(Minimizer):
 
     def memory(self) -> dict[str, Any]:
         pairs = flattened({"pairs": self._pairs.memory()})
-        return super().memory() | {"samples": self.samples, "u": self._nested.u.clone()} | pairs
+        return (
+            super().memory() | {"samples": self.samples, "u": self._nested.u.clone(), "doubt": self.doubt.count} | pairs
+        )
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
-        self.samples = int(memory["samples"])
+        self.samples, self.doubt = int(memory["samples"]), Doubt(int(memory["doubt"]))
         self._prepare(memory["u"].clone())
         self._pairs.recall(part_of(memory, "pairs"))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pdeopt.functions.decomposition import Decomposition
-from pdeopt.functions.sharing import settle
+from pdeopt.functions.sharing import alone, settle
 from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize.descent.minimizer import StopSettings, part_of
 from pdeopt.optimize.descent.quasinewton import LBFGS, LBFGSSettings, QuasiNewton, SSBroyden, SSBroydenSettings
@@ -59,26 +60,26 @@ class LocalSolves:
             known: f(x) and f'(x), if it is known.
         """
         own, mine = self.decomposition, self.decomposition.mine()
+        functions: dict[int, SmoothFunction] = {}
         if not own.is_replicated:  # all ranks have a part in evaluations at x
             functions = {s: f.local(own, s, x) for s in parts}
-        before = f.tally.copy()
-        if own.is_replicated:
-            functions = {s: f.local(own, s, x) for s in parts if s in mine}
-        found = {s: self._solve(s, local, known) for s, local in functions.items() if s in mine}
-        if own.team is None:
-            return found
-        gathered = own.team.allgather((f.tally - before, found))
-        settle(f.tally, before, [calls for calls, _ in gathered])
-        for rank, (_, others) in enumerate(gathered):
-            if rank != own.team.rank:
-                found |= others if own.is_replicated else {s: c.without_step() for s, c in others.items()}
-        return found
+
+        def solve(s: int) -> Correction:
+            return self._solve(s, functions[s] if s in functions else f.local(own, s, x), known)
+
+        found = {s: alone(partial(solve, s), f.tally) for s in parts if s in mine}
+        if own.team is not None:
+            for rank, others in enumerate(own.team.allgather(found)):
+                if rank != own.team.rank:
+                    found |= others if own.is_replicated else {s: (c.without_step(), t) for s, (c, t) in others.items()}
+        settle(f.tally, [found[s][1] for s in parts])
+        return {s: found[s][0] for s in parts}
 
     def _solve(self, s: int, local: SmoothFunction, known: tuple[float, Tensor] | None) -> Correction:
         method = self._method(local)
         at_zero = None if known is None else (known[0], known[1][self.decomposition.parts[s]])
         zero = torch.zeros(local.size, dtype=torch.float64)
-        result = method.minimize(zero, known=at_zero, inverse=self.inverses.get(s))
+        result = method.minimize(zero, known=at_zero, inverse=self.inverses.get(s), unit=1.0)
         if self.settings.keep:
             self.inverses[s] = method.inverse
         return Correction(result.design, result.history[0].objective - result.objective)

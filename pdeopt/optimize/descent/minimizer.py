@@ -1,4 +1,4 @@
-"""What all optimizers of a smooth function share: settings, the loop, calls that are counted, TAO, restarts.
+"""What all optimizers of a smooth function share: settings, the loop, units, calls that are counted, TAO, restarts.
 
 An optimizer writes `start` and `step`, and `memory` and `recall` for what it remembers beside its point.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,14 +16,21 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.core.errors import InputError
-from pdeopt.core.monitor import DescentRecord, History, Monitor, Reason, Result, print_monitor
+from pdeopt.core.monitor import DescentRecord, History, Monitor, Reason, Result, print_monitor, remedy
 from pdeopt.core.settings import Settings, check, read, setting
+from pdeopt.functions import border
 from pdeopt.functions.smooth import SmoothFunction, Tally
+from pdeopt.functions.units import in_units, unit_of
 from pdeopt.optimize.descent import taotype
+from pdeopt.optimize.parts.linesearch import Ray
 from pdeopt.optimize.parts.loop import Observer, iterate
+from pdeopt.optimize.parts.progress import NOISE, Stagnation
 
 #: The settings of a method.
 SettingsGroup = type[Settings]
+
+#: Part of the first gradient's norm at which a run has converged, where nobody says.
+RTOL = 1e-8
 
 
 @dataclass(frozen=True)
@@ -33,9 +40,20 @@ class StopSettings(Settings, prefix="opt_"):
     max_it: int = setting(1000, "iterations at most", at_least=0)
     max_gradients: int = setting(0, "gradients at most, those of parts and samples too; 0 for no limit", at_least=0)
     max_work: float = setting(0.0, "calls at most, in equivalents of full gradients; 0 for no limit", at_least=0)
-    gtol: float = setting(1e-8, "norm of the gradient at which a run has converged", at_least=0)
+    gtol: float = setting(None, "norm of the gradient at which a run has converged", kind=float, at_least=0)
+    rtol: float = setting(
+        None,
+        f"the same as part of the first norm; {RTOL:g} where there is no gtol either; of both, what is met first",
+        kind=float,
+        at_least=0,
+    )
     target: float = setting(None, "value of the function at which a run ends", kind=float)
     monitor: bool = setting(False, "print a line an iteration")
+
+    def tolerance(self, first: float) -> float:
+        """Norm of the gradient at which a run has converged whose first gradient has this norm."""
+        relative = RTOL if self.gtol is None and self.rtol is None else self.rtol or 0.0
+        return max(self.gtol or 0.0, relative * first if math.isfinite(first) else 0.0)
 
 
 class Minimizer(ABC):
@@ -59,7 +77,9 @@ class Minimizer(ABC):
         result.converged, result.design, result.history["objective"]
 
     All calls are collective over `function.comm`. Numbers are of double precision. A step that raises `SolveFailure`
-    ends the run with a reason, and the last good point is returned.
+    ends the run with a reason, and the last good point is returned. Functions with values and gradients beyond 1e10 or
+    below 1e-10 are minimized in units of their own: f, g and `function` of this object are then in this `unit`, and
+    records and results in that of the user.
 
     Args:
         function: f; TAO's objective where this object is the context of a TAO of type python.
@@ -72,6 +92,11 @@ class Minimizer(ABC):
         x, f, g: the present point, its value and gradient.
         radius: step size or trust radius of the last step.
         note: what happened to it.
+        unit: of f and g; 1 for usual functions.
+        gtol: norm of the gradient at which this run has converged, in the unit.
+        highest: value of the start, which no step exceeds, in the unit; infinite where values of the start and of later
+            points are of different functions.
+        is_monotone: whether values never rise: a run that gains nothing for long has then stagnated.
 
     Raises:
         InputError: settings that the method does not have, or that are not legal.
@@ -84,6 +109,11 @@ class Minimizer(ABC):
     g: Tensor
     settings: Any
     stop: Any
+    unit: float = 1.0
+    gtol: float = 0.0
+    highest: float = math.inf
+    is_monotone: bool = False
+    first: float = math.nan  # norm of the first gradient
 
     def __init__(
         self,
@@ -103,13 +133,25 @@ class Minimizer(ABC):
         self.settings = read(self.Settings, prefix, **mine) if settings is None else settings
         self.stop = read(StopSettings, prefix, **rest) if stop is None else stop
         check(self.settings)
+        self.prefix = prefix
         if function is not None:
             self.attach(function)
 
     def attach(self, function: SmoothFunction) -> None:
         """Make `function` the one that is minimized."""
-        self.function = function
+        self._given, self.unit = function, 1.0
+        self.adopt(function)
         self._before = function.tally.copy()  # for steps without `minimize`, as a part of another method
+
+    def adopt(self, function: SmoothFunction) -> None:
+        """Prepare for this function; subclasses do more."""
+        self.function = function
+
+    def measure_in(self, unit: float) -> None:
+        """Minimize the function in this unit from now on."""
+        if unit != self.unit:
+            self.unit = unit
+            self.adopt(self._given if unit == 1.0 else in_units(self._given, unit))
 
     def setFromOptions(self, tao: PETSc.TAO) -> None:
         """TAO's hook: read the settings again, with its prefix."""
@@ -128,15 +170,17 @@ class Minimizer(ABC):
         until: Callable[[Any], bool] | None = None,
         memory: dict[str, Any] | None = None,
         history: History | None = None,
+        unit: float | None = None,
         **given: Any,
     ) -> Result:
-        """Go down from x, (size,), which is copied. Collective.
+        """Go down from x, (size,) real numbers of any kind, which are copied. Collective.
 
         Args:
             monitors: called with each record.
             observers: called with this object and the history after each record.
             until: of this object: whether to stop as converged.
             memory, history: what `memory()` and the history were: go on with the same iterates; x is then ignored.
+            unit: of f, a power of two; by default it is found from the first value and gradient.
             **given: what `start` takes beside x: `known`, the pair f(x) and f'(x), where the caller knows it.
 
         Returns:
@@ -145,22 +189,44 @@ class Minimizer(ABC):
         Raises:
             InputError: x is not of the function's size, or not finite.
         """
-        _check_start(x, self.function.size)
-        self.radius, self.note = math.nan, "start"
+        x = border.start(x, self.function.size)
         if memory is None:
             self._before = self.function.tally.copy()
-            self.start(x.detach().to(torch.float64).clone(), **given)
+            self._begin(x, unit, given)
         else:
+            self.radius, self.note = math.nan, "start"
+            self.measure_in(float(memory["unit"]))
             self._before = self.function.tally - Tally(*memory["tally"].tolist())
             self.recall(memory)
         if self.stop.monitor:
             monitors = [print_monitor(PETSc.COMM_WORLD, type(self).__name__), *monitors]
+        stagnation = Stagnation()
+        for record in history.records[:-1] if history else ():
+            stagnation.take(record)
 
         def test(record: DescentRecord) -> Reason:
+            has_stalled = stagnation.take(record) and self.is_monotone
             reason = self.test(record)
-            return Reason.CONVERGED_TARGET if reason == Reason.ITERATING and until and until(self) else reason
+            if reason == Reason.ITERATING and until and until(self):
+                return Reason.CONVERGED_TARGET
+            return self.stalled() if reason == Reason.ITERATING and has_stalled else reason
 
-        return iterate(self, test, monitors=monitors, observers=observers, history=history)
+        result = iterate(self, test, monitors=monitors, observers=observers, history=history)
+        _count_all(result.history, self.spent())
+        return result
+
+    def _begin(self, x: Tensor, unit: float | None, given: dict[str, Any]) -> None:
+        """Start at x, once more where it turns out that f is to be measured in a unit of its own."""
+        self.radius, self.note = math.nan, "start"
+        self.measure_in(unit or 1.0)
+        self.start(x.clone(), **given)
+        found = 1.0 if unit is not None else unit_of(self.f, self.optimality())
+        if found != 1.0:
+            self.radius, self.note = math.nan, "start"
+            self.measure_in(found)
+            if given.get("known") is not None:
+                given = given | {"known": (given["known"][0] / found, given["known"][1] / found)}
+            self.start(x.clone(), **given)
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         """Begin at x, (size,) double precision, which is this object's to keep.
@@ -170,6 +236,27 @@ class Minimizer(ABC):
         """
         self.x = x
         self.f, self.g = self.function.value_and_gradient(x) if known is None else known
+        self.note_first()
+
+    def note_first(self) -> None:
+        """Set what later points are compared with, at the start."""
+        self.highest = self.f if math.isfinite(self.f) else math.inf
+        self.first = self.optimality() * self.unit
+        self.gtol = self.stop.tolerance(self.first) / self.unit
+
+    def stalled(self) -> Reason:
+        """Why to stop where nothing is gained any more, for reasons that are not the derivatives'."""
+        is_absolute = self.stop.gtol is not None or self.stop.rtol is not None
+        return Reason.DIVERGED_STAGNATION if is_absolute else Reason.CONVERGED_ROUNDING
+
+    def why_none(self, *rays: Ray) -> Reason:
+        """Why no step along these rays serves: no values, wrong derivatives, or nothing more to be seen of f."""
+        searched = [ray for ray in rays if ray.slope_at_start < 0]
+        if searched and not any(ray.met_finite for ray in searched):
+            return Reason.DIVERGED_NAN
+        promised = max((ray.promised for ray in searched), default=0.0)
+        is_lost = promised <= NOISE * abs(self.f) and not any(ray.doubt.is_settled for ray in searched)
+        return self.stalled() if is_lost else Reason.DIVERGED_STAGNATION
 
     @abstractmethod
     def step(self) -> Reason:
@@ -183,6 +270,9 @@ class Minimizer(ABC):
             "f": self.f,
             "g": self.g.clone(),
             "radius": self.radius,
+            "first": self.first,
+            "highest": self.highest,
+            "unit": self.unit,
             "tally": torch.tensor(astuple(tally), dtype=torch.float64),
         }
 
@@ -190,6 +280,8 @@ class Minimizer(ABC):
         """Go on from the `memory` of an earlier run."""
         self.x, self.f, self.g = memory["x"].clone(), float(memory["f"]), memory["g"].clone()
         self.radius = float(memory["radius"])
+        self.first, self.highest = float(memory["first"]), float(memory["highest"])
+        self.gtol = self.stop.tolerance(self.first) / self.unit
 
     def spent(self) -> Tally:
         """Calls of the function since the start."""
@@ -200,8 +292,8 @@ class Minimizer(ABC):
         tally = self.spent()
         return DescentRecord(
             iteration,
-            self.f,
-            self.optimality(),
+            self.f * self.unit,
+            self.optimality() * self.unit,
             self.radius,
             int(tally.values),
             int(tally.gradients),
@@ -218,6 +310,10 @@ class Minimizer(ABC):
         """What stands for a start without a value."""
         return DescentRecord(0, math.nan, math.nan, math.nan, 0, 0, 0, 0.0, "start")
 
+    def remedy(self, reason: Reason) -> str:
+        """What to try next, by the options of this object."""
+        return remedy(reason, "opt").replace("-opt_", f"-{self.prefix}opt_")
+
     def result(self, reason: Reason, message: str, history: History) -> Result:
         """The point that is returned, with why the run ended."""
         return Result(self.x, reason, message, history)
@@ -227,7 +323,7 @@ class Minimizer(ABC):
         stop = self.stop
         if not (math.isfinite(record.objective) and math.isfinite(record.optimality)):
             return Reason.DIVERGED_NAN
-        if record.optimality <= stop.gtol:
+        if record.optimality <= self.gtol * self.unit:
             return Reason.CONVERGED_OPTIMALITY
         if stop.target is not None and record.objective <= stop.target:
             return Reason.CONVERGED_TARGET
@@ -237,11 +333,11 @@ class Minimizer(ABC):
         return Reason.DIVERGED_MAX_WORK if spent else Reason.ITERATING
 
 
-def _check_start(x: Tensor, size: int) -> None:
-    if x.shape != (size,):
-        raise InputError("start", f"a tensor of shape {tuple(x.shape)}", f"({size},), the unknowns")
-    if not bool(torch.isfinite(x).all()):
-        raise InputError("start", "entries that are not finite", "finite numbers")
+def _count_all(history: History, tally: Tally) -> None:
+    """Let the last record count what came after it, too: a step that failed, a comparison with the start."""
+    if history.records:
+        counts = {name: amount if name == "work" else int(amount) for name, amount in asdict(tally).items()}
+        history.records[-1] = replace(history.records[-1], **counts)
 
 
 def flattened(nested: dict[str, dict[str, Any]]) -> dict[str, Any]:

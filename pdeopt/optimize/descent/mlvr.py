@@ -84,12 +84,13 @@ class MLVR(Minimizer):
 
     Settings = MLVRSettings
     function: SampledFunction
+    is_monotone = True
 
-    def attach(self, function: Any) -> None:
-        """Make `function`, a `SampledFunction`, the one that is minimized."""
+    def adopt(self, function: Any) -> None:
+        """Prepare for this function, a `SampledFunction`."""
         if not isinstance(function, SampledFunction):
             raise InputError("function of MLVR", type(function).__name__, "a SampledFunction")
-        super().attach(function)
+        super().adopt(function)
         self.settings = settings = replace(self.settings, steps=self.settings.steps or function.samples)
         if settings.redraw == "step" and settings.coarse != "gradient":
             raise InputError("redraw", f"step, with coarse {settings.coarse}", "never | cycle, or coarse gradient")
@@ -113,7 +114,7 @@ class MLVR(Minimizer):
             parts.append(self._part(level, parts[-1], self.x))
         x, norm = self.x, self.function.norm(self.g)
         stop = StopSettings(max_it=10 * self.settings.nested, gtol=NESTED_RTOL * norm)
-        x = TrustRegionMinimizer(parts[-1], TrustSettings(model="hvp"), stop).minimize(x).design
+        x = TrustRegionMinimizer(parts[-1], TrustSettings(model="hvp"), stop).minimize(x, unit=1.0).design
         for level in reversed(range(1, self.settings.levels - 1)):
             f, g = parts[level].value_and_gradient(x)
             for _ in range(self.settings.nested):
@@ -142,10 +143,10 @@ class MLVR(Minimizer):
         if moved is None:
             self.note, self._shorter = "steepest descent", 0.5 * self._shorter
             self._pairs[0].reset()
-            ray = Ray(self.function, self.x, self.f, self.g, -self.g)
+            ray = Ray(self.function, self.x, self.f, self.g, -self.g, self.highest)
             size = SEARCHES["armijo"].along(ray, min(1.0, 1.0 / self.function.norm(self.g)))
             if size is None:
-                return Reason.DIVERGED_LINE_SEARCH if math.isfinite(ray(1e-8)) else Reason.DIVERGED_NAN
+                return self.why_none(ray)
             moved = ray, size
         ray, self.radius = moved
         self.x, self.f, self.g = ray.point(self.radius), ray(self.radius), ray.gradient(self.radius)
@@ -158,7 +159,7 @@ class MLVR(Minimizer):
         d = self._direction(level, samples, x, g)
         if d is None or not bool(torch.isfinite(d).all()):
             return None
-        ray = Ray(h, x, f, g, d)
+        ray = Ray(h, x, f, g, d, math.inf if level else self.highest)
         size = SEARCHES["armijo"].along(ray) if ray.slope_at_start < 0 else None
         if size is None:
             return None
@@ -262,5 +263,5 @@ def _lbfgs(settings: MLVRSettings, samples: SampledFunction, x: Tensor, g: Tenso
     h = FirstOrderConsistent(samples, x, g, model_gradient)
     stop = StopSettings(max_it=settings.steps, gtol=settings.cg_rtol * samples.norm(g))
     solver = LBFGS(h, LBFGSSettings(), stop)
-    found: Tensor = solver.minimize(x, known=(f, g)).design
+    found: Tensor = solver.minimize(x, known=(f, g), unit=1.0).design
     return found

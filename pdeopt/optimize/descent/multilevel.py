@@ -63,6 +63,7 @@ class Multilevel(Minimizer):
 
     levels: list[Any]
     hierarchy: Hierarchy
+    is_monotone = True
 
     @abstractmethod
     def smoother(self, function: SmoothFunction) -> Any:
@@ -85,11 +86,11 @@ class Multilevel(Minimizer):
 
     def rests(self, level: int) -> bool:
         """Whether there is nothing to do on a level."""
-        return bool(self.levels[level].optimality() <= self.stop.gtol)
+        return bool(self.levels[level].optimality() <= self.gtol)
 
-    def attach(self, function: SmoothFunction) -> None:
+    def adopt(self, function: SmoothFunction) -> None:
         self.hierarchy = as_hierarchy(function)
-        super().attach(self.hierarchy)
+        super().adopt(self.hierarchy)
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         super().start(x, known)
@@ -135,7 +136,7 @@ class Multilevel(Minimizer):
         transfer, function = self.hierarchy.transfers[level], self.hierarchy.functions[level + 1]
         fine, coarse = self.levels[level], self.levels[level + 1]
         g = transfer.restrict(fine.g)
-        if not function.norm(g) > max(self.settings.kappa * fine.optimality(), self.stop.gtol):
+        if not function.norm(g) > max(self.settings.kappa * fine.optimality(), self.gtol):
             return
         y = transfer.project(fine.x)
         f, own = function.value_and_gradient(y)
@@ -155,7 +156,7 @@ class Multilevel(Minimizer):
         """Let a level's smoother go on with another model, from x where this has the value f and the gradient g."""
         smoother = self.levels[level]
         smoother.attach(model)
-        smoother.x, smoother.f, smoother.g = x, f, g
+        smoother.x, smoother.f, smoother.g, smoother.highest = x, f, g, math.inf
         self.enter(level, reach)
 
     def _nested_iteration(self) -> Reason:
@@ -246,7 +247,7 @@ class MGOPT(Multilevel):
 
     def take(self, level: int, d: Tensor, decrease: float) -> bool:
         fine = self.levels[level]
-        ray = Ray(fine.function, fine.x, fine.f, fine.g, d)
+        ray = Ray(fine.function, fine.x, fine.f, fine.g, d, fine.highest)
         if not -ray.slope_at_start >= self.settings.descent * fine.optimality() * fine.function.norm(d):
             return False
         size = CORRECTION_SEARCH.along(ray)

@@ -46,11 +46,12 @@ class QuasiNewton(Minimizer):
     preconditioner: Operator | None
     levels: Sequence[SmoothFunction]
 
-    def attach(self, function: SmoothFunction) -> None:
+    def adopt(self, function: SmoothFunction) -> None:
         hierarchy = as_hierarchy(function)
         self.levels = hierarchy.functions if hierarchy.shares_unknowns else hierarchy.functions[:1]
         self.search = SEARCHES[self.settings.line_search]
-        super().attach(self.levels[0])
+        self.is_monotone = len(self.levels) == 1
+        super().adopt(self.levels[0])
 
     @abstractmethod
     def new_inverse(self) -> InverseHessian:
@@ -64,6 +65,8 @@ class QuasiNewton(Minimizer):
         value = self.levels[0].value(x) if self.level else math.inf
         self._first = (x, value if math.isfinite(value) else math.inf)
         super().start(x, known)
+        if self.level:  # values of levels are not to be compared
+            self.highest = math.inf
         self.preconditioner = self.function.preconditioner()
         self.inverse, self._pairs = inverse or self.new_inverse(), 0 if inverse is None else 1
         self._usual_size = 1.0
@@ -80,7 +83,7 @@ class QuasiNewton(Minimizer):
         before = self.level
         if self.level and self._has_left():
             self._refine()
-            if self.optimality() <= self.stop.gtol:
+            if self.optimality() <= self.gtol:
                 return Reason.ITERATING
         reason = iteration()
         self._taken += 1
@@ -93,7 +96,7 @@ class QuasiNewton(Minimizer):
 
     def _has_left(self) -> bool:
         """Whether this level has no more to say of the next finer one: its own error is most of what is left."""
-        if self.optimality() <= self.stop.gtol:
+        if self.optimality() <= self.gtol:
             return True
         if not self.settings.gap or self._taken % STEPS_BETWEEN_LOOKS != STEPS_BETWEEN_LOOKS - 1:
             return False
@@ -133,13 +136,14 @@ class QuasiNewton(Minimizer):
         """
         direction, is_newton = (self.direction(), True) if along is None else (along, False)
         ray, size = self._search(direction)
+        first = ray
         self.note = ""
         if size is None and self._pairs:  # H may be what is wrong
             self.inverse, self._pairs, self.note, is_newton = self.new_inverse(), 0, "restarted", True
             self._usual_size = 1.0
             ray, size = self._search(self.direction())
         if size is None:
-            return Reason.DIVERGED_LINE_SEARCH if math.isfinite(ray(1e-8)) else Reason.DIVERGED_NAN
+            return self.why_none(first, ray)
         x, f, g = ray.point(size), ray(size), ray.gradient(size)
         curvature = -(size**2) * ray.slope_at_start if is_newton else None  # of s = -size H g: s.H^-1 s = -size g.s
         if self.inverse.update(x - self.x, g - self.g, curvature, g):
@@ -152,7 +156,7 @@ class QuasiNewton(Minimizer):
 
     def _search(self, direction: Tensor) -> tuple[Ray, float | None]:
         """A size along a direction; the first trial is 1, or less where it is known to be too long."""
-        ray = Ray(self.function, self.x, self.f, self.g, direction)
+        ray = Ray(self.function, self.x, self.f, self.g, direction, self.highest)
         if not ray.slope_at_start < 0:
             return ray, None
         if not self._pairs and self.preconditioner is None and self.settings.first_step == "normalized":

@@ -15,6 +15,7 @@ from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize.descent.minimizer import Minimizer, flattened, part_of
 from pdeopt.optimize.descent.multilevel import Multilevel, MultilevelSettings
 from pdeopt.optimize.descent.trustsettings import ModelSettings, RatioSettings
+from pdeopt.optimize.parts.progress import Doubt
 from pdeopt.optimize.parts.trustregion import has_vanished, reduction_ratio
 
 #: A coarse level rests where less than this part of the way that it may go is left.
@@ -45,7 +46,7 @@ class TrustSmoother(Minimizer):
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         super().start(x, known)
-        self.radius = self.settings.radius
+        self.radius, self.doubt = self.settings.radius, Doubt()
         self._prepare()
 
     def _prepare(self) -> None:
@@ -54,7 +55,7 @@ class TrustSmoother(Minimizer):
 
     def place(self, center: Tensor, room: float) -> None:
         """Begin in another ball, for the function that is now attached."""
-        self.center, self.room, self.model.function = center, room, self.function
+        self.center, self.room, self.model.function, self.doubt = center, room, self.function, Doubt()
 
     def left(self) -> float:
         """How far x may go."""
@@ -68,8 +69,8 @@ class TrustSmoother(Minimizer):
         ratio = self.attempt(step.d, step.decrease)
         rule = self.settings.rule
         if radius == self.radius or not ratio >= rule.poor:
-            self.radius = rule.after(ratio, radius, self.function.norm(step.d))
-        vanished = has_vanished(self.radius, self.function.norm(self.x))
+            self.radius = rule.after(ratio, radius, self.function.norm(step.d)) * self.doubt.shrink
+        vanished = has_vanished(self.radius, self.function.norm(self.x)) or self.doubt.is_settled
         return Reason.DIVERGED_STAGNATION if vanished else Reason.ITERATING
 
     def attempt(self, d: Tensor, predicted: float) -> float:
@@ -77,19 +78,22 @@ class TrustSmoother(Minimizer):
         x = self.x + d
         f, g = self.function.value_and_gradient(x)
         self.note = "rejected"
+        self.doubt.judge(self.f, f, self.function.dot(self.g, d), lambda: self.function.dot(g, d))
         if not (math.isfinite(f) and math.isfinite(self.function.norm(g))):
             return -math.inf
         self.model.update(d, g - self.g)
         ratio = reduction_ratio(self.f, f, predicted)
+        ratio = ratio if f <= self.highest else -math.inf
         if ratio >= self.settings.accept:
             self.x, self.f, self.g, self.note = x, f, g, ""
         return ratio
 
     def memory(self) -> dict[str, Any]:
-        return super().memory() | flattened({"model": self.model.memory()})
+        return super().memory() | flattened({"model": self.model.memory()}) | {"doubt": self.doubt.count}
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
+        self.doubt = Doubt(int(memory["doubt"]))
         self._prepare()
         self.model.recall(part_of(memory, "model"))
 

@@ -25,7 +25,7 @@ from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import DescentRecord, History, Reason, Result
 from pdeopt.core.settings import Settings, setting
 from pdeopt.core.team import Team
-from pdeopt.functions.decomposition import Decomposition
+from pdeopt.functions.decomposition import DEFAULT_PARTS, Decomposition
 from pdeopt.functions.hierarchy import Hierarchy, as_hierarchy
 from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize.descent.localsolves import METHODS, LocalSolves, quasi_newton
@@ -52,7 +52,12 @@ class SPQNSettings(Settings, prefix="spqn_"):
         "solve on the parts at the same time, or one after the other",
         choices=("additive", "multiplicative"),
     )
-    parts: int = setting(8, "parts of the unknowns, where no decomposition is given", at_least=1)
+    parts: int = setting(
+        None,
+        f"parts of the unknowns, where no decomposition is given; by default {DEFAULT_PARTS} or all that there can be",
+        kind=int,
+        at_least=1,
+    )
     overlap: int = setting(
         0, "blocks that a part shares with each neighbor, where no decomposition is given", at_least=0
     )
@@ -127,10 +132,12 @@ class SPQN(Minimizer):
         self.decomposition, self.team = decomposition, team
         super().__init__(function, *args, **defaults)
 
-    def attach(self, function: SmoothFunction) -> None:
+    def adopt(self, function: SmoothFunction) -> None:
         self.method, hierarchy = self._method(function, self.stop, self.settings.first_step), as_hierarchy(function)
+        self.method.unit, self.method.prefix = self.unit, self.prefix
         self.coarse = None if hierarchy.shares_unknowns else CoarseSpace(hierarchy, self._method)
-        super().attach(self.method.function)
+        self.is_monotone = self.method.is_monotone
+        super().adopt(self.method.function)
         if self.decomposition is None:
             self.decomposition = self.function.decompose(self.settings.parts, self.settings.overlap, self.team)
         if self.decomposition.size != self.function.size:
@@ -142,8 +149,9 @@ class SPQN(Minimizer):
         return quasi_newton(s.method, function, s.memory, s.update, stop, **words)
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
-        self._begin()
+        self._prepare()
         self.method.start(x, known)
+        self._compare()
         if self.coarse is not None and self.settings.coarse_it:
             gtol = self.settings.coarse_rtol * self.method.optimality()
             correction = self.coarse.descend(x, StopSettings(max_it=self.settings.coarse_it, gtol=gtol))
@@ -152,11 +160,15 @@ class SPQN(Minimizer):
         self._velocity, self._last_step, self._count = torch.zeros_like(x), torch.zeros_like(x), 0
         self._follow()
 
-    def _begin(self) -> None:
+    def _prepare(self) -> None:
         """What start and restart share."""
-        assert self.decomposition is not None
         self.method.stop, self.method.radius, self.method.note = self.stop, self.radius, self.note
-        self.parts = LocalSolves(self.decomposition, self.settings, self.stop.gtol)
+
+    def _compare(self) -> None:
+        """What the first point says, for all that is done from here."""
+        assert self.decomposition is not None
+        self.first, self.gtol, self.highest = self.method.first, self.method.gtol, self.method.highest
+        self.parts = LocalSolves(self.decomposition, self.settings, self.gtol)
 
     def _follow(self) -> None:
         """The point of the global method is that of this one."""
@@ -175,7 +187,7 @@ class SPQN(Minimizer):
         if self.settings.local_it and self._count % self.settings.every == 0:
             local = self._precondition()
         self._count += 1
-        if method.optimality() > self.stop.gtol:
+        if method.optimality() > self.gtol:
             reason = method.iteration(self._momentum())
             if reason < 0 and method.x is begin:
                 return reason
@@ -219,8 +231,8 @@ class SPQN(Minimizer):
         if columns.size == 0:
             return "no correction"
         it = self.settings.sync_it
-        inner = LBFGS(columns, LBFGSSettings(it, first_step="unit"), StopSettings(max_it=it, gtol=self.stop.gtol))
-        inner.minimize(torch.zeros(columns.size, dtype=torch.float64), known=columns.start())
+        inner = LBFGS(columns, LBFGSSettings(it, first_step="unit"), StopSettings(max_it=it, gtol=self.gtol))
+        inner.minimize(torch.zeros(columns.size, dtype=torch.float64), known=columns.start(), unit=1.0)
         if not columns.best[0] < method.f:
             return "no correction"
         method.f, method.x, method.g = columns.best
@@ -238,8 +250,9 @@ class SPQN(Minimizer):
         return self.method.memory() | super().memory() | own | flattened(self.parts.memory() | coarse)
 
     def recall(self, memory: dict[str, Any]) -> None:
-        self._begin()
+        self._prepare()
         self.method.recall(memory)
+        self._compare()
         self._velocity, self._last_step = memory["velocity"].clone(), memory["last_step"].clone()
         self._count = int(memory["count"])
         self.parts.recall(self.method.function, self.method.x, memory)
@@ -283,7 +296,7 @@ class CoarseSpace:
     def descend(self, x: Tensor, stop: StopSettings) -> Tensor:
         """P d, d the way down on the coarse function from the projection of x."""
         method, start = self._method(self.function, stop), self.transfer.project(x)
-        found = method.minimize(start).design
+        found = method.minimize(start, unit=1.0).design
         self.inverse = method.inverse
         return self.transfer.prolong(found - start)
 

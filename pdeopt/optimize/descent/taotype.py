@@ -52,13 +52,15 @@ class Solver(Protocol):
     """An optimizer as TAO needs it: its point in numbers, and a run that asks after each step whether to stop.
 
     Attributes:
-        x, f: the present point, (size,), and its value.
+        x, f: the present point, (size,), and its value in the unit.
+        unit: of values and gradients.
         radius: step size or trust radius of the last step.
         stop: when to stop; TAO's limits replace it.
     """
 
     x: Tensor
     f: float
+    unit: float
     radius: float
     stop: Any
 
@@ -94,7 +96,11 @@ def solve(solver: Solver, tao: PETSc.TAO) -> None:
 class _Limits:
     """Stops at nothing: the tests are TAO's."""
 
-    max_it, max_gradients, max_work, gtol, target, monitor = 2**62, 0, 0.0, -1.0, None, False
+    max_it, max_gradients, max_work, gtol, rtol, target, monitor = 2**62, 0, 0.0, -1.0, None, None, False
+
+    def tolerance(self, first: float) -> float:
+        """None that a norm meets."""
+        return self.gtol
 
 
 class _Run:
@@ -105,7 +111,7 @@ class _Run:
         self.first = float("nan")
 
     def __call__(self, solver: Solver) -> bool:
-        tao, f, norm = self.tao, solver.f, solver.optimality()
+        tao, f, norm = self.tao, solver.f * solver.unit, solver.optimality() * solver.unit
         if self.iteration == 0:
             self.first = norm
         assign(tao.getSolution(), solver.x)

@@ -15,6 +15,7 @@ from pdeopt.functions.minibatch import Batches, Evaluation
 from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize.descent.minimizer import Minimizer, flattened, part_of
 from pdeopt.optimize.descent.trustsettings import BatchSettings, ModelSettings, RadiusSettings
+from pdeopt.optimize.parts.progress import Doubt
 from pdeopt.optimize.parts.trustmodel import TrustModel
 from pdeopt.optimize.parts.trustregion import RatioRule, has_vanished, reduction_ratio
 from pdeopt.optimize.parts.trustsubproblem import length
@@ -59,8 +60,12 @@ class TrustRegionMinimizer(Minimizer):
         cells: int = 1,
         **defaults: Any,
     ) -> None:
-        self.team, self.cells = team, cells
+        self.team, self.cells, self.doubt = team, cells, Doubt()
         super().__init__(function, *args, **defaults)
+
+    def adopt(self, function: SmoothFunction) -> None:
+        super().adopt(function)
+        self.is_monotone = not self.settings.batch
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         self._prepare()
@@ -69,6 +74,10 @@ class TrustRegionMinimizer(Minimizer):
         else:
             at = self.batches.evaluate(x)
         self._set(x, at)
+        self.note_first()
+        if self.settings.batch:
+            self.highest = math.inf
+        self.doubt = Doubt()
         self._start, self.mean, self._count = (x.clone() if self.settings.batch else None), x.clone(), 1
         self.radius = self.settings.radius or (self._probe() if math.isfinite(self.f) else math.nan)
 
@@ -115,9 +124,11 @@ class TrustRegionMinimizer(Minimizer):
         usable = math.isfinite(f) and math.isfinite(self.function.norm(g))
         if usable:
             self.model.update(d, g - self.g)
-        ratio = ratio if usable else -math.inf
+        ratio = ratio if usable and f <= self.highest else -math.inf
         taken = ratio >= self.rule.accept
+        self.doubt.judge(self.f, f, self.function.dot(self.g, d), lambda: self.function.dot(g, d))
         self.radius = self.rule.after(ratio, self.radius, length(self.function, d, self.settings.norm))
+        self.radius = self.radius if taken else self.radius * self.doubt.shrink
         self.note = "" if taken else "rejected"
         if taken:
             self._set(self.x + d, trial)
@@ -134,7 +145,7 @@ class TrustRegionMinimizer(Minimizer):
                 self.note = f"{self.note} batch {self.batches.size}".strip()
             self._set(self.x, self.batches.advance(self.x, self.at))
             self.model.function = self.batches.batch
-        vanished = has_vanished(self.radius, self.function.norm(self.x))
+        vanished = has_vanished(self.radius, self.function.norm(self.x)) or self.doubt.is_settled
         return Reason.DIVERGED_STAGNATION if vanished else Reason.ITERATING
 
     def result(self, reason: Reason, message: str, history: History) -> Result:
@@ -148,7 +159,7 @@ class TrustRegionMinimizer(Minimizer):
 
     def memory(self) -> dict[str, Any]:
         found = super().memory() | {"at.values": self.at.values.clone(), "at.gradients": self.at.gradients.clone()}
-        found |= {"mean": self.mean.clone(), "count": self._count}
+        found |= {"mean": self.mean.clone(), "count": self._count, "doubt": self.doubt.count}
         found |= {} if self._start is None else {"start": self._start.clone()}
         return found | flattened({"model": self.model.memory(), "batches": self.batches.memory()})
 
@@ -160,5 +171,6 @@ class TrustRegionMinimizer(Minimizer):
         self.model.function = self.batches.batch
         self._start = memory["start"].clone() if "start" in memory else None
         self.mean, self._count = memory["mean"].clone(), int(memory["count"])
+        self.doubt = Doubt(int(memory["doubt"]))
         at = self.batches.known(memory["at.values"].clone(), memory["at.gradients"].clone())
         self._set(self.x, at)

@@ -11,7 +11,7 @@ from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.verify import prices_controls
-from pdeopt.core.monitor import ControlResult, History, Reason, Record
+from pdeopt.core.monitor import ControlResult, History, Reason, Record, remedy
 from pdeopt.optimize.fullspace.curvature import NO_MINIMUM, curves_down
 
 
@@ -44,6 +44,9 @@ class FullSpaceMethod:
 
     def unsolved(self) -> Record:
         return Record(0, self.lin.value, math.nan, math.nan, math.nan, 0, "start")
+
+    def remedy(self, reason: Reason) -> str:
+        return remedy(reason, "sqp")
 
     def result(self, reason: Reason, message: str, history: History) -> ControlResult:
         state, design = self.problem.split(self.x)

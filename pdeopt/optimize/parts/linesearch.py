@@ -10,6 +10,10 @@ from typing import Protocol
 from torch import Tensor
 
 from pdeopt.functions.smooth import SmoothFunction
+from pdeopt.optimize.parts.progress import Doubt
+
+#: Part of the slope that a step may leave whose decrease is lost in rounding errors.
+SHORTER_SLOPE = 0.9
 
 
 class Ray:
@@ -21,11 +25,20 @@ class Ray:
         function, x: f and where the ray begins.
         f, g: value and gradient there.
         d: direction.
+        highest: what no step may exceed, not by rounding errors either.
+
+    Attributes:
+        doubt: of the derivatives.
+        met_finite: whether some trial had a value.
+        promised: the largest decrease that a trial's length and the first slope promised, of trials with a value.
     """
 
-    def __init__(self, function: SmoothFunction, x: Tensor, f: float, g: Tensor, d: Tensor) -> None:
-        self.function, self.x, self.start, self.d = function, x, f, d
+    def __init__(
+        self, function: SmoothFunction, x: Tensor, f: float, g: Tensor, d: Tensor, highest: float = math.inf
+    ) -> None:
+        self.function, self.x, self.start, self.d, self.highest = function, x, f, d, highest
         self.slope_at_start = function.dot(g, d)
+        self.doubt, self.met_finite, self.promised = Doubt(), False, 0.0
         self._size, self._value, self._gradient = 0.0, f, g
         self._slope: float | None = self.slope_at_start
 
@@ -34,7 +47,20 @@ class Ray:
         if size != self._size:
             self._value, self._gradient = self.function.value_and_gradient(self.point(size))
             self._size, self._slope = size, None
+            if math.isfinite(self._value):
+                self.met_finite, self.promised = True, max(self.promised, -size * self.slope_at_start)
+            self.doubt.judge(self.start, self._value, size * self.slope_at_start, lambda: size * self.slope(size))
         return self._value
+
+    def serves(self, size: float) -> bool:
+        """Whether f falls there, or keeps its value but for rounding errors while its slope gets shorter.
+
+        (The approximate Wolfe condition of W. W. Hager, H. Zhang, SIAM J. Optim. 16, 2005.)
+        """
+        value = self(size)
+        if value < self.start:
+            return True
+        return value <= self.highest and abs(self.slope(size)) <= SHORTER_SLOPE * abs(self.slope_at_start)
 
     def slope(self, size: float) -> float:
         """phi'(size)."""
@@ -84,30 +110,39 @@ class Backtracking:
     def along(self, ray: Ray, size: float = 1.0) -> float | None:
         """A step size with sufficient decrease along the ray; None if there is none."""
         slope = ray.slope_at_start
-        return self.search(ray, ray.start, slope, size) if slope < 0 else None
+        return self.search(ray, ray.start, slope, size, ray) if slope < 0 else None
 
-    def search(self, phi: Callable[[float], float], start: float, slope: float, size: float = 1.0) -> float | None:
+    def search(
+        self, phi: Callable[[float], float], start: float, slope: float, size: float = 1.0, ray: Ray | None = None
+    ) -> float | None:
         """A step size with sufficient decrease of `phi` from phi(0) = start; None if there is none.
 
-        `slope` < 0 is phi'(0). A value that is not finite halves the step.
+        `slope` < 0 is phi'(0). A value that is not finite halves the step. Where phi is a `ray`, it says whether a
+        decrease at rounding level serves, and when its derivatives are wrong.
         """
         before: tuple[float, float] | None = None
-        while size >= self.shortest:
+        smallest = self.shortest * size if ray is not None else self.shortest
+        while size >= smallest:
             value = phi(size)
-            if math.isfinite(value) and self.sufficient(start, value, slope, size):
+            is_sufficient = math.isfinite(value) and self.sufficient(start, value, slope, size)
+            if is_sufficient and (ray is None or ray.serves(size)):
                 return size
+            if ray is not None and ray.doubt.is_settled:
+                return None
             minimizer = _cubic_minimizer(start, slope, size, value, before) if self.cubic else None
             if minimizer is None:
                 model = 2.0 * (value - start - slope * size)
                 minimizer = -slope * size**2 / model if math.isfinite(model) and model > 0 else 0.5 * size
             before = (size, value)
-            size = min(max(minimizer, 0.1 * size), 0.5 * size)
+            size = (1.0 if ray is None else ray.doubt.shrink) * min(max(minimizer, 0.1 * size), 0.5 * size)
         return None
 
 
 @dataclass(frozen=True)
 class StrongWolfe:
     """A step with sufficient decrease and a small slope (Nocedal, Wright 2006, algorithms 3.5 and 3.6).
+
+    A first step that is too short grows by the factors 2, 4, 16, ...: its unit may be any.
 
     Attributes:
         armijo: fraction of the linear decrease that must be reached.
@@ -126,23 +161,30 @@ class StrongWolfe:
             return None
         low, high = (0.0, start, slope), None  # brackets: sizes with value and slope
         best: float | None = None
+        growth = 2.0
         for _ in range(self.trials):
             value = ray(size)
-            too_high = value > start + self.armijo * size * slope + 1e-15 * abs(start)
+            if ray.doubt.is_settled:
+                break
+            too_high = value > min(start + self.armijo * size * slope + 1e-15 * abs(start), ray.highest)
             if not math.isfinite(value) or too_high or (value >= low[1] and low[0] > 0):
                 high = (size, value, math.nan)
             else:
                 here = ray.slope(size)
                 if abs(here) <= -self.curvature * slope:
                     return size
-                best = size
+                if value < start:  # not by rounding errors alone
+                    best = size
                 if here * ((math.inf if high is None else high[0]) - low[0]) >= 0:
                     high = low
                 low = (size, value, here)
             if high is None:
-                size *= 2.0 if low[2] < 0 else 0.5
+                size *= growth if low[2] < 0 else 0.5
+                growth = min(growth**2, 1e12)
             else:
                 size = _between(low, high)
+                if ray.doubt.shrink < 1.0:
+                    size = low[0] + ray.doubt.shrink * (size - low[0])
                 if abs(high[0] - low[0]) <= 1e-12 * max(low[0], high[0]):
                     break
         if best is not None:

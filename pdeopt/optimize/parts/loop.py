@@ -22,6 +22,9 @@ class Method(Protocol):
     def unsolved(self) -> AnyRecord:
         """The start in numbers where even `record` failed."""
 
+    def remedy(self, reason: Reason) -> str:
+        """What to try next where it stopped for this reason."""
+
     def result(self, reason: Reason, message: str, history: History) -> Result:
         """The last good point: a step that failed leaves the point as it was."""
 
@@ -65,7 +68,7 @@ def iterate(
             history.append(method.unsolved())
     except Interrupted as signal:
         reason, detail = Reason.INTERRUPTED, str(signal)
-    return method.result(reason, explain(reason, detail), history)
+    return method.result(reason, explain(reason, detail, method.remedy(reason)), history)
 
 
 def _next_iteration(history: History) -> int:

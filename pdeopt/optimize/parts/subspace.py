@@ -63,7 +63,7 @@ class Columns(SmoothFunction):
     def _value_and_gradient(self, a: Tensor) -> tuple[float, Tensor]:
         C = torch.stack(self.rows)
         x = self.x + a @ C
-        f, g = self.function._value_and_gradient(x)
+        f, g = self.function.evaluate(x)
         if f < self.best[0]:
             self.best = (f, x, g)
         return f, self.function.products(C, g)

@@ -185,7 +185,7 @@ def test_settings_that_are_not_legal_are_named():
         RMTR(Energy(3), model="bfgs")
     with pytest.raises(InputError, match="coarse"):
         RMTR(Energy(3), coarse=0)
-    with pytest.raises(InputError, match=r"\(31,\), the unknowns"):
+    with pytest.raises(InputError, match=r"\(31,\) real numbers"):
         RMTR(poisson(31, 2)).minimize(start(15))
 
 
