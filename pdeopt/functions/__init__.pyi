@@ -1,4 +1,5 @@
 from pdeopt.functions.border import number as number, pair as pair, vector as vector
+from pdeopt.functions.checked import CheckedFunction as CheckedFunction
 from pdeopt.functions.decomposition import Decomposition as Decomposition, number_of_parts as number_of_parts
 from pdeopt.functions.gram import GramSum as GramSum, SharedGrams as SharedGrams
 from pdeopt.functions.hierarchy import (

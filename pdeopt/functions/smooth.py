@@ -7,7 +7,7 @@ are on every rank, and `comm` is then COMM_SELF.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,8 +16,8 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from pdeopt.core.errors import InputError
-from pdeopt.functions import border, differences
+from pdeopt.functions import differences
+from pdeopt.functions.checked import CheckedFunction
 from pdeopt.functions.decomposition import Decomposition
 
 #: A linear map of vectors of unknowns.
@@ -71,7 +71,7 @@ class Tally:
         return Tally(**asdict(self))
 
 
-class SmoothFunction(ABC):
+class SmoothFunction(CheckedFunction):
     """f: R^n -> R, as all optimizers of pdeopt see it.
 
     A subclass writes `_value_and_gradient`; `_value` and `_hvp` where they cost less or are needed::
@@ -110,18 +110,6 @@ class SmoothFunction(ABC):
         self.size, self.comm = size, comm
         self.costs, self.tally = costs or Costs(), tally or Tally()
 
-    @abstractmethod
-    def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """f and f' at x, (size,) double precision; f may be infinite or NaN. The gradient is the caller's to keep."""
-
-    def _value(self, x: Tensor) -> float:
-        """f at x alone."""
-        return border.pair(self._value_and_gradient(x), f"_value_and_gradient of {type(self).__name__}")[0]  # type: ignore[no-any-return]
-
-    def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
-        """f''(x) d; raises `InputError` where a subclass does not define it."""
-        raise InputError(f"Hessian products of {type(self).__name__}", "none", "a function that defines `_hvp`")
-
     def value(self, x: Tensor) -> float:
         """f(x), x (size,). Collective over `comm`, as all calls."""
         self.tally.values += 1
@@ -143,23 +131,6 @@ class SmoothFunction(ABC):
         self.tally.hessian_products += 1
         self.tally.work += self.costs.hessian_product
         return self.evaluate_hvp(x, d)
-
-    def evaluate_value(self, x: Tensor) -> float:
-        """As `value`, for functions made of this one: checked, and not counted."""
-        return border.number(self._value(border.vector(x, self.size, "x")), f"value of {type(self).__name__}")
-
-    def evaluate(self, x: Tensor) -> tuple[float, Tensor]:
-        """As `value_and_gradient`, for functions made of this one: checked, and not counted."""
-        name = type(self).__name__
-        found = self._value_and_gradient(border.vector(x, self.size, "x"))
-        value, gradient = border.pair(found, f"_value_and_gradient of {name}")
-        gradient = border.vector(gradient, self.size, f"gradient of {name}", own=True)
-        return border.number(value, f"value of {name}"), gradient
-
-    def evaluate_hvp(self, x: Tensor, d: Tensor) -> Tensor:
-        """As `hvp`, for functions made of this one: checked, and not counted."""
-        product = self._hvp(border.vector(x, self.size, "x"), border.vector(d, self.size, "direction"))
-        return border.vector(product, self.size, f"Hessian product of {type(self).__name__}", own=True)
 
     def verify(self, x: Tensor, seed: int = 0) -> dict[str, float]:
         """Compare gradient and Hessian products at x with differences along a random direction. Collective.

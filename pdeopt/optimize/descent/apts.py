@@ -91,7 +91,7 @@ class APTS(Minimizer):
         self.method.unit, self.is_monotone = self.unit, self.method.is_monotone
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
-        self.method.stop, self.method.note = self.stop, self.note
+        self.hand_over(self.method)
         self.method.start(x, known)
         self._follow()
 
@@ -173,6 +173,6 @@ class APTS(Minimizer):
         return self.method.memory() | super().memory()
 
     def recall(self, memory: dict[str, Any]) -> None:
-        self.method.stop, self.method.note = self.stop, self.note
+        self.hand_over(self.method)
         self.method.recall(memory)
         self._follow()

@@ -228,6 +228,10 @@ class Minimizer(ABC):
                 given = given | {"known": (given["known"][0] / found, given["known"][1] / found)}
             self.start(x.clone(), **given)
 
+    def hand_over(self, inner: Minimizer) -> None:
+        """Let another method, whose point is that of this one, begin as this one does."""
+        inner.stop, inner.radius, inner.note = self.stop, self.radius, self.note
+
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         """Begin at x, (size,) double precision, which is this object's to keep.
 

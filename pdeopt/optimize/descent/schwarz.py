@@ -149,7 +149,7 @@ class SPQN(Minimizer):
         return quasi_newton(s.method, function, s.memory, s.update, stop, **words)
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
-        self._prepare()
+        self.hand_over(self.method)
         self.method.start(x, known)
         self._compare()
         if self.coarse is not None and self.settings.coarse_it:
@@ -159,10 +159,6 @@ class SPQN(Minimizer):
             self.coarse.teach(self.method)
         self._velocity, self._last_step, self._count = torch.zeros_like(x), torch.zeros_like(x), 0
         self._follow()
-
-    def _prepare(self) -> None:
-        """What start and restart share."""
-        self.method.stop, self.method.radius, self.method.note = self.stop, self.radius, self.note
 
     def _compare(self) -> None:
         """What the first point says, for all that is done from here."""
@@ -250,7 +246,7 @@ class SPQN(Minimizer):
         return self.method.memory() | super().memory() | own | flattened(self.parts.memory() | coarse)
 
     def recall(self, memory: dict[str, Any]) -> None:
-        self._prepare()
+        self.hand_over(self.method)
         self.method.recall(memory)
         self._compare()
         self._velocity, self._last_step = memory["velocity"].clone(), memory["last_step"].clone()
