@@ -115,6 +115,19 @@ def test_controls_are_constant_over_blocks_and_no_better_than_free_ones():
     assert r.free.objective < r.result.objective
 
 
+def test_the_kkt_system_by_hand_is_one_matrix_in_two_forms():
+    """And a step of it solves the linear equations of Newton's method."""
+    r = run("kkt_by_hand")
+    assert po.symmetry_error(r.shell) < 1e-13
+    x, by_entries, by_product = (r.right.duplicate() for _ in range(3))
+    po.randomize(x, 1)
+    r.assembled.mult(x, by_entries)
+    r.shell.mult(x, by_product)
+    by_product.axpy(-1.0, by_entries)
+    assert by_product.norm() < 1e-12 * by_entries.norm()
+    r.shell.destroy(), r.operator.free()
+
+
 def test_the_own_optimizer_finds_newtons_optimum():
     r = run("own_optimizer")
     newton = po.solve(r.problem, method="newton").objective

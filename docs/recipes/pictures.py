@@ -218,6 +218,19 @@ def from_torchbraid(r: SimpleNamespace) -> None:
 
 
 @drawing
+def kkt_by_hand(r: SimpleNamespace) -> None:
+    indptr, indices, values = r.assembled.getValuesCSR()
+    K = r.sp.csr_matrix((np.where(values == 0, 0, 1), indices, indptr))
+    K.eliminate_zeros()
+    rows, cols = r.operator.layout.pairing()
+    _, (left, right) = panels(2, height=3.4)
+    left.spy(K, markersize=0.3, color=STATE)
+    right.spy(K[rows][:, cols], markersize=0.3, color=STATE)
+    for ax, title in ((left, "in the order u, z, lam"), (right, "step by step, as it is factored")):
+        ax.set(xticks=[], yticks=[], title=title)
+
+
+@drawing
 def from_pyadjoint(r: SimpleNamespace) -> None:
     u, z, _ = r.problem.unpack(r.together)
     _, (left, right) = panels(2)

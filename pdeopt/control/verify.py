@@ -134,7 +134,7 @@ def prices_controls(problem: ControlProblem) -> bool:
     draw, rows = torch.Generator().manual_seed(0), problem.grid.n_local
     z, dz = torch.randn(2, rows, problem.m, generator=draw, dtype=torch.float64)
     p = torch.zeros(problem.param_dim, dtype=torch.float64)
-    u, steps = problem.initial_state(p).expand(rows, -1), problem.grid.steps.with_parameters(p)
+    u, steps = problem.initial_state(p).expand(rows, -1).clone(), problem.grid.steps.with_parameters(p)
     _, h_z, _ = problem.objective.hvp(u, z, steps, torch.zeros_like(u), dz, p)
     return float(problem.grid.max((problem.controls.adjoint(h_z) == 0).any().double())) == 0
 

@@ -147,7 +147,8 @@ class KKTBlocks:
         """The blocks of the grid of every `factor`-th node: sums over windows of steps. Collective.
 
         A sum is the Galerkin product for states, controls and multipliers that are constant in a window; for
-        implicit Euler it is the rediscretized step. A cut is forgotten.
+        implicit Euler it is the rediscretized step. What a cut leaves out stays left out; the sum is cut, too, where
+        `factor` divides the windows, and else has a weaker coupling there.
 
         Args:
             factor: steps that become one.
@@ -162,7 +163,9 @@ class KKTBlocks:
         if self.design is not None or self.F_p is not None:
             raise InputError("coarser KKT systems", "a control map or global parameters", "one control a step")
         windows = Windows(self.grid, factor)
-        A, B = TimeSystem(self.grid, self.A, self.B, factor).coarse_matrices()
+        fine = self.B if self.window is None else self.cut_coupling()
+        A, B = TimeSystem(self.grid, self.A, fine, factor).coarse_matrices()
+        window = self.window // factor if self.window is not None and self.window % factor == 0 else None
         C, (state, control) = sum_windows(windows, self.C), (form.sum(windows) for form in (self.state, self.control))
         whole = self.whole and (sum_windows(windows, self.whole[0]), self.whole[1].sum(windows))
         coarse = self.grid.coarsen(factor)
@@ -170,7 +173,7 @@ class KKTBlocks:
             return None
         if not with_control:
             C = StepMatrix(C.sparsity, torch.zeros_like(C.values))
-        return KKTBlocks(coarse, A, B, C, state, control, self.conservative, whole=whole)
+        return KKTBlocks(coarse, A, B, C, state, control, self.conservative, window=window, whole=whole)
 
     def jacobian(self, x: Fields) -> Tensor:
         """F (u, z, p), rows (n_local, n). Collective."""

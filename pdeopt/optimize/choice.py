@@ -32,6 +32,7 @@ from pdeopt.optimize.descent.schwarz import SPQN
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer
 from pdeopt.optimize.fullspace.composite import CompositeSettings
 from pdeopt.optimize.fullspace.kktsolver import KKTSettings
+from pdeopt.optimize.fullspace.method import with_price
 from pdeopt.optimize.fullspace.sqp import SQPSettings, SQPSolver
 from pdeopt.optimize.parts.bounds import Bound
 from pdeopt.optimize.tao import CONTROL_DEFAULTS, TaoSettings, TaoSolver
@@ -238,7 +239,8 @@ def _lifted(reduced: ReducedObjective, result: Result, z: Tensor) -> ControlResu
         state, multiplier = reduced.state(z), reduced.multiplier(z)
     except SolveFailure:
         state, multiplier = problem.constant_state(design), problem.create_multiplier()
-    return ControlResult(design, result.reason, result.message, result.history, state, multiplier)
+    message = with_price(result.message, result.reason, problem)
+    return ControlResult(design, result.reason, message, result.history, state, multiplier)
 
 
 def _named(result: Result, name: str) -> ControlResult:

@@ -37,6 +37,8 @@ from pdeopt.optimize.descent.quasinewton import LBFGS, SSBroyden
 from pdeopt.optimize.descent.rmtr import RMTR
 from pdeopt.optimize.descent.schwarz import SPQN
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer
+from pdeopt.optimize.fullspace.curvature import NO_MINIMUM, curves_down
+from pdeopt.optimize.fullspace.method import with_price
 from pdeopt.optimize.parts.bounds import Bound, Bounds, InBox
 
 # TaoConvergedReason; petsc4py names the class `Reason` or `ConvergedReason`, by its version.
@@ -240,8 +242,16 @@ class TaoSolver:
             reason = Reason.CONVERGED_TAO
         elif code == TAO_DIVERGED_MAXITS:
             reason = Reason.DIVERGED_MAX_IT
-        message = explain(reason, detail, remedy(reason, "tao"))
+        message = with_price(explain(reason, detail, remedy(reason, "tao")), reason, self.problem)
+        if reason == Reason.CONVERGED_OPTIMALITY and len(self.history) == 1 and self._curves_down():
+            message = f"{message}: {NO_MINIMUM}"
         return ControlResult(self.design, reason, message, self.history, self.state, self.multiplier)
+
+    def _curves_down(self) -> bool:
+        """Whether the start, where the gradient is nothing, is seen to be no minimum. Collective."""
+        z, lam = copy(self.design), self.multiplier
+        held = None if self.bounds is None else (z == self.bounds.lower) | (z == self.bounds.upper)
+        return curves_down(self.metric, self.reduced.linearization(z), lam, held)
 
     def _test(self, tao: PETSc.TAO) -> int:
         """Record the iteration, and stop by the dual norm of the (projected) gradient."""

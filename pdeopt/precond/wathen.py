@@ -13,6 +13,7 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.core.arrays import assign
+from pdeopt.core.errors import InputError
 from pdeopt.core.settings import Settings, read, read_inner, setting
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.precond.base import Preconditioner
@@ -56,18 +57,33 @@ class WathenSettings(Settings, prefix="wathen_", includes=(StepSettings,)):
 SCHUR_ITERATIONS = 4
 
 
+#: Krylov methods that bear a preconditioner which changes from one application to the next.
+FLEXIBLE = ("fgmres", "gcr", "fcg", "pipefgmres", "pipegcr", "pipefcg", "richardson", "preonly")
+
+#: Inner methods that are linear in their right-hand side.
+LINEAR = ("preonly", "richardson", "chebyshev")
+
+
 class WathenPC(Preconditioner):
     """Block factorization of a KKT matrix with an approximate Schur complement.
 
-    S is solved by a KSP of its own, `-{prefix}wathen_ksp_type`: four iterations of GMRES if matched. With `preonly`
-    there the preconditioner is linear and symmetric, but indefinite, as the matrix is; with a tolerance, and W exact,
-    one application solves the KKT system.
+    S is solved by a KSP of its own, `-{prefix}wathen_ksp_type`: four iterations of GMRES if matched, so that the outer
+    method must be flexible, as `fgmres` is. With `preonly` there the preconditioner is linear and symmetric, but
+    indefinite, as the matrix is; with a tolerance, and W exact, one application solves the KKT system.
+
+        ksp.setOperators(operator.assemble())     # or operator.shell()
+        ksp.setType("fgmres")
+        ksp.getPC().setType("python")
+        ksp.getPC().setPythonContext(WathenPC())
 
     Attributes:
         settings: as they are read.
         blocks: of the present matrix; None on a rank without steps.
         propagator: that of the settings, or what `auto` stands for with these blocks.
         schur_solver: the KSP of S; None on a rank without steps.
+
+    Raises:
+        InputError: of a solve, where its Krylov method is not flexible and this preconditioner not linear.
     """
 
     reads = (WathenSettings,)
@@ -131,6 +147,18 @@ class WathenPC(Preconditioner):
             context = PropagatedSchur(self.settings.schur, self.propagator, self._mgrit)
         inner.setType("python")
         inner.setPythonContext(context)
+
+    def preSolve(self, pc: PETSc.PC, ksp: PETSc.KSP, right: PETSc.Vec, left: PETSc.Vec) -> None:
+        """Refuse Krylov methods that take a preconditioner for one matrix: GMRES ends with a small residual of its own
+        and a wrong solution. PETSc calls it before a solve."""
+        inner = self.schur_solver
+        if inner is None or inner.getType() in LINEAR or ksp.getType() in FLEXIBLE:
+            return
+        raise InputError(
+            f"KSP of type {ksp.getType()} with WathenPC",
+            f"a preconditioner that changes from one application to the next, as {inner.getType()} solves inside it",
+            f"{' | '.join(FLEXIBLE)}; or -{self._inner_prefix}ksp_type preonly, which makes it linear",
+        )
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         blocks = self.blocks

@@ -203,8 +203,16 @@ class KKTSolver:
         raise SolveFailure(
             f"KKT system: relative residual {missed:.1e} where {rtol:.1e} was asked for "
             f"(KSP reason {self._ksp.getConvergedReason()})",
-            f"see -{self.prefix}ksp_converged_reason; -{self.prefix}precond direct factors the matrix",
+            f"see -{self.prefix}ksp_converged_reason; " + self._other_way(),
         )
+
+    def _other_way(self) -> str:
+        """What to try where the present linear solver failed."""
+        if self.settings.precond != "direct":
+            return f"-{self.prefix}precond direct factors the matrix"
+        if self._is_mumps and (code := self._ksp.getPC().getFactorMatrix().getMumpsInfog(1)) < 0:
+            return f"INFOG(1) of MUMPS is {code}"
+        return f"the matrix is singular or nearly so; -{self.prefix}precond wathen iterates"
 
     def _refine(self, rhs: PETSc.Vec, rtol: float) -> tuple[PETSc.Vec, float]:
         """A solution and its relative residual, after corrections where PETSc's norm and the problem's disagree."""

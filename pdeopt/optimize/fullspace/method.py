@@ -64,7 +64,7 @@ class FullSpaceMethod:
 
 def with_price(message: str, reason: Reason, problem: ControlProblem) -> str:
     """The message of a solver, with what is missing where it diverged and a control has no price. Collective."""
-    if reason >= 0 or prices_controls(problem):
+    if reason >= 0 or "ControlCost" in message or prices_controls(problem):
         return message
     return f"{message}; a control has no price: add ControlCost to the objective"
 
