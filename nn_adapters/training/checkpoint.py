@@ -1,107 +1,182 @@
-"""Checkpoints of a training run: parameters, the optimizer's state and the history in one file of safetensors.
+"""Checkpoints of a training run: parameters, buffers, the optimizer's state, random states, in the one checked format.
 
 A file does not depend on the ranks: the rows of layer-parallel parameters are gathered when it is written, and each
-rank takes its own when it is read. Nothing is unpickled.
+rank takes its own when it is read. See `pdeopt.core.storage` for the format.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nn_adapters.layers.layerparallel import LayerParallel
+from nn_adapters.layers.parallelmodule import ParallelModule
 from pdeopt.core.errors import InputError, on_root
+from pdeopt.core.storage import read_tensors, write_tensors
+
+#: What names of tensors begin with that are no parameter, buffer or state.
+RANDOM, HISTORY = "random.", "history."
 
 
 def save_checkpoint(
-    path: str, network: nn.Module, optimizer: torch.optim.Optimizer, history: Tensor, comm: Any, seed: int = 0
+    path: str,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    comm: Any,
+    fingerprint: Mapping[str, Any] | None = None,
+    run: Mapping[str, Any] | None = None,
+    history: Tensor | None = None,
 ) -> None:
     """Write a checkpoint, in one piece or not at all. Collective.
 
     Args:
         path: of the file, which is replaced.
-        network: whose parameters, those of this rank.
+        network: whose parameters and buffers, those of this rank.
         optimizer: whose state of each parameter.
-        history: (epochs, numbers) what is known of the epochs so far.
         comm: communicator of all ranks of the run.
-        seed: noted in the file.
-    """
-    whole = {}
-    for key, value in _tensors(network, optimizer).items():
-        grid = _grid_of(network, key)
-        if grid is not None and value.dim() > 0:
-            parts = grid.mpi.gather(value.cpu().numpy())
-            value = value if parts is None else torch.from_numpy(np.concatenate(parts))
-        whole[key] = value.cpu().contiguous().clone()
-    whole["history"] = history
-
-    def write() -> None:
-        beside = Path(path).with_name(Path(path).name + ".part")
-        save_file(whole, beside, metadata={"pdeopt": "training", "seed": str(seed)})
-        os.replace(beside, path)
-
-    on_root(comm, write)
-
-
-def load_checkpoint(path: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
-    """Give the network and the optimizer what a checkpoint holds, written on any number of ranks.
-
-    Args:
-        path: of the file.
-        network, optimizer: of the same kind as those that were saved.
-
-    Returns:
-        The history, (epochs, numbers).
+        fingerprint: what must be equal where it is read, as JSON values.
+        run: what else is known of the run, as JSON values.
+        history: (epochs, numbers), which need not be finite.
 
     Raises:
-        InputError: a file that is no checkpoint, or that of another network.
+        OSError: the file cannot be written; the old one is as it was.
+        SolveFailure: weights that are not finite; the old file is as it was.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError("-restart", f"{path} ({error})", "a checkpoint of this script") from None
-    history: Tensor = stored.pop("history", torch.zeros(0, 4))
-    known = dict(network.named_parameters())
-    for key, value in stored.items():
-        kind, _, name = key.partition(".")
-        state, name = name.split(".", 1) if kind == "state" else ("", name)
-        if name not in known:
-            raise InputError("-restart", f"{path} with a parameter {name}", " | ".join(known))
-        grid = _grid_of(network, key)
-        own = value[grid.begin : grid.end].clone() if grid is not None and value.dim() > 0 else value
-        if value.dim() > 0 and own.shape != known[name].shape:
-            raise InputError("-restart", f"{path}: {name} of shape {tuple(value.shape)}", "a network of this size")
-        if kind == "parameter":
-            with torch.no_grad():
-                known[name].copy_(own)
-        else:
-            optimizer.state[known[name]][state] = own
-    return history
+    whole, numbers, grids = {}, {}, _grids(network)
+    for name, value in _tensors(network, optimizer).items():
+        if not torch.is_tensor(value):
+            numbers[name] = value
+            continue
+        grid = grids.get(_parts(name)[2]) if value.dim() > 0 else None
+        parts = [value.cpu()] if grid is None else grid.mpi.gather(value.cpu())
+        whole[name] = value.cpu() if parts is None else torch.cat(parts) if grid is not None else parts[0]
+    states = comm.gather(torch.get_rng_state())
+    whole[f"{RANDOM}cpu"] = torch.stack(states) if states else torch.empty(0)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        whole[f"{RANDOM}cuda"] = torch.cuda.get_rng_state()
+    whole[f"{HISTORY}epochs"] = torch.empty(0) if history is None else history
+    text = {"fingerprint": {"network": describe(network, optimizer), **(fingerprint or {})}, "numbers": numbers}
+    on_root(comm, lambda: write_tensors(path, whole, {**text, "run": run or {}}))
 
 
-def _tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Parameters and the optimizer's state of this rank, by name."""
-    found = {}
+def load_checkpoint(
+    path: str,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    comm: Any,
+    fingerprint: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], Tensor]:
+    """Give the network, the optimizer and PyTorch's generator what a checkpoint holds. Collective.
+
+    Every parameter, buffer and state is in the file, none is too many, all are finite, of the right shape and type;
+    what the network has is changed only where all is right.
+
+    Args:
+        path: of the file, written on any number of ranks.
+        network, optimizer: of the same kind as those that were saved.
+        comm: communicator of all ranks of the run.
+        fingerprint: as it was written.
+
+    Returns:
+        `run` and `history`, as they were written.
+
+    Raises:
+        InputError: a file that is no checkpoint, a damaged one, or one of another network, optimizer or run.
+    """
+    print_of = {**(fingerprint or {}), "network": describe(network, optimizer)}
+    stored, text = on_root(comm, lambda: read_tensors(path, print_of))
+    history, states = stored.pop(f"{HISTORY}epochs"), stored.pop(f"{RANDOM}cpu")
+    cuda = stored.pop(f"{RANDOM}cuda", None)
+    found: dict[str, Any] = {**stored, **text["numbers"]}
+    expected, grids = _expected(network, optimizer, found, path), _grids(network)
+    own = {name: _own(grids.get(_parts(name)[2]), path, name, found[name], like) for name, like in expected.items()}
+    with torch.no_grad():
+        for name, like in expected.items():
+            kind, key, _ = _parts(name)
+            if kind == "state":
+                optimizer.state[like][key] = own[name]
+            else:
+                like.copy_(own[name])
+    torch.set_rng_state(states[comm.rank % len(states)])
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
+    return text["run"], history
+
+
+def describe(network: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """A fingerprint of the kinds of all modules, with what they tell of themselves, and of the optimizer's kind."""
+    found = [type(optimizer).__name__]
+    for name, module in network.named_modules():
+        parallel = isinstance(module, ParallelModule)  # what they say of their solvers does not matter
+        words = str(getattr(module, "Tf", "")) if parallel else module.extra_repr()
+        found.append(f"{name} {type(module).__name__} {words}")
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
+def _expected(
+    network: nn.Module, optimizer: torch.optim.Optimizer, stored: Mapping[str, Any], path: str
+) -> dict[str, Any]:
+    """What the file must have, by name, each with the tensor that it must be like."""
+    expected = dict(_tensors(network, None))
+    keys = _state_keys(optimizer)
+    for name, parameter in network.named_parameters():
+        if any(f"state.{key}.{name}" in stored for key in keys):  # a parameter that has had no gradient has no state
+            expected |= {f"state.{key}.{name}": parameter for key in keys}
+    for missing in sorted(set(expected) - set(stored)):
+        raise InputError(f"-restart {path}", f"no {missing}", "a checkpoint of this network and optimizer")
+    for unknown in sorted(set(stored) - set(expected)):
+        raise InputError(f"-restart {path}", f"{unknown}, which is not known", "what this network and optimizer have")
+    return expected
+
+
+def _own(grid: Any, path: str, name: str, value: Any, like: Tensor) -> Any:
+    """This rank's part of a tensor, which has the shape and the type that it must have."""
+    if name.startswith("state.") and (not torch.is_tensor(value) or value.dim() == 0):  # a count of steps
+        return value
+    own = value[grid.begin : grid.end].clone() if grid is not None else value
+    rows = value.shape[0] if grid is not None else 0
+    fits = own.shape == like.shape and (grid is None or rows == grid.num_steps)
+    if not fits or own.dtype != like.dtype:
+        got, legal = (f"{tuple(each.shape)}, {each.dtype}" for each in (value, like))
+        raise InputError(f"-restart {path}", f"{name} of shape {got}", f"{legal}, as this network has")
+    return own
+
+
+def _state_keys(optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of an optimizer's state of one parameter, as a step of a twin makes them."""
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    twin: Any = type(optimizer)([parameter])
+    twin.param_groups[0].update(optimizer.defaults)
+    twin.step()
+    return [key for key, value in twin.state[parameter].items() if value is not None]
+
+
+def _tensors(network: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """Parameters, buffers and the optimizer's state of this rank, by name."""
+    found: dict[str, Any] = {f"buffer.{name}": buffer for name, buffer in network.named_buffers()}
     for name, parameter in network.named_parameters():
         found[f"parameter.{name}"] = parameter.detach()
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if torch.is_tensor(value):
+        for key, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
+            if value is not None:
                 found[f"state.{key}.{name}"] = value
     return found
 
 
-def _grid_of(network: nn.Module, key: str) -> Any:
-    """Where the rows of a tensor live; None if all ranks have it."""
-    for name, module in network.named_modules():
-        inner = f".{name}.stack" if name else ".stack"
-        if isinstance(module, LayerParallel) and inner in key:
-            return module.grid
-    return None
+def _parts(name: str) -> tuple[str, str, str]:
+    """Kind, key of the state, and name of the parameter or buffer."""
+    kind, _, rest = name.partition(".")
+    key, _, of = rest.partition(".") if kind == "state" else ("", "", rest)
+    return kind, key, of
+
+
+def _grids(network: nn.Module) -> dict[str, Any]:
+    """Where the rows of parameters live that are spread over ranks, by name."""
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    parallel = [module for module in network.modules() if isinstance(module, LayerParallel)]
+    return {names[stack]: module.grid for module in parallel for stack in module.stacks}

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +25,10 @@ from nn_adapters.training.groups import RankGroups
 from nn_adapters.training.regularize import smoothness, tikhonov
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import SolveFailure
+from pdeopt.core.interrupt import Interrupted
 from pdeopt.core.settings import Settings, setting
+from pdeopt.core.storage import digest
+from pdeopt.optimize.checkpoint import CheckpointFile
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,8 @@ class Epoch:
     gradient_error: float | None = None
 
 
-#: What checkpoints keep of an epoch.
-COLUMNS = ("epoch", "loss", "accuracy", "seconds")
+#: Settings that may change where a run goes on: how far, how fast, and on which ranks.
+FREE = ("epochs", "lr", "schedule", "layer_ranks", "checkpoint", "restart")
 
 
 @dataclass
@@ -111,6 +116,10 @@ class Training:
     E. C. Cyr, N. R. Gauger, SIAM J. Math. Data Sci. 2, 2020), and cycles that follow the gradient's error.
     A loop of your own needs none of it: a `LayerParallel` network is an ordinary module.
 
+    A checkpoint holds all that the run goes on from, to the last bit: weights, buffers, the optimizer's state, cycles,
+    random states, and the place in the epoch. Inside `interruptible()`, a signal ends the run after its batch, with a
+    checkpoint.
+
     Args:
         network: the classifier, samples (batch, ...) to scores (batch, classes); equal outside of its layer-parallel
             parts on all ranks.
@@ -118,15 +127,17 @@ class Training:
         settings: how.
         groups: of ranks; the network's layers are on `groups.layers`.
         observe: called after each epoch, on all ranks.
+        problem: what else must be equal where a run goes on, as JSON values: depth, width, activation.
 
     Attributes:
         optimizer: of torch.
         history: records of the epochs so far.
         bias: measured errors of gradients.
         residuals: of MGRIT, forward and adjoint, in the last batch.
+        files: the checkpoints of the run; `files.signal` is what has ended it.
 
     Raises:
-        InputError: a file to restart from that is no checkpoint of such a network.
+        InputError: a file to restart from that is no checkpoint of such a network, run and data.
 
     Example:
         >>> layers = LayerParallel(None, lambda: dense(8), 64)
@@ -139,6 +150,7 @@ class Training:
     settings: TrainingSettings
     groups: RankGroups = field(default_factory=lambda: RankGroups(MPI.COMM_SELF))
     observe: Callable[[Epoch], None] = lambda epoch: None
+    problem: Mapping[str, Any] = field(default_factory=dict)
     history: list[Epoch] = field(default_factory=list)
     bias: list[GradientBias] = field(default_factory=list)
 
@@ -147,32 +159,44 @@ class Training:
         words = {"momentum": 0.9} if self.settings.optimizer == "sgd" else {}
         self.optimizer = kinds[self.settings.optimizer](self.network.parameters(), lr=self.settings.lr, **words)
         self.samples = min(self.settings.samples or len(self.data.x_train), len(self.data.x_train))
-        self._started, self._batches_done = 0.0, 0
+        self._seconds, self._batches_done = 0.0, 0
+        self._losses: list[float] = []  # of the batches of an epoch that is not done
         self.residuals: tuple[list[float], list[float]] = ([], [])
+        self.files = CheckpointFile(self.settings.checkpoint, 1, self.groups.all, "batch")
         if self.settings.restart:
-            table = load_checkpoint(self.settings.restart, self.network, self.optimizer)
-            self.history = [Epoch(int(row[0]), *map(float, row[1:])) for row in table]
+            self._resume()
 
     def run(self) -> Epoch:
         """Train for the rest of the epochs. Collective.
 
         Returns:
-            The last epoch's record, with the gradient's error.
+            The last epoch's record, with the gradient's error. Where a signal has ended the run before the first epoch
+            is done, a record of epoch 0.
 
         Raises:
             SolveFailure: a loss that is not finite; the last checkpoint is that of the epoch before.
         """
-        self._started = time.perf_counter() - (self.history[-1].seconds if self.history else 0.0)
-        for epoch in range(len(self.history) + 1, self.settings.epochs + 1):
-            self._set_rate(epoch)
-            losses = [self._batch(rows, epoch, number) for number, rows in enumerate(self._batches(epoch), start=1)]
-            error = self.gradient_error() if epoch == self.settings.epochs else None
-            seconds = time.perf_counter() - self._started
-            self.history.append(Epoch(epoch, sum(losses) / max(len(losses), 1), self.accuracy(), seconds, error))
-            if self.settings.checkpoint:
-                self._save()
-            self.observe(self.history[-1])
+        self._started = time.perf_counter() - self._seconds
+        try:
+            for epoch in range(len(self.history) + 1, self.settings.epochs + 1):
+                self._epoch(epoch)
+                self.observe(self.history[-1])
+        except Interrupted:  # `files.signal` says so
+            pass
         return self.history[-1] if self.history else Epoch(0, math.nan, self.accuracy(), 0.0, self.gradient_error())
+
+    def _epoch(self, epoch: int) -> None:
+        """The batches of an epoch that are not done, and its record."""
+        self._set_rate(epoch)
+        for number, rows in enumerate(self._batches(epoch), start=1):
+            if number > len(self._losses):
+                self._losses.append(self._batch(rows, epoch, number))
+                self.files.after(self._batches_done, self._save, is_due=False)
+        error = self.gradient_error() if epoch == self.settings.epochs else None
+        loss, seconds = sum(self._losses) / max(len(self._losses), 1), time.perf_counter() - self._started
+        self.history.append(Epoch(epoch, loss, self.accuracy(), seconds, error))
+        self._losses = []
+        self.files.end(self._batches_done, self._save)
 
     def _set_rate(self, epoch: int) -> None:
         share = (epoch - 1) / max(self.settings.epochs, 1)
@@ -269,7 +293,36 @@ class Training:
         np.add.at(table, (self.data.y_test.numpy(), self.predict(self.data.x_test).numpy()), 1)
         return table
 
+    # -- checkpoints ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        data, own = self.data, {k: v for k, v in asdict(self.settings).items() if k not in FREE}
+        samples = digest(data.x_train[: self.samples], data.y_train[: self.samples], data.x_test, data.y_test)
+        return {**self.problem, **own, "samples": self.samples, "data": samples}
+
     def _save(self) -> None:
-        history = torch.tensor([[getattr(e, c) for c in COLUMNS] for e in self.history], dtype=torch.float64)
-        settings = self.settings
-        save_checkpoint(settings.checkpoint, self.network, self.optimizer, history, self.groups.all, settings.seed)
+        rows = [[math.nan if each is None else each for each in asdict(epoch).values()] for epoch in self.history]
+        run = {
+            "batches": self._batches_done,
+            "losses": self._losses,
+            "seconds": time.perf_counter() - self._started,
+            "cycles": [(each.forward.cycles, each.adjoint.cycles) for each in mgrit_solvers(self.network)],
+            "bias": [asdict(each) for each in self.bias],
+            "residuals": self.residuals,
+        }
+        table = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 5)
+        path = self.settings.checkpoint
+        save_checkpoint(path, self.network, self.optimizer, self.groups.all, self._fingerprint, run, table)
+
+    def _resume(self) -> None:
+        path = self.settings.restart
+        run, table = load_checkpoint(path, self.network, self.optimizer, self.groups.all, self._fingerprint)
+        for number, *row, error in table.tolist():
+            self.history.append(Epoch(int(number), *row, None if math.isnan(error) else error))
+        self._batches_done, self._losses, self._seconds = run["batches"], run["losses"], run["seconds"]
+        self.bias = [GradientBias(**each | {"cycles": tuple(each["cycles"])}) for each in run["bias"]]
+        self.residuals = tuple(run["residuals"])  # type: ignore[assignment]
+        if self.settings.bias_limit is not None:
+            for solver, (forward, adjoint) in zip(mgrit_solvers(self.network), run["cycles"]):
+                solver.forward.cycles, solver.adjoint.cycles = forward, adjoint

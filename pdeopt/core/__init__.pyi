@@ -59,6 +59,7 @@ from pdeopt.core.settings import (
 )
 from pdeopt.core.storage import (
     digest as digest,
+    read_text as read_text,
     read_tensors as read_tensors,
     replace_file as replace_file,
     write_tensors as write_tensors,

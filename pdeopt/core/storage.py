@@ -16,6 +16,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -93,20 +94,14 @@ def read_tensors(
     Raises:
         InputError: no such file, a damaged file, or one with another fingerprint.
     """
-    try:
-        with _regular_file(path) as file:
-            header, words = _checked_header(file)
-            text = json.loads(words)
-            _compare(f"{what} {path}", text["fingerprint"], fingerprint)
-            file.seek(0)
-            tensors = load(file.read())
+    with _refused(path, what, legal), _regular_file(path) as file:
+        header, words = _checked_header(file)
+        text = json.loads(words)
+        _compare(f"{what} {path}", text["fingerprint"], fingerprint)
+        file.seek(0)
+        tensors = load(file.read())
         if header["__metadata__"]["sha256.data"] != _of_numbers(tensors):
             raise ValueError("checksum of the numbers")
-    except InputError:
-        raise
-    except (OSError, SafetensorError, *BROKEN) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(what, f"{path}, which is damaged or no checkpoint ({reason})", legal) from None
     for name, tensor in tensors.items():
         if not _may_be_written(name, tensor):
             raise InputError(what, f"{path}, whose {name} is not finite", "finite numbers")
@@ -115,6 +110,20 @@ def read_tensors(
 
 def _may_be_written(name: str, tensor: Tensor) -> bool:
     return name.startswith("history.") or bool(torch.isfinite(tensor).all())
+
+
+def read_text(path: str, what: str = "-restart", legal: str = "a file written by -checkpoint") -> dict[str, Any]:
+    """The text alone of a file of `write_tensors`, of any fingerprint.
+
+    Args:
+        path, what, legal: as for `read_tensors`.
+
+    Raises:
+        InputError: no such file, or a damaged one.
+    """
+    with _refused(path, what, legal), _regular_file(path) as file:
+        text: dict[str, Any] = json.loads(_checked_header(file)[1])
+        return text
 
 
 def digest(*tensors: Tensor) -> str:
@@ -127,6 +136,18 @@ def digest(*tensors: Tensor) -> str:
 
 
 # -- reading -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _refused(path: str, what: str, legal: str) -> Iterator[None]:
+    """Whatever a file breaks inside is an `InputError` that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, SafetensorError, *BROKEN) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(what, f"{path}, which is damaged or no checkpoint ({reason})", legal) from None
 
 
 def _regular_file(path: str) -> BinaryIO:

@@ -6,6 +6,7 @@ method, that no tensor is missing or too many, shapes and types.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -135,32 +136,32 @@ class CheckpointFile:
         path: of the file; empty for a run without checkpoints, which signals end all the same.
         every: iterations from one to the next.
         comm: communicator or team of all ranks of the run.
-        warn: called on the first rank with a line for the user.
+        unit: what is counted, for messages.
 
     Attributes:
         signal: that has ended the run; 0 for none.
     """
 
-    def __init__(self, path: str, every: int, comm: Any, warn: Callable[[str], None]) -> None:
-        self.path, self.every, self.comm, self.warn = path, every, comm, warn
+    def __init__(self, path: str, every: int, comm: Any, unit: str = "iteration") -> None:
+        self.path, self.every, self.comm, self.unit = path, every, comm, unit
         self.signal, self._done, self._is_failing = 0, 0, False
         self._kept: int | None = None
 
-    def after(self, iteration: int, write: Callable[[], None]) -> None:
+    def after(self, iteration: int, write: Callable[[], None], is_due: bool | None = None) -> None:
         """Write if it is time to, or if a signal has come. Collective.
 
         Args:
             iteration: that is done.
             write: the checkpoint of it; an `OSError` is told once, and the run goes on without checkpoints.
+            is_due: whether it is time to; by default every so many iterations.
 
         Raises:
             Interrupted: a signal has come, to one of the ranks.
         """
         self.signal, self._done = interruption(self.comm), iteration
-        if self.signal or iteration % self.every == 0:
+        if self.signal or (iteration % self.every == 0 if is_due is None else is_due):
             self.end(iteration, write)
-        if self.signal:
-            self.leave()
+        self.leave()
 
     def end(self, iteration: int, write: Callable[[], None]) -> None:
         """Write the checkpoint of the last iteration, if that is not done. Collective."""
@@ -174,20 +175,20 @@ class CheckpointFile:
         except OSError as error:
             self._is_failing = True
             if self.comm.rank == 0:
-                reason = error.strerror or str(error)
-                self.warn(f"-checkpoint {self.path}: {reason}; {self._words()}, and the run goes on without")
+                line = f"-checkpoint {self.path}: {error.strerror or error}; {self._words()}; the run goes on without"
+                print(f"warning: {line}", file=sys.stderr, flush=True)
 
     def leave(self) -> None:
         """Raise `Interrupted` where a signal has ended the run: once more when all its files are written."""
         if self.signal:
-            raise Interrupted(self.signal, f"ended after iteration {self._done}; {self._words()}")
+            raise Interrupted(self.signal, f"ended after {self.unit} {self._done}; {self._words()}")
 
     def _words(self) -> str:
         if not self.path:
             return "there is no checkpoint of it (-checkpoint FILE)"
         if self._kept is None:
-            return f"no checkpoint of this run is in {self.path}"
-        return f"{self.path} holds the checkpoint of iteration {self._kept}"
+            return f"{self.path} is as it was before this run"
+        return f"{self.path} holds the checkpoint of {self.unit} {self._kept}"
 
 
 # -- history as tensors ------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from petsc4py import PETSc
 import nn_adapters as nna
 import pdeopt as po
 from nn_adapters.data.limits import LIMIT_MB
-from pdeopt.core import on_root, replace_file
+from pdeopt.core import on_root, read_text, replace_file
 from pdeopt.optimize import CheckpointFile
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class CheckpointFiles(po.Settings):
 
     def of_run(self, comm: Any) -> RunFiles:
         """The checkpoints of one run on the ranks of a communicator."""
-        return RunFiles(self.checkpoint, self.checkpoint_every, comm, warn)
+        return RunFiles(self.checkpoint, self.checkpoint_every, comm)
 
 
 class RunFiles(CheckpointFile):
@@ -76,11 +75,6 @@ class RunFiles(CheckpointFile):
         """Say so where the run that a checkpoint is of had nothing left to do."""
         if len(result.history) == len(before) and not self.signal:
             PETSc.Sys.Print(f"{name}: the run of -restart was finished: nothing was left to do")
-
-
-def warn(line: str) -> None:
-    """A line for the user that is no result."""
-    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -109,13 +103,15 @@ def choose(data: str, files: DataFiles, stored: str, free: str) -> str:
 
 
 def check_targets(mpi: Any, *settings: po.Settings) -> None:
-    """Raise `InputError` for a file of these settings that cannot be written. Collective."""
+    """Raise `InputError` for a file of these settings that cannot be written, or restarted from. Collective."""
 
     def check() -> None:
         for option in ("summary", "plot", "output", "checkpoint"):
             for path in filter(None, (getattr(each, option, "") for each in settings)):
                 _check_ending(option, path)
                 _check_folder(option, path)
+        for path in filter(None, (getattr(each, "restart", "") for each in settings)):
+            read_text(path)
 
     on_root(mpi, check)
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import nn_adapters as nna
 import pdeopt as po
-from pdeopt.core import Section, on_root, sections
+from pdeopt.core import Section, interruptible, on_root, read_text, sections
 from problems.shared import pictures
 from problems.shared.command_line import command_line
 from problems.shared.files import DataFiles, ReportFiles, check_targets, write_report
@@ -60,9 +60,11 @@ class LayerTraining:
             sizes = f"{len(samples.x_train)} for training, {len(samples.x_test)} for tests"
             PETSc.Sys.Print(f"{self.name}: data set {samples.name}, samples: {sizes}")
             torch.manual_seed(settings.seed)
-            training = self._train(own, settings, mgrit, samples)
+            with interruptible():
+                training = self._train(own, settings, mgrit, samples)
             parameters = {**vars(own), **vars(files), **vars(report), **vars(settings)}
             _report(self.name, report, training, parameters)
+            training.files.leave()
             return training.history[-1].accuracy
 
     def _train(self, own: Any, settings: nna.TrainingSettings, mgrit: nna.MgritSettings, samples: nna.Dataset) -> Any:
@@ -70,16 +72,31 @@ class LayerTraining:
         levels, groups = _levels(own, settings), nna.RankGroups(MPI.COMM_WORLD, settings.layer_ranks)
         epochs = nna.nested_epochs(settings.epochs, settings.nested) if settings.nested > 1 else [settings.epochs]
         training: Any = None
+        first = on_root(MPI.COMM_WORLD, lambda: _first_level(settings.restart, len(levels)))
         with Progress(self.name, sum(epochs)) as progress:
-            for level, its in zip(levels, epochs):
+            for number in range(first, len(levels)):
+                level, its = levels[number], epochs[number]
                 network = self.make(level, groups.layers, mgrit, samples)
                 if training is not None:
                     nna.deepen(training.network, network)
-                training = nna.Training(network, samples, replace(settings, epochs=its), groups, progress)
+                how = replace(settings, epochs=its, restart=settings.restart if number == first else "")
+                problem = {"problem": self.name, **vars(level), "level": number}
+                training = nna.Training(network, samples, how, groups, progress, problem)
+                done = len(training.history)
                 last = training.run()
+                if training.files.signal:
+                    break
+        if settings.restart and number == first and done == len(training.history) and not training.files.signal:
+            PETSc.Sys.Print(f"{self.name}: the run of -restart was finished: nothing was left to do")
         if not training.history:
             training.history.append(last)
         return training
+
+
+def _first_level(restart: str, levels: int) -> int:
+    """The level of nested iteration that a checkpoint is of; 0 without one, or where it is of another run."""
+    level = read_text(restart)["fingerprint"].get("level") if restart else 0
+    return level if isinstance(level, int) and 0 <= level < levels else 0
 
 
 def _levels(own: Any, settings: nna.TrainingSettings) -> list[Any]:
@@ -88,11 +105,11 @@ def _levels(own: Any, settings: nna.TrainingSettings) -> list[Any]:
         return [own]
     divisor = 2 ** (settings.nested - 1)
     layers = getattr(own, "layers", 0)
-    if layers % divisor or not layers or settings.checkpoint or settings.restart:
+    if layers % divisor or not layers:
         raise po.InputError(
             "-nested",
             f"{settings.nested} with {layers} layers" if layers else "a network without layers",
-            f"a multiple of {divisor} layers, no -checkpoint and no -restart",
+            f"a multiple of {divisor} layers",
         )
     return [replace(own, layers=layers >> k) for k in reversed(range(settings.nested))]
 
