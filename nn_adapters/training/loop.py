@@ -187,7 +187,8 @@ class Training:
 
     def _epoch(self, epoch: int) -> None:
         """The batches of an epoch that are not done, and its record."""
-        self._set_rate(epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = _rate(self.settings, epoch)
         for number, rows in enumerate(self._batches(epoch), start=1):
             if number > len(self._losses):
                 self._losses.append(self._batch(rows, epoch, number))
@@ -197,12 +198,6 @@ class Training:
         self.history.append(Epoch(epoch, loss, self.accuracy(), seconds, error))
         self._losses = []
         self.files.end(self._batches_done, self._save)
-
-    def _set_rate(self, epoch: int) -> None:
-        share = (epoch - 1) / max(self.settings.epochs, 1)
-        scale = 0.5 * (1 + math.cos(math.pi * share)) if self.settings.schedule == "cosine" else 1.0
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * scale
 
     def _batches(self, epoch: int) -> Iterator[Tensor]:
         """The samples of each batch, those of this rank's group; the same whatever the ranks."""
@@ -326,3 +321,9 @@ class Training:
         if self.settings.bias_limit is not None:
             for solver, (forward, adjoint) in zip(mgrit_solvers(self.network), run["cycles"]):
                 solver.forward.cycles, solver.adjoint.cycles = forward, adjoint
+
+
+def _rate(settings: TrainingSettings, epoch: int) -> float:
+    """The learning rate of an epoch, from 1."""
+    share = (epoch - 1) / max(settings.epochs, 1)
+    return settings.lr * (0.5 * (1 + math.cos(math.pi * share)) if settings.schedule == "cosine" else 1.0)
