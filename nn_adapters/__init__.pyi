@@ -1,10 +1,18 @@
 # Networks whose layers or time steps are solved in parallel, and the error of their gradients.
 from nn_adapters.layers.layerparallel import LayerParallel as LayerParallel
-from nn_adapters.layers.recurrent import GRUParallel as GRUParallel, sum_gradient_over_ranks as sum_gradient_over_ranks
+from nn_adapters.layers.recurrent import (
+    GRUParallel as GRUParallel,
+    GRUStack as GRUStack,
+    sum_gradient_over_ranks as sum_gradient_over_ranks,
+)
 from nn_adapters.layers.parallelmodule import (
+    approximately as approximately,
+    clip_grad_norm_ as clip_grad_norm_,
     exactly as exactly,
     measure_bias as measure_bias,
     mgrit_solvers as mgrit_solvers,
+    parameter_groups as parameter_groups,
+    serial_network as serial_network,
 )
 from pdeopt.steps.mgrit import MgritSettings as MgritSettings
 

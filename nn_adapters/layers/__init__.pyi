@@ -3,16 +3,22 @@ from nn_adapters.layers.layerparallel import LayerParallel as LayerParallel, lay
 from nn_adapters.layers.recurrent import (
     GRU_STEPS as GRU_STEPS,
     GRUParallel as GRUParallel,
+    GRUStack as GRUStack,
     classic_step as classic_step,
     implicit_step as implicit_step,
     sum_gradient_over_ranks as sum_gradient_over_ranks,
 )
 from nn_adapters.layers.parallelmodule import (
     ParallelModule as ParallelModule,
+    approximately as approximately,
+    clip_grad_norm_ as clip_grad_norm_,
     exactly as exactly,
     measure_bias as measure_bias,
     mgrit_solvers as mgrit_solvers,
+    parameter_groups as parameter_groups,
+    serial_network as serial_network,
 )
+from nn_adapters.layers.stacking import ParameterStack as ParameterStack
 
 # Blocks, and the network that is the reference.
 from nn_adapters.layers.blocks import (

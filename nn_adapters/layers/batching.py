@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nn_adapters.layers.blocks import Direct, SmoothReLU
 from pdeopt.core.errors import InputError
@@ -31,6 +32,10 @@ ENTRYWISE_MODULES = (
     nn.Hardtanh,
     nn.Mish,
     nn.LogSigmoid,
+    nn.ReLU6,
+    nn.SELU,
+    nn.CELU,
+    nn.Hardswish,
     SmoothReLU,
 )
 
@@ -52,31 +57,47 @@ def batched(module: nn.Module) -> Batched:
         InputError: a module with buffers or random numbers, as BatchNorm and Dropout have them.
     """
     for part in module.modules():
-        if next(part.buffers(recurse=False), None) is not None or isinstance(part, nn.modules.dropout._DropoutNd):
+        if next(part.buffers(recurse=False), None) is not None or _is_random(part):
             raise InputError(
                 "block of a layer-parallel network",
                 type(part).__name__,
-                "modules without buffers and random numbers, for instance LayerNorm instead of BatchNorm",
+                "modules without buffers and random numbers: LayerNorm instead of BatchNorm, Dropout(0.0)",
             )
     return _batched(module)
 
 
+def _is_random(part: nn.Module) -> bool:
+    """Whether a module draws random numbers in training; without probability, dropout draws none."""
+    if isinstance(part, nn.modules.dropout._DropoutNd):
+        return part.p > 0
+    return isinstance(part, nn.RReLU) or (isinstance(part, nn.MultiheadAttention) and part.dropout > 0)
+
+
 def _batched(module: nn.Module) -> Batched:
-    if isinstance(module, Direct):
-        return _batched(module.block)
-    if isinstance(module, ENTRYWISE_MODULES):
+    """By the exact type: a subclass, a hook or a parametrization may do anything, and goes through `vmap`."""
+    kind, is_plain = type(module), not (module._forward_hooks or module._forward_pre_hooks)
+    if kind is Direct:
+        return _batched(module.block)  # type: ignore[arg-type]
+    if kind in ENTRYWISE_MODULES and is_plain:
         return lambda u, theta: module(u)
-    if type(module) is nn.Sequential:
-        return _sequential(module)
-    if type(module) is nn.Linear:
+    if kind is nn.Sequential and is_plain and _shares_nothing(module):
+        return _sequential(module)  # type: ignore[arg-type]
+    if kind is nn.Linear and is_plain:
         return _linear
-    if isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.groups == 1 and module.padding_mode == "zeros":
-        return _convolution(module)
+    if kind in (nn.Conv1d, nn.Conv2d) and is_plain and module.groups == 1 and module.padding_mode == "zeros":
+        return _convolution(module)  # type: ignore[arg-type]
     return _mapped(module)
+
+
+def _shares_nothing(module: nn.Module) -> bool:
+    """Whether no parameter serves two of a module's parts."""
+    return len(list(module.parameters())) == sum(len(list(part.parameters())) for part in module._modules.values())
 
 
 def _linear(u: Tensor, theta: Sequence[Tensor]) -> Tensor:
     """W u + b of features (layers, ..., width)."""
+    if u.dim() == 2:  # no batch
+        return _linear(u[:, None], theta)[:, 0]
     flat = u.flatten(1, -2) if u.dim() > 3 else u
     W = theta[0].mT
     out = torch.baddbmm(theta[1][:, None], flat, W) if len(theta) > 1 else torch.bmm(flat, W)
@@ -86,8 +107,11 @@ def _linear(u: Tensor, theta: Sequence[Tensor]) -> Tensor:
 def _convolution(module: nn.Conv1d | nn.Conv2d) -> Batched:
     """A grouped convolution whose groups are the layers."""
     function: Any = F.conv2d if isinstance(module, nn.Conv2d) else F.conv1d
+    without_batch = 4 if isinstance(module, nn.Conv2d) else 3
 
     def convolve(u: Tensor, theta: Sequence[Tensor]) -> Tensor:
+        if u.dim() == without_batch:
+            return convolve(u[:, None], theta)[:, 0]
         layers = len(u)
         together = u.transpose(0, 1).flatten(1, 2)  # (batch, layers * channels, ...)
         bias = theta[1].flatten() if len(theta) > 1 else None
@@ -112,9 +136,32 @@ def _sequential(module: nn.Sequential) -> Batched:
 
 
 def _mapped(module: nn.Module) -> Batched:
-    names = [name for name, _ in module.named_parameters()]
+    one = with_parameters(module)
+    has_dropout = any(isinstance(part, nn.modules.dropout._DropoutNd) for part in module.modules())  # of probability 0
 
-    def one(u: Tensor, *theta: Tensor) -> Tensor:
-        return functional_call(module, dict(zip(names, theta)), (u,))  # type: ignore[no-any-return]
+    def many(u: Tensor, theta: Sequence[Tensor]) -> Tensor:
+        if len(u) == 1:
+            return one(u[0], *(t[0] for t in theta))[None]
+        with sdpa_kernel(SDPBackend.MATH):  # of attention, the one that is batched
+            return vmap(one, randomness="different" if has_dropout else "error")(u, *theta)
 
-    return lambda u, theta: vmap(one)(u, *theta)
+    return many
+
+
+def with_parameters(module: nn.Module) -> Callable[..., Tensor]:
+    """A function of features and of the module's parameters, in the order of `named_parameters`, to features.
+
+    Args:
+        module: its own parameters count for nothing. It may use a parameter, or a part, more than once.
+    """
+    at = {id(parameter): index for index, parameter in enumerate(module.parameters())}
+    places = [
+        (f"{name}.{leaf}" if name else leaf, at[id(parameter)])
+        for name, part in module.named_modules()  # each part once: functional_call would not restore it twice
+        for leaf, parameter in part.named_parameters(recurse=False)
+    ]
+
+    def call(u: Tensor, *theta: Tensor) -> Tensor:
+        return functional_call(module, {name: theta[k] for name, k in places}, (u,), tie_weights=False)  # type: ignore[no-any-return]
+
+    return call

@@ -126,6 +126,12 @@ class LayerStack(nn.Module):
         self.layers = nn.ModuleList([block() for _ in range(num_steps)])
         self.dt = Tf / num_steps
 
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, i: int) -> nn.Module:
+        return self.layers[i]
+
     def forward(self, u: Tensor) -> Tensor:
         for block in self.layers:
             u = block.step(u, self.dt) if isinstance(block, SteppingBlock) else torch.add(u, block(u), alpha=self.dt)

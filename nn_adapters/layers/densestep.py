@@ -33,6 +33,7 @@ def is_dense(block: nn.Module) -> bool:
         and type(block[0]) is nn.Linear
         and block[0].bias is not None
         and type(block[1]) in DENSE_ACTIVATIONS
+        and not any(part._forward_hooks or part._forward_pre_hooks for part in block.modules())
     )
 
 

@@ -8,10 +8,13 @@ neither blow up nor collapse into a line.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from nn_adapters.layers.blocks import Direct, LayerStack, SteppingBlock
+from nn_adapters.layers.layerparallel import LayerParallel
 from pdeopt.core.errors import InputError
 
 Generator = torch.Generator | None
@@ -29,11 +32,12 @@ def initialize(network: nn.Module, kind: str, generator: Generator = None) -> No
     variance 2 / (inputs + outputs) (X. Glorot, Y. Bengio, AISTATS 2010, eq. (16)). Both with b = 0.
 
     Box (Cyr and others, 2020, Algorithms 1 and 2): inputs in [0, 1]^d. Linear layers that come before the first
-    `LayerStack` by `box_linear`, its layers by `box_stack`; linear layers after it, the head, by Glorot. In the order
-    in which the modules were registered.
+    `LayerStack` or `LayerParallel` by `box_linear`, its layers by `box_stack`; linear layers after it, the head, by
+    Glorot. In the order in which the modules were registered.
 
     Args:
-        network: a layer, a stack, or a module that contains them.
+        network: a layer, a stack, a `LayerParallel`, or a module that contains them. Layers in parallel get the weights
+            that the same layers in series would get; all ranks draw those of all layers.
         kind: `he`, `glorot` or `box`.
         generator: the source of the random numbers, on the CPU; torch's own by default.
 
@@ -50,7 +54,7 @@ def initialize(network: nn.Module, kind: str, generator: Generator = None) -> No
         if kind == "box":
             _box(network, generator)
             return
-        for module in network.modules():
+        for module in _parts(network, set()):
             if isinstance(module, (nn.Linear, *_CONV)):
                 _by_variance(module, kind, generator)
             else:
@@ -141,11 +145,26 @@ def box_neurons(
     return k[..., None] * n, -k * (n * p).sum(-1)
 
 
+def _in_series(module: nn.Module) -> nn.Module:
+    """The module itself, or for layers in parallel the `LayerStack` that shares their memory."""
+    return module.layer_stack() if isinstance(module, LayerParallel) else module
+
+
+def _parts(module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
+    """The module and all inside it, once each, in the order of registration."""
+    if id(module) not in seen:
+        seen.add(id(module))
+        module = _in_series(module)
+        yield module
+        for child in module.children():
+            yield from _parts(child, seen)
+
+
 def _box(network: nn.Module, generator: Generator) -> None:
     stacked = False
     todo = [network]
     while todo:  # depth first, in the order of registration
-        module = todo.pop()
+        module = _in_series(todo.pop())
         if isinstance(module, LayerStack):
             box_stack(module, generator)
             stacked = True

@@ -13,20 +13,39 @@ Layer-parallel training of deep residual neural networks, SIAM J. Math. Data Sci
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import copy
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
+from mpi4py import MPI
 from torch import Tensor
 
 from nn_adapters.layers.layerstep import LayerStep, StepLength
+from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import Mgrit, MgritSettings, whole_intervals
+from pdeopt.steps.neighbors import as_bytes
 from pdeopt.steps.timegrid import TimeGrid
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+#: A solve whose last run misses its C-points by more than half of their size has diverged. In training that goes well
+#: they are missed by less than a twentieth.
+LARGEST_MISFIT = 0.5
+
+#: What to use where the cycles will not do.
+SERIAL = "network.serial(), the same layers as PyTorch runs them"
 
 
 class LayerMgrit:
     """MGRIT for the states of a chain of steps and for their adjoints, over the ranks of a communicator.
+
+    A copy is on the same communicator; pickled, it comes back on `MPI.COMM_WORLD` or on one process alone.
 
     Args:
         num_steps, Tf: N steps over the time Tf, dt = Tf / N.
@@ -38,9 +57,11 @@ class LayerMgrit:
         factors: the coarsening factor of each level but the coarsest.
         forward, adjoint: the solvers; their `cycles` may be changed between calls.
         residuals: relative residuals of the last forward and adjoint solve, where a tolerance asks for them.
+        misfits: of the C-points of the last forward and adjoint solve, see `Outcome`.
 
     Raises:
-        InputError: coarsening factors below 2, or fewer intervals than ranks.
+        InputError: coarsening factors below 2, or fewer intervals than ranks; when pickled, a communicator of some of
+            several ranks; when read, another number of ranks.
     """
 
     def __init__(self, num_steps: int, Tf: float, comm: Any, settings: MgritSettings) -> None:
@@ -51,22 +72,65 @@ class LayerMgrit:
         self.forward, self.adjoint = self._solvers()
         self.dt = [_common(grid.steps.dt) for grid in self.forward.grids]
         self.residuals: tuple[list[float], list[float]] = ([], [])
+        self.misfits = (0.0, 0.0)
         self.guess: Tensor | None = None
+        self._has_warned = False
 
     def _solvers(self) -> tuple[Mgrit, Mgrit]:
         forward, adjoint = (Mgrit(self.grid, self.factors, self.settings, adjoint) for adjoint in (False, True))
         return forward, adjoint
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> LayerMgrit:
+        new = copy.copy(self)
+        new.forward, new.adjoint = copy.copy(self.forward), copy.copy(self.adjoint)
+        new.guess = None if self.guess is None else self.guess.clone()
+        return new
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        grid, cycles = self.grid, (self.forward.cycles, self.adjoint.cycles)
+        where = (communicator_name(grid.mpi), grid.begin, grid.end)
+        return _rebuild, (grid.num_steps, float(grid.times[-1]), self.settings, where, cycles)
+
     @contextmanager
-    def one_by_one(self) -> Iterator[None]:
-        """Inside, go one step after the other, on the same ranks: nothing is approximated."""
-        kept = self.factors, self.forward, self.adjoint, self.guess
-        self.factors, self.guess = [], None
-        self.forward, self.adjoint = self._solvers()
+    def using(self, forward: Mgrit, adjoint: Mgrit, factors: list[int]) -> Iterator[None]:
+        """Inside, these solvers are those of the layers."""
+        kept = self.forward, self.adjoint, self.factors, self.guess
+        self.forward, self.adjoint, self.factors, self.guess = forward, adjoint, factors, None
         try:
             yield
         finally:
-            self.factors, self.forward, self.adjoint, self.guess = kept
+            self.forward, self.adjoint, self.factors, self.guess = kept
+
+    def one_by_one(self) -> AbstractContextManager[None]:
+        """Inside, go one step after the other, on the same ranks: nothing is approximated."""
+        forward, adjoint = (Mgrit(self.grid, [], self.settings, adjoint) for adjoint in (False, True))
+        return self.using(forward, adjoint, [])
+
+    def warm(self, u0: Tensor) -> Tensor | None:
+        """The C-points of the last solve, where the settings start there and the states are alike."""
+        guess = self.guess if self.settings.start == "warm" else None
+        alike = guess is not None and (guess.shape[1:], guess.dtype, guess.device) == (u0.shape, u0.dtype, u0.device)
+        return guess if alike else None
+
+    def has_diverged(self, which: str) -> bool:
+        """Whether the last solve, `forward` or `adjoint`, went astray: its C-points are then no guess for another."""
+        if self.misfits[which == "adjoint"] <= LARGEST_MISFIT:
+            return False
+        self.guess = None
+        return True
+
+    def warn_of_divergence(self, which: str, misfit: float, exact: Tensor) -> None:
+        """Warn, once, where cycles went astray and an exact solve did not, so that the input is not to blame."""
+        if self._has_warned or self.grid.mpi.rank > 0 or not bool(exact.isfinite().all()):
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"the {which} cycles over {self.grid.num_steps} layers diverged (relative misfit {misfit:.1e}); such "
+            "solves are repeated one layer after the other: right, but slow. Try more cycles (-layer_mgrit_cycles), a "
+            "smaller -layer_mgrit_coarsening, or smaller first weights",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     def step_length(self, level: int, rows: slice) -> StepLength:
         """dt of these steps of a level: a number if all steps are alike."""
@@ -92,8 +156,35 @@ class LayerMgrit:
         if self.grid.mpi.size == 1:
             return state
         buffer = state.detach().cpu().contiguous().clone()
-        self.grid.mpi.Bcast(buffer.numpy(), rank)
+        self.grid.mpi.Bcast(as_bytes(buffer), rank)
         return buffer.to(state.device)
+
+
+def communicator_name(mpi: Any) -> str:
+    """The name by which a communicator can be found in another process: COMM_WORLD or COMM_SELF.
+
+    Raises:
+        InputError: one of some of several ranks.
+    """
+    if mpi.size == 1:
+        return "COMM_SELF"
+    if MPI.Comm.Compare(mpi, MPI.COMM_WORLD) in (MPI.IDENT, MPI.CONGRUENT):
+        return "COMM_WORLD"
+    got = f"a communicator of {mpi.size} of {MPI.COMM_WORLD.size} ranks"
+    raise InputError("pickle of parallel layers", got, "all ranks or one, or their state_dict()")
+
+
+def _rebuild(
+    num_steps: int, Tf: float, settings: MgritSettings, where: tuple[str, int, int], cycles: tuple[int, int]
+) -> LayerMgrit:
+    """The solver that was pickled."""
+    name, begin, end = where
+    found = LayerMgrit(num_steps, Tf, getattr(MPI, name), settings)
+    if (found.grid.begin, found.grid.end) != (begin, end):
+        own = f"{found.grid.begin + 1} to {found.grid.end}"
+        raise InputError("pickled layers", f"{begin + 1} to {end} for a rank that has {own}", "as many ranks as then")
+    found.forward.cycles, found.adjoint.cycles = cycles
+    return found
 
 
 def _middles(rows: Tensor, factor: int) -> Tensor:
@@ -106,6 +197,20 @@ def _common(dt: Tensor) -> StepLength:
     return float(dt[0]) if bool((dt - dt[0]).abs().max() <= 1e-12 * dt[0].abs()) else dt
 
 
+def outside_compilation(function: Function) -> Function:
+    """The same function, which `torch.compile` leaves to Python; without it, its module is not imported for that."""
+
+    @wraps(function)
+    def call(*args: Any, **words: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **words)
+        return torch.compiler.disable(function)(*args, **words)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]
+
+
+@outside_compilation
 def solve_layers(
     mgrit: LayerMgrit,
     step: LayerStep,
@@ -116,7 +221,9 @@ def solve_layers(
 ) -> tuple[Tensor, Tensor]:
     """u_N, and the states after the steps of this rank, with gradients by u_0, controls and shared parameters.
 
-    Collective, and so is the backward pass. Gradients of u_0 and of shared parameters are equal on all ranks.
+    Collective, and so is the backward pass. Gradients of u_0 and of shared parameters are equal on all ranks. Where
+    the cycles diverge, a solve is repeated one step after the other, with a warning. A second backward pass, under
+    `retain_graph`, evaluates once more.
 
     Args:
         mgrit: the solver.
@@ -130,81 +237,128 @@ def solve_layers(
         u_N, on all ranks, and the states (n_local, ...), or an empty tensor.
 
     Raises:
-        RuntimeError: in a second backward pass through the same states.
+        InputError: inside a transform of `torch.func`.
+        RuntimeError: a backward pass with `create_graph`, or a second one without `retain_graph`.
     """
-    words = mgrit, step, trajectory, len(controls)
-    return _LayerSolve.apply(*words, u0, *controls, *shared)  # type: ignore[no-any-return,no-untyped-call]
+    _refuse_transforms()
+    call = _LayerCall(mgrit, step, trajectory, len(controls), torch.is_grad_enabled(), autocast_state(u0.device.type))
+    found: tuple[Tensor, Tensor] = _LayerSolve.apply(call, u0, *controls, *shared)  # type: ignore[no-untyped-call]
+    if not mgrit.has_diverged("forward"):
+        return found
+    misfit = mgrit.misfits[0]
+    with mgrit.one_by_one():
+        found = _LayerSolve.apply(call, u0, *controls, *shared)  # type: ignore[no-untyped-call]
+    mgrit.warn_of_divergence("forward", misfit, found[0])
+    return found
+
+
+@dataclass(frozen=True)
+class _LayerCall:
+    """What a solve needs besides tensors; `count` of these are controls, the rest is shared. `grad` as it was set."""
+
+    mgrit: LayerMgrit
+    step: LayerStep
+    trajectory: bool
+    count: int
+    grad: bool
+    autocast: dict[str, Any]
 
 
 class _LayerSolve(torch.autograd.Function):
-    """See `solve_layers`; `count` of the tensors are controls, the rest is shared."""
+    """See `solve_layers`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, mgrit: LayerMgrit, step: LayerStep, trajectory: bool, count: int, u0: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, call: _LayerCall, u0: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Solve for the states."""
-        shared = tensors[count:]
+        mgrit, step, shared = call.mgrit, call.step, tensors[call.count :]
         levels = [
             step.linearize(controls, shared, lambda rows, level=level: mgrit.step_length(level, rows))  # type: ignore[misc]
-            for level, controls in enumerate(mgrit.coarsen(tensors[:count]))
+            for level, controls in enumerate(mgrit.coarsen(tensors[: call.count]))
         ]
-        states = u0.new_empty((mgrit.grid.n_local, *u0.shape)) if trajectory else u0.new_empty(0)
-        wanted = any(ctx.needs_input_grad)
+        states = u0.new_empty((mgrit.grid.n_local, *u0.shape)) if call.trajectory else u0.new_empty(0)
+        wanted = call.grad and any(ctx.needs_input_grad)
 
         def final(u: Tensor, rows: slice) -> Tensor:
             value = levels[0].remember(u, rows) if wanted else levels[0].advance(u, rows)
-            if trajectory:
+            if call.trajectory:
                 states[rows] = value
             return value
 
-        guess = mgrit.guess if mgrit.settings.start == "warm" else None
-        if guess is not None and guess.shape[1:] != u0.shape:
-            guess = None
-        with torch.no_grad():
-            outcome = mgrit.forward.solve([level.advance for level in levels], u0, guess=guess, final=final)
+        with torch.no_grad(), torch.autocast(**call.autocast):
+            outcome = mgrit.forward.solve([level.advance for level in levels], u0, guess=mgrit.warm(u0), final=final)
         mgrit.guess = outcome.points if levels[1:] else None
-        mgrit.residuals = (outcome.residuals, [])
-        ctx.mgrit, ctx.levels, ctx.count, ctx.trajectory = mgrit, levels, count, trajectory
-        ctx.adjoint, ctx.factors = mgrit.adjoint, mgrit.factors  # as they are now: `one_by_one` replaces them
+        mgrit.residuals, mgrit.misfits = (outcome.residuals, []), (outcome.misfit, 0.0)
+        ctx.call, ctx.levels = call, levels
+        ctx.solver = mgrit.forward, mgrit.adjoint, mgrit.factors  # as they are now: `one_by_one` replaces them
         ctx.points = mgrit.forward.departures(outcome.points, u0) if wanted and levels[1:] else None
+        ctx.save_for_backward(u0, *tensors)
         return mgrit.last_to_all(outcome.ends[-1]), states
 
     @staticmethod
     def backward(ctx: Any, w: Tensor, w_states: Tensor) -> tuple[Any, ...]:
         """Solve for the adjoint; the gradients of u_0, controls and shared parameters."""
-        mgrit, levels, count = ctx.mgrit, ctx.levels, ctx.count
-        if levels is None:
-            raise RuntimeError(
-                "backward a second time through layer-parallel steps: their states were freed, as "
-                "retain_graph does not reach them; evaluate the network again"
-            )
-        states = ctx.points
-        for level in range(1, len(levels)):
-            levels[level].states = states
-            states = None if level == len(levels) - 1 else states[:: ctx.factors[level]]
-        fine = levels[0]
-        of_controls = [torch.zeros_like(z) for z in fine.controls]
-        of_shared = [torch.zeros_like(p) for p in fine.shared]
+        _refuse_transforms(w, w_states)
+        if torch.is_grad_enabled():
+            raise RuntimeError(f"create_graph=True through parallel layers has no second derivatives; use {SERIAL}")
+        tensors, mgrit = ctx.saved_tensors, ctx.call.mgrit
+        if ctx.levels is None:  # a second time: the states of the first were freed
+            with mgrit.using(*ctx.solver):
+                return _anew(ctx.call, tensors, w, w_states)
+        with torch.no_grad(), torch.autocast(**ctx.call.autocast):
+            found = _adjoint(ctx, w, w_states)
+        ctx.levels = None
+        if not mgrit.has_diverged("adjoint"):
+            return (None, *found)
+        misfit = mgrit.misfits[1]
+        with mgrit.one_by_one():
+            exact = _anew(ctx.call, tensors, w, w_states)
+        mgrit.warn_of_divergence("adjoint", misfit, exact[1])
+        return exact
 
-        def final(w: Tensor, rows: slice) -> Tensor:
-            found = fine.gradients(w, rows)
-            for all_rows, g in zip(of_controls, found[1 : 1 + count]):
-                all_rows[rows] = g
-            for total, g in zip(of_shared, found[1 + count :]):
-                total += g
-            before: Tensor = found[0]
-            return before
 
-        with torch.no_grad():
-            g = _sources(mgrit, w_states) if ctx.trajectory else None
-            entry = w if g is None else w + mgrit.last_to_all(w_states[-1])
-            outcome = ctx.adjoint.solve([level.pullback for level in levels], entry, g, final=final)
-            mgrit.residuals = (mgrit.residuals[0], outcome.residuals)
-            first = mgrit.first_to_all(outcome.ends[0])
-            of_shared = [_sum(mgrit, total) for total in of_shared]
-        ctx.levels = levels = None
-        return (None, None, None, None, first, *of_controls, *of_shared)
+def _adjoint(ctx: Any, w: Tensor, w_states: Tensor) -> list[Tensor]:
+    """The gradients at the states that the forward solve remembers."""
+    mgrit, levels, count = ctx.call.mgrit, ctx.levels, ctx.call.count
+    _, adjoint, factors = ctx.solver
+    states = ctx.points
+    for level in range(1, len(levels)):
+        levels[level].states = states
+        states = None if level == len(levels) - 1 else states[:: factors[level]]
+    fine = levels[0]
+    of_controls = [torch.zeros_like(z) for z in fine.controls]
+    of_shared = [torch.zeros_like(p) for p in fine.shared]
+
+    def final(w: Tensor, rows: slice) -> Tensor:
+        found = fine.gradients(w, rows)
+        for all_rows, g in zip(of_controls, found[1 : 1 + count]):
+            all_rows[rows] = g
+        for total, g in zip(of_shared, found[1 + count :]):
+            total += g
+        before: Tensor = found[0]
+        return before
+
+    g = _sources(mgrit, w_states) if ctx.call.trajectory else None
+    entry = w if g is None else w + mgrit.last_to_all(w_states[-1])
+    outcome = adjoint.solve([level.pullback for level in levels], entry, g, final=final)
+    mgrit.residuals = (mgrit.residuals[0], outcome.residuals)
+    mgrit.misfits = (mgrit.misfits[0], outcome.misfit)
+    first = mgrit.first_to_all(outcome.ends[0])
+    return [first, *of_controls, *(sum_over_ranks(mgrit.grid.mpi, total) for total in of_shared)]
+
+
+def _anew(call: _LayerCall, tensors: Sequence[Tensor], w: Tensor, w_states: Tensor) -> tuple[Any, ...]:
+    """The gradients from an evaluation of their own, by the solvers as they are now."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    with torch.enable_grad():
+        end, states = _LayerSolve.apply(call, *leaves)  # type: ignore[no-untyped-call]
+    outputs = ([end, states], [w, w_states]) if call.trajectory else ([end], [w])
+    return (None, *torch.autograd.grad(outputs[0], leaves, outputs[1]))
+
+
+def _refuse_transforms(*cotangents: Tensor) -> None:
+    functorch = torch._C._functorch
+    if functorch.peek_interpreter_stack() is not None or any(map(functorch.is_legacy_batchedtensor, cotangents)):
+        raise InputError("parallel layers", "a transform of torch.func (grad, vmap, jvp, ...)", SERIAL)
 
 
 def _sources(mgrit: LayerMgrit, w: Tensor) -> Tensor:
@@ -213,11 +367,30 @@ def _sources(mgrit: LayerMgrit, w: Tensor) -> Tensor:
     return torch.cat([(torch.zeros_like(w[0]) if before is None else before)[None], w[:-1]])
 
 
-def _sum(mgrit: LayerMgrit, total: Tensor) -> Tensor:
-    """The sum over ranks."""
-    if mgrit.grid.mpi.size == 1:
-        return total
-    buffer = total.cpu().contiguous()
+def sum_over_ranks(mpi: Any, tensor: Tensor) -> Tensor:
+    """The sum of tensors of equal shape over ranks, in their dtype; half precision is added up in single. Collective.
+
+    Args:
+        mpi: an mpi4py communicator.
+        tensor: of any shape, on any device.
+    """
+    if mpi.size == 1:
+        return tensor
+    buffer = tensor.detach().cpu().contiguous()
+    if buffer.dtype in (torch.bfloat16, torch.float16):
+        buffer = buffer.float()
     result = torch.empty_like(buffer)
-    mgrit.grid.mpi.Allreduce(buffer.numpy(), result.numpy())
-    return result.to(total.device)
+    mpi.Allreduce(buffer.numpy(), result.numpy())
+    return result.to(tensor)
+
+
+def autocast_state(device: str) -> dict[str, Any]:
+    """Arguments of `torch.autocast` for what is on now, for a device of this type; no casts are kept.
+
+    A backward pass runs outside of the block in which the forward pass ran, and evaluates coarse steps itself.
+    """
+    try:
+        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    except RuntimeError:  # a device without autocast, as "meta" is
+        return {"device_type": "cpu", "enabled": False}
+    return {"device_type": device, "dtype": dtype, "enabled": enabled, "cache_enabled": False}

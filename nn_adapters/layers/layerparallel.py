@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from nn_adapters.layers.batching import batched
+from nn_adapters.layers.batching import batched, with_parameters
 from nn_adapters.layers.blocks import Direct, LayerStack, SteppingBlock
 from nn_adapters.layers.densestep import DenseStep, add_scaled, is_dense
-from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
+from nn_adapters.layers.layer_mgrit import LayerMgrit, autocast_state, solve_layers
 from nn_adapters.layers.layerstep import AutogradStep, LayerStep
 from nn_adapters.layers.parallelmodule import ParallelModule
+from nn_adapters.layers.stacking import Template, check_fresh, stack_parameters
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import MgritSettings
 
@@ -25,11 +27,14 @@ class LayerParallel(ParallelModule):
     An ordinary module: loss, optimizer and loop are PyTorch's own. Values and gradients are those of a few multigrid
     cycles; `measure_bias` tells their error, `exactly` and `serial` give what they approximate.
 
+    In `eval()` mode and under `no_grad` it is the serial network, to rounding: one layer after the other. With
+    `approximate=True`, or inside `approximately(network)`, the cycles serve there, too.
+
     Calling it is collective over `comm`, and so is the backward pass. Every rank gives the same features u_0 and gets
-    the same u_N, of the same shape, in the dtype and on the device of the parameters. A rank owns the parameters of
-    its layers and their gradients; those of what stands before and after the layers are equal on all ranks. Optimizers
-    that work entry by entry (SGD, Adam, ...) then need no communication; what takes norms over all parameters, as
-    gradient clipping does, must sum them over ranks.
+    the same u_N, of the same shape, on the device of the parameters; dtypes, and `torch.autocast`, are as for the
+    serial network. A rank owns the parameters of its layers and their gradients; those of what stands before and after
+    the layers are equal on all ranks. Optimizers that work entry by entry (SGD, Adam, ...) then need no
+    communication; what takes norms over all parameters must sum them over ranks, as `clip_grad_norm_` does.
 
     The method is layer-parallel training of S. Guenther, L. Ruthotto, J. B. Schroder, E. C. Cyr, N. R. Gauger
     (SIAM J. Math. Data Sci. 2, 2020) with multigrid reduction in time of R. D. Falgout, S. Friedhoff, T. V. Kolev,
@@ -39,24 +44,32 @@ class LayerParallel(ParallelModule):
         comm: an mpi4py or PETSc communicator; None for this process alone.
         block: makes the module F of a layer, as `lambda: dense(8)`; called once a layer, in order, on all ranks, so
             that random weights are those of the serial network. F maps features (batch, ...) to features of the same
-            shape, as a function of them and of its parameters alone; `Direct(F)` makes u_i = F(u_{i-1}).
+            shape, as a function of them and of its parameters alone; `Direct(F)` makes u_i = F(u_{i-1}). F may use a
+            parameter twice, but each layer has its own.
         num_steps: layers N.
         Tf: time.
         settings: of MGRIT; keywords replace single ones: `LayerParallel(comm, block, 1024, 1.0, coarsening="16")`.
+        approximate: whether the cycles serve in `eval()` mode and under `no_grad`, too.
 
     Attributes:
         grid: the layers of this rank are `grid.begin` to `grid.end`, `grid.mpi` is the communicator.
-        stacks: parameters of the layers of this rank.
+        stack: parameters of the layers of this rank, named as those of a block: `stack.0.weight` is (n_local, ...).
+        stacks: a list of them.
         solvers: a list of the one solver.
+        template: one block, whose parameters count for nothing.
 
     State:
         `state_dict` has the keys of `LayerStack`, `layers.{i}.{name}`, on a rank those of its layers. It loads
-        dictionaries of all layers as well as those of this rank's; `full_state_dict` gathers all layers.
+        dictionaries of all layers as well as those of this rank's; `full_state_dict` gathers all layers. Copies, and
+        pickles that are read on as many ranks, are on the same communicator.
 
     Raises:
         InputError: settings and keywords at once; coarsening factors that are not legal; more ranks than intervals;
-            a block with buffers or random numbers, as BatchNorm and Dropout have them, or with a `step` of its own.
-        RuntimeError: a second backward pass through one evaluation.
+            a block that is no function which makes new modules of one size, or with buffers or random numbers, as
+            BatchNorm and Dropout have them, or with a `step` of its own; when called, inside a transform of
+            `torch.func`, or a block that changes the shape of features.
+        RuntimeError: features of another width, dtype or device, from PyTorch itself; a backward pass with
+            `create_graph`, or a second one without `retain_graph`.
 
     Example:
         >>> layers = LayerParallel(MPI.COMM_WORLD, lambda: dense(8), num_steps=1024, Tf=1.0, coarsening="16")
@@ -71,35 +84,84 @@ class LayerParallel(ParallelModule):
         num_steps: int,
         Tf: float = 1.0,
         settings: MgritSettings | None = None,
+        approximate: bool = False,
         **words: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(approximate)
         if settings is not None and words:
             raise InputError("LayerParallel", f"settings and {', '.join(words)}", "one of the two")
-        self.block, self.num_steps, self.Tf = block, num_steps, Tf
+        if isinstance(block, nn.Module) or not callable(block):
+            raise InputError("block", type(block).__name__, "a function that makes a module: lambda: dense(8)")
+        self.num_steps, self.Tf = num_steps, Tf
         self.settings = settings or MgritSettings(**words)
         self.solvers = [LayerMgrit(num_steps, Tf, MPI.COMM_SELF if comm is None else comm, self.settings)]
-        self.grid = self.solvers[0].grid
-        own, example = self._own_layers()
-        self.names = [name for name, _ in example.named_parameters()]
-        for at, name in enumerate(self.names):
-            rows = [dict(layer.named_parameters())[name].detach() for layer in own]
-            self.register_parameter(f"stack{at}", nn.Parameter(torch.stack(rows)))
-        self.step = layer_step(example)
+        own = self._own_layers(block)
+        self._template = Template(own[0])
+        self.stack = stack_parameters(own)
+        self.step, self.step_by_autograd = layer_step(own[0]), layer_step(own[0], by_hand=False)
+        self._dtypes: dict[tuple[Any, ...], torch.dtype] = {}
 
-    def _own_layers(self) -> tuple[list[nn.Module], nn.Module]:
-        """The modules of this rank's layers, and one of them; all are made, so that random numbers are as in series."""
+    def _own_layers(self, block: Callable[[], nn.Module]) -> list[nn.Module]:
+        """The modules of this rank's layers; all are made, so that random numbers are those of the serial network."""
         own = []
         for i in range(self.num_steps):
-            layer = self.block()
+            layer = block()
             if self.grid.begin <= i < self.grid.end:
                 own.append(layer)
-        return own, own[0]
+        check_fresh(own)
+        return own
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("step", "step_by_autograd")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.step, self.step_by_autograd = layer_step(self.template), layer_step(self.template, by_hand=False)
+
+    @property
+    def template(self) -> nn.Module:
+        """One block, whose parameters count for nothing."""
+        return self._template.module
+
+    @property
+    def names(self) -> list[str]:
+        """Of the parameters of a block, in the order of `stacks`."""
+        return self._template.names
 
     @property
     def stacks(self) -> list[nn.Parameter]:
         """The parameters of this rank's layers, one tensor (n_local, ...) for each parameter of the block."""
-        return [getattr(self, f"stack{at}") for at in range(len(self.names))]
+        return self._template.find(self.stack)
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, i: int) -> nn.Module:
+        """The module of layer i, 0 the first, -1 the last. Its parameters share the memory of this network's.
+
+        Raises:
+            IndexError: a layer of another rank, or none.
+        """
+        at = range(self.num_steps)[i]
+        if not self.grid.begin <= at < self.grid.end:
+            raise IndexError(f"layer {at} is on another rank; this one has {self.grid.begin} to {self.grid.end - 1}")
+        return self._template.with_rows([stack[at - self.grid.begin] for stack in self.stacks])
+
+    def layer_stack(self) -> LayerStack:
+        """The layers as modules; those of this rank share the memory of its parameters, others are spare copies."""
+        own = range(self.grid.begin, self.grid.end)
+        layers = iter([self[i] if i in own else copy.deepcopy(self[own[0]]) for i in range(self.num_steps)])
+        return LayerStack(lambda: next(layers), self.num_steps, self.Tf)
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> LayerParallel:
+        """Apply a function to the modules of all layers, as initializations do it, then to this one."""
+        self.layer_stack().layers.apply(fn)
+        return super().apply(fn)
+
+    def train(self, mode: bool = True) -> LayerParallel:
+        """Training mode, or evaluation mode; the layers have the same."""
+        self.template.train(mode)
+        return super().train(mode)
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:
@@ -116,40 +178,73 @@ class LayerParallel(ParallelModule):
         return self._solve(u, trajectory=True)[1]
 
     def _solve(self, u: Tensor, trajectory: bool) -> tuple[Tensor, Tensor]:
-        if u.shape[0] == 0:  # an empty batch
-            return u, u.new_empty((self.grid.n_local, *u.shape))
-        (solver,) = self.solvers
-        if not isinstance(self.step, DenseStep):
-            return solve_layers(solver, self.step, u, self.stacks, trajectory=trajectory)
-        flat = u.reshape(-1, u.shape[-1]).mT.contiguous()  # samples last: see densestep
-        end, states = solve_layers(solver, self.step, flat, self.stacks, trajectory=trajectory)
+        (solver,), u = self.solvers, u.to(self._state_dtype(u))
+        step = self.step_by_autograd if torch.is_autocast_enabled(u.device.type) else self.step
+        with self._solving():
+            if not isinstance(step, DenseStep):
+                return solve_layers(solver, step, u, self.stacks, trajectory=trajectory)
+            flat = u.reshape(-1, u.shape[-1]).mT.contiguous()  # samples last: see densestep
+            end, states = solve_layers(solver, step, flat, self.stacks, trajectory=trajectory)
         return end.mT.reshape(u.shape), states.mT.reshape(-1, *u.shape) if trajectory else states
 
+    def _state_dtype(self, u: Tensor) -> torch.dtype:
+        """The dtype of features between layers, by the first layer of this rank, which refuses what PyTorch refuses.
+
+        Raises:
+            InputError: a block that changes the shape of features.
+        """
+        stacks = self.stacks
+        key = (
+            u.shape,
+            u.dtype,
+            u.device,
+            *[(s.dtype, s.device) for s in stacks],
+            *autocast_state(u.device.type).items(),
+        )
+        if key not in self._dtypes:
+            with torch.no_grad():
+                value = with_parameters(self.template)(u.detach(), *(stack[0] for stack in stacks))
+            if not isinstance(value, Tensor) or value.shape != u.shape:
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise InputError("block", f"features {tuple(u.shape)} that become {got}", "features of the same shape")
+            direct = isinstance(self.template, Direct)
+            self._dtypes[key] = value.dtype if direct else torch.promote_types(u.dtype, value.dtype)
+        return self._dtypes[key]
+
     def serial(self) -> LayerStack:
-        """The network as PyTorch runs it, with copies of all weights, on every rank. Collective."""
-        network = LayerStack(self.block, self.num_steps, self.Tf)
+        """The network as PyTorch runs it, with copies of all weights, on every rank. Collective.
+
+        The way back is `load_state_dict(serial.state_dict())`.
+        """
+        network = LayerStack(lambda: copy.deepcopy(self.template), self.num_steps, self.Tf)
         network.load_state_dict(self.full_state_dict())
-        return network.to(self.stacks[0].device, self.stacks[0].dtype)
+        network.to(self.stacks[0].device, self.stacks[0].dtype)
+        for layer in network.layers:
+            for parameter, stack in zip(layer.parameters(), self.stacks):
+                parameter.requires_grad_(stack.requires_grad)
+        return network.train(self.training)
 
     def full_state_dict(self) -> dict[str, Tensor]:
         """The `state_dict` of all layers, on the CPU of every rank, as that of `serial()`. Collective."""
-        own = self.grid.begin, [stack.detach().cpu().numpy() for stack in self.stacks]
+        own = self.grid.begin, [stack.detach().cpu() for stack in self.stacks]
         return {
-            f"layers.{begin + row}.{name}": torch.from_numpy(stack[row])
+            f"layers.{begin + row}.{name}": stacks[at][row].clone()
             for begin, stacks in self.grid.mpi.allgather(own)
             for row in range(len(stacks[0]))
-            for name, stack in zip(self.names, stacks)
+            for name, at in self._template.keys
         }
 
     def _keys(self, prefix: str) -> Iterator[tuple[str, int, int]]:
-        """(key, stack, row) of the layers of this rank."""
+        """(key, stack, row) of the layers of this rank; what `parametrize` computes is not stored."""
+        names = [(name, at) for name, at in self._template.keys if self._template.is_plain(self.stack, at)]
         for row in range(self.grid.n_local):
-            for at, name in enumerate(self.names):
+            for name, at in names:
                 yield f"{prefix}layers.{self.grid.begin + row}.{name}", at, row
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        stacks = self.stacks
         for key, at, row in self._keys(prefix):
-            value = self.stacks[at][row]
+            value = stacks[at][row]
             destination[key] = value if keep_vars else value.detach()
 
     def _load_from_state_dict(
@@ -162,33 +257,44 @@ class LayerParallel(ParallelModule):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        known = {f"{prefix}layers.{i}.{name}" for i in range(self.num_steps) for name in self.names}
+        known = {f"{prefix}layers.{i}.{name}" for i in range(self.num_steps) for name, _ in self._template.keys}
         unexpected_keys += [key for key in state_dict if key.startswith(prefix + "layers.") and key not in known]
+        if local_metadata.get("assign_to_params_buffers", False):
+            self._take_dtypes(state_dict, prefix)
+        stacks = self.stacks
         for key, at, row in self._keys(prefix):
             if key not in state_dict:
                 missing_keys.append(key)
                 continue
-            got, expected = state_dict[key].shape, self.stacks[at].shape[1:]
+            got, expected = state_dict[key].shape, stacks[at].shape[1:]
             if got != expected:
                 error_msgs.append(f"{key}: shape {tuple(got)}, {tuple(expected)} expected")
                 continue
             with torch.no_grad():
-                self.stacks[at][row] = state_dict[key]
+                stacks[at][row] = state_dict[key]
+
+    def _take_dtypes(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Parameters of the dtype and on the device of those in a dictionary, as `assign=True` asks for."""
+        for stack, (key, _, _) in zip(self.stacks, self._keys(prefix)):
+            if key in state_dict:
+                stack.data = torch.empty_like(stack, dtype=state_dict[key].dtype, device=state_dict[key].device)
 
     def extra_repr(self) -> str:
-        return f"num_steps={self.num_steps}, Tf={self.Tf}, factors={self.solvers[0].factors}"
+        block = " ".join(repr(self.template).split())
+        return f"num_steps={self.num_steps}, Tf={self.Tf}, factors={self.solvers[0].factors}, block={block}"
 
 
-def layer_step(block: nn.Module) -> LayerStep:
+def layer_step(block: nn.Module, by_hand: bool = True) -> LayerStep:
     """The step of layers like `block`, for many of them at once.
 
     Args:
         block: F of u + dt F(u), or `Direct(F)`.
+        by_hand: whether dense blocks get derivatives by hand, which know nothing of autocast.
 
     Raises:
         InputError: another block with a `step` of its own, or one that is no function of features and parameters.
     """
-    if is_dense(block):
+    if by_hand and is_dense(block):
         return DenseStep(block)  # type: ignore[arg-type]
     value = batched(block)
     if isinstance(block, Direct):

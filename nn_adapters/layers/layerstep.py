@@ -95,7 +95,7 @@ class AutogradStep:
     function: Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], Any], Tensor]
 
     def __call__(self, u: Tensor, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
-        return self.function(u, controls, shared, dt)
+        return self.function(u, controls, shared, dt).to(u.dtype)  # operations under autocast may have another
 
     def linearize(
         self, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: Callable[[slice], StepLength]
@@ -119,12 +119,14 @@ class AutogradLinearized(LinearizedSteps):
             leaves = [t.detach().requires_grad_() for t in (u, *(z[rows] for z in self.controls), *self.shared)]
             count = len(self.controls)
             value = self.step(leaves[0], leaves[1 : 1 + count], leaves[1 + count :], self.dt(rows))
+            if not value.requires_grad:  # a block that uses none of them
+                value = value + 0.0 * leaves[0]
         self.pieces[rows.start, rows.stop, rows.step] = _Evaluated(leaves, value)
         return value.detach()
 
     def pullback(self, w: Tensor, rows: slice) -> Tensor:
         piece = self._piece(rows)
-        return torch.autograd.grad(piece.value, piece.leaves[0], w, retain_graph=True)[0]
+        return torch.autograd.grad(piece.value, piece.leaves[0], w, retain_graph=True, materialize_grads=True)[0]
 
     def gradients(self, w: Tensor, rows: slice) -> tuple[Tensor, ...]:
         piece = self._piece(rows)

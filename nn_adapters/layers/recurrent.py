@@ -20,11 +20,79 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
+from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers, sum_over_ranks
 from nn_adapters.layers.layerstep import AutogradStep, StepLength
 from nn_adapters.layers.parallelmodule import ParallelModule
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import MgritSettings
+
+
+class GRUStack(nn.Module):
+    """Stacked GRUs, one step after the other: the reference for `GRUParallel`. Parameters are named as in `nn.GRU`.
+
+    Called with sequences (batch, steps, input_size), it returns the last hidden state of the last layer,
+    (batch, hidden_size).
+
+    Args:
+        input_size, hidden_size: features of a step, and of a layer's state.
+        num_layers: GRUs, one on top of the other.
+        kind: "implicit" or "classic".
+
+    Raises:
+        InputError: another kind.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, kind: str = "implicit") -> None:
+        super().__init__()
+        if kind not in GRU_STEPS:
+            raise InputError("kind of GRU", kind, " | ".join(GRU_STEPS))
+        self.kind, self.input_size, self.hidden_size, self.num_layers = kind, input_size, hidden_size, num_layers
+        bound = 1.0 / math.sqrt(hidden_size)
+        for name, shape in parameter_shapes(input_size, hidden_size, num_layers).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last hidden state of the last layer, (batch, hidden), of sequences (batch, steps, input)."""
+        return in_series(self, x)
+
+
+def in_series(network: Any, x: Tensor) -> Tensor:
+    """The last hidden state of a `GRUStack` or a `GRUParallel`, by PyTorch's operations alone, on this process."""
+    rows = x.transpose(0, 1)
+    for layer in range(network.num_layers):
+        gates, shared = gates_of_inputs(network, layer, rows)
+        h, states = rows.new_zeros((1, rows.shape[1], network.hidden_size)), []
+        for i in range(len(rows)):
+            h = GRU_STEPS[network.kind](h, (gates[i : i + 1],), shared, 1.0)
+            states.append(h)
+        rows = torch.cat(states)
+    return rows[-1]
+
+
+def parameter_shapes(input_size: int, hidden_size: int, num_layers: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the parameters of `nn.GRU`, in the order in which they are drawn."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(num_layers):
+        for name, size in (("ih", input_size if layer == 0 else hidden_size), ("hh", hidden_size)):
+            shapes[f"weight_{name}_l{layer}"] = (3 * hidden_size, size)
+            shapes[f"bias_{name}_l{layer}"] = (3 * hidden_size,)
+    return shapes
+
+
+def gates_of_inputs(network: nn.Module, layer: int, rows: Tensor, mpi: Any = None) -> tuple[Tensor, list[Tensor]]:
+    """W x + b of all steps at once, (steps, batch, 3 hidden), and U and c.
+
+    Args:
+        network: with the parameters.
+        layer: of the stack.
+        rows: x, (steps, batch, inputs).
+        mpi: ranks that see their steps only, over which gradients of W and b are added up.
+    """
+    names = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
+    W, b, U, c = (getattr(network, f"{name}_l{layer}") for name in names)
+    if mpi is not None and mpi.size > 1:
+        W, b = _SummedGradient.apply(W, mpi), _SummedGradient.apply(b, mpi)  # type: ignore[no-untyped-call]
+    return torch.nn.functional.linear(rows, W, b), [U, c]
 
 
 class GRUParallel(ParallelModule):
@@ -33,7 +101,8 @@ class GRUParallel(ParallelModule):
     Called with whole sequences (batch, num_steps, input_size), equal on all ranks, it returns the last hidden state of
     the last layer, (batch, hidden_size), equal on all ranks. Collective over `comm`, and so is the backward pass. A
     rank works on its part of the steps; parameters and their gradients are equal on all ranks, so that any optimizer
-    will do. Gates of the inputs are found once, outside of the cycles.
+    will do. Gates of the inputs are found once, outside of the cycles. In `eval()` mode and under `no_grad` one step
+    goes after the other, and nothing is approximated.
 
     Source: G. E. Moon, E. C. Cyr, Parallel training of GRU networks with a multi-grid solver for long sequences,
     ICLR 2022; the solver is that of `LayerParallel`.
@@ -44,12 +113,14 @@ class GRUParallel(ParallelModule):
         hidden_size: of a layer's state.
         num_steps: length of the sequences.
         num_layers: GRUs, one on top of the other.
-        kind: "implicit", stable on coarse levels, or "classic", the unit of PyTorch.
+        kind: "implicit", the unit of Moon and Cyr, or "classic", the unit of PyTorch.
         settings: of MGRIT; keywords replace single ones. By default three levels and a coarsening factor of 4.
+        approximate: whether the cycles serve in `eval()` mode and under `no_grad`, too.
 
     Raises:
-        InputError: another kind, coarsening factors that are not legal, more ranks than intervals; when called,
-            sequences of another shape.
+        InputError: another kind, settings and keywords at once, coarsening factors that are not legal, more ranks than
+            intervals; when called, sequences of another shape, or inside a transform of `torch.func`.
+        RuntimeError: as of `LayerParallel`.
 
     Example:
         >>> gru = GRUParallel(MPI.COMM_WORLD, input_size=9, hidden_size=32, num_steps=128)
@@ -66,31 +137,26 @@ class GRUParallel(ParallelModule):
         num_layers: int = 1,
         kind: str = "implicit",
         settings: MgritSettings | None = None,
+        approximate: bool = False,
         **words: Any,
     ) -> None:
-        super().__init__()
-        if kind not in GRU_STEPS:
-            raise InputError("kind of GRU", kind, " | ".join(GRU_STEPS))
-        self.kind, self.hidden_size, self.num_layers, self.num_steps = kind, hidden_size, num_layers, num_steps
+        super().__init__(approximate)
+        if settings is not None and words:
+            raise InputError("GRUParallel", f"settings and {', '.join(words)}", "one of the two")
+        self.kind, self.input_size, self.hidden_size, self.num_layers = kind, input_size, hidden_size, num_layers
+        self.num_steps = num_steps
         settings = settings or MgritSettings(**{"coarsening": "4", "levels": 3, **words})
         comm = MPI.COMM_SELF if comm is None else comm
+        drawn = GRUStack(input_size, hidden_size, num_layers, kind)
         self.solvers = [LayerMgrit(num_steps, float(num_steps), comm, settings) for _ in range(num_layers)]
-        self.grid = self.solvers[0].grid
-        bound = 1.0 / math.sqrt(hidden_size)
-        for layer in range(num_layers):
-            sizes = (input_size if layer == 0 else hidden_size, hidden_size)
-            for name, size in zip(("ih", "hh"), sizes):
-                weight = nn.Parameter(torch.empty(3 * hidden_size, size).uniform_(-bound, bound))
-                bias = nn.Parameter(torch.empty(3 * hidden_size).uniform_(-bound, bound))
-                self.register_parameter(f"weight_{name}_l{layer}", weight)
-                self.register_parameter(f"bias_{name}_l{layer}", bias)
-            for name in ("weight_ih", "bias_ih"):  # each rank sees its steps only
-                sum_gradient_over_ranks(getattr(self, f"{name}_l{layer}"), self.grid.mpi)
+        for name, parameter in drawn.named_parameters():
+            self.register_parameter(name, parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """The last hidden state of the last layer, (batch, hidden), of sequences (batch, steps, input). Collective."""
-        if x.dim() != 3 or x.shape[1] != self.num_steps:
-            raise InputError("sequences", tuple(x.shape), f"(batch, {self.num_steps}, input)")
+        legal = (self.num_steps, self.input_size)
+        if x.dim() != 3 or x.shape[1:] != legal:
+            raise InputError("sequences", tuple(x.shape), f"(batch, {self.num_steps}, input = {self.input_size})")
         rows = x[:, self.grid.begin : self.grid.end].transpose(0, 1)
         return self.from_rows(rows)
 
@@ -98,32 +164,43 @@ class GRUParallel(ParallelModule):
         """As `forward`, from the inputs of this rank's steps, (n_local, batch, input), as an encoder makes them."""
         hidden = rows.new_zeros((rows.shape[1], self.hidden_size))
         end = hidden
-        for layer, solver in enumerate(self.solvers):
-            gates, shared = self._gates_and_shared(layer, rows)
-            more = layer < self.num_layers - 1
-            end, rows = solve_layers(solver, AutogradStep(GRU_STEPS[self.kind]), hidden, [gates], shared, more)
+        with self._solving():
+            for layer, solver in enumerate(self.solvers):
+                gates, shared = gates_of_inputs(self, layer, rows, self.grid.mpi)
+                more = layer < self.num_layers - 1
+                end, rows = solve_layers(solver, AutogradStep(GRU_STEPS[self.kind]), hidden, [gates], shared, more)
         return end
 
-    def _gates_and_shared(self, layer: int, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """W x + b of all steps at once, (steps, batch, 3 hidden), and U and c."""
-        names = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
-        W, b, U, c = (getattr(self, f"{name}_l{layer}") for name in names)
-        return torch.nn.functional.linear(rows, W, b), [U, c]
-
     def forward_in_series(self, x: Tensor) -> Tensor:
-        """As `forward`, one step after the other on this process, by PyTorch's operations alone."""
-        rows = x.transpose(0, 1)
-        for layer in range(self.num_layers):
-            gates, shared = self._gates_and_shared(layer, rows)
-            h, states = x.new_zeros((1, len(x), self.hidden_size)), []
-            for i in range(len(rows)):
-                h = GRU_STEPS[self.kind](h, (gates[i : i + 1],), shared, 1.0)
-                states.append(h)
-            rows = torch.cat(states)
-        return rows[-1]
+        """As `forward`, one step after the other on this process, with gradients by this module's parameters."""
+        return in_series(self, x)
+
+    def serial(self) -> GRUStack:
+        """The network one step after the other, with copies of all weights; `load_state_dict` is the way back."""
+        with torch.random.fork_rng(devices=[]):  # the first weights do not count
+            network = GRUStack(self.input_size, self.hidden_size, self.num_layers, self.kind)
+        network.load_state_dict(self.state_dict())
+        network.to(self.weight_hh_l0.device, self.weight_hh_l0.dtype)
+        for own, parameter in zip(self.parameters(), network.parameters()):
+            parameter.requires_grad_(own.requires_grad)
+        return network.train(self.training)
 
     def extra_repr(self) -> str:
-        return f"{self.kind}, hidden_size={self.hidden_size}, num_layers={self.num_layers}, num_steps={self.num_steps}"
+        sizes = f"input_size={self.input_size}, hidden_size={self.hidden_size}, num_layers={self.num_layers}"
+        return f"{self.kind}, {sizes}, num_steps={self.num_steps}, factors={self.solvers[0].factors}"
+
+
+class _SummedGradient(torch.autograd.Function):
+    """The identity, whose gradient is the sum over ranks. Copies of a module keep it, as they do not keep hooks."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, mpi: Any) -> Tensor:
+        ctx.mpi = mpi
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return sum_over_ranks(ctx.mpi, g), None
 
 
 def sum_gradient_over_ranks(parameter: nn.Parameter, mpi: Any) -> None:
@@ -135,15 +212,8 @@ def sum_gradient_over_ranks(parameter: nn.Parameter, mpi: Any) -> None:
         parameter: equal on all ranks.
         mpi: the communicator, `network.grid.mpi`. The backward pass is then collective over it.
     """
-
-    def total(gradient: Tensor) -> Tensor:
-        buffer = gradient.detach().cpu().contiguous()
-        result = torch.empty_like(buffer)
-        mpi.Allreduce(buffer.numpy(), result.numpy())
-        return result.to(gradient.device)
-
     if mpi.size > 1:
-        parameter.register_hook(total)
+        parameter.register_hook(lambda gradient: sum_over_ranks(mpi, gradient))
 
 
 def _gates(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nn_adapters.layers.layerparallel import LayerParallel
+from nn_adapters.layers.stacking import ParameterStack
 from pdeopt.core.errors import InputError
 
 
@@ -74,7 +74,7 @@ def deepen(shallow: nn.Module, deep: nn.Module, kind: str = "constant") -> None:
             for at, parameter in module.named_parameters(recurse=False):
                 target = dict(parts[name].named_parameters(recurse=False))[at]
                 value = parameter
-                if isinstance(module, LayerParallel):
+                if isinstance(module, ParameterStack):
                     factor, rest = divmod(len(target), len(parameter))
                     if rest:
                         raise InputError("layers of the deeper network", len(target), f"a multiple of {len(parameter)}")

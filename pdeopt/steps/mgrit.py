@@ -106,8 +106,8 @@ class Outcome:
         points: C-points of this rank, (intervals, ...).
         ends: the states at the ends of its intervals, from one more run through the finest steps.
         residuals: relative to the C-points, before each correction; empty without a tolerance.
-        misfit: by how much the last run misses the C-points that it began at, relative to the larger of the two: 0
-            where they are solved, about 1 or not finite where the cycles have diverged.
+        misfit: by how much the last run misses the C-points that it began at, relative to the largest of them, of what
+            it found, and of the entry: 0 where they are solved, about 1 or infinite where the cycles have diverged.
     """
 
     points: Tensor
@@ -172,8 +172,7 @@ class Mgrit:
         """
         final = final or phis[0]
         if self.last == 0:
-            states = self._march(0, final, entry, g)
-            end = states[:1] if self.adjoint else states[-1:]
+            end = self._march(0, final, entry, g, keep=False)
             return Outcome(end, end)
         points = self._start(phis, entry, g) if guess is None else guess
         outcome = Outcome(points, points)
@@ -185,13 +184,14 @@ class Mgrit:
                     break
             outcome.points = points
         outcome.ends = self._travel(0, final, self._departures(0, outcome.points, entry), g)
-        outcome.misfit = self._misfit(outcome)
+        outcome.misfit = self._misfit(outcome, entry)
         return outcome
 
-    def _misfit(self, outcome: Outcome) -> float:
-        rows = torch.stack([(outcome.ends - outcome.points).double(), outcome.points.double(), outcome.ends.double()])
-        misfit, points, ends = self.grids[0].sum(rows.square().flatten(1).sum(1).cpu()).sqrt().tolist()
-        return misfit / max(points, ends, 1e-300) if math.isfinite(misfit) else math.inf
+    def _misfit(self, outcome: Outcome, entry: Tensor) -> float:
+        parts = outcome.ends - outcome.points, outcome.points, outcome.ends, entry
+        norms = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]).cpu()
+        misfit, points, ends = self.grids[0].sum(norms[:3].square()).sqrt().tolist()
+        return misfit / max(points, ends, float(norms[3]), 1e-300) if math.isfinite(misfit) else math.inf
 
     def departures(self, points: Tensor, entry: Tensor) -> Tensor:
         """The states at which the finest intervals begin, from the C-points."""
@@ -265,8 +265,8 @@ class Mgrit:
         self._travel(level, kept, starts, None)
         return states
 
-    def _march(self, level: int, phi: StepMap, entry: Tensor, g: Tensor | None) -> Tensor:
-        """The states after all steps of a level, one after the other, from rank to rank."""
+    def _march(self, level: int, phi: StepMap, entry: Tensor, g: Tensor | None, keep: bool = True) -> Tensor:
+        """The states after all steps of a level, one after the other, from rank to rank; or only the last of them."""
         grid = self.grids[level]
         received = (grid.neighbors.receive_after if self.adjoint else grid.neighbors.receive_before)(entry)
         u = (entry if received is None else received)[None]
@@ -276,6 +276,8 @@ class Mgrit:
             u = phi(u, rows)
             if g is not None:
                 u = u + g[rows]
+            if not keep:
+                states.clear()
             states.append(u)
         (grid.neighbors.send_before if self.adjoint else grid.neighbors.send_after)(u[0])
         return torch.cat(states[::-1] if self.adjoint else states)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import traceback
 from functools import partial
 
@@ -9,10 +11,11 @@ import numpy as np
 import torch
 from mpi4py import MPI
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from nn_adapters.layers.blocks import conv, dense
 from nn_adapters.layers.layerparallel import LayerParallel
-from nn_adapters.layers.parallelmodule import measure_bias
+from nn_adapters.layers.parallelmodule import clip_grad_norm_, measure_bias, parameter_groups
 from nn_adapters.layers.recurrent import GRUParallel
 
 WORLD = MPI.COMM_WORLD
@@ -107,8 +110,44 @@ def sequences():
         equal(with_hooks, gradients(alone, alone(x).square().sum()), 1e-10)
 
 
+def trained(network, x, target, **words):
+    """The loss after a few steps of SGD with clipped gradients."""
+    optimizer = torch.optim.SGD(parameter_groups(network, 0.01), lr=0.5, **words)
+    for _ in range(4):
+        optimizer.zero_grad()
+        (network(x) - target).square().mean().backward()
+        clip_grad_norm_(network, 0.1)
+        optimizer.step()
+
+
+def manners():
+    """Copies, pickles, evaluation, clipped gradients and half precision on these ranks are as in the serial network."""
+    x, target = torch.linspace(-1, 1, 24).reshape(6, 4), torch.zeros(6, 4)
+    torch.manual_seed(0)
+    network = LayerParallel(WORLD, lambda: dense(4), 30, 2.0, coarsening="8", cycles=3, adjoint_cycles=3)
+    serial = network.serial()
+    copies = copy.deepcopy(network), pickle.loads(pickle.dumps(network))
+    for net in (network, *copies, serial):
+        trained(net, x, target)
+    for net in (network, *copies):
+        assert net.grid.mpi.size == WORLD.size
+        with torch.no_grad():
+            equal([net(x)], [serial(x)], 1e-5)
+        net.bfloat16()(x.bfloat16()).sum().backward()
+    for kind in (torch.float16, torch.bfloat16):
+        torch.manual_seed(0)
+        gru = GRUParallel(WORLD, 3, 4, 24, 2, "classic", levels=2).to(kind)
+        gru(torch.ones(2, 24, 3, dtype=kind)).sum().backward()
+    torch.manual_seed(0)
+    gru = GRUParallel(WORLD, 3, 4, 24, 2, "classic", levels=2, cycles=6, adjoint_cycles=6).double()
+    x, alone = torch.randn(5, 24, 3, dtype=torch.float64), gru.serial()
+    expected = gradients(alone, alone(x).square().sum())
+    for net in (copy.deepcopy(gru), pickle.loads(pickle.dumps(gru)), AveragedModel(gru).module):
+        equal(gradients(net, net(x).square().sum()), expected, 1e-10)  # summed over ranks
+
+
 if __name__ == "__main__":
-    for part in (layers, cycles, sequences):
+    for part in (layers, cycles, sequences, manners):
         try:
             part()
         except BaseException:

@@ -131,10 +131,13 @@ def test_a_backward_pass_may_come_after_another_forward_pass():
         assert torch.allclose(found.grad, whole, atol=1e-12)
 
 
-def test_a_second_backward_pass_is_refused_as_pytorch_does():
+def test_a_second_backward_pass_needs_retain_graph_as_in_pytorch():
     network, _ = networks(lambda: dense(4))
     loss = network(data((6, 4))).sum()
     loss.backward(retain_graph=True)
+    once = [p.grad.clone() for p in network.parameters()]
+    loss.backward()
+    assert all(torch.allclose(p.grad, 2 * g, atol=1e-13) for p, g in zip(network.parameters(), once))
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
 

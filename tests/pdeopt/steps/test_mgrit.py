@@ -187,4 +187,6 @@ def test_more_ranks_than_intervals_are_refused():
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_networks_give_the_same_on_several_ranks(ranks):
     done = python("-m", "tests.helpers.parallel_layers", ranks=ranks)
-    assert {"layers: same", "cycles: same", "sequences: same"} <= set(done.stdout.splitlines()), done.stderr[-3000:]
+    assert {"layers: same", "cycles: same", "sequences: same", "manners: same"} <= set(done.stdout.splitlines()), (
+        done.stderr[-3000:]
+    )
