@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
-from nn_adapters.layers.blocks import Direct, LayerStack, conv, dense
+from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.init import initialize
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import (
@@ -22,25 +22,8 @@ from nn_adapters.layers.parallelmodule import (
     parameter_groups,
     serial_network,
 )
-from nn_adapters.layers.recurrent import GRUParallel
 from pdeopt.core.errors import InputError
-
-
-def transformer():
-    return nn.TransformerEncoderLayer(4, 2, 8, dropout=0, batch_first=True, norm_first=True)
-
-
-BLOCKS = {
-    "dense": (lambda: dense(4), (6, 4)),
-    "convolution": (lambda: conv(2), (3, 2, 5, 5)),
-    "by vmap": (lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.Dropout(0.0), nn.GELU()), (6, 4)),
-    "feedforward": (lambda: Direct(dense(4)), (6, 4)),
-    "attention": (transformer, (3, 5, 4)),
-}
-X = torch.randn(6, 4, generator=torch.Generator().manual_seed(5))
-
-
-ONE = nn.Linear(4, 4)
+from tests.helpers.layers import BLOCKS, X, alike, converged, gradients, rough, same, sequences
 
 
 class Symmetric(nn.Module):
@@ -57,52 +40,6 @@ class Twice(nn.Module):
 
     def forward(self, u):
         return self.second(torch.tanh(self.first(u)))
-
-
-def converged(block=lambda: dense(4), layers=11, **words):
-    """Layers in parallel with as many cycles as it takes."""
-    torch.manual_seed(0)
-    words = {"coarsening": "4", "cycles": 4, "adjoint_cycles": 4, **words}
-    return LayerParallel(None, block, layers, 2.0, **words)
-
-
-def rough(**words):
-    """Layers in parallel whose one cycle is visibly off."""
-    network = converged(layers=24, coarsening="8", cycles=1, adjoint_cycles=1, **words)
-    network.scale(1.5)
-    return network
-
-
-def sequences(kind="classic", **words):
-    torch.manual_seed(1)
-    words = {"coarsening": "4", "levels": 2, "cycles": 6, "adjoint_cycles": 6, **words}
-    return GRUParallel(None, 5, 4, 20, 2, kind, **words), torch.randn(3, 20, 5)
-
-
-def gradients(network, x, **autocast):
-    """Of the sum of squares: those of a serial network stacked as those of the parallel one, and the value."""
-    network.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bool(autocast)):
-        value = network(x)
-    value.float().square().sum().backward()
-    found = [p.grad for p in network.parameters() if p.grad is not None]
-    if not isinstance(network, LayerStack):
-        return value.detach(), found
-    count = len(found) // len(network)
-    return value.detach(), [torch.stack(found[at::count]) for at in range(count)]
-
-
-def same(found, expected, tolerance):
-    for a, b in zip(found, expected, strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape
-        a, b = a.detach(), b.detach()
-        assert a.numel() == 0 or (a - b).abs().max() <= tolerance * max(1.0, float(b.abs().max()))
-
-
-def alike(network, x, tolerance, **autocast):
-    """Values and gradients are those of the serial network."""
-    (value, found), (other, expected) = gradients(network, x, **autocast), gradients(network.serial(), x, **autocast)
-    same([value, *found], [other, *expected], tolerance)
 
 
 @pytest.mark.parametrize("name", ["layers", "sequences"])
@@ -245,34 +182,11 @@ def test_weights_go_to_the_serial_network_and_back():
     gru.load_state_dict(gru.serial().state_dict())
 
 
-def test_what_needs_second_derivatives_or_transforms_says_what_to_use():
-    network = converged()
-    with pytest.raises(RuntimeError, match=r"create_graph.*network\.serial\(\)"):
-        torch.autograd.grad(network(X).sum(), network.stacks, create_graph=True)
-    calls = (
-        lambda: torch.func.grad(lambda u: network(u).sum())(X),
-        lambda: torch.func.vmap(network)(X[None]),
-        lambda: torch.autograd.functional.jacobian(network, X, vectorize=True),
-    )
-    for call in calls:
-        with pytest.raises(InputError, match=r"network\.serial\(\)"):
-            call()
-
-
 def test_the_derivative_passes_pytorchs_own_check():
     network = converged(layers=6).double()
     assert torch.autograd.gradcheck(network, X[:2].double().requires_grad_())
     found = torch.autograd.functional.jacobian(network, X[:2].double())
     assert torch.allclose(found, torch.autograd.functional.jacobian(network.serial(), X[:2].double()))
-
-
-def test_weights_that_change_before_the_backward_pass_are_an_error():
-    network = converged()
-    loss = network(X).sum()
-    with torch.no_grad():
-        network.stacks[0].add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
 
 
 def test_frozen_parameters_get_no_gradient():
@@ -328,41 +242,6 @@ def test_layers_that_are_used_twice_add_up():
     assert serial[0] is serial[2]
     found, expected = (gradients(net[0], X)[1] for net in (network, serial))
     same(found, expected, 1e-4)
-
-
-@pytest.mark.parametrize("block, words", [(dense(4), "Sequential"), (3, "int"), (lambda: ONE, "same")])
-def test_blocks_that_make_no_new_modules_are_refused(block, words):
-    with pytest.raises(InputError, match=f"block.*{words}"):
-        converged(block)
-
-
-@pytest.mark.parametrize(
-    "block, words",
-    [
-        (lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1), "MultiheadAttention"),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.RReLU()), "RReLU"),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.AlphaDropout(0.1)), "AlphaDropout"),
-    ],
-)
-def test_random_numbers_are_refused(block, words):
-    with pytest.raises(InputError, match=words):
-        converged(block)
-
-
-@pytest.mark.parametrize("x", [X[:, :3], X.double(), X.half(), torch.arange(24).reshape(6, 4)])
-def test_features_that_do_not_fit_are_refused_in_pytorchs_words(x):
-    network = converged()
-    with pytest.raises(RuntimeError) as expected:
-        network.serial()(x)
-    with pytest.raises(RuntimeError) as found:
-        network(x)
-    assert str(found.value) == str(expected.value)
-
-
-@pytest.mark.parametrize("block", [lambda: nn.Linear(4, 5), lambda: nn.Linear(4, 1), lambda: nn.GRU(4, 4)])
-def test_blocks_that_change_the_shape_of_features_are_refused(block):
-    with pytest.raises(InputError, match="same shape"):
-        converged(block)(X)
 
 
 @pytest.mark.parametrize("name", ["dense", "convolution", "by vmap"])
