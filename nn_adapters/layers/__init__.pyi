@@ -19,6 +19,7 @@ from nn_adapters.layers.parallelmodule import (
     serial_network as serial_network,
 )
 from nn_adapters.layers.stacking import ParameterStack as ParameterStack
+from nn_adapters.layers.stackedlayers import StackedLayers as StackedLayers
 
 # Blocks, and the network that is the reference.
 from nn_adapters.layers.blocks import (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,17 +10,17 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 from nn_adapters.layers.batching import batched, with_parameters
-from nn_adapters.layers.blocks import Direct, LayerStack, SteppingBlock
+from nn_adapters.layers.blocks import Direct, SteppingBlock
 from nn_adapters.layers.densestep import DenseStep, add_scaled, is_dense
 from nn_adapters.layers.layer_mgrit import LayerMgrit, autocast_state, solve_layers
 from nn_adapters.layers.layerstep import AutogradStep, LayerStep
-from nn_adapters.layers.parallelmodule import ParallelModule
+from nn_adapters.layers.stackedlayers import StackedLayers
 from nn_adapters.layers.stacking import Template, check_fresh, stack_parameters
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import MgritSettings
 
 
-class LayerParallel(ParallelModule):
+class LayerParallel(StackedLayers):
     """The residual network u_i = u_{i-1} + dt F(u_{i-1}; z_i), i = 1..N, dt = Tf / N, solved by MGRIT over its layers.
 
     An ordinary module: loss, optimizer and loop are PyTorch's own. Values and gradients are those of a few multigrid
@@ -118,57 +117,6 @@ class LayerParallel(ParallelModule):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.step, self.step_by_autograd = layer_step(self.template), layer_step(self.template, by_hand=False)
 
-    @property
-    def template(self) -> nn.Module:
-        """One block, whose parameters count for nothing."""
-        return self._template.module
-
-    @property
-    def names(self) -> list[str]:
-        """Of the parameters of a block, in the order of `stacks`."""
-        return self._template.names
-
-    @property
-    def stacks(self) -> list[nn.Parameter]:
-        """The parameters of this rank's layers, one tensor (n_local, ...) for each parameter of the block."""
-        return self._template.find(self.stack)
-
-    def __len__(self) -> int:
-        return self.num_steps
-
-    def __getitem__(self, i: int) -> nn.Module:
-        """The module of layer i, 0 the first, -1 the last. Its parameters share the memory of this network's.
-
-        Raises:
-            IndexError: a layer of another rank, or none.
-        """
-        at = range(self.num_steps)[i]
-        if not self.grid.begin <= at < self.grid.end:
-            raise IndexError(f"layer {at} is on another rank; this one has {self.grid.begin} to {self.grid.end - 1}")
-        return self._template.with_rows([stack[at - self.grid.begin] for stack in self.stacks])
-
-    def layer_stack(self) -> LayerStack:
-        """The layers as modules; those of this rank share the memory of its parameters, others are spare copies."""
-        own = range(self.grid.begin, self.grid.end)
-        layers = iter([self[i] if i in own else copy.deepcopy(self[own[0]]) for i in range(self.num_steps)])
-        return LayerStack(lambda: next(layers), self.num_steps, self.Tf)
-
-    def apply(self, fn: Callable[[nn.Module], None]) -> LayerParallel:
-        """Apply a function to the modules of all layers, as initializations do it, then to this one."""
-        self.layer_stack().layers.apply(fn)
-        return super().apply(fn)
-
-    def train(self, mode: bool = True) -> LayerParallel:
-        """Training mode, or evaluation mode; the layers have the same."""
-        self.template.train(mode)
-        return super().train(mode)
-
-    @torch.no_grad()
-    def scale(self, factor: float) -> None:
-        """Multiply all weights by a number: near zero, layers are alike, and coarse levels see what fine ones do."""
-        for stack in self.stacks:
-            stack.mul_(factor)
-
     def forward(self, u: Tensor) -> Tensor:
         """The features after all layers, (batch, ...), on all ranks. Collective."""
         return self._solve(u, trajectory=False)[0]
@@ -210,74 +158,6 @@ class LayerParallel(ParallelModule):
             direct = isinstance(self.template, Direct)
             self._dtypes[key] = value.dtype if direct else torch.promote_types(u.dtype, value.dtype)
         return self._dtypes[key]
-
-    def serial(self) -> LayerStack:
-        """The network as PyTorch runs it, with copies of all weights, on every rank. Collective.
-
-        The way back is `load_state_dict(serial.state_dict())`.
-        """
-        network = LayerStack(lambda: copy.deepcopy(self.template), self.num_steps, self.Tf)
-        network.load_state_dict(self.full_state_dict())
-        network.to(self.stacks[0].device, self.stacks[0].dtype)
-        for layer in network.layers:
-            for parameter, stack in zip(layer.parameters(), self.stacks):
-                parameter.requires_grad_(stack.requires_grad)
-        return network.train(self.training)
-
-    def full_state_dict(self) -> dict[str, Tensor]:
-        """The `state_dict` of all layers, on the CPU of every rank, as that of `serial()`. Collective."""
-        own = self.grid.begin, [stack.detach().cpu() for stack in self.stacks]
-        return {
-            f"layers.{begin + row}.{name}": stacks[at][row].clone()
-            for begin, stacks in self.grid.mpi.allgather(own)
-            for row in range(len(stacks[0]))
-            for name, at in self._template.keys
-        }
-
-    def _keys(self, prefix: str) -> Iterator[tuple[str, int, int]]:
-        """(key, stack, row) of the layers of this rank; what `parametrize` computes is not stored."""
-        names = [(name, at) for name, at in self._template.keys if self._template.is_plain(self.stack, at)]
-        for row in range(self.grid.n_local):
-            for name, at in names:
-                yield f"{prefix}layers.{self.grid.begin + row}.{name}", at, row
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        stacks = self.stacks
-        for key, at, row in self._keys(prefix):
-            value = stacks[at][row]
-            destination[key] = value if keep_vars else value.detach()
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        known = {f"{prefix}layers.{i}.{name}" for i in range(self.num_steps) for name, _ in self._template.keys}
-        unexpected_keys += [key for key in state_dict if key.startswith(prefix + "layers.") and key not in known]
-        if local_metadata.get("assign_to_params_buffers", False):
-            self._take_dtypes(state_dict, prefix)
-        stacks = self.stacks
-        for key, at, row in self._keys(prefix):
-            if key not in state_dict:
-                missing_keys.append(key)
-                continue
-            got, expected = state_dict[key].shape, stacks[at].shape[1:]
-            if got != expected:
-                error_msgs.append(f"{key}: shape {tuple(got)}, {tuple(expected)} expected")
-                continue
-            with torch.no_grad():
-                stacks[at][row] = state_dict[key]
-
-    def _take_dtypes(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Parameters of the dtype and on the device of those in a dictionary, as `assign=True` asks for."""
-        for stack, (key, _, _) in zip(self.stacks, self._keys(prefix)):
-            if key in state_dict:
-                stack.data = torch.empty_like(stack, dtype=state_dict[key].dtype, device=state_dict[key].device)
 
     def extra_repr(self) -> str:
         block = " ".join(repr(self.template).split())
