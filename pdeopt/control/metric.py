@@ -19,7 +19,7 @@ from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import assign, copy, index_array
 from pdeopt.core.options import set_default
 from pdeopt.steps.innerproduct import InnerProduct
-from pdeopt.steps.sparse import StepMatrix, block_diagonal
+from pdeopt.steps.sparse import block_diagonal
 
 
 class DesignForm:
@@ -101,10 +101,8 @@ class RieszMetric:
 
     def __init__(self, problem: ControlProblem) -> None:
         self.problem = problem
-        constraint = problem.constraint
-        self.state_mass = StepMatrix.form(constraint.state_mass, problem.n, "constraint.state_mass")
-        self.control_mass = StepMatrix.form(constraint.control_mass, problem.m, "constraint.control_mass")
-        self.param_mass = StepMatrix.form(constraint.param_mass, problem.param_dim, "constraint.param_mass")
+        self.state_mass, self.control_mass = problem.state_mass, problem.control_mass
+        self.param_mass = problem.param_mass
         dt = problem.grid.steps.dt
         self.state, self.control = InnerProduct(dt, self.state_mass), InnerProduct(dt, self.control_mass)
         self.design = DesignForm(problem, self.control)

@@ -10,22 +10,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from pdeopt.core.arrays import Array
+from pdeopt.core.arrays import Array, real_number
 from pdeopt.core.autodiff import columns, jvp, vjp
-from pdeopt.core.errors import InputError
 from pdeopt.steps.innerproduct import InnerProduct
+from pdeopt.steps.observation import Measurements, Observation, SeenForm
 from pdeopt.steps.sparse import Sparsity, StepMatrix
-from pdeopt.steps.timegrid import Steps
+from pdeopt.steps.timegrid import Steps, TimeGrid
 
 Rows = tuple[Tensor, Tensor, Tensor]  # (batch, n) for u, (batch, m) for z, (param_dim,) for p
 #: A `StepMatrix`, a scipy or dense matrix, or None for the identity.
 Mass = Any
-Target = Tensor | Array | Callable[[Tensor], Tensor]
+Target = Tensor | Array | Callable[[Tensor], Any]
 
 
 class Objective(ABC):
@@ -136,8 +135,16 @@ class Objective(ABC):
             InnerProduct.from_values(Sparsity(blocks[1]), values[:, control]),
         )
 
+    def check(self, n: int, m: int, grid: TimeGrid) -> None:  # noqa: B027 (most terms have nothing to check)
+        """Raise `InputError` where this does not fit a problem; a term without arrays of its own has nothing to check.
+
+        Args:
+            n, m: unknowns of a state, controls of a step.
+            grid: the time steps.
+        """
+
     def __add__(self, other: Objective) -> Objective:
-        return Sum(self, other)
+        return Sum(self, other) if isinstance(other, Objective) else NotImplemented
 
     def __radd__(self, other: object) -> Objective:
         """So that the built-in sum(), which starts from 0, adds objectives."""
@@ -155,6 +162,10 @@ class Sum(Objective):
         self.terms: list[Objective] = []
         for term in terms:
             self.terms += term.terms if isinstance(term, Sum) else [term]
+
+    def check(self, n: int, m: int, grid: TimeGrid) -> None:
+        for term in self.terms:
+            term.check(n, m, grid)
 
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
         return torch.stack([term.value(u, z, steps) for term in self.terms]).sum(0)
@@ -176,102 +187,108 @@ class Sum(Objective):
         return total
 
 
-def _step_matrix(mass: Mass) -> StepMatrix | None:
-    return mass if mass is None or isinstance(mass, StepMatrix) else StepMatrix.constant(mass)
-
-
 def _add(parts: Iterable[Rows]) -> Rows:
     u, z, p = (torch.stack(part).sum(0) for part in zip(*parts))
     return u, z, p
 
 
 class Tracking(Objective):
-    """sum_{i=0}^N w_i/2 |u_i - d_i|_M^2 with trapezoidal weights w.
+    """sum_i w_i/2 |B u_i - d_i|_M^2 over the nodes t_i of the grid, or over those where there are measurements.
 
     Args:
-        target: d for all nodes 0..N, shape (N + 1, n); or for all times alike, shape (n,); or a function
-            of the times, (batch,) -> (batch, n), which also serves coarser grids.
-        mass: M, sparse or dense; None for the identity.
-        observe: the components of u that are tracked, an index array of shape (k,); None for all. The
-            target and M then have k components.
+        target: d for all nodes 0..N, shape (N + 1, k); or for all times alike, shape (k,); or a function of the times,
+            (batch,) -> (batch, k), which also serves coarser grids. Masked entries (of numpy.ma) were not measured:
+            they and their rows and columns of M are left out.
+        mass: M, (k, k), sparse or dense, symmetric positive semidefinite; None for the identity.
+        observe: B: the numbers of the k components of u that are tracked, a mask or a slice of them, or a matrix
+            (k, n), sparse or dense, a row a sensor; None for all components, k = n.
+        times: nodes of the grid, in any order, at which there are measurements; the target then has a row for each of
+            them, or one for all. None for all nodes.
+        weight: w_i: a number, or one for each row of the target; None for the trapezoidal weights of the grid, by
+            which the sum is an integral. Least squares of measurements that count alike have weight 1.
 
     Raises:
-        InputError: a target of another shape, or with NaN or infinite entries; for a function, when it is evaluated.
+        InputError: shapes that do not belong together; no finite real numbers; a mass that is no form; components or
+            times that there are not. What depends on the problem is checked when that is made, and a function when it
+            is evaluated.
+
+    Example:
+        >>> B = sp.csr_matrix(([0.3, 0.7], ([0, 0], [4, 5])), shape=(1, n))     # one sensor between two nodes
+        >>> misfit = Tracking(np.ma.masked_invalid(data), observe=B, times=[0.1, 0.2, 0.5], weight=1.0)
     """
 
-    def __init__(self, target: Target, mass: Mass = None, observe: Array | None = None) -> None:
-        self.target: Tensor | Callable[[Tensor], Tensor]
-        if callable(target):
-            self.target = target
-        else:
-            self.target = torch.as_tensor(np.asarray(target), dtype=torch.float64)
-            if self.target.ndim not in (1, 2):
-                raise InputError(
-                    "target", f"shape {tuple(self.target.shape)}", "shape (N + 1, n), (n,) or a function of time"
-                )
-            if not self.target.isfinite().all():
-                raise InputError("target", "NaN or infinite entries", "finite numbers")
-        self.mass = _step_matrix(mass)
-        self.observe = None if observe is None else torch.as_tensor(np.asarray(observe), dtype=torch.int64)
+    def __init__(
+        self, target: Target, mass: Mass = None, observe: Any = None, times: Any = None, weight: Any = None
+    ) -> None:
+        self.measurements = Measurements(target, times, weight)
+        self._observation = None if observe is None else Observation(observe)
+        self.mass = None if mass is None else StepMatrix.form(mass, None, "mass of Tracking", semidefinite=True)
+        self._forms: dict[int, SeenForm] = {}
+
+    @property
+    def target(self) -> Tensor | Callable[[Tensor], Any]:
+        """d, with zeros where nothing was measured, or the function."""
+        return self.measurements.target
+
+    @property
+    def observe(self) -> Tensor | slice | StepMatrix | None:
+        """The numbers of components that are tracked, the slice of them, or B; None for all components."""
+        return None if self._observation is None else self._observation.given
+
+    def check(self, n: int, m: int, grid: TimeGrid) -> None:
+        if self._observation is not None:
+            self._observation.check(n)
+        k = n if self._observation is None else self._observation.matrix(n).shape[0]
+        StepMatrix.form(self.mass, k, "mass of Tracking", semidefinite=True)
+        self.measurements.check(grid.times, k)
 
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
-        e = self._error(u, steps)
-        return 0.5 * steps.weight * (e * self._mass(e)).sum(-1)
+        e, _ = self._error(u, steps)
+        return 0.5 * self.measurements.weight(steps) * (e * self._mass(e)).sum(-1)
 
     def gradient(self, u: Tensor, z: Tensor, steps: Steps) -> Rows:
-        return (
-            self._spread(u, steps.weight[:, None] * self._mass(self._error(u, steps))),
-            torch.zeros_like(z),
-            torch.zeros_like(steps.p),
-        )
+        return self._back(*self._error(u, steps), u.shape[-1], steps), torch.zeros_like(z), torch.zeros_like(steps.p)
 
     def hvp(self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor) -> Rows:
-        return (
-            self._spread(du, steps.weight[:, None] * self._mass(self._seen(du))),
-            torch.zeros_like(dz),
-            torch.zeros_like(dp),
-        )
+        seen = self._seen(du)
+        kept = self.measurements(steps, seen.shape[-1])[1]
+        seen = seen if kept is None else kept * seen
+        return self._back(seen, kept, du.shape[-1], steps), torch.zeros_like(dz), torch.zeros_like(dp)
 
     def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:
-        return Sparsity(sp.block_diag([self._seen_mass(n).sparsity.csr, sp.csr_matrix((m, m))]))
+        return Sparsity(sp.block_diag([self._form(n).sparsity.csr, sp.csr_matrix((m, m))]))
 
     def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
-        return InnerProduct(steps.weight, self._seen_mass(u.shape[1])), InnerProduct.zero(z.shape[1], len(steps))
+        form = self._form(u.shape[1])
+        _, kept = self.measurements(steps, form.mass.shape[0])
+        state = InnerProduct(self.measurements.weight(steps), form(kept))
+        return state, InnerProduct.zero(z.shape[1], len(steps))
 
-    def _seen_mass(self, n: int) -> StepMatrix:
+    def _form(self, n: int) -> SeenForm:
         """The form of a step over all n unknowns, with zeros at those not observed."""
-        if self.observe is None:
-            return StepMatrix.form(self.mass, n, semidefinite=True)
-        mass = StepMatrix.form(self.mass, len(self.observe), semidefinite=True)
-        values = mass.values[0].numpy()
-        csr = sp.csr_matrix((values, mass.sparsity.csr.indices, mass.sparsity.csr.indptr), shape=mass.shape)
-        select = sp.eye(n, format="csr")[self.observe.numpy()]
-        return StepMatrix.constant(select.T @ csr @ select)
+        if n not in self._forms:
+            B = sp.eye(n, format="csr") if self._observation is None else self._observation.matrix(n)
+            mass = StepMatrix.form(self.mass, B.shape[0], "mass of Tracking", semidefinite=True)
+            self._forms[n] = SeenForm(B, mass)
+        return self._forms[n]
+
+    def _seen(self, u: Tensor) -> Tensor:
+        return u if self._observation is None else self._observation(u)
 
     def _mass(self, e: Tensor) -> Tensor:
         return e if self.mass is None else self.mass(e)
 
-    def _seen(self, u: Tensor) -> Tensor:
-        return u if self.observe is None else u[..., self.observe]
-
-    def _spread(self, like: Tensor, e: Tensor) -> Tensor:
-        return e if self.observe is None else torch.zeros_like(like).index_copy(-1, self.observe, e)
-
-    def _error(self, u: Tensor, steps: Steps) -> Tensor:
+    def _error(self, u: Tensor, steps: Steps) -> tuple[Tensor, Tensor | None]:
+        """B u - d where there are measurements, 0 elsewhere; and 1 where there are, None for ones."""
         u = self._seen(u)
-        if not isinstance(self.target, Tensor):
-            target = self.target(steps.t_new)
-            if target.shape != u.shape or not target.isfinite().all():
-                raise InputError(
-                    "target(t)",
-                    f"shape {tuple(target.shape)}, finite: {bool(target.isfinite().all())}",
-                    f"finite, shape {tuple(u.shape)}",
-                )
-            return u - target
-        legal = u.shape[-1:] if self.target.ndim == 1 else (steps.num_steps + 1, u.shape[-1])
-        if tuple(self.target.shape) != tuple(legal):
-            raise InputError("target", f"shape {tuple(self.target.shape)}", f"shape {tuple(legal)}")
-        return u - (self.target if self.target.ndim == 1 else self.target[steps.index])
+        target, kept = self.measurements(steps, u.shape[-1])
+        return u - target if kept is None else kept * (u - target), kept
+
+    def _back(self, e: Tensor, kept: Tensor | None, n: int, steps: Steps) -> Tensor:
+        """w B' P M e, (batch, n), where P is zero at what was not measured."""
+        e = self.measurements.weight(steps)[:, None] * self._mass(e)
+        e = e if kept is None else kept * e
+        return e if self._observation is None else self._observation.transpose(e, n)
 
 
 class ControlCost(Objective):
@@ -279,17 +296,18 @@ class ControlCost(Objective):
 
     Args:
         control_weight: alpha > 0.
-        mass: Q, (m, m), sparse or dense; None for the identity.
+        mass: Q, (m, m), sparse or dense, symmetric positive definite; None for the identity.
 
     Raises:
-        InputError: a weight that is not a finite number > 0.
+        InputError: a weight that is not a finite number > 0; a mass that is no form.
     """
 
     def __init__(self, control_weight: float, mass: Mass = None) -> None:
-        if not control_weight > 0 or not np.isfinite(control_weight):
-            raise InputError("control_weight", control_weight, "a finite number > 0")
-        self.control_weight = control_weight
-        self.mass = _step_matrix(mass)
+        self.control_weight = real_number(control_weight, "control_weight", "a finite number > 0", above=0.0)
+        self.mass = None if mass is None else StepMatrix.form(mass, None, "mass of ControlCost")
+
+    def check(self, n: int, m: int, grid: TimeGrid) -> None:
+        StepMatrix.form(self.mass, m, "mass of ControlCost")
 
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
         return 0.5 * self.control_weight * steps.dt * (z * self._mass(z)).sum(-1)
@@ -301,7 +319,7 @@ class ControlCost(Objective):
         return (torch.zeros_like(du), self.control_weight * steps.dt[:, None] * self._mass(dz), torch.zeros_like(dp))
 
     def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
-        mass = StepMatrix.form(self.mass, z.shape[1])
+        mass = StepMatrix.form(self.mass, z.shape[1], "mass of ControlCost")
         return InnerProduct.zero(u.shape[1], len(steps)), InnerProduct(self.control_weight * steps.dt, mass)
 
     def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:

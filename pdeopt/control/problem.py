@@ -7,8 +7,12 @@ J, F and their derivatives at a point, a value with every operator that a solver
 
 from __future__ import annotations
 
+import copy
+import operator
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from petsc4py import PETSc
 from torch import Tensor
@@ -16,15 +20,18 @@ from torch import Tensor
 from pdeopt.control.constraint import TimeDependentConstraint
 from pdeopt.control.controlmap import ControlMap, StepControls
 from pdeopt.control.linearization import InitialNode, Linearization
-from pdeopt.control.objective import Objective
+from pdeopt.control.objective import Objective, Sum
 from pdeopt.control.propagator import Propagator
 from pdeopt.control.state_solve import solve_steps
 from pdeopt.control.stepjacobian import StepJacobian
-from pdeopt.core.arrays import assign, free_garbage
+from pdeopt.core.arrays import assign, free_garbage, real_array
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import ControlResult, logged
+from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.vectorlayout import Fields, VectorLayout
+
+ARGUMENTS = ("constraint", "objective", "grid", "control_map")
 
 
 class ControlProblem:
@@ -42,13 +49,15 @@ class ControlProblem:
 
     Attributes:
         n, m, param_dim: unknowns of a state, controls of a step, global parameters.
+        state_mass, control_mass, param_mass: the inner products that the constraint declares, checked once, here.
         layout: sizes of vectors on this rank, and the vectors themselves.
         controls: flat design controls -> rows (n_local, m), with its `adjoint`.
         propagator: solves with the state Jacobian over all steps, serial or parallel in time.
 
     Raises:
         InputError: functions that return another shape than (batch, n) or (batch,), another type than float64, or an
-            initial state that is not finite; rows of the control map that are not the steps.
+            initial state that is not finite; masses that are no inner products; rows of the control map that are not
+            the steps; what terms of the objective refuse.
 
     Example:
         >>> problem = ControlProblem(constraint, Tracking(target) + ControlCost(1e-2), TimeGrid.uniform(100, T=1.0))
@@ -64,13 +73,34 @@ class ControlProblem:
         control_map: ControlMap | None = None,
         initial_state: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        _require_kinds(constraint, objective, grid, control_map)
         self.constraint, self.objective, self.grid, self.control_map = constraint, objective, grid, control_map
-        self.n, self.m, self.param_dim = constraint.state_dim, constraint.control_dim, constraint.param_dim
-        self.initial_state = initial_state or constraint.initial_state
-        self.controls = StepControls(grid, self.m, control_map)
-        self.layout = VectorLayout(grid, self.n, self.controls.size, self.param_dim)
-        self.propagator = Propagator(grid)
+        self.n, self.m, self.param_dim = _dimensions(constraint)
+        self.state_mass = StepMatrix.form(constraint.state_mass, self.n, "constraint.state_mass")
+        self.control_mass = StepMatrix.form(constraint.control_mass, self.m, "constraint.control_mass")
+        self.param_mass = StepMatrix.form(constraint.param_mass, self.param_dim, "constraint.param_mass")
+        self.initial_state = StateFunction(initial_state or constraint.initial_state, self.n)
+        self._lift()
         _require_shapes(self)
+
+    def _lift(self) -> None:
+        self.controls = StepControls(self.grid, self.m, self.control_map)
+        self.layout = VectorLayout(self.grid, self.n, self.controls.size, self.param_dim)
+        self.propagator = Propagator(self.grid)
+
+    def on(self, grid: TimeGrid, objective: Objective, initial_state: Callable[[Tensor], Tensor]) -> ControlProblem:
+        """The problem on steps of its grid, with more in its objective and another start: nothing is checked again.
+
+        Args:
+            grid: some of the steps.
+            objective: the J_i.
+            initial_state: p -> the state before them, (param_dim,) -> (n,).
+        """
+        part = copy.copy(self)
+        part.grid, part.objective = grid, objective
+        part.initial_state = StateFunction(initial_state, self.n)
+        part._lift()
+        return part
 
     # -- vectors: those of the layout that a user needs -------------------------------------------------------
 
@@ -159,21 +189,65 @@ class ControlProblem:
         return out
 
 
+class StateFunction:
+    """p -> u_0 of a user as rows of double precision; one of NumPy or lists where it does not depend on p.
+
+    Args:
+        function: (param_dim,) -> (n,).
+        n: unknowns of a state.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Any], n: int) -> None:
+        self.function, self.n = function, n
+
+    def __call__(self, p: Tensor) -> Tensor:
+        """u_0, (n,). Raises `InputError` for another shape or no real numbers."""
+        u0 = self.function(p)
+        if not isinstance(u0, Tensor) or u0.is_complex():
+            u0 = torch.from_numpy(np.ma.filled(real_array(u0, "initial_state(p)"), np.nan))  # type: ignore[no-untyped-call]
+        if tuple(u0.shape) != (self.n,):
+            raise InputError("initial_state(p)", f"shape {tuple(u0.shape)}", f"shape ({self.n},)")
+        return u0.to(torch.float64)
+
+
+def _require_kinds(constraint: object, objective: object, grid: object, control_map: object) -> None:
+    kinds = (TimeDependentConstraint, Objective, TimeGrid, ControlMap | None)
+    for what, found, kind in zip(ARGUMENTS, (constraint, objective, grid, control_map), kinds):
+        if not isinstance(found, kind):
+            raise InputError(what, type(found).__name__, f"a {getattr(kind, '__name__', 'ControlMap or None')}")
+
+
+def _dimensions(constraint: TimeDependentConstraint) -> tuple[int, int, int]:
+    """n, m and the number of parameters."""
+    found = []
+    for name, least in (("state_dim", 1), ("control_dim", 0), ("param_dim", 0)):
+        try:
+            dim = operator.index(getattr(constraint, name, None))  # type: ignore[arg-type]
+        except TypeError:
+            dim = -1
+        if dim < least:
+            got = getattr(constraint, name, "nothing")
+            raise InputError(f"{type(constraint).__name__}.{name}", got, f"an integer >= {least}")
+        found.append(dim)
+    return found[0], found[1], found[2]
+
+
 def _require_shapes(problem: ControlProblem) -> None:
     n, m, p = problem.n, problem.m, torch.zeros(problem.param_dim, dtype=torch.float64)
     u0 = problem.initial_state(p)
-    _require_tensor("initial_state(p)", u0, (n,))
     if not u0.isfinite().all():
         raise InputError("initial_state(p)", "NaN or infinite entries", "finite numbers")
+    problem.objective.check(n, m, problem.grid)
     steps = problem.grid.steps.with_parameters(p)
     rows = len(steps)
     u, z = u0.expand(rows, -1), torch.zeros(rows, m, dtype=torch.float64)
     _require_tensor(f"residual of {rows} steps", problem.constraint.residual(u, u, z, steps), (rows, n))
-    _require_tensor(f"objective of {rows} steps", problem.objective.value(u, z, steps), (rows,))
+    for term in problem.objective.terms if isinstance(problem.objective, Sum) else [problem.objective]:
+        _require_tensor(f"objective {type(term).__name__} of {rows} steps", term.value(u, z, steps), (rows,))
 
 
 def _require_tensor(what: str, found: object, shape: tuple[int, ...]) -> None:
-    legal = f"a torch tensor of shape {shape} and type float64"
+    legal = f"a torch tensor of shape {shape} and type float64, by torch functions, which can be differentiated"
     if not isinstance(found, Tensor):
         raise InputError(what, type(found).__name__, legal)
     if tuple(found.shape) != shape or found.dtype != torch.float64:

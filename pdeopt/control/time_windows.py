@@ -20,8 +20,7 @@ def window_problem(problem: ControlProblem, begin: int, end: int, start: Tensor,
         slope: what the steps after the window say about its last state: slope.u_end is added to the objective, (n,).
     """
     start, objective = start.clone(), problem.objective + LinearTerminal(slope, end)
-    grid = problem.grid.window(begin, end)
-    return ControlProblem(problem.constraint, objective, grid, initial_state=lambda p: start)
+    return problem.on(problem.grid.window(begin, end), objective, lambda p: start)
 
 
 class LinearTerminal(Objective):

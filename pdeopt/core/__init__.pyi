@@ -9,7 +9,14 @@ from pdeopt.core.arrays import (
     real_number as real_number,
     writable as writable,
 )
-from pdeopt.core.autodiff import columns as columns, gradient as gradient, is_plain as is_plain, jvp as jvp, vjp as vjp
+from pdeopt.core.autodiff import (
+    columns as columns,
+    constant as constant,
+    gradient as gradient,
+    is_plain as is_plain,
+    jvp as jvp,
+    vjp as vjp,
+)
 from pdeopt.core.errors import (
     DerivativeError as DerivativeError,
     InputError as InputError,

@@ -30,7 +30,8 @@ def readonly(vec: PETSc.Vec) -> Iterator[Tensor]:
     Raises `RuntimeError` on leaving if the tensor was written to: PETSc would not have noticed.
     """
     array = vec.getArray(readonly=True)
-    with warnings.catch_warnings():  # torch warns that NumPy marks the array as not writable
+    # torch warns that NumPy marks the array as not writable; tensors of inference mode would not count what is written
+    with warnings.catch_warnings(), torch.inference_mode(False):
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
         tensor = torch.from_numpy(array)
     version = tensor._version
@@ -64,7 +65,7 @@ def real_array(values: Any, what: str) -> Array:
 
     Args:
         values: a number, lists, an array or a tensor of any real type, byte order and stride, or a vector, of which
-            the local entries; a masked array stays one.
+            the local entries; a masked array stays one if entries are masked.
         what: they are, for the error.
 
     Raises:
@@ -81,6 +82,8 @@ def real_array(values: Any, what: str) -> Array:
         raise InputError(what, kind, "real numbers") from None
     if array.dtype.kind not in "fiub":
         raise InputError(what, f"{type(values).__name__} of type {array.dtype}", "real numbers")
+    if isinstance(array, np.ma.MaskedArray) and not np.any(array.mask):
+        array = np.asarray(array)
     return array.astype(np.float64, order="C")
 
 

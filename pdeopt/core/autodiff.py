@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -29,6 +29,12 @@ def gradient(function: Callable[..., Tensor], point: Tensor) -> Tensor:
 def columns(product: Callable[[Tensor], T], directions: Tensor, chunk_size: int | None = None) -> T:
     """`product` applied to each of `directions` at once; the results are stacked along a new first axis."""
     return torch.func.vmap(product, chunk_size=chunk_size)(directions)
+
+
+def constant(function: Callable[[Tensor], Any], x: Tensor) -> Any:
+    """function(x), not differentiated: transforms under way do not reach it, so that it may use NumPy."""
+    with torch._C._DisableFuncTorch(), torch.no_grad():
+        return function(x)
 
 
 def is_plain(x: Tensor) -> bool:

@@ -12,6 +12,7 @@ from pdeopt.steps.mgrit import (
     whole_intervals as whole_intervals,
 )
 from pdeopt.steps.neighbors import Neighbors as Neighbors
+from pdeopt.steps.observation import Measurements as Measurements, Observation as Observation, SeenForm as SeenForm
 from pdeopt.steps.sparse import (
     PaddedProduct as PaddedProduct,
     Sparsity as Sparsity,

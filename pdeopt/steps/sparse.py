@@ -245,6 +245,10 @@ class StepMatrix:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The product with each row of `x`; works under every torch.func transform."""
+        if x.shape[-1] != self.shape[1]:
+            raise InputError(
+                "product with a StepMatrix", f"rows of shape {tuple(x.shape)}", f"(batch, {self.shape[1]})"
+            )
         if x.ndim == 2 and is_plain(x):
             return self._product(x, transpose=False)
         return self._by_row(x)

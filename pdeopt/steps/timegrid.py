@@ -7,6 +7,7 @@ halo exchanges and the reductions are the only messages of an evaluation.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.core.arrays import Array
+from pdeopt.core.arrays import Array, real_array, real_number
 from pdeopt.core.errors import InputError
 from pdeopt.steps.neighbors import Neighbors
 
@@ -98,12 +99,19 @@ class TimeGrid:
     """
 
     def __init__(self, times: Sequence[float] | Array, comm: Any = None, offsets: Array | None = None) -> None:
-        self.times = np.asarray(times, dtype=float)
+        self.times = real_array(times, "times")
         self.comm = PETSc.COMM_WORLD if comm is None else comm
         self.mpi = self.comm.tompi4py() if isinstance(self.comm, PETSc.Comm) else self.comm
         self.comm = PETSc.Comm(self.mpi)
         self.num_steps = N = self.times.size - 1
-        if self.times.ndim != 1 or N < 1 or not np.all(np.isfinite(self.times)) or np.any(np.diff(self.times) <= 0):
+        is_masked = isinstance(self.times, np.ma.MaskedArray)
+        if (
+            self.times.ndim != 1
+            or N < 1
+            or is_masked
+            or not (np.diff(self.times) > 0).all()
+            or np.isinf(self.times).any()
+        ):
             raise InputError("times", self.times.tolist()[:4], "at least 2 finite, strictly increasing nodes")
         if self.mpi.size > N:
             raise InputError("ranks", f"{self.mpi.size} for {N} time steps", "at most one rank a step")
@@ -130,11 +138,15 @@ class TimeGrid:
             comm: a PETSc or mpi4py communicator; default PETSc's.
 
         Raises:
-            InputError: no step, a T that is not positive, or more ranks than steps.
+            InputError: no whole number of steps, a T that is not positive, or more ranks than steps.
         """
-        if num_steps < 1 or not T > 0:
-            raise InputError("num_steps, T", f"{num_steps}, {T}", "num_steps >= 1 and T > 0")
-        return cls(np.linspace(0.0, T, num_steps + 1), comm)
+        try:
+            N = operator.index(num_steps)
+        except TypeError:
+            N = 0
+        if N < 1:
+            raise InputError("num_steps", repr(num_steps), "an integer >= 1")
+        return cls(np.linspace(0.0, real_number(T, "T", "a finite number > 0", above=0.0), N + 1), comm)
 
     def coarsen(self, factor: int) -> TimeGrid | None:
         """The grid of every `factor`-th node and the last; None on a rank that owns none of them. Collective.

@@ -29,6 +29,14 @@ TERMS = {
     "tracking one target": Tracking(randn(n)),
     "tracking a function": Tracking(lambda t: torch.sin(t[:, None] + torch.arange(n)), StepMatrix.constant(spd(n))),
     "tracking a part": Tracking(randn(N + 1, 2), StepMatrix.constant(spd(2)), observe=np.array([2, 0])),
+    "tracking sensors": Tracking(randn(N + 1, 2), spd(2), observe=randn(2, n, seed=8)),
+    "tracking a part twice": Tracking(randn(3), spd(3), observe=[1, 1, 2]),
+    "missing data": Tracking(np.ma.masked_less(randn(N + 1, n).numpy(), -0.3), spd(n)),
+    "missing everywhere": Tracking(np.ma.masked_less(randn(n).numpy(), 0.0), spd(n)),
+    "missing at sensors at times": Tracking(
+        np.ma.masked_less(randn(3, 2, seed=5).numpy(), -0.3), spd(2), randn(2, n, seed=8), [1.0, 0.0, 0.3], [1, 2, 3]
+    ),
+    "missing in a function": Tracking(lambda t: np.ma.masked_less(np.sin(t[:, None] * np.arange(1, n + 1)), 0.5)),
     "control cost": ControlCost(0.3, StepMatrix.constant(spd(m))),
     "terminal loss": TerminalLoss(lambda u, p: torch.cosh(u).sum() * p[0] ** 2 + u[0] * p[1]),
     "coupling": examples.Coupling(),
