@@ -7,7 +7,6 @@ J, F and their derivatives at a point, a value with every operator that a solver
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -80,27 +79,10 @@ class ControlProblem:
         self.control_mass = StepMatrix.form(constraint.control_mass, self.m, "constraint.control_mass")
         self.param_mass = StepMatrix.form(constraint.param_mass, self.param_dim, "constraint.param_mass")
         self.initial_state = StateFunction(initial_state or constraint.initial_state, self.n)
-        self._lift()
+        self.controls = StepControls(grid, self.m, control_map)
+        self.layout = VectorLayout(grid, self.n, self.controls.size, self.param_dim)
+        self.propagator = Propagator(grid)
         _require_shapes(self)
-
-    def _lift(self) -> None:
-        self.controls = StepControls(self.grid, self.m, self.control_map)
-        self.layout = VectorLayout(self.grid, self.n, self.controls.size, self.param_dim)
-        self.propagator = Propagator(self.grid)
-
-    def on(self, grid: TimeGrid, objective: Objective, initial_state: Callable[[Tensor], Tensor]) -> ControlProblem:
-        """The problem on steps of its grid, with more in its objective and another start: nothing is checked again.
-
-        Args:
-            grid: some of the steps.
-            objective: the J_i.
-            initial_state: p -> the state before them, (param_dim,) -> (n,).
-        """
-        part = copy.copy(self)
-        part.grid, part.objective = grid, objective
-        part.initial_state = StateFunction(initial_state, self.n)
-        part._lift()
-        return part
 
     # -- vectors: those of the layout that a user needs -------------------------------------------------------
 

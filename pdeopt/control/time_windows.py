@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
+from pdeopt.control.controlmap import StepControls
 from pdeopt.control.objective import Objective
-from pdeopt.control.problem import ControlProblem
+from pdeopt.control.problem import ControlProblem, StateFunction
+from pdeopt.control.propagator import Propagator
 from pdeopt.steps.timegrid import Steps
+from pdeopt.steps.vectorlayout import VectorLayout
 
 
 def window_problem(problem: ControlProblem, begin: int, end: int, start: Tensor, slope: Tensor) -> ControlProblem:
@@ -20,7 +25,13 @@ def window_problem(problem: ControlProblem, begin: int, end: int, start: Tensor,
         slope: what the steps after the window say about its last state: slope.u_end is added to the objective, (n,).
     """
     start, objective = start.clone(), problem.objective + LinearTerminal(slope, end)
-    return problem.on(problem.grid.window(begin, end), objective, lambda p: start)
+    window = copy.copy(problem)  # its parts are checked, and there are many windows
+    window.grid, window.objective = problem.grid.window(begin, end), objective
+    window.initial_state = StateFunction(lambda p: start, problem.n)
+    window.controls = StepControls(window.grid, problem.m)
+    window.layout = VectorLayout(window.grid, problem.n, window.controls.size, problem.param_dim)
+    window.propagator = Propagator(window.grid)
+    return window
 
 
 class LinearTerminal(Objective):
