@@ -20,7 +20,8 @@ from torch import Tensor
 
 import nn_adapters as nna
 import pdeopt as po
-from pdeopt.core import sections
+from pdeopt.core import require_memory, sections
+from pdeopt.core.memory import DOUBLE
 from problems.shared import pictures
 from problems.shared.command_line import command_line, start
 from problems.shared.files import ReportFiles, check_targets, write_report
@@ -70,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> float:
         settings, report = po.read(BoxInitSettings), po.read(ReportFiles)
         po.require_all_read()
         check_targets(MPI.COMM_WORLD, report)
+        numbers = 2 * settings.points**2 * settings.seeds
+        given = f"{settings.points}, {settings.seeds}"
+        require_memory(DOUBLE * len(nna.INITIALIZATIONS) * numbers, "-points, -seeds", given, "smaller ones")
         points, images, table = square(settings.points), {}, {}
         PETSc.Sys.Print(f"{'':8s}{'max|x|':>12s}{'aspect ratio':>15s}")
         for kind in nna.INITIALIZATIONS:

@@ -184,6 +184,7 @@ class BurgersCase:
 
     def __init__(self, settings: BurgersSettings, comm: Any = None) -> None:
         po.check(settings)
+        case.require_room({"-nx": settings.nx, "-nt": settings.nt}, settings.nt, 3 * settings.nx, comm)
         nodal = settings.control == "nodal"
         self.elements = settings.nx + 1 if nodal else settings.nx
         theta = (0.5 if nodal else 1.0) if settings.theta is None else settings.theta

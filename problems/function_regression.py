@@ -7,6 +7,7 @@ A first layer relu(W x + b), depth - 1 residual layers u + relu(W u + b), and a 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 
 import nn_adapters as nna
 import pdeopt as po
-from pdeopt.core import sections
+from pdeopt.core import require_memory, sections
+from pdeopt.core.memory import DOUBLE
 from problems.shared import pictures
-from problems.shared.command_line import command_line, start
+from problems.shared.command_line import command_line, finish, start
 from problems.shared.files import ReportFiles, check_targets, versions, write_report
 
 
@@ -64,6 +66,10 @@ class Regression:
     """
 
     def __init__(self, settings: RegressionSettings) -> None:
+        width, depth = settings.width, settings.depth
+        given = f"{width}, {depth}, {settings.points}"
+        needed = DOUBLE * width * (width + settings.points) * depth
+        require_memory(needed, "-width, -depth, -points", given, "smaller ones")
         self.settings = settings
         self.x = torch.linspace(0.0, 1.0, settings.points, dtype=torch.float64)[:, None]
         self.y = FUNCTIONS[settings.function](self.x)
@@ -121,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> float:
             f"{settings.function}, {settings.init}, {settings.method}: "
             f"RMS error {losses[-1] ** 0.5:.3e} ({seconds:.2f} s)"
         )
+        finish("function_regression", math.isfinite(losses[-1]), "the error is not finite: a smaller -lr")
         return losses[-1] ** 0.5
 
 

@@ -67,6 +67,7 @@ SCRIPT = LayerTraining(
     SequenceSettings,
     data=signals,
     make=Classifier,
+    numbers=lambda own, batch: own.gru_layers * own.hidden * (3 * own.hidden + 128 * batch),
     defaults={
         nna.TrainingSettings: {"epochs": 4, "lr": 3e-3},
         nna.MgritSettings: {"coarsening": "4", "cycles": 2, "relaxation": "FCF"},

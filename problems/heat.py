@@ -195,6 +195,9 @@ class HeatCase:
 
     def __init__(self, settings: HeatSettings, comm: Any = None) -> None:
         po.check(settings)
+        if not settings.mesh:
+            sizes = {"-nx": settings.nx, "-ny": settings.ny, "-nt": settings.nt}
+            case.require_room(sizes, settings.nt, 2 * settings.nx * settings.ny, comm)
         self.settings, self.parameters = settings, asdict(settings)
         space = self.space = Space(
             read_mesh(settings.mesh) if settings.mesh else rectangle(settings),

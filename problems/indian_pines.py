@@ -59,6 +59,7 @@ SCRIPT = LayerTraining(
     SpectraSettings,
     data=spectra,
     make=Classifier,
+    numbers=lambda own, batch: own.layers * 20 * (20 + batch),
     defaults={nna.TrainingSettings: {"epochs": 10}, nna.MgritSettings: {"coarsening": "4"}},
 )
 OPTIONS = SCRIPT.options

@@ -260,6 +260,7 @@ class KleinGordonCase:
 
     def __init__(self, settings: KleinGordonSettings, comm: Any = None) -> None:
         po.check(settings)
+        case.require_room({"-nx": settings.nx, "-nt": settings.nt}, settings.nt, 5 * settings.nx, comm)
         cubic = settings.variant == "cubic"
         self.T = (1.0 if cubic else 12.0) if settings.T is None else settings.T
         self.parameters = {**asdict(settings), "T": self.T}

@@ -26,10 +26,11 @@ import nn_adapters as nna
 import pdeopt as po
 from nn_adapters.data import Source, read_libsvm, scaled_to_one
 from nn_adapters.data.limits import regular_file
-from pdeopt.core import sections
+from pdeopt.core import require_memory, sections
+from pdeopt.core.memory import DOUBLE
 from pdeopt.optimize.descent import Minimizer
 from problems.shared import pictures
-from problems.shared.command_line import command_line, start
+from problems.shared.command_line import command_line, finish, start
 from problems.shared.files import DataFiles, ReportFiles, check_targets, choose, write_report
 from problems.shared.optimizers import Optimizers
 
@@ -89,6 +90,8 @@ def load(settings: LogisticSettings, files: DataFiles) -> nna.LogisticLoss:
     """The loss of the data set that the settings name."""
     name = choose(settings.data, files, "australian", "generated")
     if name == "generated":
+        sizes = f"{settings.samples}, {settings.features}"
+        require_memory(2 * DOUBLE * settings.samples * settings.features, "-samples, -features", sizes, "smaller ones")
         x, y = generate(settings.samples, settings.features, settings.decay, settings.noise, settings.seed)
     elif name == "mnist49":
         data = files.load("mnist")
@@ -172,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         )
         found = summary(settings, solver, result, first, accuracy) | {"seconds": seconds}
         write_report(MPI.COMM_WORLD, report, found, lambda: _picture(f"{data}, {settings.optimizer}", result, first))
+        finish("logistic", result.converged, result.message)
         return float(last.objective)
 
 

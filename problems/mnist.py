@@ -67,6 +67,7 @@ def script(name: str, doc: str | None, data: str = "auto") -> LayerTraining:
         ImageSettings,
         data=images,
         make=Classifier,
+        numbers=lambda own, batch: own.layers * own.channels * (9 * own.channels + batch),
         defaults={
             ImageSettings: {"data": data},
             nna.TrainingSettings: {"epochs": 5, "lr": 2e-3},

@@ -57,6 +57,7 @@ SCRIPT = LayerTraining(
     PeaksSettings,
     data=lambda own, files, seed: peaks(seed),
     make=Classifier,
+    numbers=lambda own, batch: own.layers * own.width * (own.width + batch),
     defaults={nna.TrainingSettings: {"epochs": 60, "batch": 200, "lr": 2e-2, "bias_every": 50, "bias_limit": 0.1}},
 )
 OPTIONS = SCRIPT.options

@@ -23,9 +23,10 @@ from torch.nn import functional as F
 
 import nn_adapters as nna
 import pdeopt as po
-from pdeopt.core import sections
+from pdeopt.core import require_memory, sections
+from pdeopt.core.memory import DOUBLE
 from problems.shared import pictures
-from problems.shared.command_line import command_line, start
+from problems.shared.command_line import command_line, finish, start
 from problems.shared.files import DataFiles, ReportFiles, check_targets, write_report
 from problems.shared.optimizers import Optimizers
 
@@ -78,9 +79,10 @@ class Classification:
     """
 
     def __init__(self, settings: ResNetSettings, files: DataFiles) -> None:
-        factor = 2 ** (settings.levels - 1)
-        if settings.layers % factor:
-            raise po.InputError("-layers", f"{settings.layers} on {settings.levels} levels", f"a multiple of {factor}")
+        most = (settings.layers & -settings.layers).bit_length()
+        if settings.levels > most:
+            legal = f"at most {most} levels, as often as the layers can be halved"
+            raise po.InputError("-levels", f"{settings.levels} with {settings.layers} layers", legal)
         data = files.load(settings.data, settings.seed)
         if settings.samples > len(data.x_train):
             raise po.InputError("-samples", settings.samples, f"1 to {len(data.x_train)}")
@@ -132,6 +134,9 @@ def main(argv: Sequence[str] | None = None) -> float:
     with command_line(argv, __doc__, OPTIONS):
         settings, files, report = po.read(ResNetSettings), po.read(DataFiles), po.read(ReportFiles)
         check_targets(MPI.COMM_WORLD, report)
+        sizes = f"{settings.layers}, {settings.width}, {settings.samples}"
+        needed = DOUBLE * settings.layers * settings.width * (settings.width + settings.samples)
+        require_memory(needed, "-layers, -width, -samples", sizes, "smaller ones")
         problem = Classification(settings, files)
         optimizer, accuracies = OPTIMIZERS.make(settings.optimizer, problem.hierarchy), []
 
@@ -149,6 +154,9 @@ def main(argv: Sequence[str] | None = None) -> float:
         )
         found = summary(settings, problem, result, accuracies)
         write_report(MPI.COMM_WORLD, report, found, lambda: _picture(settings.optimizer, result, accuracies))
+        # Iterations are here what epochs are elsewhere: the asked work.
+        asked = result.converged or result.reason == po.Reason.DIVERGED_MAX_IT
+        finish("resnet_multilevel", asked, result.message)
         return accuracies[-1]
 
 

@@ -103,12 +103,18 @@ def videos(own: VideoSettings, files: DataFiles, seed: int) -> nna.Dataset:
     return moving_shapes(own.videos, own.length, own.size, seed)
 
 
+def _numbers(own: VideoSettings, batch: int) -> float:
+    gru = own.hidden * (3 * own.hidden + own.length * batch)
+    return own.gru_layers * gru + own.videos * own.length * own.size**2
+
+
 SCRIPT = LayerTraining(
     "video_gru",
     __doc__,
     VideoSettings,
     data=videos,
     make=Classifier,
+    numbers=_numbers,
     defaults={
         nna.TrainingSettings: {"epochs": 12, "batch": 50},
         nna.MgritSettings: {"coarsening": "4", "cycles": 2, "relaxation": "FCF"},

@@ -7,12 +7,13 @@ du/dt = F(u; theta(t)) (E. Haber, L. Ruthotto, Stable architectures for deep neu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from pdeopt.core.errors import InputError
+from pdeopt.core.memory import require_memory
 
 
 class SmoothReLU(nn.Module):
@@ -99,6 +100,20 @@ class Direct(SteppingBlock):
         return self.block(u)  # type: ignore[no-any-return]
 
 
+#: Bytes of Python's objects in a module of one or two parameters.
+MODULE = 10_000
+
+
+def make_layers(block: Callable[[], nn.Module], num_steps: int) -> Iterator[nn.Module]:
+    """Call the block once a layer; `InputError` after the first one, where all of them cannot fit into memory."""
+    for number in range(num_steps):
+        layer = block()
+        if number == 0:
+            size = MODULE + sum(parameter.nbytes for parameter in layer.parameters())
+            require_memory(num_steps * size, "layers", num_steps, "fewer, or smaller ones")
+        yield layer
+
+
 class LayerStack(nn.Module):
     """`num_steps` layers of a block over the time Tf, one after the other: the reference for `LayerParallel`.
 
@@ -123,7 +138,7 @@ class LayerStack(nn.Module):
         super().__init__()
         if num_steps < 1 or not Tf > 0:
             raise InputError("num_steps, Tf", f"{num_steps}, {Tf}", "num_steps >= 1 and Tf > 0")
-        self.layers = nn.ModuleList([block() for _ in range(num_steps)])
+        self.layers = nn.ModuleList(make_layers(block, num_steps))
         self.dt = Tf / num_steps
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 from nn_adapters.layers.batching import batched, with_parameters
-from nn_adapters.layers.blocks import Direct, SteppingBlock
+from nn_adapters.layers.blocks import Direct, SteppingBlock, make_layers
 from nn_adapters.layers.densestep import DenseStep, add_scaled, is_dense
 from nn_adapters.layers.layer_mgrit import LayerMgrit, autocast_state, solve_layers
 from nn_adapters.layers.layerstep import AutogradStep, LayerStep
@@ -103,8 +103,7 @@ class LayerParallel(StackedLayers):
     def _own_layers(self, block: Callable[[], nn.Module]) -> list[nn.Module]:
         """The modules of this rank's layers; all are made, so that random numbers are those of the serial network."""
         own = []
-        for i in range(self.num_steps):
-            layer = block()
+        for i, layer in enumerate(make_layers(block, self.num_steps)):
             if self.grid.begin <= i < self.grid.end:
                 own.append(layer)
         check_fresh(own)

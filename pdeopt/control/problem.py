@@ -25,12 +25,16 @@ from pdeopt.control.state_solve import solve_steps
 from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.arrays import assign, free_garbage, real_array
 from pdeopt.core.errors import InputError
+from pdeopt.core.memory import DOUBLE, require_memory
 from pdeopt.core.monitor import ControlResult, logged
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.vectorlayout import Fields, VectorLayout
 
 ARGUMENTS = ("constraint", "objective", "grid", "control_map")
+
+#: Copies of its unknowns that a problem takes at least: state, control, multiplier, their gradients, Jacobians.
+COPIES = 6
 
 
 class ControlProblem:
@@ -75,6 +79,8 @@ class ControlProblem:
         _require_kinds(constraint, objective, grid, control_map)
         self.constraint, self.objective, self.grid, self.control_map = constraint, objective, grid, control_map
         self.n, self.m, self.param_dim = _dimensions(constraint)
+        sizes = f"{grid.num_steps} steps of {self.n} states and {self.m} controls"
+        require_memory(COPIES * DOUBLE * grid.n_local * (2 * self.n + self.m), "problem", sizes, "a smaller one")
         self.state_mass = StepMatrix.form(constraint.state_mass, self.n, "constraint.state_mass")
         self.control_mass = StepMatrix.form(constraint.control_mass, self.m, "constraint.control_mass")
         self.param_mass = StepMatrix.form(constraint.param_mass, self.param_dim, "constraint.param_mass")

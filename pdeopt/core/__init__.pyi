@@ -33,6 +33,7 @@ from pdeopt.core.interrupt import (
 )
 from pdeopt.core.lazy import attach as attach
 from pdeopt.core.messages import Messages as Messages
+from pdeopt.core.memory import free_memory as free_memory, require_memory as require_memory
 from pdeopt.core.monitor import (
     ControlResult as ControlResult,
     DescentRecord as DescentRecord,
@@ -53,6 +54,7 @@ from pdeopt.core.options import (
     take_back as take_back,
     unread as unread,
 )
+from pdeopt.core.petsc_values import check_petsc_values as check_petsc_values, types_of as types_of
 from pdeopt.core.ranks import abort_ranks_on_error as abort_ranks_on_error, leave as leave
 from pdeopt.core.settings import (
     Section as Section,

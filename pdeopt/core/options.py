@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -11,6 +12,10 @@ from typing import cast
 from petsc4py import PETSc
 
 from pdeopt.core.errors import InputError
+
+#: Numbers as every language writes them: no underscores, no digits of other scripts.
+INTEGER = re.compile(r"[+-]?[0-9]+")
+REAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
 
 _SOLVERS = ("", "sqp_kkt_", "tao_nls_", "tao_ntr_")
 _KSP = "type rtol atol max_it monitor view converged_reason gmres_restart"

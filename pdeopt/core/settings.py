@@ -26,7 +26,7 @@ from typing import Any, ClassVar, TypeVar
 from petsc4py import PETSc
 
 from pdeopt.core.errors import InputError
-from pdeopt.core.options import remember
+from pdeopt.core.options import INTEGER, REAL, remember
 
 T = TypeVar("T", bound="Settings")
 
@@ -250,16 +250,22 @@ def _joined(paths: Sequence[Path]) -> Sequence[Path]:
 _FLAGS = dict.fromkeys(("", "1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
 
 
+#: Digits from where a number does not fit into 64 bits.
+_DIGITS = 19
+
+
 def _convert(name: str, each: Any, text: str) -> Any:
     kind = each.metadata["kind"]
     if kind is bool and text.lower() in _FLAGS:
         return _FLAGS[text.lower()]
-    if kind is not bool:
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    raise InputError(f"-{name}", repr(text), _legal(each))
+    if kind is int and INTEGER.fullmatch(text) and len(text) < _DIGITS:
+        return int(text)
+    if kind is float and REAL.fullmatch(text):
+        return float(text)
+    if kind is str and text:
+        return text
+    digits = f", of at most {_DIGITS - 1} digits" if kind is int and INTEGER.fullmatch(text) else ""
+    raise InputError(f"-{name}", repr(text) if text else "nothing", _legal(each) + digits)
 
 
 def _check(name: str, each: Any, value: Any) -> None:

@@ -24,6 +24,7 @@ from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.interrupt import Interrupted
 from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor, remedy
 from pdeopt.core.options import defaults, set_default
+from pdeopt.core.petsc_values import check_petsc_values
 from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.functions.petsc import PetscFunction
 from pdeopt.functions.smooth import ScaledFunction, SmoothFunction
@@ -125,6 +126,7 @@ class TaoSolver:
         if self.settings.gauss_newton:
             self.reduced = copy_of(reduced)
             self.reduced.gauss_newton = True
+        check_petsc_values()
         self.metric = RieszMetric(self.problem)
         self.bounds = Bounds.of(self.problem, lower, upper) if is_bounded else None
         self.type = read(TaoTypeSettings, prefix, type=given).type

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array, real_array, real_number
 from pdeopt.core.errors import InputError
+from pdeopt.core.memory import DOUBLE, require_memory
 from pdeopt.steps.neighbors import Neighbors
 
 
@@ -146,6 +147,7 @@ class TimeGrid:
             N = 0
         if N < 1:
             raise InputError("num_steps", repr(num_steps), "an integer >= 1")
+        require_memory(5 * DOUBLE * N, "num_steps", N, "fewer")  # of the grid alone, on every rank
         return cls(np.linspace(0.0, real_number(T, "T", "a finite number > 0", above=0.0), N + 1), comm)
 
     def coarsen(self, factor: int) -> TimeGrid | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,11 +17,13 @@ from petsc4py import PETSc
 
 import pdeopt as po
 from pdeopt.control import PropagatorSettings
-from pdeopt.core import interruptible, on_root, sections, unread
+from pdeopt.core import interruptible, on_root, require_memory, sections, unread
+from pdeopt.core.memory import DOUBLE
 from pdeopt.optimize import TaoSettings
 from pdeopt.optimize.fullspace import SQPSettings
 from pdeopt.steps import StepSettings
 from problems.shared import pictures
+from problems.shared.command_line import finish
 from problems.shared.files import (
     CheckpointFiles,
     ReportFiles,
@@ -83,8 +85,6 @@ def run(case: Case) -> float:
         result = run.solve()
     po.require_all_read()
     seconds = time.perf_counter() - begin
-    if not result.converged and not run.files.signal:
-        PETSc.Sys.Print(f"{case.name}: {result.message}", comm=grid.comm)
     run.write(result, seconds)
     PETSc.Sys.Print(
         f"{case.name}: objective {result.objective:.14g} after {result.iterations} iterations, "
@@ -92,7 +92,25 @@ def run(case: Case) -> float:
         comm=grid.comm,
     )
     run.files.leave()
+    finish(case.name, result.converged, result.message)
     return result.objective
+
+
+#: Copies of all unknowns that a solve has in memory at least: vectors, and the entries of its matrices.
+COPIES = 20
+
+
+def require_room(sizes: Mapping[str, int], steps: int, unknowns: int, comm: Any = None) -> None:
+    """Refuse sizes of a control problem whose solve cannot have room.
+
+    Args:
+        sizes: the options, and what they are.
+        steps, unknowns: time steps, and states, controls and multipliers of each.
+        comm: communicator of the time steps; default PETSc's.
+    """
+    ranks = (PETSc.COMM_WORLD if comm is None else comm).size
+    given = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    require_memory(DOUBLE * COPIES * steps * unknowns / ranks, "sizes", given, "smaller ones, or more machines")
 
 
 @dataclass

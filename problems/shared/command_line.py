@@ -1,27 +1,51 @@
 """The command line of a problem script: PETSc options, -help, exit codes.
 
 A script states its options as sections, `OPTIONS = sections(BurgersSettings) + case.OPTIONS`, wraps its main() in
-`command_line`, and runs as a program by `start`: exit code 0, 2 for bad input, and 1 for anything unexpected, on all
-ranks.
+`command_line`, says by `finish` how it ended when all files are written, and runs as a program by `start`. Exit codes,
+on all ranks:
+
+* 0: converged, or the work that was asked for is done: epochs, evaluations, seconds;
+* 1: anything unexpected, with a traceback;
+* 2: bad input, in one line; nothing is written;
+* 3: not converged; the files are written, and a line says what to try. 0 with `-error_if_not_converged false`;
+* 130, 143: interrupted by SIGINT, SIGTERM.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from mpi4py import MPI
 from petsc4py import PETSc
 
 import pdeopt as po
-from pdeopt.core import Interrupted, Section, leave
+from pdeopt.core import Interrupted, Section, check_petsc_values, leave
+from pdeopt.core.options import REAL
 
 #: Words that ask for help.
 HELP = ("-help", "--help", "-h")
+
+
+#: Exit codes.
+UNEXPECTED, BAD_INPUT, NOT_CONVERGED = 1, 2, 3
+
+#: Of the `command_line` that is open, whether a run in it that does not converge ends the program.
+_strict: list[bool] = []
+
+
+@dataclass(frozen=True)
+class EndSettings(po.Settings):
+    """How a program ends."""
+
+    error_if_not_converged: bool = po.setting(True, "leave with exit code 3 where the run has not converged, else 0")
 
 
 @contextmanager
@@ -35,18 +59,49 @@ def command_line(argv: Sequence[str] | None, doc: str | None, options: Sequence[
 
     Raises:
         SystemExit: with code 0 after -help.
-        InputError: -options_file names no file.
+        InputError: a word that belongs to no option, -options_file that names no file, or an option of PETSc's that
+            has no legal value.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _refuse_strays(words)
     inserted = _insert(words) if argv is not None else []
     try:
         if set(HELP) & set(words):
             _help(doc or "", options)
             raise SystemExit(0)
+        check_petsc_values()
+        _strict.append(po.read(EndSettings).error_if_not_converged and argv is None)
         yield
     finally:
+        _strict.clear()
         for name in inserted:
             PETSc.Options().delValue(name)
+
+
+def finish(name: str, converged: bool, message: str) -> None:
+    """Say how a run ended; the last that a script does, when all files are written.
+
+    Args:
+        name: of the script.
+        converged: or the work that was asked for is done.
+        message: why not, and what to try.
+
+    Raises:
+        SystemExit: of a program that has not converged, with code 3, unless `-error_if_not_converged false`.
+    """
+    if converged:
+        return
+    PETSc.Sys.Print(f"{name}: not converged: {message}")
+    if _strict and _strict[-1]:
+        raise SystemExit(NOT_CONVERGED)
+
+
+def _refuse_strays(words: Sequence[str]) -> None:
+    before = ""
+    for word in words:
+        if not _is_name(word) and not _is_name(before):
+            raise po.InputError("command line", f"the word {word!r}, which belongs to no option", "-name value")
+        before = word
 
 
 def _insert(words: list[str]) -> list[str]:
@@ -60,13 +115,18 @@ def _insert(words: list[str]) -> list[str]:
             if names[-1] == "options_file":
                 if not os.path.isfile(value):
                     raise po.InputError("-options_file", f"{value}, which is no file", "a file of options")
-                with open(value) as file:
-                    names += _insert([w for line in file for w in line.split("#")[0].split()])
+                try:
+                    lines = Path(value).read_text().splitlines()
+                except (OSError, UnicodeDecodeError) as error:
+                    raise po.InputError("-options_file", f"{value} ({error})", "a file of options") from None
+                found = [word for line in lines for word in line.split("#")[0].split()]
+                _refuse_strays(found)
+                names += _insert(found)
     return names
 
 
 def _is_name(word: str) -> bool:
-    return len(word) > 1 and word[0] == "-" and not (word[1].isdigit() or word[1] == ".")
+    return re.match("--?[^0-9.-]", word) is not None and not REAL.fullmatch(word)
 
 
 def _help(doc: str, options: Sequence[Section]) -> None:
@@ -89,14 +149,16 @@ def _petsc_help() -> None:
 
 
 def start(main: Callable[[], float]) -> None:
-    """Call main() as the program: exit codes, and no rank left waiting for one that failed."""
+    """Call main() as the program: exit codes, see above, and no rank left waiting for one that failed."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # the arrays of one step are too small to share
     try:
         main()
     except po.InputError as error:
-        leave(2, f"error: {error}")
+        leave(BAD_INPUT, f"error: {error}")
+    except po.SolveFailure as error:
+        leave(NOT_CONVERGED, f"not converged: {error}")
     except Interrupted as signal:
         leave(signal.exit_code, f"interrupted: {signal}")
     except Exception:  # the outermost call: whatever it is, no rank may be left waiting
-        leave(1, traceback.format_exc())
+        leave(UNEXPECTED, traceback.format_exc())

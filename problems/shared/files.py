@@ -28,6 +28,7 @@ import pdeopt as po
 from nn_adapters.data.limits import LIMIT_MB
 from pdeopt.core import on_root, read_text, replace_file
 from pdeopt.optimize import CheckpointFile
+from problems.shared.command_line import EndSettings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +42,7 @@ ENDINGS = {
 
 
 @dataclass(frozen=True)
-class ReportFiles(po.Settings):
+class ReportFiles(po.Settings, includes=(EndSettings,)):
     """Files that report on a run."""
 
     summary: str = po.setting("", "write a summary to this .json file")

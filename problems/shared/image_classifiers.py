@@ -17,7 +17,7 @@ from pdeopt.core import Section, Team, on_root, sections, team_of
 from pdeopt.core.team import BACKENDS
 from pdeopt.optimize.descent import StopSettings
 from problems.shared import pictures
-from problems.shared.command_line import command_line
+from problems.shared.command_line import command_line, finish
 from problems.shared.files import DataFiles, ReportFiles, check_targets, write_report
 from problems.shared.optimizers import Optimizers
 
@@ -156,26 +156,29 @@ class ClassifierScript:
             mean = nn.functional.cross_entropy
             loss = nna.NetworkLoss(self.network(data), mean, *training, precision=precision, chunk=1000)
             watch = Accuracies(loss, (validation[0], validation[1]), (test[0], test[1]), stop.max_work)
-            theta, message, own = self._minimize(loss, settings, stop, team, watch)
+            theta, converged, message, own = self._minimize(loss, settings, stop, team, watch)
             watch(theta, last=True)
             found = summary(self.name, watch, message, time.perf_counter() - begin, vars(settings) | own)
             write_report(team, report, found, lambda: _picture(self.name, watch.marks))
             if team.rank == 0:
                 _print(found)
+            finish(self.name, converged, message)
             return watch.best.test
 
     def _minimize(
         self, loss: nna.NetworkLoss, settings: ClassifierSettings, stop: StopSettings, team: Team, watch: Accuracies
-    ) -> tuple[Tensor, str, dict[str, Any]]:
-        """Train within the work that `stop` allows: last weights, why it stopped, settings of the optimizer."""
+    ) -> tuple[Tensor, bool, str, dict[str, Any]]:
+        """Train within the work that `stop` allows: last weights, whether all is well, why it stopped, settings."""
         if settings.optimizer not in METHODS:
-            return gradient_method(loss, settings, stop.max_work, watch), "all work done", {}
+            theta = gradient_method(loss, settings, stop.max_work, watch)
+            finite = bool(theta.isfinite().all())
+            return theta, finite, "all work done" if finite else "weights are not finite: a smaller -lr", {}
         minimizer: Any = self.optimizers.make(settings.optimizer, loss, team, seed=settings.seed)
         averaged = settings.optimizer != "lbfgs"
         result = minimizer.minimize(
             loss.parameters(), observers=[lambda run, history: watch(run.mean if averaged else run.x)]
         )
-        return result.design, result.message, vars(minimizer.settings)
+        return result.design, result.converged, result.message, vars(minimizer.settings)
 
 
 def summary(name: str, watch: Accuracies, message: str, seconds: float, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,9 +16,9 @@ from torch import nn
 
 import nn_adapters as nna
 import pdeopt as po
-from pdeopt.core import Section, interruptible, on_root, read_text, sections
+from pdeopt.core import Section, interruptible, on_root, read_text, require_memory, sections
 from problems.shared import pictures
-from problems.shared.command_line import command_line
+from problems.shared.command_line import command_line, finish
 from problems.shared.files import DataFiles, ReportFiles, check_targets, write_report
 
 
@@ -31,6 +32,7 @@ class LayerTraining:
         data: (its settings, files of data, seed) -> samples.
         make: (its settings, communicator of the layers, MGRIT, samples) -> classifier.
         defaults: the script's own defaults, by class of settings.
+        numbers: (its settings, samples of a batch) -> numbers in single precision that training has in memory at least.
     """
 
     name: str
@@ -39,6 +41,7 @@ class LayerTraining:
     data: Callable[[Any, DataFiles, int], nna.Dataset]
     make: Callable[[Any, Any, nna.MgritSettings, nna.Dataset], nn.Module]
     defaults: Mapping[type[po.Settings], Mapping[str, Any]] = field(default_factory=dict)
+    numbers: Callable[[Any, int], float] = lambda own, batch: 0.0
 
     @property
     def options(self) -> list[Section]:
@@ -56,22 +59,32 @@ class LayerTraining:
             mgrit, files, report = self._read(nna.MgritSettings), self._read(DataFiles), self._read(ReportFiles)
             po.require_all_read()
             check_targets(MPI.COMM_WORLD, report, settings)
+            self._require_room(own, settings.batch)
+            _levels(own, settings)  # refuses what it cannot have, before the data come
             samples = on_root(MPI.COMM_WORLD, lambda: self.data(own, files, settings.seed))
             sizes = f"{len(samples.x_train)} for training, {len(samples.x_test)} for tests"
             PETSc.Sys.Print(f"{self.name}: data set {samples.name}, samples: {sizes}")
             torch.manual_seed(settings.seed)
             with interruptible():
-                training = self._train(own, settings, mgrit, samples)
+                training, failure = self._train(own, settings, mgrit, samples)
             parameters = {**vars(own), **vars(files), **vars(report), **vars(settings)}
             _report(self.name, report, training, parameters)
             training.files.leave()
+            finish(self.name, not failure, failure)
             return training.history[-1].accuracy
 
-    def _train(self, own: Any, settings: nna.TrainingSettings, mgrit: nna.MgritSettings, samples: nna.Dataset) -> Any:
-        """Train on each level of nested iteration, shallowest first; the finest level's training."""
+    def _require_room(self, own: Any, batch: int) -> None:
+        sizes = ", ".join(f"-{key} {value}" for key, value in vars(own).items() if type(value) is int)
+        needed = 4 * self.numbers(own, min(batch, 100)) / MPI.COMM_WORLD.size  # there may be fewer samples
+        require_memory(needed, "sizes", sizes, "smaller ones")
+
+    def _train(
+        self, own: Any, settings: nna.TrainingSettings, mgrit: nna.MgritSettings, samples: nna.Dataset
+    ) -> tuple[Any, str]:
+        """Train on each level of nested iteration, shallowest first; the last training, and why it failed."""
         levels, groups = _levels(own, settings), nna.RankGroups(MPI.COMM_WORLD, settings.layer_ranks)
         epochs = nna.nested_epochs(settings.epochs, settings.nested) if settings.nested > 1 else [settings.epochs]
-        training: Any = None
+        training, failure = None, ""
         first = on_root(MPI.COMM_WORLD, lambda: _first_level(settings.restart, len(levels)))
         with Progress(self.name, sum(epochs)) as progress:
             for number in range(first, len(levels)):
@@ -83,14 +96,17 @@ class LayerTraining:
                 problem = {"problem": self.name, **vars(level), "level": number}
                 training = nna.Training(network, samples, how, groups, progress, problem)
                 done = len(training.history)
-                last = training.run()
-                if training.files.signal:
+                try:
+                    last = training.run()
+                except po.SolveFailure as found:
+                    failure, last = str(found), nna.Epoch(0, math.nan, training.accuracy(), 0.0)
+                if training.files.signal or failure:
                     break
-        if settings.restart and number == first and done == len(training.history) and not training.files.signal:
+        if settings.restart and number == first and done == len(training.history) and not (training.files.signal or failure):
             PETSc.Sys.Print(f"{self.name}: the run of -restart was finished: nothing was left to do")
         if not training.history:
             training.history.append(last)
-        return training
+        return training, failure
 
 
 def _first_level(restart: str, levels: int) -> int:
@@ -103,13 +119,13 @@ def _levels(own: Any, settings: nna.TrainingSettings) -> list[Any]:
     """The script's settings on each level of nested iteration, shallowest first."""
     if settings.nested == 1:
         return [own]
-    divisor = 2 ** (settings.nested - 1)
     layers = getattr(own, "layers", 0)
-    if layers % divisor or not layers:
+    most = (layers & -layers).bit_length()  # as often as the layers can be halved
+    if settings.nested > most:
         raise po.InputError(
             "-nested",
             f"{settings.nested} with {layers} layers" if layers else "a network without layers",
-            f"a multiple of {divisor} layers",
+            f"1 to {max(most, 1)}, as often as the layers can be halved",
         )
     return [replace(own, layers=layers >> k) for k in reversed(range(settings.nested))]
 

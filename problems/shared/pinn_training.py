@@ -18,11 +18,12 @@ from torch import Tensor
 
 import nn_adapters as nna
 import pdeopt as po
-from pdeopt.core import Section, sections
+from pdeopt.core import Section, require_memory, sections
+from pdeopt.core.memory import DOUBLE
 from pdeopt.optimize import read_memory, write_memory
 from pdeopt.optimize.descent import Adam, Minimizer
 from problems.shared import pictures
-from problems.shared.command_line import command_line
+from problems.shared.command_line import command_line, finish
 from problems.shared.equations import EQUATIONS, Equation
 from problems.shared.files import CheckpointFiles, ReportFiles, check_targets, versions, write_report
 from problems.shared.optimizers import Optimizers
@@ -106,7 +107,20 @@ def main(name: str, doc: str | None, argv: Sequence[str] | None = None) -> float
             f"{last.gradients} gradients, work {last.work:.0f} ({training.spent[0]:.1f} s); "
             f"{result.message}"
         )
+        finish(name, result.converged, result.message)
         return error
+
+
+def _require_room(equation: Equation, settings: PinnSettings) -> None:
+    """Refuse sizes that cannot fit: weights, and at each point all layers with their derivatives by the inputs."""
+    layers, width = settings.layers or equation.layers, settings.width or equation.width
+    derivatives = 1 + len(equation.derivatives)
+    given = f"{settings.points} and {layers} layers of width {width}"
+    needed = DOUBLE * layers * width * (settings.points * derivatives + width)
+    require_memory(needed, "-points, -layers, -width", given, "smaller ones")
+    if settings.point_levels > settings.points.bit_length():
+        legal = f"at most {settings.points.bit_length()}: each has half the points of the next"
+        raise po.InputError("-point_levels", settings.point_levels, legal)
 
 
 class Clock:
@@ -138,6 +152,7 @@ class PinnTraining:
     """
 
     def __init__(self, equation: Equation, settings: PinnSettings, files: CheckpointFiles) -> None:
+        _require_room(equation, settings)
         self.equation, self.settings, self.files = equation, settings, files
         self.function = equation.function(
             settings.points,

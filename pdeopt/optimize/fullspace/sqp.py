@@ -11,6 +11,7 @@ from petsc4py import PETSc
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import History, Monitor, Result, print_monitor
+from pdeopt.core.petsc_values import check_petsc_values
 from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.optimize.fullspace.activeset import ActiveSetKKT
 from pdeopt.optimize.fullspace.composite import CompositeSettings, CompositeStep
@@ -78,6 +79,7 @@ class SQPSolver:
     def __init__(
         self, problem: ControlProblem, prefix: str = "", *, lower: Bound = None, upper: Bound = None, **defaults: object
     ) -> None:
+        check_petsc_values()
         self.problem, self.prefix = problem, prefix
         groups = (SQPSettings, CompositeSettings, KKTSettings)
         names = {name for group in groups for name in group.__dataclass_fields__}
