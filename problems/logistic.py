@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         )
         found = summary(settings, solver, result, first, accuracy) | {"seconds": seconds}
         write_report(MPI.COMM_WORLD, report, found, lambda: _picture(f"{data}, {settings.optimizer}", result, first))
-        finish("logistic", result.converged, result.message)
+        finish("logistic", result.reason > 0, result.message)
         return float(last.objective)
 
 

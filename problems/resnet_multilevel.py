@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         found = summary(settings, problem, result, accuracies)
         write_report(MPI.COMM_WORLD, report, found, lambda: _picture(settings.optimizer, result, accuracies))
         # Iterations are here what epochs are elsewhere: the asked work.
-        asked = result.converged or result.reason == po.Reason.DIVERGED_MAX_IT
+        asked = result.reason > 0 or result.reason == po.Reason.DIVERGED_MAX_IT
         finish("resnet_multilevel", asked, result.message)
         return accuracies[-1]
 

@@ -16,11 +16,12 @@ class Reason(IntEnum):
 
     CONVERGED_OPTIMALITY: the gradient met its tolerance. CONVERGED_TARGET: the objective fell to a value that was
     asked for. CONVERGED_ROUNDING: what is left to gain is less than the rounding errors of the objective, and no
-    absolute tolerance was asked for. CONVERGED_TAO, DIVERGED_TAO: TAO says so, and its own reason stands in the
-    message. DIVERGED_MAX_IT and DIVERGED_MAX_WORK: the limits of iterations and of evaluations. DIVERGED_STAGNATION:
-    the objective does not fall any more where its gradient says that it should, or the trust region shrank to nothing.
-    DIVERGED_LINE_SEARCH: no step lowers the merit function. DIVERGED_CYCLE: active sets come back.
-    DIVERGED_LINEAR_SOLVE: a linear system could not be solved. DIVERGED_NAN: no finite values near the last point.
+    absolute tolerance was asked for. WORK_DONE: the evaluations that were asked for are done. CONVERGED_TAO,
+    DIVERGED_TAO: TAO says so, and its own reason stands in the message. DIVERGED_MAX_IT: the limit of iterations.
+    DIVERGED_STAGNATION: the objective does not fall any more where its gradient says that it should, or the trust
+    region shrank to nothing. DIVERGED_LINE_SEARCH: no step lowers the merit function. DIVERGED_CYCLE: active sets come
+    back. DIVERGED_LINEAR_SOLVE: a linear system could not be solved. DIVERGED_NAN: no finite values near the last
+    point.
     INTERRUPTED: a signal asked the run to end.
     """
 
@@ -28,6 +29,7 @@ class Reason(IntEnum):
     CONVERGED_TAO = 3
     CONVERGED_TARGET = 4
     CONVERGED_ROUNDING = 5
+    WORK_DONE = 6
     ITERATING = 0
     DIVERGED_MAX_IT = -2
     DIVERGED_STAGNATION = -3
@@ -36,7 +38,6 @@ class Reason(IntEnum):
     DIVERGED_LINE_SEARCH = -6
     DIVERGED_TAO = -7
     DIVERGED_CYCLE = -8
-    DIVERGED_MAX_WORK = -9
     INTERRUPTED = -10
 
 
@@ -59,7 +60,6 @@ _REMEDIES: dict[str, dict[Reason, str]] = {
     },
     "opt": {
         Reason.DIVERGED_MAX_IT: "raise -opt_max_it, or start closer to a minimum",
-        Reason.DIVERGED_MAX_WORK: "raise -opt_max_gradients or -opt_max_work",
         Reason.DIVERGED_STAGNATION: "check the derivatives with the function's verify(x), or loosen -opt_gtol or "
         "-opt_rtol",
         Reason.DIVERGED_LINEAR_SOLVE: "the last good point is kept; start closer to a minimum",
@@ -197,8 +197,8 @@ class Result:
 
     @property
     def converged(self) -> bool:
-        """Whether the tolerances were met."""
-        return self.reason > 0
+        """Whether the tolerances were met; a limit on the work that is spent is none of them, nor an error."""
+        return self.reason > 0 and self.reason != Reason.WORK_DONE
 
     @property
     def iterations(self) -> int:

@@ -161,5 +161,5 @@ class BoundedLBFGS:
             return Reason.DIVERGED_MAX_IT
         last = self.history[-1]
         if 0 < self.stop.max_gradients <= last.gradients or 0 < self.stop.max_work <= last.work:
-            return Reason.DIVERGED_MAX_WORK
+            return Reason.WORK_DONE
         return Reason.CONVERGED_TARGET if self._until is not None and self._until(self) else Reason.ITERATING

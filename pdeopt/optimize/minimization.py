@@ -58,7 +58,7 @@ class MinimizeResult(dict[str, Any]):
         nit: iterations.
         nfev, njev, nhev: values, gradients and Hessian products that were asked for.
         success: whether the tolerance was met.
-        status: the `Reason` why it stopped, > 0 for success.
+        status: the `Reason` why it stopped; see there.
         message: the same in words.
         history: a `DescentRecord` an iteration; `history["objective"]` is a column.
     """
@@ -358,7 +358,7 @@ class _Watch:
 
 _REMEDIES = {
     Reason.DIVERGED_MAX_IT: "raise options['maxiter'], or start closer to a minimum",
-    Reason.DIVERGED_MAX_WORK: "raise options['maxfun'] or options['max_work']",
+    Reason.WORK_DONE: "raise options['maxfun'] or options['max_work']",
     Reason.DIVERGED_NAN: "the value or gradient is not finite near the last good point, which is kept",
     Reason.DIVERGED_LINE_SEARCH: "no lower value along the last direction: check jac, or raise options['gtol']",
     Reason.DIVERGED_STAGNATION: "steps have become too short: check jac, or raise options['gtol']",
@@ -377,7 +377,7 @@ def _result(watch: _Watch, x: Tensor, f: float, g: Tensor, reason: Reason, histo
         nfev=function.nfev,
         njev=function.njev,
         nhev=function.nhev,
-        success=reason > 0 and not stopped,
+        success=reason > 0 and reason != Reason.WORK_DONE and not stopped,
         status=reason,
         message=": ".join(part for part in (words, _REMEDIES.get(reason, "")) if part),
         history=history,

@@ -92,7 +92,7 @@ def run(case: Case) -> float:
         comm=grid.comm,
     )
     run.files.leave()
-    finish(case.name, result.converged, result.message)
+    finish(case.name, result.reason > 0, result.message)
     return result.objective
 
 

@@ -178,7 +178,7 @@ class ClassifierScript:
         result = minimizer.minimize(
             loss.parameters(), observers=[lambda run, history: watch(run.mean if averaged else run.x)]
         )
-        return result.design, result.converged, result.message, vars(minimizer.settings)
+        return result.design, result.reason > 0, result.message, vars(minimizer.settings)
 
 
 def summary(name: str, watch: Accuracies, message: str, seconds: float, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def main(name: str, doc: str | None, argv: Sequence[str] | None = None) -> float
             f"{last.gradients} gradients, work {last.work:.0f} ({training.spent[0]:.1f} s); "
             f"{result.message}"
         )
-        finish(name, result.converged, result.message)
+        finish(name, result.reason > 0, result.message)
         return error
 
 

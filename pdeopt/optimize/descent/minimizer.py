@@ -334,7 +334,7 @@ class Minimizer(ABC):
         if record.iteration >= stop.max_it:
             return Reason.DIVERGED_MAX_IT
         spent = 0 < stop.max_gradients <= record.gradients or 0 < stop.max_work <= record.work
-        return Reason.DIVERGED_MAX_WORK if spent else Reason.ITERATING
+        return Reason.WORK_DONE if spent else Reason.ITERATING
 
 
 def _count_all(history: History, tally: Tally) -> None:

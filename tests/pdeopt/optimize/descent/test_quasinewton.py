@@ -157,8 +157,8 @@ def test_limits_stop_a_run():
     f = Rosenbrock(10)
     assert LBFGS(f, max_it=3).minimize(start(10)).reason == Reason.DIVERGED_MAX_IT
     result = LBFGS(f, max_gradients=7).minimize(start(10))
-    assert result.reason == Reason.DIVERGED_MAX_WORK and 7 <= result.history[-1].gradients <= 12
-    assert LBFGS(f, max_work=7.0).minimize(start(10)).reason == Reason.DIVERGED_MAX_WORK
+    assert result.reason == Reason.WORK_DONE and 7 <= result.history[-1].gradients <= 12
+    assert LBFGS(f, max_work=7.0).minimize(start(10)).reason == Reason.WORK_DONE
     assert LBFGS(f, target=1.0).minimize(start(10)).reason == Reason.CONVERGED_TARGET
     assert LBFGS(f).minimize(start(10), until=lambda m: m.f < 2.0).reason == Reason.CONVERGED_TARGET
 
