@@ -102,7 +102,8 @@ class LayerTraining:
                     failure, last = str(found), nna.Epoch(0, math.nan, training.accuracy(), 0.0)
                 if training.files.signal or failure:
                     break
-        if settings.restart and number == first and done == len(training.history) and not (training.files.signal or failure):
+        ended_early = training.files.signal or failure
+        if settings.restart and number == first and done == len(training.history) and not ended_early:
             PETSc.Sys.Print(f"{self.name}: the run of -restart was finished: nothing was left to do")
         if not training.history:
             training.history.append(last)

@@ -34,7 +34,7 @@ def leave(monkeypatch, options):
 
 # -- converged, or not -----------------------------------------------------------------------------------------
 
-DIGITS = ("mnist", "-data", "digits", "-layers", "4", "-channels", "2", "-epochs", "1", "-samples", "200")
+DIGITS = ("mnist", "-data", "digits", "-layers", "4", "-channels", "2", "-epochs", "3", "-samples", "200")
 #: Runs, their exit codes, and what they say.
 ENDS = {
     "converged": ((*BURGERS, "-solver", "newton"), 0, ""),
@@ -43,11 +43,7 @@ ENDS = {
     "tao": ((*BURGERS, "-solver", "tao", "-sqp_max_it", "1"), 3, "max_it"),
     "asked for 0": ((*BURGERS, "-sqp_max_it", "1", "-error_if_not_converged", "false"), 0, "not converged"),
     "epochs": (("peaks", "-layers", "4", "-epochs", "0"), 0, ""),
-    "a loss that is not finite": ((*DIGITS, "-lr", "1e20", "-optimizer", "sgd"), 3, "a smaller -lr"),
-        ("peaks", "-layers", "4", "-epochs", "2", "-lr", "1e20", "-optimizer", "sgd"),
-        3,
-        "-lr",
-    ),
+    "a loss that is not finite": ((*DIGITS, "-lr", "1e30", "-optimizer", "sgd"), 3, "a smaller -lr"),
     "samples": (("logistic", "-samples", "60", "-features", "5", "-opt_max_it", "1"), 3, "max_it"),
     "regression": (("function_regression", "-steps", "2"), 0, ""),
     "regression that blows up": (
