@@ -86,6 +86,9 @@ class Classification:
         data = files.load(settings.data, settings.seed)
         if settings.samples > len(data.x_train):
             raise po.InputError("-samples", settings.samples, f"1 to {len(data.x_train)}")
+        side = min(data.x_train.shape[2:])
+        if settings.pool > side:
+            raise po.InputError("-pool", settings.pool, f"1 to {side}, the pixels on a side")
         generator = torch.Generator().manual_seed(settings.seed)
         order = torch.randperm(len(data.x_train), generator=generator)[: settings.samples]
         x, self.x_test = _features(settings.pool, data.x_train[order], data.x_test)

@@ -13,6 +13,7 @@ from copy import copy as copy_of
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from petsc4py import PETSc
 from torch import Tensor
 
@@ -178,7 +179,7 @@ class TaoSolver:
         tao.setObjectiveGradient(_callback(self._value_and_gradient), self._scale.duplicate())
         tao.setGradient(_callback(self._gradient), self._scale.duplicate())
         tao.setHessian(_callback(lambda y, H, P: hessian.set_point(y)), matrix)
-        tao.setMaximumIterations(self.settings.max_it)
+        tao.setMaximumIterations(min(self.settings.max_it, np.iinfo(PETSc.IntType).max))
         tao.setAppCtx(_Context(self.reduced, self._scale))
         if self.bounds is not None:
             tao.setVariableBounds(tuple(map(self._scaled_bound, (self.bounds.lower, self.bounds.upper))))

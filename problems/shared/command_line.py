@@ -160,5 +160,15 @@ def start(main: Callable[[], float]) -> None:
         leave(NOT_CONVERGED, f"not converged: {error}")
     except Interrupted as signal:
         leave(signal.exit_code, f"interrupted: {signal}")
-    except Exception:  # the outermost call: whatever it is, no rank may be left waiting
+    except Exception as error:  # the outermost call: whatever it is, no rank may be left waiting
+        if _is_out_of_memory(error):
+            leave(BAD_INPUT, f"error: out of memory: {error}; legal: smaller sizes")
         leave(UNEXPECTED, traceback.format_exc())
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of Python and NumPy, of PyTorch, or of PETSc (its error 55)."""
+    torch_words = ("can't allocate memory", "Storage size calculation overflowed", "not enough memory")
+    is_torchs = isinstance(error, RuntimeError) and any(words in str(error) for words in torch_words)
+    is_petscs = isinstance(error, PETSc.Error) and error.ierr == 55
+    return isinstance(error, MemoryError) or is_torchs or is_petscs

@@ -43,7 +43,7 @@ ENDS = {
     "tao": ((*BURGERS, "-solver", "tao", "-sqp_max_it", "1"), 3, "max_it"),
     "asked for 0": ((*BURGERS, "-sqp_max_it", "1", "-error_if_not_converged", "false"), 0, "not converged"),
     "epochs": (("peaks", "-layers", "4", "-epochs", "0"), 0, ""),
-    "a loss that is not finite": ((*DIGITS, "-lr", "1e30", "-optimizer", "sgd"), 3, "a smaller -lr"),
+    "a loss that is not finite": ((*DIGITS, "-tikhonov", "1e300"), 3, "a smaller -lr"),
     "samples": (("logistic", "-samples", "60", "-features", "5", "-opt_max_it", "1"), 3, "max_it"),
     "regression": (("function_regression", "-steps", "2"), 0, ""),
     "regression that blows up": (
@@ -106,8 +106,14 @@ BAD = {
     "hidden units": (("har_gru", "-hidden", HUGE), "-hidden.* EB"),
     "videos": (("video_gru", "-videos", HUGE), "-videos.* TB"),
     "nested": (("peaks", "-nested", 100000), "-nested.*1 to 9"),
+    "pool": (("resnet_multilevel", "-data", "digits", "-samples", 40, "-pool", HUGE), "-pool.*1 to 8"),
     "levels": (("resnet_multilevel", "-levels", 100000), "-levels.*at most 6"),
     "width": (("resnet_multilevel", "-width", HUGE), "-width.* EB"),
+    "levels of samples": (
+        ("logistic", "-samples", 60, "-features", 5, "-optimizer", "mlvr", "-mlvr_levels", HUGE),
+        "levels.*fewer",
+    ),
+    "dense matrix": (("pinn_burgers", "-points", 30, "-width", 2000), "dense inverse Hessian.* PB"),
     "generated samples": (("logistic", "-samples", HUGE), "-samples.* TB"),
     **{
         f"no folder, {script}": ((script, *words, "-summary", "/nonexistent/x.json"), "-summary.*folder")

@@ -94,6 +94,8 @@ class MLVR(Minimizer):
         self.settings = settings = replace(self.settings, steps=self.settings.steps or function.samples)
         if settings.redraw == "step" and settings.coarse != "gradient":
             raise InputError("redraw", f"step, with coarse {settings.coarse}", "never | cycle, or coarse gradient")
+        if settings.levels > 2 and function.samples * settings.coarsening ** (settings.levels - 2) < 1:
+            raise InputError("levels of samples", settings.levels, f"fewer, for {function.samples} samples")
         self.sizes = [round(function.samples * settings.coarsening**level) for level in range(settings.levels)]
         self.sizes[-1] = settings.batch or max(self.sizes[-1], 1)
         if sorted(self.sizes, reverse=True) != self.sizes:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.errors import InputError
+from pdeopt.core.memory import DOUBLE, require_memory
 from pdeopt.functions.smooth import Operator, SmoothFunction
 
 #: y.s must exceed this fraction of |y||s|.
@@ -143,6 +144,8 @@ class DenseInverse:
         if team is not None and team.size > 1:
             cuts = [self.n * r // team.size for r in range(team.size + 1)]
             self.rows = slice(cuts[team.rank], cuts[team.rank + 1])
+        entries = (self.rows.stop - self.rows.start) * self.n
+        require_memory(DOUBLE * entries, "dense inverse Hessian", f"{self.n} unknowns", "LBFGS, which has no matrix")
         self.reset()
 
     def reset(self) -> None:
