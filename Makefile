@@ -11,6 +11,10 @@ WORKERS ?= -n 2 --dist loadgroup
 # More for pytest: make test PYTEST="-k burgers -x"
 PYTEST ?=
 
+# The share of the stress tests, and which of them are drawn.
+STRESS ?= 1
+STRESS_SEED ?= 0
+
 # One thread a rank: the ranks are the parallelism, and threads of several would fight for cores.
 export OMP_NUM_THREADS = 1
 export OPENBLAS_NUM_THREADS = 1
@@ -30,7 +34,7 @@ python = PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python
 run = $(call python,.venv) -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-modern bench reference lint docs clean distclean
+.PHONY: help setup demo test test-all test-modern stress bench reference lint docs clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -51,6 +55,9 @@ test-all: setup  ## run all tests
 test-modern:  ## run the tests with the newest PETSc and NumPy, in .venv-modern (compiles PETSc)
 	@.ci/modern.sh
 	$(call python,.venv-modern) -m pytest $(WORKERS) -m "not slow" $(PYTEST)
+
+stress: setup  ## try all promises hundreds of times, half an hour; STRESS=0.25 for a quarter
+	STRESS=$(STRESS) STRESS_SEED=$(STRESS_SEED) $(run) pytest $(WORKERS) tests/stress $(PYTEST)
 
 bench: setup  ## time the main problem
 	$(run) problems.benchmarks.burgers

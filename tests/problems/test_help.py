@@ -3,49 +3,16 @@
 import re
 from importlib import import_module
 
-import numpy as np
 import pytest
 
 import nn_adapters as nna
-from nn_adapters.data import make_dataset
 from problems.shared import command_line
 from problems.shared.equations import Equation
+from tests.helpers.scripts import SMALL, fake_dataset, options_of
 from tests.helpers.support import ROOT
-
-IMAGES = ["-epochs", "0", "-layers", "4", "-channels", "2"]
-CONTROL = ["-nx", "4", "-nt", "8", "-sqp_max_it", "1"]
-PINN = ["-points", "30", "-width", "3", "-opt_max_it", "1"]
-CLASSIFIER = ["-opt_max_it", "1", "-opt_max_work", "1", "-samples", "40"]
-
-#: The scripts, and options that make them small.
-SMALL = {
-    "burgers": CONTROL,
-    "heat": [*CONTROL, "-ny", "3"],
-    "klein_gordon": CONTROL,
-    "logistic": ["-samples", "60", "-features", "5", "-opt_max_it", "1"],
-    "resnet_multilevel": ["-samples", "40", "-layers", "4", "-width", "4", "-opt_max_it", "1", "-rmtr_nested", "1"],
-    "apts_mnist": CLASSIFIER,
-    "apts_cifar": CLASSIFIER,
-    "pinn_burgers": PINN,
-    "pinn_klein_gordon": PINN,
-    "pinn_diffusion_transport": PINN,
-    "pinn_allen_cahn": PINN,
-    "peaks": ["-epochs", "0", "-layers", "4"],
-    "mnist": IMAGES,
-    "fashion_mnist": IMAGES,
-    "indian_pines": ["-epochs", "0", "-layers", "4"],
-    "har_gru": ["-epochs", "0", "-hidden", "4"],
-    "video_gru": ["-epochs", "0", "-videos", "24", "-length", "4", "-size", "8"],
-    "function_regression": ["-steps", "1"],
-    "box_init": ["-seeds", "1", "-depth", "2"],
-}
 
 #: Options of PETSc, by how they begin.
 PETSC = ("tao_", "log_", "options_", "mat_mumps_", "sqp_kkt_ksp_", "sqp_kkt_pc_", "wathen_ksp_", "wathen_pc_")
-
-
-def options_of(script):
-    return import_module(f"problems.{script}").OPTIONS
 
 
 def test_every_script_is_here():
@@ -78,18 +45,6 @@ def small(script, path):
     if chosen.get("tao_type") == "python":  # which needs a name
         given["-tao_python_type"] = chosen.get("tao_python_type", "pdeopt.optimize.LBFGS")
     return given
-
-
-def fake_dataset(name, data_dir="", fetch=False, seed=0):
-    """Noise of the shape of a data set."""
-    shape, classes = {
-        "cifar10": ((3, 32, 32), 10),
-        "synthetic_har": ((128, 9), 6),
-        "indian_pines_like": ((20,), 16),
-        "digits": ((1, 8, 8), 10),
-    }.get(name, ((1, 28, 28), 10))
-    x, y = np.random.default_rng(0).standard_normal((60, *shape)), np.arange(60) % classes
-    return make_dataset(name, (x[:40], y[:40]), (x[40:], y[40:]), classes)
 
 
 def paths_of(options):
