@@ -6,6 +6,7 @@ and the like are there already, which takes five of the six seconds of a start.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
@@ -112,10 +113,8 @@ def kill(run: Run) -> bool:
 def serve() -> None:
     """Answer requests until the input ends; a forked process returns from here to run its module."""
     for name in SLOW:
-        try:
+        with contextlib.suppress(ImportError):
             __import__(name)
-        except ImportError:
-            pass
     answers = os.fdopen(os.dup(1), "w")  # before a child takes the standard output for its own
     for line in sys.stdin:
         request = json.loads(line)
