@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 SHARE = float(os.environ.get("STRESS", "0"))
 SEED = int(os.environ.get("STRESS_SEED", "0"))
 
@@ -37,7 +39,7 @@ class Tally:
         self.tried += 1
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit, pytest.fail.Exception) as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             said = " ".join(f"{type(error).__name__}: {error}".split())[:600]
             self.short.append(f"{name}: {said} ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})")
