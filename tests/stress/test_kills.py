@@ -1,0 +1,64 @@
+"""A run that is killed at any instant and restarted ends as one that was left alone: the same numbers, bit for bit."""
+
+import random
+import time
+
+import pytest
+
+from tests.helpers.checkpointed import RUNS, differences, has_checkpoints, result, words_of
+from tests.helpers.forks import Forks, kill
+from tests.helpers.stress import SEED, SHARE, tries
+
+
+def undisturbed(forks, name, home):
+    """Run in one piece: what it found, and the seconds to its first checkpoint and to its end."""
+    script, words = words_of(name, long=True)
+    home.mkdir()
+    begin = time.monotonic()
+    run = forks.start(f"problems.{script}", *words, "-summary", "s.json", "-checkpoint", "ck", cwd=home)
+    while not (home / "ck").exists() and time.monotonic() < begin + 60 and not (home / "s.json").exists():
+        time.sleep(0.005)
+    first = time.monotonic() - begin
+    forks.wait(run, 200)
+    assert run.code in (0, 3), run.err[-500:]
+    return result(home / "s.json"), first, time.monotonic() - begin
+
+
+def killed(forks, name, home, instant):
+    """Run, end it at this instant, and restart it until it is done; what it found, and whether it was killed."""
+    script, words = words_of(name, long=True)
+    home.mkdir()
+    words += ["-summary", "s.json", "-checkpoint", "ck"]
+    run = forks.start(f"problems.{script}", *words, cwd=home)
+    time.sleep(instant)
+    was_killed = kill(run)
+    forks.wait(run)
+    restart = ["-restart", "ck"] if (home / "ck").exists() else []
+    if not was_killed or (home / "s.json").exists():
+        return result(home / "s.json"), False, bool(restart)
+    run = forks.run(f"problems.{script}", *words, *restart, cwd=home, timeout=200)
+    assert run.code in (0, 3), f"{run.code} {run.err[-500:]}"
+    left = sorted(path.name for path in home.iterdir())
+    assert left == ["ck", "s.json"], f"left behind: {left}"
+    return result(home / "s.json"), True, bool(restart)
+
+
+@pytest.mark.skipif(not SHARE, reason="STRESS=1 kills fifty runs; the tests of checkpoints restart some")
+def test_killed_runs_end_as_those_that_are_left_alone(tally, tmp_path):
+    draw, names = random.Random(SEED), [name for name in RUNS if has_checkpoints(name)]
+    kills, restarts, count = 0, 0, tries(50, 1)
+    with Forks(tmp_path) as forks:
+        for number, name in enumerate(names):
+            share = count // len(names) + (number < count % len(names))
+            if not share:
+                continue
+            expected, first, end = undisturbed(forks, name, tmp_path / f"alone{number}")
+            for at in range(share):
+                instant = draw.uniform(0.9 * first, end)
+                with tally.one(f"{name}, killed after {instant:.2f} of {end:.2f} s"):
+                    found, was_killed, was_restarted = killed(forks, name, tmp_path / f"{number}.{at}", instant)
+                    kills, restarts = kills + was_killed, restarts + (was_killed and was_restarted)
+                    assert not differences(found, expected), differences(found, expected)[:4]
+    print(f"{kills} killed, {restarts} of them restarted from a checkpoint")
+    tally.check()
+    assert restarts >= 0.4 * tally.tried  # the instants are late enough to mean something
