@@ -67,7 +67,7 @@ def test_damaged_data_files_are_refused_or_right(tally, tmp_path):
     for name, (read, write, _) in FORMATS.items():
         write(tmp_path / name)
         whole[name] = (tmp_path / name).read_bytes(), arrays_of(read(tmp_path / name))
-    for number in range(tries(100, 45)):
+    for number in range(tries(1000, 45)):
         name = list(FORMATS)[number % len(FORMATS)]
         read, _, guarded = FORMATS[name]
         content, expected = whole[name]

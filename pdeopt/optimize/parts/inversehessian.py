@@ -154,8 +154,8 @@ class DenseInverse:
         if self.initial is None:
             self.H[torch.arange(own), torch.arange(self.rows.start, self.rows.stop)] = 1.0
         self.factor = self.initial_factor = 1.0  # factor (H + left' right) + initial_factor H_0
-        self.left = torch.empty(2 * self.wait, own, dtype=torch.float64)
-        self.right = torch.empty(2 * self.wait, self.n, dtype=torch.float64)
+        self.left = torch.zeros(2 * self.wait, own, dtype=torch.float64)  # whole in checkpoints: finite from the start
+        self.right = torch.zeros(2 * self.wait, self.n, dtype=torch.float64)
         self.waiting, self.first = 0, self.initial is None
         self._last: tuple[Tensor, Tensor] | None = None  # g and H g
 
