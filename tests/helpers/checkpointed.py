@@ -9,33 +9,33 @@ from tests.helpers.scripts import SMALL, options_of
 
 #: Runs, by what is tried: script, options of a run of tenths of a second, and what makes it one of seconds.
 RUNS = {
-    "burgers, SQP": ("burgers", "-nx 12 -nt 16", "-nx 96 -nt 192"),
-    "burgers, Newton": ("burgers", "-nx 12 -nt 16 -solver newton -nu 0.002", "-nx 96 -nt 192"),
+    "burgers, SQP": ("burgers", "-nx 12 -nt 16", "-nx 64 -nt 96"),
+    "burgers, Newton": ("burgers", "-nx 12 -nt 16 -solver newton -nu 0.005", "-nx 32 -nt 64"),
     "burgers, TAO": ("burgers", "-nx 12 -nt 16 -solver tao -tao_max_it 12", "-nx 48 -nt 64"),
-    "burgers, bounds": ("burgers", "-nx 12 -nt 16 -solver active_set -lower -0.3 -upper 0.3", "-nx 64 -nt 96"),
-    "heat": ("heat", "-nx 6 -ny 4 -nt 8", "-nx 24 -ny 8 -nt 32"),
-    "klein_gordon": ("klein_gordon", "-nx 8 -nt 16", "-nx 32 -nt 96"),
+    "burgers, bounds": ("burgers", "-nx 12 -nt 16 -solver active_set -lower -0.3 -upper 0.3", "-nx 32 -nt 48"),
+    "heat": ("heat", "-nx 6 -ny 4 -nt 8", "-nx 12 -ny 6 -nt 16"),
+    "klein_gordon": ("klein_gordon", "-nx 8 -nt 16", "-nx 20 -nt 48"),
     "pinn, LBFGS": (
         "pinn_burgers",
         "-points 60 -width 4 -opt_max_it 20 -checkpoint_every 1",
-        "-points 1000 -opt_max_it 60",
+        "-points 1000 -opt_max_it 40",
     ),
     "pinn, SPQN": (
         "pinn_allen_cahn",
         "-points 60 -width 4 -opt_max_it 4 -optimizer spqn -checkpoint_every 1",
-        "-points 400",
+        "-points 200",
     ),
-    "peaks": ("peaks", "-layers 8 -samples 60 -epochs 3", "-epochs 60"),
+    "peaks": ("peaks", "-layers 8 -samples 60 -epochs 3", "-epochs 40"),
     "mnist": ("mnist", "-data digits -layers 4 -channels 2 -samples 60 -epochs 3", "-epochs 30"),
     "fashion_mnist": ("fashion_mnist", "-data digits -layers 4 -channels 2 -samples 60 -epochs 2", "-epochs 30"),
-    "indian_pines": ("indian_pines", "-layers 8 -samples 60 -epochs 3", "-epochs 40"),
-    "har_gru": ("har_gru", "-hidden 4 -samples 40 -epochs 2", "-epochs 12"),
+    "indian_pines": ("indian_pines", "-layers 8 -samples 60 -epochs 3", "-epochs 25"),
+    "har_gru": ("har_gru", "-hidden 4 -samples 40 -epochs 2", "-epochs 8"),
     "video_gru": ("video_gru", "-videos 24 -length 4 -size 8 -epochs 2", "-epochs 16"),
     "logistic": ("logistic", "-samples 200 -features 20 -optimizer lbfgs", "-samples 4000 -features 200"),
     "logistic, MLVR": ("logistic", "-samples 200 -features 20 -optimizer mlvr", "-samples 4000 -features 200"),
     "resnet_multilevel": (
         "resnet_multilevel",
-        "-samples 60 -layers 8 -width 4 -opt_max_it 3",
+        "-data digits -samples 60 -layers 8 -width 4 -opt_max_it 3",
         "-samples 400 -opt_max_it 12",
     ),
     "apts_mnist": (
@@ -43,12 +43,7 @@ RUNS = {
         "-data digits -samples 120 -opt_max_it 4 -opt_max_work 10",
         "-opt_max_it 20 -opt_max_work 60",
     ),
-    "apts_cifar": (
-        "apts_cifar",
-        "-data digits -samples 120 -opt_max_it 3 -opt_max_work 8",
-        "-opt_max_it 10 -opt_max_work 30",
-    ),
-    "function_regression": ("function_regression", "-steps 60", "-steps 2000"),
+    "function_regression": ("function_regression", "-steps 60", "-steps 500"),
     "box_init": ("box_init", "-seeds 2 -depth 3", "-seeds 8 -depth 8"),
 }
 

@@ -1,0 +1,45 @@
+"""All scripts one after the other in one process: `mpiexec -n R python -m tests.helpers.on_ranks FOLDER NAME...`."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib import import_module
+
+from mpi4py import MPI
+
+#: Runs of every script that end by a number of iterations, so that counts are compared, too.
+RUNS = {
+    "burgers": "-nx 12 -nt 16",
+    "heat": "-nx 6 -ny 4 -nt 12 -solver newton",
+    "klein_gordon": "-nx 8 -nt 16",
+    "logistic": "-data generated -samples 200 -features 20",
+    "resnet_multilevel": "-data digits -samples 60 -layers 8 -width 4 -opt_max_it 3",
+    "apts_mnist": "-data digits -samples 120 -opt_max_it 3 -opt_max_work 8",
+    "pinn_burgers": "-points 60 -width 4 -opt_max_it 6",
+    "pinn_klein_gordon": "-points 60 -width 4 -opt_max_it 3 -optimizer spqn",
+    "pinn_diffusion_transport": "-points 60 -width 4 -opt_max_it 6",
+    "pinn_allen_cahn": "-points 60 -width 4 -opt_max_it 3 -optimizer spqn",
+    "peaks": "-layers 64 -samples 60 -epochs 1",
+    "mnist": "-data digits -layers 64 -channels 2 -samples 60 -epochs 1",
+    "fashion_mnist": "-data digits -layers 64 -channels 2 -samples 60 -epochs 1",
+    "indian_pines": "-data indian_pines_like -layers 64 -samples 60 -epochs 1",
+    "har_gru": "-data synthetic_har -hidden 4 -samples 60 -epochs 1",
+    "video_gru": "-videos 24 -length 64 -size 8 -epochs 1",
+    "function_regression": "-steps 20",
+    "box_init": "-seeds 1 -depth 2",
+}
+
+
+def main(folder: str, names: list[str]) -> None:
+    """Run them; a summary each."""
+    for name in names:
+        import_module(f"problems.{name}").main([*RUNS[name].split(), "-summary", f"{folder}/{name}.json"])
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], sys.argv[2:])
+    except BaseException:
+        traceback.print_exc()
+        MPI.COMM_WORLD.Abort(1)
