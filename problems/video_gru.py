@@ -105,7 +105,8 @@ def videos(own: VideoSettings, files: DataFiles, seed: int) -> nna.Dataset:
 
 def _numbers(own: VideoSettings, batch: int) -> float:
     gru = own.hidden * (3 * own.hidden + own.length * batch)
-    return own.gru_layers * gru + own.videos * own.length * own.size**2
+    frame = own.features * own.size**2  # of the encoder's last layer
+    return own.gru_layers * gru + frame + own.videos * own.length * own.size**2
 
 
 SCRIPT = LayerTraining(

@@ -29,12 +29,11 @@ TYPES = {
     "tao_type": ("TaoList", "TaoInitializePackage"),
     "tao_ls_type": ("TaoLineSearchList", "TaoLineSearchInitializePackage"),
     "snes_type": ("SNESList", "SNESInitializePackage"),
-    "mat_type": ("MatList", "MatInitializePackage"),
     "pc_factor_mat_ordering_type": ("MatOrderingList", "MatInitializePackage"),
 }
 
 #: Names that stand for one of several types.
-COMMON = {"mat_type": ("aij", "baij", "sbaij", "dense", "sell"), "pc_factor_mat_ordering_type": ("external",)}
+COMMON = {"pc_factor_mat_ordering_type": ("external",)}
 
 #: Options of PETSc's enumerations.
 CHOICES = {

@@ -66,7 +66,7 @@ class MgritSettings(Settings, prefix="layer_mgrit_"):
             given = [0]
         if min(given) < 2:
             raise InputError("-layer_mgrit_coarsening", self.coarsening, "integers >= 2, for instance 16 or 16,4")
-        given += given[-1:] * (self.levels - 1 - len(given))
+        given += given[-1:] * (min(self.levels, 64) - 1 - len(given))  # 2^64 steps are none
         factors: list[int] = []
         for factor in given[: self.levels - 1]:
             if num_steps <= factor:
