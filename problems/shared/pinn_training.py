@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,11 @@ from torch import Tensor
 
 import nn_adapters as nna
 import pdeopt as po
-from pdeopt.core import Section, require_memory, sections
+from pdeopt.core import Section, interruptible, require_memory, sections
 from pdeopt.core.memory import DOUBLE
-from pdeopt.optimize import read_memory, write_memory
 from pdeopt.optimize.descent import Adam, Minimizer
 from problems.shared import pictures
+from problems.shared.checkpoints import DescentCheckpoints, method_fingerprint
 from problems.shared.command_line import command_line, finish
 from problems.shared.equations import EQUATIONS, Equation
 from problems.shared.files import CheckpointFiles, ReportFiles, check_targets, versions, write_report
@@ -99,7 +99,8 @@ def main(name: str, doc: str | None, argv: Sequence[str] | None = None) -> float
         check_targets(MPI.COMM_WORLD, report, checkpoints)
         training = PinnTraining(EQUATIONS[name], settings, checkpoints)
         po.require_all_read()
-        result = training.run()
+        with interruptible():
+            result = training.run()
         write_report(MPI.COMM_WORLD, report, summary(training, result), lambda: _picture(training, result))
         last, error = result.history[-1], training.error(result.design)
         PETSc.Sys.Print(
@@ -107,6 +108,7 @@ def main(name: str, doc: str | None, argv: Sequence[str] | None = None) -> float
             f"{last.gradients} gradients, work {last.work:.0f} ({training.spent[0]:.1f} s); "
             f"{result.message}"
         )
+        training.checkpoints.leave()
         finish(name, result.reason > 0, result.message)
         return error
 
@@ -149,11 +151,12 @@ class PinnTraining:
         errors: (record, relative error) where it was measured.
         clock: seconds since the start.
         spent: seconds of the wall clock and of the processor, when `run` has ended.
+        checkpoints: of the run.
     """
 
     def __init__(self, equation: Equation, settings: PinnSettings, files: CheckpointFiles) -> None:
         _require_room(equation, settings)
-        self.equation, self.settings, self.files = equation, settings, files
+        self.equation, self.settings = equation, settings
         self.function = equation.function(
             settings.points,
             settings.layers,
@@ -169,6 +172,7 @@ class PinnTraining:
         self.errors: list[tuple[int, float]] = []
         self.drawings, self._measured, self._drawn = 0, -math.inf, 0.0
         self.clock, self.spent = Clock(), (0.0, 0.0)
+        self.checkpoints = DescentCheckpoints(files, MPI.COMM_WORLD, self._fingerprint(), self._memory)
 
     def _minimizer(self) -> Minimizer:
         name, limit = self.settings.optimizer, self.settings.max_gradients
@@ -189,16 +193,18 @@ class PinnTraining:
 
     def run(self) -> po.Result:
         """Train to the end, with new points as often as the settings say."""
-        memory, history = self._restore() if self.files.restart else (None, None)
+        going_on = self.checkpoints.resume()
+        if self.checkpoints.run_before is not None:
+            self._recall(self.checkpoints.run_before)
         start = self.function.initial(self.settings.seed)
         while True:
-            result = self.minimizer.minimize(
-                start, observers=[self._observe], until=self._until, memory=memory, history=history
-            )
+            result = self.minimizer.minimize(start, observers=[self._observe], until=self._until, **going_on)
             if not (result.converged and self._is_due() and not self._is_good_enough()):
                 self.spent = self.clock.wall, self.clock.processor
+                self.checkpoints.end(self.equation.name, result)
                 return result
-            memory, history = self._draw(), result.history
+            result.history.records[-1] = replace(result.history[-1], note="start")  # of another function
+            going_on = {"memory": self._draw(), "history": result.history}
 
     def error(self, theta: Tensor) -> float:
         """|u - u*| / |u*|."""
@@ -217,8 +223,7 @@ class PinnTraining:
                 f"work {record.work:8.0f}  loss {record.objective:9.3e}  relative error "
                 f"{self.errors[-1][1]:9.3e}  {self.clock.wall:7.1f} s"
             )
-        if self.files.checkpoint and record.iteration % self.files.checkpoint_every == 0:
-            self._save(minimizer, history)
+        self.checkpoints.observe(minimizer, history)
 
     def _until(self, minimizer: Minimizer) -> bool:
         return self._is_good_enough() or self._is_due()
@@ -244,7 +249,9 @@ class PinnTraining:
         )
         self.function = self.function.with_points(points)
         f, g = self.function.value_and_gradient(minimizer.x)
-        memory = minimizer.memory() | {"f": f, "g": g, "level": 0}
+        memory = minimizer.memory()
+        value = f / memory["unit"]
+        memory |= {"f": value, "g": g / memory["unit"], "highest": value} | ({"level": 0} if "level" in memory else {})
         self._drawn = minimizer.spent().work
         minimizer.attach(self.function)
         return memory
@@ -254,27 +261,26 @@ class PinnTraining:
     def _fingerprint(self) -> dict[str, Any]:
         free = ("max_gradients", "target_error", "error_every")
         own = {f.name: getattr(self.settings, f.name) for f in fields(PinnSettings) if f.name not in free}
-        return {"problem": self.equation.name, **own}
+        return {"problem": self.equation.name, **own, **method_fingerprint(self.minimizer)}
 
-    def _save(self, minimizer: Minimizer, history: po.History) -> None:
-        own = {
-            "run.points": self.function.terms[0].points,
-            "run.errors": self.errors,
-            "run.seconds": (self.clock.wall, self.clock.processor),
-            "run.state": [self.drawings, self._measured, self._drawn],
+    def _memory(self) -> dict[str, Any]:
+        """What the training remembers beside the minimizer."""
+        return {
+            "points": self.function.terms[0].points,
+            "errors": self.errors,
+            "seconds": (self.clock.wall, self.clock.processor),
+            "state": [self.drawings, self._measured, self._drawn],
         }
-        memory = minimizer.memory() | own  # collective
-        if MPI.COMM_WORLD.rank == 0:
-            write_memory(self.files.checkpoint, self._fingerprint(), memory, history)
 
-    def _restore(self) -> tuple[dict[str, Any], po.History]:
-        memory, history = read_memory(self.files.restart, self._fingerprint())
-        self.function = self.function.with_points(memory.pop("run.points"))
+    def _recall(self, memory: dict[str, Any]) -> None:
+        points, like = memory["points"], self.function.terms[0].points
+        if points.shape[1:] != like.shape[1:] or points.dtype != like.dtype:
+            raise po.InputError("-restart", f"points of shape {tuple(points.shape)}", f"(n, {like.shape[1]})")
+        self.function = self.function.with_points(points)
         self.minimizer.attach(self._levels())
-        self.errors = [tuple(pair) for pair in memory.pop("run.errors")]
-        self.clock = Clock(*memory.pop("run.seconds"))
-        self.drawings, self._measured, self._drawn = memory.pop("run.state")
-        return memory, history
+        self.errors = [tuple(pair) for pair in memory["errors"]]
+        self.clock = Clock(*memory["seconds"])
+        self.drawings, self._measured, self._drawn = memory["state"]
 
 
 # -- what is written ---------------------------------------------------------------------------------------

@@ -179,7 +179,8 @@ class Minimizer(ABC):
             monitors: called with each record.
             observers: called with this object and the history after each record.
             until: of this object: whether to stop as converged.
-            memory, history: what `memory()` and the history were: go on with the same iterates; x is then ignored.
+            memory, history: what `memory()` and the history were: go on with the same iterates; x is then ignored, and
+                the function's tally goes on from that of the run.
             unit: of f, a power of two; by default it is found from the first value and gradient.
             **given: what `start` takes beside x: `known`, the pair f(x) and f'(x), where the caller knows it.
 
@@ -187,7 +188,7 @@ class Minimizer(ABC):
             the last point, a tensor, with the history of `DescentRecord`; it is never worse than the start.
 
         Raises:
-            InputError: x is not of the function's size, or not finite.
+            InputError: x is not of the function's size, or not finite; a memory that is not this method's.
         """
         x = border.start(x, self.function.size)
         if memory is None:
@@ -195,13 +196,11 @@ class Minimizer(ABC):
             self._begin(x, unit, given)
         else:
             self.radius, self.note = math.nan, "start"
-            self.measure_in(float(memory["unit"]))
-            self._before = self.function.tally - Tally(*memory["tally"].tolist())
-            self.recall(memory)
+            _recall(self, memory)
         if self.stop.monitor:
             monitors = [print_monitor(PETSc.COMM_WORLD, type(self).__name__), *monitors]
         stagnation = Stagnation()
-        for record in history.records[:-1] if history else ():
+        for record in _since_start(history)[:-1]:
             stagnation.take(record)
 
         def test(record: DescentRecord) -> Reason:
@@ -335,6 +334,33 @@ class Minimizer(ABC):
             return Reason.DIVERGED_MAX_IT
         spent = 0 < stop.max_gradients <= record.gradients or 0 < stop.max_work <= record.work
         return Reason.WORK_DONE if spent else Reason.ITERATING
+
+
+def _recall(method: Minimizer, memory: dict[str, Any]) -> None:
+    """Let a method go on from a memory that has all that it remembers, and nothing else."""
+    what, legal = f"memory of {type(method).__name__}", "what `memory` of this method and function gave"
+    try:
+        method.measure_in(float(memory["unit"]))
+        method.function.tally.set(Tally(*memory["tally"].tolist()))  # sums go on without another rounding
+        method._before = Tally()
+        method.recall(memory)
+        again = method.memory()
+    except InputError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise InputError(what, f"one that does not fit ({type(error).__name__}: {error})", legal) from error
+    if unlike := sorted(set(again) ^ set(memory)):
+        raise InputError(what, f"one with other entries ({', '.join(unlike[:3])})", legal)
+    fits = method.x.shape == method.g.shape == (method.function.size,)
+    if not fits or any(value.dtype != memory[key].dtype for key, value in again.items() if isinstance(value, Tensor)):
+        raise InputError(what, f"unknowns of shape {tuple(method.x.shape)}, {method.x.dtype}", legal)
+
+
+def _since_start(history: History | None) -> list[Any]:
+    """The records since the last start: a run may go on with another function, whose values are others."""
+    records = history.records if history else []
+    first = max((place for place, record in enumerate(records) if record.note == "start"), default=0)
+    return records[first:]
 
 
 def _count_all(history: History, tally: Tally) -> None:

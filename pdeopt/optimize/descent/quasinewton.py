@@ -175,7 +175,7 @@ class QuasiNewton(Minimizer):
         self.level, self._taken = int(memory["level"]), int(memory["taken"])
         self.function = self.levels[self.level]
         self._first = (memory["first.x"].clone(), float(memory["first.f"]))
-        self.preconditioner = self.function.preconditioner()
+        self.preconditioner = self.levels[-1].preconditioner()  # that of the start
         self._pairs, self.inverse = int(memory["pairs"]), self.new_inverse()
         self._usual_size = float(memory["usual_size"])
         self.inverse.recall(part_of(memory, "inverse"))

@@ -51,10 +51,9 @@ def iterate(
     try:
         while reason == Reason.ITERATING:
             record = method.record(_next_iteration(history) - is_again)
-            if is_again:  # the record of before: what led there, the method has not seen
-                record, is_again = history[-1], False
-            else:
-                history.append(record)
+            if is_again:  # at the same point, the record of before: what led there, the method has not seen
+                record, is_again = _kept(history.records.pop(), record), False
+            history.append(record)
             for monitor in monitors:
                 monitor(record)
             for observer in observers:
@@ -69,6 +68,11 @@ def iterate(
     except Interrupted as signal:
         reason, detail = Reason.INTERRUPTED, str(signal)
     return method.result(reason, explain(reason, detail, method.remedy(reason)), history)
+
+
+def _kept(before: AnyRecord, again: AnyRecord) -> AnyRecord:
+    is_same = (before.objective, before.optimality) == (again.objective, again.optimality)
+    return before if is_same else again
 
 
 def _next_iteration(history: History) -> int:

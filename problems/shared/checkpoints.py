@@ -1,0 +1,78 @@
+"""Checkpoints of a script that trains by a `Minimizer`: when they are written, and what a restart goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, astuple
+from typing import Any
+
+import torch
+
+import pdeopt as po
+from pdeopt.optimize import read_memory, write_memory
+from pdeopt.optimize.descent import Minimizer
+from problems.shared.files import CheckpointFiles
+
+
+class DescentCheckpoints:
+    """The checkpoints of one run of a minimizer, with what the script itself remembers.
+
+        checkpoints = DescentCheckpoints(files, comm, fingerprint, lambda: {"errors": errors})
+        result = minimizer.minimize(x, observers=[checkpoints.observe], **checkpoints.resume())
+        checkpoints.end(name, result)
+        ... the files of the run ...
+        checkpoints.leave()
+
+    Args:
+        files: their names.
+        comm: communicator or team of all ranks.
+        fingerprint: what must be equal at a restart, as JSON values; see `method_fingerprint`.
+        run: what the script remembers, tensors and JSON values by name, at the time of a checkpoint.
+
+    Attributes:
+        run_before: what the script remembered in the run that this one continues; None where it continues none.
+    """
+
+    def __init__(
+        self, files: CheckpointFiles, comm: Any, fingerprint: dict[str, Any], run: Callable[[], dict[str, Any]] = dict
+    ) -> None:
+        self.settings, self.comm, self.fingerprint, self._run = files, comm, fingerprint, run
+        self.file = files.of_run(comm)
+        self.run_before: dict[str, Any] | None = None
+        self._before: po.History | None = None
+
+    def resume(self) -> dict[str, Any]:
+        """What `minimize` takes to go on: memory and history; nothing without -restart. Collective."""
+        if not self.settings.restart:
+            return {}
+        memory, self._before = read_memory(self.settings.restart, self.fingerprint, self.comm)
+        self.run_before = {name[4:]: memory.pop(name) for name in list(memory) if name.startswith("run.")}
+        return {"memory": memory, "history": self._before}
+
+    def observe(self, minimizer: Minimizer, history: po.History) -> None:
+        """To be called after each iteration, when the script has done what it does there."""
+        self._minimizer, self._last, self._tally = minimizer, history[-1], minimizer.spent()
+        self.file.after(self._last.iteration, lambda: self._write(history))
+
+    def end(self, name: str, result: po.Result) -> None:
+        """Write the last checkpoint, and say where nothing was left to do. Collective."""
+        self.file.end(result.iterations, lambda: self._write(result.history))
+        if self._before is not None:
+            self.file.tell_if_finished(name, self._before, result)
+
+    def leave(self) -> None:
+        """Raise `Interrupted` where a signal has ended the run."""
+        self.file.leave()
+
+    def _write(self, history: po.History) -> None:
+        """What is counted after the last record, such as a comparison with the start, is no part of the run."""
+        spent = {"tally": torch.tensor(astuple(self._tally), dtype=torch.float64)}
+        run = {f"run.{name}": value for name, value in self._run().items()}
+        records = po.History([*history.records[:-1], self._last])
+        path = self.settings.checkpoint
+        write_memory(path, self.fingerprint, self._minimizer.memory() | spent | run, records, self.comm)
+
+
+def method_fingerprint(minimizer: Minimizer) -> dict[str, Any]:
+    """The settings of a method by the names of their options; when to stop may change at a restart."""
+    return {f"{minimizer.Settings.prefix}{name}": value for name, value in asdict(minimizer.settings).items()}
