@@ -114,6 +114,26 @@ def test_the_command_line_wins_and_the_choice_is_shown(problem, options, capfd):
     assert po.solve(problem).method == "newton"
 
 
+@pytest.mark.parametrize("method", ["sqp", "newton", "active_set", "tao", "lbfgs"])
+def test_where_control_has_no_price_a_solver_that_fails_says_so(problem, method):
+    loss = po.TerminalLoss(lambda u, p: ((u - 1.0) ** 2).sum())
+    free = po.ControlProblem(ReactionDiffusion(), loss, po.TimeGrid.uniform(steps, T=1.0))
+    failed = po.solve(free, method, max_it=1)
+    assert not failed.converged and failed.message.count("add ControlCost") == 1
+    assert "ControlCost" not in po.solve(problem, method, max_it=0).message
+
+
+def test_linear_solvers_and_types_of_tao_are_settings(problem, optimum):
+    for words in (
+        dict(method="newton", precond="wathen"),
+        dict(method="sqp", precond="multigrid"),
+        dict(method="newton", form="coupled", window=3),
+        dict(method="tao", tao_type="nls", gauss_newton=True),
+        dict(method="tr", gauss_newton=True),
+    ):
+        assert po.solve(problem, opt_tol=1e-6, **words).objective == pytest.approx(optimum.objective, rel=1e-8)
+
+
 BAD = {
     "method": (dict(method="bfgs"), r"auto \| sqp \| newton \| active_set"),
     "setting": (dict(method="newton", memory=3), "gauss_newton, kkt_rtol, mat_type, max_it"),

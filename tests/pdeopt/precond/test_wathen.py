@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from petsc4py import PETSc
 
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.verify import randomize
@@ -62,6 +63,39 @@ def test_preconditioned_solves_give_the_solution_of_the_dense_matrix(options, na
     expected = torch.linalg.solve(Oracle(problem).kkt(k, hessian), entries(r))
     assert relative(entries(kkt.solve(r, 1e-10)), expected) <= 1e-6
     kkt.destroy()
+
+
+@pytest.mark.parametrize("form", ["shell", "assemble"])
+@pytest.mark.parametrize("method", ["gmres", "minres", "bcgs"])
+def test_methods_that_take_it_for_one_matrix_are_refused(options, method, form):
+    """GMRES ends at a residual of its own that is small, and a solution that is wrong."""
+    operator, _ = operator_at_random(examples.burgers(), "full")
+    matrix, right = getattr(operator, form)(), randomize(operator.problem.create_kkt(), 6)
+
+    def solve(method):
+        ksp = PETSc.KSP().create()
+        ksp.setOperators(matrix)
+        ksp.setType(method)
+        ksp.setTolerances(rtol=1e-10, max_it=300)
+        ksp.getPC().setType("python")
+        ksp.getPC().setPythonContext(WathenPC())
+        left, residual = right.duplicate(), right.duplicate()
+        try:
+            ksp.solve(right, left)
+        finally:
+            ksp.destroy()
+        matrix.mult(left, residual)
+        residual.axpy(-1.0, right)
+        return residual.norm() / right.norm()
+
+    with pytest.raises(InputError, match="fgmres"):
+        solve(method)
+    assert solve("fgmres") <= 1e-9
+    options(wathen_ksp_type="preonly")
+    assert solve("gmres") <= 1e-6
+    operator.free()
+    if form == "shell":
+        matrix.destroy()
 
 
 def schur_parts(operator):

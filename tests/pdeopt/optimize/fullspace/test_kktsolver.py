@@ -6,6 +6,7 @@ from pdeopt.control.metric import RieszMetric
 from pdeopt.control.verify import randomize
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.kkt.operator import KKTOperator
+from pdeopt.optimize.fullspace import kktsolver
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver, use_direct
 from pdeopt.optimize.fullspace.sqp import SQPSolver
 from pdeopt.precond.direct import KKTDirectPC
@@ -196,3 +197,33 @@ def test_the_direct_default_takes_one_iteration_a_solve():
     use_direct(pc, KKTOperator(RieszMetric(examples.heat()), "full").layout)
     assert pc.getType() in ("cholesky", "python")
     pc.destroy()
+
+
+@pytest.mark.parametrize("precond", ["direct", "wathen"])
+def test_the_matrix_is_shown_on_request(options, capfd, precond):
+    """The shell is assembled for that."""
+    options(test_kkt_mat_view="::ascii_info")
+    problem, lin, lam, K = at_random("burgers", "full")
+    solver = KKTSolver(RieszMetric(problem), "full", "test_", precond)
+    solver.set_point(lin, lam)
+    shown = capfd.readouterr().out
+    assert f"rows={len(K)}" in shown and "seqaij" in shown and "(test_kkt_)" in shown
+    solver.destroy()
+
+
+def test_small_problems_are_factored_at_once(monkeypatch, options):
+    """Of few states a step, or few unknowns; options win."""
+    metric = RieszMetric(examples.heat(n=9, num_steps=4))
+
+    def chosen():
+        solver = KKTSolver(metric, "metric", "test_", "auto")
+        solver.destroy()
+        return solver.settings.precond
+
+    assert chosen() == "direct"
+    monkeypatch.setattr(kktsolver, "SMALL_MATRIX", 100)
+    assert chosen() == "auto"
+    monkeypatch.setattr(kktsolver, "SMALL_STEP", 9)
+    assert chosen() == "direct"
+    options(test_kkt_precond="wathen")
+    assert chosen() == "wathen"
