@@ -42,6 +42,9 @@ MUMPS_OUT_OF_ROOM = (-8, -9, -11, -14, -15, -17, -19, -20)
 #: step, as of an ODE, whatever the number of steps, and unknowns of the whole matrix.
 SMALL_STEP, SMALL_MATRIX = 8, 10_000
 
+#: How options of the preconditioner begin that "auto" takes for large problems.
+ITERATIONS = ("wathen_", "mgrit_", "timemg_")
+
 #: What `-precond` may be; "auto" is "direct" for small problems, else "wathen", and "direct" from where that fails;
 #: "none" leaves it to PETSc's options.
 PRECONDITIONERS: dict[str, type[Preconditioner] | None] = {
@@ -88,6 +91,11 @@ def is_small(problem: ControlProblem) -> bool:
     return problem.constraint.pattern is not None and (problem.n <= SMALL_STEP or unknowns <= SMALL_MATRIX)
 
 
+def _asks_for_iterations() -> bool:
+    """Whether there are options of what "auto" iterates with, which factors would not read."""
+    return any(name.startswith(ITERATIONS) or "_wathen_" in name for name in PETSc.Options().getAll())
+
+
 class KKTSolver:
     """K s = r for one KKT operator that moves from point to point.
 
@@ -117,7 +125,7 @@ class KKTSolver:
         self.settings = self._read(precond if has_pattern and not petsc else "none")
         if self.settings.form == "coupled":
             self.settings = self._read("direct")
-        if self.settings.precond == "auto" and is_small(self.problem):
+        if self.settings.precond == "auto" and is_small(self.problem) and not _asks_for_iterations():
             self.settings = replace(self.settings, precond="direct")
         self._coupled = self._create_coupled(hessian) if self.settings.form == "coupled" else None
         self.operator = self._coupled or KKTOperator(metric, hessian)
