@@ -24,7 +24,7 @@ def number(value: Any, what: str) -> float:
     """
     if type(value) is float:
         return value
-    array = _array(value)
+    array = real(value)
     if array is None or array.size != 1:
         raise InputError(what, described(value), "a real number")
     return float(array.reshape(()))
@@ -44,7 +44,7 @@ def vector(value: Any, size: int, what: str, own: bool = False) -> Tensor:
     """
     if isinstance(value, Tensor) and value.dtype == torch.float64 and value.shape == (size,) and value.is_cpu:
         return value.detach().clone() if own else value.detach()
-    array = _array(value)
+    array = real(value)
     if array is None or not (array.shape == (size,) or array.shape == () == (size - 1) * (1,)):
         raise InputError(what, described(value), f"({size},) real numbers")
     return torch.from_numpy(np.array(array.reshape(size), dtype=float))
@@ -82,8 +82,14 @@ def described(value: Any) -> str:
     return f"{value!r:.40}, a {type(value).__name__}"
 
 
-def _array(value: Any) -> np.ndarray[Any, Any] | None:
-    """Of real numbers; None where they are not."""
+def real(value: Any) -> np.ndarray[Any, Any] | None:
+    """An array of real numbers; None where they are not, or where some are masked.
+
+    Args:
+        value: what was given.
+    """
+    if isinstance(value, np.ma.MaskedArray) and bool(np.any(value.mask)):
+        return None
     try:
         array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError):  # bfloat16, ragged lists, ...

@@ -21,13 +21,17 @@ from pdeopt.functions.subsampling import WeightedSamples
 USUAL = 1e10
 
 
-def unit_of(value: float, norm: float) -> float:
+def unit_of(value: float, norm: float, usual: float = USUAL) -> float:
     """The unit for a function with this value and norm of the gradient: 1 for usual ones, else the power of two below.
 
     Near a minimum the gradient is small whatever the unit; so the larger of the two says.
+
+    Args:
+        value, norm: of f and |f'| where a run begins.
+        usual: numbers between one over this and this are.
     """
     size = max(abs(value), norm)
-    if not math.isfinite(size) or size == 0.0 or 1.0 / USUAL <= size <= USUAL:
+    if not math.isfinite(size) or size == 0.0 or 1.0 / usual <= size <= usual:
         return 1.0
     return 2.0 ** max(min(order(size), 1000), -1000)
 

@@ -15,8 +15,10 @@ from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import DescentRecord, History, Reason, Result, explain, print_monitor, remedy
 from pdeopt.core.options import defaults
 from pdeopt.functions.smooth import SmoothFunction
+from pdeopt.functions.units import in_units, unit_of
 from pdeopt.optimize.descent.minimizer import StopSettings
 from pdeopt.optimize.parts.loop import Observer
+from pdeopt.optimize.parts.progress import Doubt, Stagnation
 
 #: Before the options of this TAO, so that those of other solvers do not reach it.
 PREFIX = "bounded_"
@@ -36,7 +38,7 @@ class BoundedLBFGS:
         stop: when to stop.
 
     Attributes:
-        x, f, g: the present point, its value and gradient.
+        x, f, g: the present point, its value and gradient, in `unit`; see `Minimizer`.
 
     Raises:
         InputError: bounds of another size than the unknowns, or a lower one above the upper one.
@@ -46,6 +48,7 @@ class BoundedLBFGS:
         self, function: SmoothFunction, lower: Tensor, upper: Tensor, memory: int = 10, stop: StopSettings | None = None
     ) -> None:
         self.function, self.lower, self.upper = function, lower, upper
+        self._given, self.unit = function, 1.0
         self.memory, self.stop = memory, stop or StopSettings()
         if lower.shape != (function.size,) or upper.shape != (function.size,):
             raise InputError("bounds", f"shapes {tuple(lower.shape)}, {tuple(upper.shape)}", f"({function.size},)")
@@ -65,10 +68,14 @@ class BoundedLBFGS:
         self._observers, self._until = observers, until
         self.history, self.reason = History(), Reason.ITERATING
         self._error: Exception | None = None
+        self._doubt, self._stagnation = Doubt(), Stagnation()
         self.x = x.double().clamp(self.lower, self.upper)
-        self.f, self.g = self.function.value_and_gradient(self.x)
+        f, g = self._given.value_and_gradient(self.x)
+        self.unit = self._unit(f, self._given.norm(g))
+        self.function = self._given if self.unit == 1.0 else in_units(self._given, self.unit)
+        self.f, self.g = f / self.unit, g / self.unit
         self._last = self.x, self.f, self.g
-        self._gtol = self.stop.tolerance(self.optimality())
+        self._gtol = self.stop.tolerance(self.optimality() * self.unit) / self.unit
         if math.isfinite(self.f) and math.isfinite(self.optimality()):
             self._run()
         else:
@@ -80,9 +87,14 @@ class BoundedLBFGS:
             self.reason = Reason.DIVERGED_LINE_SEARCH
         return Result(self.x, self.reason, explain(self.reason, remedy=remedy(self.reason, "opt")), self.history)
 
+    def _unit(self, f: float, slope: float) -> float:
+        """In which f has a usual curvature: TAO compares that, and nothing else, with a number of its own."""
+        length = max(self._given.norm(self.x), abs(f) / slope if slope > 0 else 0.0)
+        return unit_of(slope / length, 0.0, usual=1e4) if 0.0 < length < math.inf else 1.0
+
     def optimality(self) -> float:
-        """|x - P(x - f'(x))|."""
-        return self.function.norm(self.x - (self.x - self.g).clamp(self.lower, self.upper))
+        """|x - P(x - f'(x))|, without the cancellation of x."""
+        return self.function.norm(self.g.clamp(self.x - self.upper, self.x - self.lower))
 
     def _run(self) -> None:
         solution = PETSc.Vec().createMPI((self.function.size, None), comm=self.function.comm)
@@ -122,6 +134,8 @@ class BoundedLBFGS:
             try:
                 f, g = self.function.value_and_gradient(x)
                 if math.isfinite(f) and math.isfinite(self.function.norm(g)):
+                    d = x - self.x
+                    self._doubt.judge(self.f, f, self.function.dot(self.g, d), lambda: self.function.dot(g, d))
                     self._last = x, f, g
                     return f, g
             except Exception as error:  # it must not pass through TAO
@@ -146,7 +160,14 @@ class BoundedLBFGS:
     def _record(self, iteration: int) -> DescentRecord:
         spent = self.function.tally - self._begin
         record = DescentRecord(
-            iteration, self.f, self.optimality(), math.nan, spent.values, spent.gradients, 0, spent.work
+            iteration,
+            self.f * self.unit,
+            self.optimality() * self.unit,
+            math.nan,
+            spent.values,
+            spent.gradients,
+            0,
+            spent.work,
         )
         if self.stop.monitor:
             print_monitor(PETSc.COMM_WORLD, type(self).__name__)(record)
@@ -155,11 +176,15 @@ class BoundedLBFGS:
     def _reason(self, iteration: int) -> Reason:
         if self.optimality() <= self._gtol:
             return Reason.CONVERGED_OPTIMALITY
-        if self.stop.target is not None and self.f <= self.stop.target:
+        if self.stop.target is not None and self.f * self.unit <= self.stop.target:
             return Reason.CONVERGED_TARGET
         if iteration >= self.stop.max_it:
             return Reason.DIVERGED_MAX_IT
         last = self.history[-1]
         if 0 < self.stop.max_gradients <= last.gradients or 0 < self.stop.max_work <= last.work:
             return Reason.WORK_DONE
-        return Reason.CONVERGED_TARGET if self._until is not None and self._until(self) else Reason.ITERATING
+        if self._until is not None and self._until(self):
+            return Reason.CONVERGED_TARGET
+        if self._stagnation.take(last):
+            return self.stop.stalled()
+        return Reason.DIVERGED_STAGNATION if self._doubt.is_settled else Reason.ITERATING

@@ -10,6 +10,7 @@ call an optimizer of `pdeopt.optimize`: here every function is a black box.
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -22,7 +23,8 @@ from torch import Tensor
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import History, Reason
 from pdeopt.core.settings import Settings, check
-from pdeopt.functions.smooth import SmoothFunction
+from pdeopt.functions import border
+from pdeopt.optimize.blackbox import Kind, UserFunction, box, first_point, with_arguments
 from pdeopt.optimize.bounded import BoundedLBFGS
 from pdeopt.optimize.descent.apts import APTS
 from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
@@ -43,9 +45,11 @@ BOUNDED = ("lbfgs",)
 #: Those whose model of second order may come of Hessian products.
 SECOND_ORDER = ("tr", "apts")
 #: SciPy's names of options.
-SCIPY_OPTIONS = {"maxiter": "max_it", "maxfun": "max_gradients", "disp": "monitor"}
-#: SciPy's tolerance of the gradient; in the Euclidean norm, the stricter one.
-GTOL = 1e-5
+SCIPY_OPTIONS = {"maxiter": "max_it", "maxfun": "max_gradients", "maxcor": "memory", "disp": "monitor"}
+#: Those that may be given as 1e4, or infinite.
+WHOLE, NO_LIMIT = ("maxiter", "maxfun", "maxcor"), 2**31
+#: SciPy's names of methods.
+ALIASES = {"l-bfgs-b": "lbfgs"}
 
 
 class MinimizeResult(dict[str, Any]):
@@ -68,6 +72,9 @@ class MinimizeResult(dict[str, Any]):
             raise AttributeError(f"{name!r}: the result has {', '.join(self)}")
         return self[name]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self]
 
@@ -80,34 +87,43 @@ class MinimizeResult(dict[str, Any]):
 def minimize(
     fun: Callable[..., Any],
     x0: Any,
+    args: Any = (),
+    method: str | None = None,
     jac: Callable[..., Any] | bool | None = None,
+    hess: Callable[..., Any] | None = None,
     hessp: Callable[..., Any] | None = None,
-    method: str = "lbfgs",
     bounds: Any = None,
+    constraints: Any = (),
+    tol: float | None = None,
     callback: Callable[..., Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> MinimizeResult:
     """min f(x) over x in R^n, or in a box, as `scipy.optimize.minimize` is called.
 
-    All numbers are of double precision inside, whatever x0 has; `fun`, `jac` and `hessp` are called so, too.
+    All numbers are of double precision inside, whatever x0 has; `fun`, `jac`, `hess` and `hessp` are called so, too.
+    Errors that they raise come through. The unit of f does not matter: 1e-200 f is minimized as f is.
 
     Args:
         fun: x, (n,) -> f(x), a number; x is a tensor where x0 is one, or where `fun` is differentiated by torch.
         x0: where to begin: n numbers as an array, a tensor, or a list. It is not changed.
+        args: more arguments of `fun`, `jac`, `hess` and `hessp`, after x; one alone need not be a tuple.
+        method: lbfgs, limited-memory BFGS, the default; ssbroyden, the dense self-scaled Broyden class, for up to some
+            10^4 unknowns; spqn, Schwarz-preconditioned L-BFGS, for couplings that are mostly local; tr, a trust region;
+            apts, a trust region preconditioned by parts.
         jac: x -> f'(x), (n,); True where `fun` returns the pair of both; None for torch's automatic differentiation,
             which needs a `fun` that works on tensors (plain arithmetic does).
-        hessp: x, p -> f''(x) p, (n,), for "tr" and "apts"; by default torch's products where torch differentiates `fun`
+        hess: x -> f''(x), (n, n), for "tr" and "apts".
+        hessp: x, p -> f''(x) p, (n,), for the same; by default torch's products where torch differentiates `fun`
             twice, else secant pairs.
-        method: lbfgs, limited-memory BFGS; ssbroyden, the dense self-scaled Broyden class, for up to some 10^4
-            unknowns; spqn, Schwarz-preconditioned L-BFGS, for couplings that are mostly local; tr, a trust region;
-            apts, a trust region preconditioned by parts.
         bounds: (lowest, highest) for each unknown, None for no bound, or a `scipy.optimize.Bounds`; for lbfgs, which is
             then that of TAO.
+        constraints: none can be taken.
+        tol: the same as options["gtol"].
         callback: called with each new point as `callback(x)`, or with a `MinimizeResult` as
             `callback(intermediate_result)` where that is the parameter's name; StopIteration ends the run.
-        options: `maxiter`, `maxfun`, `disp`; `gtol`, tolerance of the Euclidean norm of f', or of the projected
-            gradient with bounds, 1e-5 by default; all of `StopSettings`, and of the method's settings, such as
-            `LBFGSSettings`. The options database is not asked.
+        options: `maxiter`, `maxfun`, `maxcor`, `disp`; `gtol`, tolerance of the Euclidean norm of f', or of the
+            projected gradient with bounds, or `rtol`, the same relative to the first; by default rtol 1e-8. All of
+            `StopSettings`, and of the method's settings, such as `LBFGSSettings`. The options database is not asked.
 
     Returns:
         the last point with value, gradient, calls, reason and history.
@@ -118,187 +134,40 @@ def minimize(
     Example:
         `po.minimize(lambda x: ((x - 1) ** 2).sum(), torch.zeros(3), method="tr").x` is a tensor of ones.
     """
-    make = METHODS.get(method.lower() if isinstance(method, str) else method)
-    if make is None:
-        raise InputError("method", repr(method), " | ".join(METHODS))
+    make = _method(method)
     name = make.Settings.prefix.rstrip("_")
     if bounds is not None and name not in BOUNDED:
         raise InputError(f"bounds with method {name}", "a method without bounds", " | ".join(BOUNDED))
-    if hessp is not None and name not in SECOND_ORDER:
-        warnings.warn(f"method {name} takes no Hessian products: hessp is not used", RuntimeWarning, stacklevel=2)
-    start = _start(x0)
-    function = UserFunction(fun, jac, hessp, start, as_tensor=isinstance(x0, Tensor))
-    words = _defaults(name, function, start)
-    own, stop = _settings(make.Settings, words, options or {}, bounded=bounds is not None)
-    watch = _Watch(callback, function, _Kind(x0))
-    optimizer: Any = (
-        make(function, own, stop)
-        if bounds is None
-        else BoundedLBFGS(function, *_box(bounds, len(start)), own.memory, stop)
-    )
-    result = optimizer.minimize(start, observers=[watch], until=lambda _: watch.stopped)
-    return _result(watch, result.design, optimizer.f, optimizer.g, result.reason, result.history)
-
-
-# -- what the user gave ------------------------------------------------------------------------------------
-
-
-class UserFunction(SmoothFunction):
-    """A black box of arrays or tensors, called in double precision and counted call by call.
-
-    Args:
-        fun, jac, hessp: as for `minimize`.
-        x: a point at which it can be asked what they are.
-        as_tensor: whether they are called with tensors.
-
-    Attributes:
-        is_differentiated: whether torch gives the gradient.
-        nfev, njev, nhev: calls.
-    """
-
-    def __init__(self, fun: Any, jac: Any, hessp: Any, x: Tensor, as_tensor: bool) -> None:
-        super().__init__(len(x))
-        if not (jac is None or isinstance(jac, bool) or callable(jac)):
-            raise InputError("jac", repr(jac), "a function x -> f'(x) | True, where fun returns both | None, for torch")
-        self.fun, self.hessp = fun, hessp
-        self.jac: Any = jac or None
-        self.is_differentiated = self.jac is None
-        self.as_tensor = as_tensor or self.is_differentiated
-        self.nfev = self.njev = self.nhev = 0
-        if self.is_differentiated and not as_tensor:
-            self._try_tensors(x)
-
-    def _try_tensors(self, x: Tensor) -> None:
-        """Whether a function that was given with an array works on tensors is found out by one call."""
-        try:
-            self._graph(x)
-        except InputError:
-            raise
-        except Exception as found:  # whatever a function for arrays does with a tensor
-            raise _no_gradient(f"a function that fails with tensors ({type(found).__name__}: {found})") from found
-        self.nfev = self.njev = 0
-
-    def has_products(self, x: Tensor) -> bool:
-        """Whether Hessian products can be had, as far as one at x tells."""
-        if self.hessp is not None:
-            return True
-        if not self.is_differentiated:
-            return False
-        try:
-            self._hvp(x, torch.ones_like(x))
-        except (RuntimeError, NotImplementedError):  # what is in `fun` has no second derivative in torch
-            return False
-        finally:
-            self.nfev = self.njev = self.nhev = 0
-        return True
-
-    def _value(self, x: Tensor) -> float:
-        self.nfev += 1
-        found = self.fun(self._out(x))
-        return _number(self._both(found)[0] if self.jac is True else found)
-
-    def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        if self.is_differentiated:
-            value, leaf = self._graph(x)
-            (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
-            return _number(value), gradient.detach()
-        self.nfev += 1
-        self.njev += 1
-        if self.jac is True:
-            value, gradient = self._both(self.fun(self._out(x)))
-        else:
-            value, gradient = self.fun(self._out(x)), self.jac(self._out(x))
-        return _number(value), _vector(gradient, self.size, "gradient")
-
-    def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
-        self.nhev += 1
-        if self.hessp is not None:
-            return _vector(self.hessp(self._out(x), self._out(d)), self.size, "product of hessp")
-        value, leaf = self._graph(x)
-        (gradient,) = torch.autograd.grad(value, leaf, create_graph=True, allow_unused=True, materialize_grads=True)
-        if not gradient.requires_grad:  # f is linear
-            return torch.zeros_like(x)
-        (product,) = torch.autograd.grad(gradient, leaf, d, allow_unused=True, materialize_grads=True)
-        return product.detach()
-
-    def _graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f(x) with its graph, and the x that it hangs on."""
-        leaf = x.detach().clone().requires_grad_()
-        self.nfev += 1
-        self.njev += 1
-        with torch.enable_grad():
-            value = self.fun(leaf)
-        if not (isinstance(value, Tensor) and value.requires_grad):
-            raise _no_gradient(f"a function that returns {type(value).__name__} without a graph")
-        if value.numel() != 1:
-            raise InputError("value of fun", f"shape {tuple(value.shape)}", "a number")
-        return value.sum(), leaf
-
-    def _out(self, x: Tensor) -> Any:
-        """A copy for the user, who may keep it or write to it."""
-        return x.detach().clone() if self.as_tensor else x.detach().numpy().copy()
-
-    def _both(self, found: Any) -> tuple[Any, Any]:
-        if not (isinstance(found, (tuple, list)) and len(found) == 2):
-            raise InputError("fun with jac=True", f"a {type(found).__name__}", "the pair f(x), f'(x)")
-        return found[0], found[1]
-
-
-def _no_gradient(got: str) -> InputError:
-    legal = "jac=a function x -> f'(x) | jac=True with a fun that returns f(x), f'(x) | a fun written for torch tensors"
-    return InputError("gradient, with jac=None", got, legal)
-
-
-def _number(value: Any) -> float:
-    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
-    if array.size != 1 or array.dtype.kind not in "fiub":
-        raise InputError("value of fun", f"shape {array.shape}, type {array.dtype}", "a real number")
-    return float(array.reshape(()))
-
-
-def _vector(value: Any, size: int, what: str) -> Tensor:
-    """(size,) double precision, the caller's to keep."""
-    array = np.array(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=float)
-    if array.shape != (size,) and not array.shape == () == (size - 1) * (1,):
-        raise InputError(what, f"shape {array.shape}", f"({size},), as x")
-    return torch.from_numpy(array.reshape(size))
-
-
-class _Kind:
-    """The kind and type of x0, for what goes out."""
-
-    def __init__(self, x0: Any) -> None:
-        self.tensor = x0 if isinstance(x0, Tensor) else None
-        self.dtype = x0.dtype if isinstance(x0, np.ndarray) and x0.dtype.kind == "f" else np.dtype(float)
-
-    def of(self, x: Tensor) -> Any:
-        """A copy of x in them."""
-        if self.tensor is None:
-            return x.numpy().astype(self.dtype)
-        dtype = self.tensor.dtype if self.tensor.is_floating_point() else torch.float64
-        return x.detach().clone().to(self.tensor.device, dtype)
-
-
-def _start(x0: Any) -> Tensor:
-    array = np.asarray(x0.detach().cpu() if isinstance(x0, Tensor) else x0)
-    if array.ndim > 1 or array.size == 0 or array.dtype.kind not in "fiu":
-        raise InputError("x0", f"shape {array.shape}, type {array.dtype}", "a vector of real numbers, (n,)")
-    return torch.from_numpy(np.atleast_1d(array).astype(float))
-
-
-def _box(bounds: Any, size: int) -> tuple[Tensor, Tensor]:
-    """The lowest and highest values, (n,) each."""
-    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
-        pairs = np.stack([np.broadcast_to(np.asarray(end, dtype=float), size) for end in (bounds.lb, bounds.ub)])
-    else:
-        if len(bounds) != size or any(len(pair) != 2 for pair in bounds):
-            raise InputError(
-                "bounds", f"{len(bounds)} of them", f"a pair (lowest, highest) for each of {size} unknowns"
+    if not (constraints is None or (isinstance(constraints, (tuple, list)) and not constraints)):
+        raise InputError("constraints", border.described(constraints), "none; bounds, or a penalty in fun")
+    if not (callback is None or callable(callback)):
+        raise InputError("callback", border.described(callback), "a function | None")
+    for what, given in (("hess", hess), ("hessp", hessp)):
+        if given is not None and name not in SECOND_ORDER:
+            warnings.warn(
+                f"method {name} takes no second derivatives: {what} is not used", RuntimeWarning, stacklevel=2
             )
-        ends = ((-np.inf if low is None else low, np.inf if high is None else high) for low, high in bounds)
-        pairs = np.array(list(ends), dtype=float).T
-    lower, upper = torch.from_numpy(pairs.copy())
-    return lower, upper
+    with torch.inference_mode(False):  # torch does not differentiate the tensors that are made in it
+        start = first_point(x0)
+        function = UserFunction(*with_arguments(args, fun, jac, hessp, hess), start, as_tensor=isinstance(x0, Tensor))
+        words = _defaults(name, function, start)
+        own, stop = _settings(make.Settings, words, _options(options, tol), bounded=bounds is not None)
+        watch = _Watch(callback, function, Kind(x0))
+        optimizer: Any = (
+            make(function, own, stop)
+            if bounds is None
+            else BoundedLBFGS(function, *box(bounds, len(start)), own.memory, stop)
+        )
+        result = optimizer.minimize(start, observers=[watch], until=lambda _: watch.stopped)
+        f, g = optimizer.f * optimizer.unit, optimizer.g * optimizer.unit
+        return _result(watch, result.design, f, g, result.reason, result.history)
+
+
+def _method(method: Any) -> type[Minimizer]:
+    word = "lbfgs" if method is None else method.lower() if isinstance(method, str) else method
+    if not isinstance(word, str) or (word := ALIASES.get(word, word)) not in METHODS:
+        raise InputError("method", repr(method), " | ".join(METHODS))
+    return METHODS[word]
 
 
 # -- options -----------------------------------------------------------------------------------------------
@@ -306,12 +175,28 @@ def _box(bounds: Any, size: int) -> tuple[Tensor, Tensor]:
 
 def _defaults(name: str, function: UserFunction, x: Tensor) -> dict[str, Any]:
     """Settings of a method that black boxes of any size can have."""
-    words: dict[str, Any] = {"gtol": GTOL, "max_it": max(1000, 200 * len(x))}
-    if name == "spqn":
-        words["parts"] = min(8, len(x))
+    words: dict[str, Any] = {"max_it": max(1000, 200 * len(x))}
     if name in SECOND_ORDER and function.has_products(x):
         words["model"] = "hvp"
     return words
+
+
+def _options(options: Any, tol: Any) -> dict[str, Any]:
+    """Options as Python's numbers; those that are None are not given."""
+    if not (options is None or isinstance(options, Mapping)):
+        raise InputError("options", border.described(options), "a dictionary")
+    given = {} if tol is None else {"gtol": tol}
+    given = given | {name: value for name, value in (options or {}).items() if value is not None}
+    for name, value in given.items():
+        if isinstance(value, (np.generic, np.ndarray, Tensor)) and np.size(value) == 1:
+            given[name] = value = value.item()
+        if name == "disp":
+            given[name] = bool(value)
+        elif name in WHOLE and isinstance(value, float) and (value.is_integer() or value == math.inf):
+            given[name] = NO_LIMIT if value == math.inf else int(value)
+    if given.get("maxfun") == 0:  # the start is evaluated in any case; for us 0 is no limit
+        given["maxfun"] = 1
+    return given
 
 
 def _settings(
@@ -321,7 +206,8 @@ def _settings(
     names = [[each.name for each in fields(cls)] for cls in (StopSettings, group)]
     if bounded:
         names[1] = ["memory"]
-    legal = [*SCIPY_OPTIONS, *names[0], *names[1]]
+    scipys = [name for name, own in SCIPY_OPTIONS.items() if own in names[0] + names[1]]
+    legal = [*scipys, *names[0], *names[1]]
     if unknown := sorted(set(options) - set(legal)):
         raise InputError("options", ", ".join(unknown), ", ".join(legal))
     given = words | {SCIPY_OPTIONS.get(name, name): value for name, value in options.items()}
@@ -341,27 +227,35 @@ class _Watch:
 
     callback: Callable[..., Any] | None
     function: UserFunction
-    kind: _Kind
+    kind: Kind
     stopped: bool = False
 
     def __call__(self, optimizer: Any, history: History) -> None:
         if self.callback is None or history[-1].iteration == 0:
             return
         try:
-            if "intermediate_result" in inspect.signature(self.callback).parameters:
-                self.callback(intermediate_result=MinimizeResult(x=self.kind.of(optimizer.x), fun=optimizer.f))
+            if self._takes_result():
+                f = optimizer.f * optimizer.unit
+                self.callback(intermediate_result=MinimizeResult(x=self.kind.of(optimizer.x), fun=f))
             else:
                 self.callback(self.kind.of(optimizer.x))
         except StopIteration:
             self.stopped = True
 
+    def _takes_result(self) -> bool:
+        try:
+            return "intermediate_result" in inspect.signature(self.callback).parameters  # type: ignore[arg-type]
+        except (TypeError, ValueError):  # a function of C without a signature
+            return False
 
+
+CHECK = "f does not fall any more: check the derivatives, jac by scipy.optimize.check_grad, or raise options['gtol']"
 _REMEDIES = {
     Reason.DIVERGED_MAX_IT: "raise options['maxiter'], or start closer to a minimum",
     Reason.WORK_DONE: "raise options['maxfun'] or options['max_work']",
     Reason.DIVERGED_NAN: "the value or gradient is not finite near the last good point, which is kept",
-    Reason.DIVERGED_LINE_SEARCH: "no lower value along the last direction: check jac, or raise options['gtol']",
-    Reason.DIVERGED_STAGNATION: "steps have become too short: check jac, or raise options['gtol']",
+    Reason.DIVERGED_LINE_SEARCH: CHECK,
+    Reason.DIVERGED_STAGNATION: CHECK,
 }
 
 

@@ -55,6 +55,11 @@ class StopSettings(Settings, prefix="opt_"):
         relative = RTOL if self.gtol is None and self.rtol is None else self.rtol or 0.0
         return max(self.gtol or 0.0, relative * first if math.isfinite(first) else 0.0)
 
+    def stalled(self) -> Reason:
+        """Why to stop where nothing is gained any more, for reasons that are not the derivatives'."""
+        is_given = self.gtol is not None or self.rtol is not None
+        return Reason.DIVERGED_STAGNATION if is_given else Reason.CONVERGED_ROUNDING
+
 
 class Minimizer(ABC):
     """min f(x) over x in R^n: what all optimizers of a `SmoothFunction` share.
@@ -208,7 +213,7 @@ class Minimizer(ABC):
             reason = self.test(record)
             if reason == Reason.ITERATING and until and until(self):
                 return Reason.CONVERGED_TARGET
-            return self.stalled() if reason == Reason.ITERATING and has_stalled else reason
+            return self.stop.stalled() if reason == Reason.ITERATING and has_stalled else reason
 
         result = iterate(self, test, monitors=monitors, observers=observers, history=history)
         _count_all(result.history, self.spent())
@@ -247,11 +252,6 @@ class Minimizer(ABC):
         self.first = self.optimality() * self.unit
         self.gtol = self.stop.tolerance(self.first) / self.unit
 
-    def stalled(self) -> Reason:
-        """Why to stop where nothing is gained any more, for reasons that are not the derivatives'."""
-        is_absolute = self.stop.gtol is not None or self.stop.rtol is not None
-        return Reason.DIVERGED_STAGNATION if is_absolute else Reason.CONVERGED_ROUNDING
-
     def why_none(self, *rays: Ray) -> Reason:
         """Why no step along these rays serves: no values, wrong derivatives, or nothing more to be seen of f."""
         searched = [ray for ray in rays if ray.slope_at_start < 0]
@@ -259,7 +259,7 @@ class Minimizer(ABC):
             return Reason.DIVERGED_NAN
         promised = max((ray.promised for ray in searched), default=0.0)
         is_lost = promised <= NOISE * abs(self.f) and not any(ray.doubt.is_settled for ray in searched)
-        return self.stalled() if is_lost else Reason.DIVERGED_STAGNATION
+        return self.stop.stalled() if is_lost else Reason.DIVERGED_STAGNATION
 
     @abstractmethod
     def step(self) -> Reason:

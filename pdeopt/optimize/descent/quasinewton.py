@@ -145,7 +145,7 @@ class QuasiNewton(Minimizer):
         if size is None:
             return self.why_none(first, ray)
         x, f, g = ray.point(size), ray(size), ray.gradient(size)
-        curvature = -(size**2) * ray.slope_at_start if is_newton else None  # of s = -size H g: s.H^-1 s = -size g.s
+        curvature = -size * size * ray.slope_at_start if is_newton else None  # of s = -size H g: s.H^-1 s = -size g.s
         if self.inverse.update(x - self.x, g - self.g, curvature, g):
             self._pairs += 1
         else:

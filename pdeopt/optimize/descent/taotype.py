@@ -14,7 +14,7 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.core.arrays import assign, copy
-from pdeopt.core.monitor import Result
+from pdeopt.core.monitor import Reason, Result
 from pdeopt.functions.smooth import Costs, SmoothFunction
 
 # TaoConvergedReason
@@ -101,6 +101,10 @@ class _Limits:
     def tolerance(self, first: float) -> float:
         """None that a norm meets."""
         return self.gtol
+
+    def stalled(self) -> Reason:
+        """A failure: the tolerances are TAO's."""
+        return Reason.DIVERGED_STAGNATION
 
 
 class _Run:

@@ -22,6 +22,8 @@ from pdeopt.optimize.parts.trustsubproblem import length
 
 #: Length of the step that finds the first radius, relative to max(1, |x|).
 PROBE_LENGTH = 1e-3
+#: Below this length a point says in which unit x is measured.
+TINY = 1e-3
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class TrustRegionMinimizer(Minimizer):
             self.highest = math.inf
         self.doubt = Doubt()
         self._start, self.mean, self._count = (x.clone() if self.settings.batch else None), x.clone(), 1
+        self._scale = self._length() if math.isfinite(self.f) else 1.0
         self.radius = self.settings.radius or (self._probe() if math.isfinite(self.f) else math.nan)
 
     def _prepare(self) -> None:
@@ -91,9 +94,15 @@ class TrustRegionMinimizer(Minimizer):
         self.x, self.at = x, at
         self.f, self.g = at.f, at.g
 
+    def _length(self) -> float:
+        """The scale of x: 1 or |x|; where x is tiny, the larger of |x| and the way on which f would fall to zero."""
+        size, slope = self.function.norm(self.x), self.function.norm(self.g)
+        own = max(size, abs(self.f) / slope if slope > 0 else 0.0)
+        return own if 0.0 < own < TINY else max(1.0, size)
+
     def _probe(self) -> float:
         """The length of the Cauchy step, by a gradient difference along the steepest descent."""
-        function, scale = self.function, max(1.0, self.function.norm(self.x))
+        function, scale = self.function, self._scale
         slope = function.norm(self.g)
         if slope == 0.0:
             return scale
@@ -145,7 +154,7 @@ class TrustRegionMinimizer(Minimizer):
                 self.note = f"{self.note} batch {self.batches.size}".strip()
             self._set(self.x, self.batches.advance(self.x, self.at))
             self.model.function = self.batches.batch
-        vanished = has_vanished(self.radius, self.function.norm(self.x)) or self.doubt.is_settled
+        vanished = has_vanished(self.radius, self.function.norm(self.x), min(self._scale, 1.0)) or self.doubt.is_settled
         return Reason.DIVERGED_STAGNATION if vanished else Reason.ITERATING
 
     def result(self, reason: Reason, message: str, history: History) -> Result:
@@ -160,6 +169,7 @@ class TrustRegionMinimizer(Minimizer):
     def memory(self) -> dict[str, Any]:
         found = super().memory() | {"at.values": self.at.values.clone(), "at.gradients": self.at.gradients.clone()}
         found |= {"mean": self.mean.clone(), "count": self._count, "doubt": self.doubt.count}
+        found["scale"] = self._scale
         found |= {} if self._start is None else {"start": self._start.clone()}
         return found | flattened({"model": self.model.memory(), "batches": self.batches.memory()})
 
@@ -171,6 +181,6 @@ class TrustRegionMinimizer(Minimizer):
         self.model.function = self.batches.batch
         self._start = memory["start"].clone() if "start" in memory else None
         self.mean, self._count = memory["mean"].clone(), int(memory["count"])
-        self.doubt = Doubt(int(memory["doubt"]))
+        self.doubt, self._scale = Doubt(int(memory["doubt"])), float(memory["scale"])
         at = self.batches.known(memory["at.values"].clone(), memory["at.gradients"].clone())
         self._set(self.x, at)

@@ -14,6 +14,8 @@ from pdeopt.optimize.parts.progress import Doubt
 
 #: Part of the slope that a step may leave whose decrease is lost in rounding errors.
 SHORTER_SLOPE = 0.9
+#: Steps are at most this many times as long as the first trial.
+LONGEST = 2.0**64
 
 
 class Ray:
@@ -161,13 +163,16 @@ class StrongWolfe:
             return None
         low, high = (0.0, start, slope), None  # brackets: sizes with value and slope
         best: float | None = None
-        growth = 2.0
+        growth, longest = 2.0, LONGEST * size
         for _ in range(self.trials):
             value = ray(size)
             if ray.doubt.is_settled:
                 break
             too_high = value > min(start + self.armijo * size * slope + 1e-15 * abs(start), ray.highest)
-            if not math.isfinite(value) or too_high or (value >= low[1] and low[0] > 0):
+            is_higher = value >= low[1] and low[0] > 0
+            if is_higher and value - low[1] <= 1e-15 * abs(start):  # what a step gains may be lost in rounding errors
+                is_higher = not ray.slope(size) < self.curvature * slope
+            if not math.isfinite(value) or too_high or is_higher:
                 high = (size, value, math.nan)
             else:
                 here = ray.slope(size)
@@ -180,7 +185,9 @@ class StrongWolfe:
                 low = (size, value, here)
             if high is None:
                 size *= growth if low[2] < 0 else 0.5
-                growth = min(growth**2, 1e12)
+                growth = min(growth**2, LONGEST)
+                if size > longest:  # there may be no minimum
+                    break
             else:
                 size = _between(low, high)
                 if ray.doubt.shrink < 1.0:
@@ -206,7 +213,7 @@ def _between(low: tuple[float, float, float], high: tuple[float, float, float]) 
                 below = db - da + 2.0 * d2
                 guess = b - width * (db + d2 - d1) / below if below else math.nan
         elif (curvature := fb - fa - da * width) > 0:
-            guess = a - 0.5 * da * width**2 / curvature
+            guess = a - 0.5 * da * width * width / curvature
     inside = sorted((a + 0.1 * width, b - 0.1 * width))
     return min(max(guess, inside[0]), inside[1]) if math.isfinite(guess) else a + 0.5 * width
 

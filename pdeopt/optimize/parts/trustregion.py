@@ -65,18 +65,19 @@ class RatioRule:
         return min(max(radius, self.smallest), self.largest)
 
 
-#: A trust radius below this part of max(1, |x|) is lost in rounding.
+#: A trust radius below this part of the scale of x is lost in rounding.
 SMALLEST_RELATIVE_RADIUS = 1e-15
 
 
-def has_vanished(radius: float, norm: float) -> bool:
+def has_vanished(radius: float, norm: float, scale: float = 1.0) -> bool:
     """Whether steps within the radius no longer change a point.
 
     Args:
         radius: of the steps.
         norm: |x| of the point.
+        scale: of x, where the point is zero.
     """
-    return radius <= SMALLEST_RELATIVE_RADIUS * max(1.0, norm)
+    return radius <= SMALLEST_RELATIVE_RADIUS * max(scale, norm)
 
 
 def reduction_ratio(before: float, after: float, predicted: float) -> float:
