@@ -188,12 +188,14 @@ class Result:
         reason: see `Reason`; `converged` is reason > 0.
         message: the reason in words, with a remedy where it diverged.
         history: one record an outer iteration.
+        value: J at the design, where that is not the point of the last record: of methods that return the best one.
     """
 
     design: Any
     reason: Reason
     message: str
     history: History = field(default_factory=History)
+    value: float | None = field(default=None, kw_only=True)
 
     @property
     def converged(self) -> bool:
@@ -207,8 +209,8 @@ class Result:
 
     @property
     def objective(self) -> float:
-        """J at the last point."""
-        return float(self.history[-1].objective)
+        """J at the design."""
+        return float(self.history[-1].objective if self.value is None else self.value)
 
 
 @dataclass

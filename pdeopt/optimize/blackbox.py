@@ -134,6 +134,11 @@ class Kind:
 
 
 def first_point(x0: Any) -> Tensor:
+    """x0 as a vector, (n,) double precision, a copy.
+
+    Raises:
+        InputError: no vector of finite real numbers.
+    """
     array = border.real(x0)
     if array is None or array.ndim > 1 or array.size == 0 or array.dtype.kind == "b":
         raise InputError("x0", border.described(x0), "a vector of real numbers, (n,)")

@@ -240,7 +240,7 @@ def _lifted(reduced: ReducedObjective, result: Result, z: Tensor) -> ControlResu
     except SolveFailure:
         state, multiplier = problem.constant_state(design), problem.create_multiplier()
     message = with_price(result.message, result.reason, problem)
-    return ControlResult(design, result.reason, message, result.history, state, multiplier)
+    return ControlResult(design, result.reason, message, result.history, state, multiplier, value=result.value)
 
 
 def _named(result: Result, name: str) -> ControlResult:

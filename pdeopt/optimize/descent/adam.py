@@ -71,7 +71,7 @@ class Adam(Minimizer):
         self.doubt.judge(self.f, f, self.function.dot(self.g, d), lambda: self.function.dot(g, d))
 
     def result(self, reason: Reason, message: str, history: History) -> Result:
-        return Result(self._best[1], reason, message, history)
+        return Result(self._best[1], reason, message, history, value=self._best[0] * self.unit)
 
     def memory(self) -> dict[str, Any]:
         return super().memory() | {

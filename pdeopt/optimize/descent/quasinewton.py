@@ -25,6 +25,8 @@ from pdeopt.optimize.parts.linesearch import SEARCHES, Ray, Search
 
 #: Steps on a coarser level between two looks at the value of the next finer one.
 STEPS_BETWEEN_LOOKS = 10
+#: Iterations in a row along whose directions the gradient is not that of f, from which no others are tried.
+MOST_WRONG = 3
 
 
 class QuasiNewton(Minimizer):
@@ -69,7 +71,7 @@ class QuasiNewton(Minimizer):
             self.highest = math.inf
         self.preconditioner = self.function.preconditioner()
         self.inverse, self._pairs = inverse or self.new_inverse(), 0 if inverse is None else 1
-        self._usual_size = 1.0
+        self._usual_size, self._wrong = 1.0, 0
 
     def step(self) -> Reason:
         return self.on_level(self.iteration)
@@ -115,8 +117,11 @@ class QuasiNewton(Minimizer):
     def result(self, reason: Reason, message: str, history: History) -> Result:
         """The last point, or the start where that is better on the finest level."""
         found, (x, value) = super().result(reason, message, history), self._first
-        if len(self.levels) > 1 and not (self.levels[0].value(self.x) if self.level else self.f) <= value:
-            found.design = x
+        if len(self.levels) > 1:
+            f = self.levels[0].value(self.x) if self.level else self.f
+            found.value = f * self.unit
+            if not f <= value:
+                found.design, found.value = x, value * self.unit
         return found
 
     def direction(self) -> Tensor:
@@ -138,7 +143,8 @@ class QuasiNewton(Minimizer):
         ray, size = self._search(direction)
         first = ray
         self.note = ""
-        if size is None and self._pairs:  # H may be what is wrong
+        self._wrong = self._wrong + 1 if first.doubt.is_settled else 0
+        if size is None and self._pairs and self._wrong < MOST_WRONG:  # H may be what is wrong
             self.inverse, self._pairs, self.note, is_newton = self.new_inverse(), 0, "restarted", True
             self._usual_size = 1.0
             ray, size = self._search(self.direction())
@@ -168,6 +174,7 @@ class QuasiNewton(Minimizer):
     def memory(self) -> dict[str, Any]:
         inverse = flattened({"inverse": self.inverse.memory()})
         own = {"pairs": self._pairs, "usual_size": self._usual_size, "level": self.level, "taken": self._taken}
+        own |= {"wrong": self._wrong}
         return super().memory() | own | {"first.x": self._first[0].clone(), "first.f": self._first[1]} | inverse
 
     def recall(self, memory: dict[str, Any]) -> None:
@@ -177,7 +184,7 @@ class QuasiNewton(Minimizer):
         self._first = (memory["first.x"].clone(), float(memory["first.f"]))
         self.preconditioner = self.levels[-1].preconditioner()  # that of the start
         self._pairs, self.inverse = int(memory["pairs"]), self.new_inverse()
-        self._usual_size = float(memory["usual_size"])
+        self._usual_size, self._wrong = float(memory["usual_size"]), int(memory["wrong"])
         self.inverse.recall(part_of(memory, "inverse"))
 
 

@@ -163,7 +163,8 @@ class TrustRegionMinimizer(Minimizer):
         if self._start is not None:
             points = [self._start, self.x, self.mean]
             values = [self.function.value(x) for x in points]
-            found.design = points[min(range(3), key=lambda k: values[k] if values[k] == values[k] else math.inf)]
+            best = min(range(3), key=lambda k: values[k] if values[k] == values[k] else math.inf)
+            found.design, found.value = points[best], values[best] * self.unit
         return found
 
     def memory(self) -> dict[str, Any]:
