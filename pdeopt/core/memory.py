@@ -41,10 +41,10 @@ def free_memory() -> float:
 def in_words(size: float) -> str:
     """Bytes with two digits and a unit, 7.5 TB."""
     for unit in UNITS:
-        if size < 999.5:
-            return f"{size:.2g} {unit}" if size < 99.5 else f"{size:.0f} {unit}"
+        if size < 999.5 or unit == UNITS[-1]:
+            break
         size /= 1000
-    return f"{size:.1e} {UNITS[-1]}"
+    return f"{size:.2g} {unit}" if size < 99.5 else f"{size:.0f} {unit}" if size < 999.5 else f"{size:.1e} {unit}"
 
 
 def _of_machine() -> float:
