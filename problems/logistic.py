@@ -26,13 +26,18 @@ import nn_adapters as nna
 import pdeopt as po
 from nn_adapters.data import Source, read_libsvm, scaled_to_one
 from nn_adapters.data.limits import regular_file
-from pdeopt.core import require_memory, sections
+from pdeopt.core import digest, interruptible, require_memory, sections
 from pdeopt.core.memory import DOUBLE
+from pdeopt.functions import Tally
 from pdeopt.optimize.descent import Minimizer
 from problems.shared import pictures
+from problems.shared.checkpoints import DescentCheckpoints, method_fingerprint
 from problems.shared.command_line import command_line, finish, start
-from problems.shared.files import DataFiles, ReportFiles, check_targets, choose, write_report
+from problems.shared.files import CheckpointFiles, DataFiles, ReportFiles, check_targets, choose, write_report
 from problems.shared.optimizers import Optimizers
+
+#: Iterations from checkpoint to checkpoint.
+EVERY = 10
 
 #: Settings of MLVR that are other methods.
 SVRG = {
@@ -150,6 +155,7 @@ OPTIONS = [
     *OPTIMIZERS.options(LogisticSettings().optimizer),
     *sections(DataFiles),
     *sections(ReportFiles),
+    *sections(CheckpointFiles, checkpoint_every=EVERY),
 ]
 
 
@@ -157,14 +163,22 @@ def main(argv: Sequence[str] | None = None) -> float:
     """Minimize from zero; the loss that was reached."""
     with command_line(argv, __doc__, OPTIONS):
         settings, files, report = po.read(LogisticSettings), po.read(DataFiles), po.read(ReportFiles)
-        check_targets(MPI.COMM_WORLD, report)
+        kept = po.read(CheckpointFiles, checkpoint_every=EVERY)
+        check_targets(MPI.COMM_WORLD, report, kept)
         loss = load(settings, files)
         x = torch.zeros(loss.size, dtype=torch.float64)
         first = loss.norm(loss.value_and_gradient(x)[1])
         solver = minimizer(settings.optimizer, loss, gtol=settings.rtol * first, seed=settings.seed)
         po.require_all_read()
         begin = time.perf_counter()
-        result = solver.minimize(x)
+        checkpoints = DescentCheckpoints(kept, MPI.COMM_WORLD, fingerprint(settings, loss, solver), loss.memory)
+        loss.tally.set(Tally())
+        with interruptible():
+            going_on = checkpoints.resume()
+            if checkpoints.run_before:
+                loss.recall(checkpoints.run_before)
+            result = solver.minimize(x, observers=[checkpoints.observe], **going_on)
+        checkpoints.end("logistic", result)
         seconds = time.perf_counter() - begin
         last, accuracy = result.history[-1], loss.accuracy(result.design)
         data = choose(settings.data, files, "australian", "generated")
@@ -175,8 +189,18 @@ def main(argv: Sequence[str] | None = None) -> float:
         )
         found = summary(settings, solver, result, first, accuracy) | {"seconds": seconds}
         write_report(MPI.COMM_WORLD, report, found, lambda: _picture(f"{data}, {settings.optimizer}", result, first))
+        checkpoints.leave()
         finish("logistic", result.reason > 0, result.message)
         return float(last.objective)
+
+
+def fingerprint(settings: LogisticSettings, loss: nna.LogisticLoss, solver: Minimizer) -> dict[str, Any]:
+    """What must be equal where a run goes on."""
+    rows = loss.rows
+    parts = [rows] if isinstance(rows, np.ndarray) else [rows.data, rows.indices, rows.indptr]
+    data = digest(*map(torch.from_numpy, parts), loss.labels)
+    own = {"optimizer": settings.optimizer, "regularization": loss.regularization, "data": data}
+    return {"problem": "logistic", **own, **method_fingerprint(solver)}
 
 
 def summary(settings: LogisticSettings, solver: Minimizer, result: po.Result, first: float, accuracy: float) -> Any:

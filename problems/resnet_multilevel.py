@@ -23,11 +23,12 @@ from torch.nn import functional as F
 
 import nn_adapters as nna
 import pdeopt as po
-from pdeopt.core import require_memory, sections
+from pdeopt.core import digest, interruptible, require_memory, sections
 from pdeopt.core.memory import DOUBLE
 from problems.shared import pictures
+from problems.shared.checkpoints import DescentCheckpoints, method_fingerprint
 from problems.shared.command_line import command_line, finish, start
-from problems.shared.files import DataFiles, ReportFiles, check_targets, write_report
+from problems.shared.files import CheckpointFiles, DataFiles, ReportFiles, check_targets, write_report
 from problems.shared.optimizers import Optimizers
 
 #: Optimizers by name, and what replaces their defaults.
@@ -73,6 +74,7 @@ class Classification:
     Attributes:
         hierarchy: of the losses, one level for optimizers of one level.
         start: parameters, (size,).
+        data: a fingerprint of the samples.
 
     Raises:
         InputError: layers that cannot be halved as often, more samples than there are, data that are missing.
@@ -103,7 +105,7 @@ class Classification:
         self.loss, y = losses[0], losses[-1].parameters() * whole.functions[-1].scale
         for transfer in reversed(whole.transfers):
             y = transfer.prolong(y)
-        self.start = y
+        self.start, self.data = y, digest(losses[0].x, losses[0].y, self.x_test, self.y_test)
         self.hierarchy = whole if settings.optimizer in MULTILEVEL else po.Hierarchy(whole.functions[:1])
 
     def _network(self, features: int, classes: int, layers: int) -> nna.ResNet:
@@ -129,6 +131,7 @@ OPTIONS = [
     *OPTIMIZERS.options(ResNetSettings().optimizer),
     *sections(DataFiles),
     *sections(ReportFiles),
+    *sections(CheckpointFiles),
 ]
 
 
@@ -136,19 +139,28 @@ def main(argv: Sequence[str] | None = None) -> float:
     """Train as the options say; the test accuracy."""
     with command_line(argv, __doc__, OPTIONS):
         settings, files, report = po.read(ResNetSettings), po.read(DataFiles), po.read(ReportFiles)
-        check_targets(MPI.COMM_WORLD, report)
+        kept = po.read(CheckpointFiles)
+        check_targets(MPI.COMM_WORLD, report, kept)
         sizes = f"{settings.layers}, {settings.width}, {settings.samples}"
         needed = DOUBLE * settings.layers * settings.width * (settings.width + settings.samples)
         require_memory(needed, "-layers, -width, -samples", sizes, "smaller ones")
         problem = Classification(settings, files)
         optimizer, accuracies = OPTIMIZERS.make(settings.optimizer, problem.hierarchy), []
 
-        def observe(minimizer: Any, history: po.History) -> None:
-            if len(history) == 1:
-                po.require_all_read()
-            accuracies.append(problem.accuracy(minimizer.x))
+        own = {"problem": "resnet_multilevel", **asdict(settings), "data": problem.data}
+        print_of = own | method_fingerprint(optimizer)
+        checkpoints = DescentCheckpoints(kept, MPI.COMM_WORLD, print_of, lambda: {"accuracies": accuracies})
 
-        result = optimizer.minimize(problem.start, observers=[observe])
+        def observe(minimizer: Any, history: po.History) -> None:
+            po.require_all_read()
+            accuracies[len(history) - 1 :] = [problem.accuracy(minimizer.x)]
+
+        with interruptible():
+            going_on = checkpoints.resume()
+            accuracies.extend((checkpoints.run_before or {}).get("accuracies", []))
+            observers = [observe, checkpoints.observe]
+            result = optimizer.minimize(problem.start, observers=observers, **going_on)
+        checkpoints.end("resnet_multilevel", result)
         last = result.history[-1]
         PETSc.Sys.Print(
             f"resnet_multilevel, {settings.optimizer}: loss {last.objective:.5f}, test accuracy "
@@ -157,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         )
         found = summary(settings, problem, result, accuracies)
         write_report(MPI.COMM_WORLD, report, found, lambda: _picture(settings.optimizer, result, accuracies))
+        checkpoints.leave()
         # Iterations are here what epochs are elsewhere: the asked work.
         asked = result.reason > 0 or result.reason == po.Reason.DIVERGED_MAX_IT
         finish("resnet_multilevel", asked, result.message)

@@ -91,6 +91,22 @@ class LogisticLoss(WeightedSamples):
             self._squares = torch.as_tensor(np.asarray(squares).ravel())
         return self.weights * p * (1.0 - p) * self._squares
 
+    def memory(self) -> dict[str, Any]:
+        """What `recall` takes: what is known of the samples, so that a run that goes on counts the same work."""
+        return {
+            "margins_at": torch.empty(0, dtype=torch.float64) if self._kept is None else self._kept[0].clone(),
+            "has_squares": self._squares is not None,
+        }
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Know again what `memory` said, and count nothing."""
+        work = self.tally.work
+        if len(memory["margins_at"]):
+            self._margins(memory["margins_at"])
+        if memory["has_squares"]:
+            self.importance(torch.zeros(self.size, dtype=torch.float64) if self._kept is None else self._kept[0])
+        self.tally.work = work
+
     def accuracy(self, x: Tensor) -> float:
         """The share of the samples on their side of the hyperplane a.x = 0, 0..1."""
         return float((self._margins(x) > 0).double().mean())

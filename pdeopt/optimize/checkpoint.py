@@ -170,13 +170,15 @@ class CheckpointFile:
         try:
             write()
             self._kept = iteration
-        except SolveFailure:  # a point that nothing goes on from
-            pass
+        except SolveFailure as failure:  # a point that nothing goes on from
+            self._warn(f"{failure.what}; {self._words()}")
         except OSError as error:
             self._is_failing = True
-            if self.comm.rank == 0:
-                line = f"-checkpoint {self.path}: {error.strerror or error}; {self._words()}; the run goes on without"
-                print(f"warning: {line}", file=sys.stderr, flush=True)
+            self._warn(f"{error.strerror or error}; {self._words()}; the run goes on without")
+
+    def _warn(self, words: str) -> None:
+        if self.comm.rank == 0:
+            print(f"warning: -checkpoint {self.path}: {words}", file=sys.stderr, flush=True)
 
     def leave(self) -> None:
         """Raise `Interrupted` where a signal has ended the run: once more when all its files are written."""

@@ -56,6 +56,8 @@ class DescentCheckpoints:
 
     def end(self, name: str, result: po.Result) -> None:
         """Write the last checkpoint, and say where nothing was left to do. Collective."""
+        if not len(result.history):
+            return
         self.file.end(result.iterations, lambda: self._write(result.history))
         if self._before is not None:
             self.file.tell_if_finished(name, self._before, result)

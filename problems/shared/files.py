@@ -74,7 +74,7 @@ class RunFiles(CheckpointFile):
 
     def tell_if_finished(self, name: str, before: po.History, result: po.Result) -> None:
         """Say so where the run that a checkpoint is of had nothing left to do."""
-        if len(result.history) == len(before) and not self.signal:
+        if result.iterations == before[-1].iteration and not self.signal:
             PETSc.Sys.Print(f"{name}: the run of -restart was finished: nothing was left to do")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,13 +13,18 @@ from torch import Tensor, nn
 
 import nn_adapters as nna
 import pdeopt as po
-from pdeopt.core import Section, Team, on_root, sections, team_of
+from pdeopt.core import Interrupted, Section, Team, digest, interruptible, on_root, sections, team_of
 from pdeopt.core.team import BACKENDS
 from pdeopt.optimize.descent import StopSettings
 from problems.shared import pictures
+from problems.shared.checkpoints import DescentCheckpoints, method_fingerprint
 from problems.shared.command_line import command_line, finish
-from problems.shared.files import DataFiles, ReportFiles, check_targets, write_report
+from problems.shared.files import CheckpointFiles, DataFiles, ReportFiles, check_targets, write_report
+from problems.shared.gradient_steps import GradientSteps
 from problems.shared.optimizers import Optimizers
+
+#: Iterations from checkpoint to checkpoint.
+EVERY = 20
 
 #: Settings of the trust-region methods that differ from their defaults: the same for all data.
 STOCHASTIC = {"model": "first", "batch": 100}
@@ -66,8 +71,17 @@ class Accuracies:
 
     def __call__(self, theta: Tensor, last: bool = False) -> None:
         work = self.loss.tally.work
-        if last or work >= self._every * (len(self.marks) + 1):
+        is_new = not self.marks or work > self.marks[-1].work  # a run that goes on comes by its last point again
+        if last or (is_new and work >= self._every * (len(self.marks) + 1)):
             self.marks.append(Mark(work, *(accuracy(self.loss, theta, *each) for each in self._sets)))
+
+    def memory(self) -> dict[str, Any]:
+        """What `recall` takes."""
+        return {"marks": [asdict(mark) for mark in self.marks]}
+
+    def recall(self, memory: dict[str, Any] | None) -> None:
+        """Go on from what `memory` gave, if anything."""
+        self.marks = [Mark(**mark) for mark in memory["marks"]] if memory else []
 
     @property
     def best(self) -> Mark:
@@ -91,22 +105,28 @@ def split(data: nna.Dataset, settings: ClassifierSettings) -> tuple[list[Tensor]
 
 
 def gradient_method(
-    loss: nna.NetworkLoss, settings: ClassifierSettings, max_work: float, watch: Callable[[Tensor], None]
+    loss: nna.NetworkLoss,
+    settings: ClassifierSettings,
+    max_work: float,
+    watch: Accuracies,
+    checkpoints: DescentCheckpoints,
 ) -> Tensor:
-    """PyTorch's SGD with momentum 0.9, or Adam, on batches, until the work is done."""
-    theta = loss.parameters().requires_grad_()
-    if settings.optimizer == "sgd":
-        optimizer: Any = torch.optim.SGD([theta], lr=settings.lr, momentum=0.9)
-    else:
-        optimizer = torch.optim.Adam([theta], lr=settings.lr)
-    generator = torch.Generator().manual_seed(settings.seed)
-    while True:
-        for rows in torch.randperm(loss.samples, generator=generator).split(settings.batch):
-            theta.grad = loss.subset(rows).value_and_gradient(theta.detach())[1]
-            optimizer.step()
-            watch(theta.detach())
-            if loss.tally.work >= max_work:
-                return theta.detach()
+    """PyTorch's SGD with momentum 0.9, or Adam, on batches, until the work is done; the last weights."""
+    method = GradientSteps(loss, settings.optimizer, settings.lr, settings.batch, settings.seed)
+    history = po.History()
+    if going_on := checkpoints.resume():
+        method.recall(going_on["memory"])
+        history = going_on["history"]
+    watch.recall(checkpoints.run_before)
+    try:
+        while loss.tally.work < max_work:
+            history = method.step()
+            watch(method.theta)
+            checkpoints.observe(method, history)
+    except Interrupted:  # the file of checkpoints knows
+        pass
+    checkpoints.end(checkpoints.fingerprint["problem"], po.Result(method.theta, po.Reason.ITERATING, "", history))
+    return method.theta
 
 
 @dataclass(frozen=True)
@@ -135,18 +155,19 @@ class ClassifierScript:
     def options(self) -> list[Section]:
         """All that the script reads."""
         own = sections(ClassifierSettings, **self.defaults)
-        return [*own, *self.optimizers.options("apts"), *sections(DataFiles), *sections(ReportFiles)]
+        files = [*sections(DataFiles), *sections(ReportFiles), *sections(CheckpointFiles, checkpoint_every=EVERY)]
+        return [*own, *self.optimizers.options("apts"), *files]
 
     def run(self, argv: Sequence[str] | None) -> float:
         """Train as the options say; the test accuracy of the weights that are best in validation. Collective."""
         with command_line(argv, self.doc, self.options):
             settings, files = po.read(ClassifierSettings, **self.defaults), po.read(DataFiles)
-            report = po.read(ReportFiles)
+            report, kept = po.read(ReportFiles), po.read(CheckpointFiles, checkpoint_every=EVERY)
             stop = po.read(StopSettings, **self.optimizers.stop)
             if settings.optimizer in METHODS:
                 self.optimizers.make(settings.optimizer)  # reads its options before the data come
             po.require_all_read()
-            check_targets(MPI.COMM_WORLD, report)
+            check_targets(MPI.COMM_WORLD, report, kept)
             team = team_of(settings.backend)
             data = on_root(team, lambda: files.load(settings.data, settings.seed))
             torch.manual_seed(settings.seed)
@@ -156,28 +177,45 @@ class ClassifierScript:
             mean = nn.functional.cross_entropy
             loss = nna.NetworkLoss(self.network(data), mean, *training, precision=precision, chunk=1000)
             watch = Accuracies(loss, (validation[0], validation[1]), (test[0], test[1]), stop.max_work)
-            theta, converged, message, own = self._minimize(loss, settings, stop, team, watch)
+            data_print = digest(loss.x, loss.y, *validation, *test)
+            print_of = {"problem": self.name, **vars(settings), "samples": data_print}
+            checkpoints = DescentCheckpoints(kept, team, print_of, watch.memory)
+            with interruptible():
+                theta, converged, message, own = self._minimize(loss, settings, stop, team, watch, checkpoints)
             watch(theta, last=True)
             found = summary(self.name, watch, message, time.perf_counter() - begin, vars(settings) | own)
             write_report(team, report, found, lambda: _picture(self.name, watch.marks))
             if team.rank == 0:
                 _print(found)
+            checkpoints.leave()
             finish(self.name, converged, message)
             return watch.best.test
 
     def _minimize(
-        self, loss: nna.NetworkLoss, settings: ClassifierSettings, stop: StopSettings, team: Team, watch: Accuracies
+        self,
+        loss: nna.NetworkLoss,
+        settings: ClassifierSettings,
+        stop: StopSettings,
+        team: Team,
+        watch: Accuracies,
+        checkpoints: DescentCheckpoints,
     ) -> tuple[Tensor, bool, str, dict[str, Any]]:
         """Train within the work that `stop` allows: last weights, whether all is well, why it stopped, settings."""
         if settings.optimizer not in METHODS:
-            theta = gradient_method(loss, settings, stop.max_work, watch)
+            theta = gradient_method(loss, settings, stop.max_work, watch, checkpoints)
             finite = bool(theta.isfinite().all())
             return theta, finite, "all work done" if finite else "weights are not finite: a smaller -lr", {}
         minimizer: Any = self.optimizers.make(settings.optimizer, loss, team, seed=settings.seed)
         averaged = settings.optimizer != "lbfgs"
-        result = minimizer.minimize(
-            loss.parameters(), observers=[lambda run, history: watch(run.mean if averaged else run.x)]
-        )
+        checkpoints.fingerprint |= method_fingerprint(minimizer)
+        going_on = checkpoints.resume()
+        watch.recall(checkpoints.run_before)
+
+        def look(run: Any, history: po.History) -> None:
+            watch(run.mean if averaged else run.x)
+
+        result = minimizer.minimize(loss.parameters(), observers=[look, checkpoints.observe], **going_on)
+        checkpoints.end(self.name, result)
         return result.design, result.reason > 0, result.message, vars(minimizer.settings)
 
 

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pdeopt.core.monitor import Reason
@@ -135,8 +134,8 @@ class RMTR(Multilevel):
         return bool(ratio >= self.settings.accept)
 
     def memory(self) -> dict[str, Any]:
-        return super().memory() | {"radii": torch.tensor(self.radii, dtype=torch.float64)}
+        return super().memory() | {"radii": list(self.radii)}  # some are infinite
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
-        self.radii = memory["radii"].tolist()
+        self.radii = [float(radius) for radius in memory["radii"]]
