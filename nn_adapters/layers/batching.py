@@ -7,6 +7,7 @@ there is goes through `torch.func.vmap`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from threading import RLock
 from typing import Any
 
 import torch
@@ -39,6 +40,13 @@ ENTRYWISE_MODULES = (
     SmoothReLU,
 )
 
+LEGAL_BLOCK = (
+    "modules without buffers, random numbers and branches on values: LayerNorm instead of BatchNorm, Dropout(0.0)"
+)
+
+#: A module's parameters are exchanged for a call, which two threads must not do at once.
+_EXCHANGE = RLock()
+
 #: (features (layers, ...), parameters (layers, ...) in the order of `named_parameters`) -> features.
 Batched = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
@@ -58,11 +66,7 @@ def batched(module: nn.Module) -> Batched:
     """
     for part in module.modules():
         if next(part.buffers(recurse=False), None) is not None or _is_random(part):
-            raise InputError(
-                "block of a layer-parallel network",
-                type(part).__name__,
-                "modules without buffers and random numbers: LayerNorm instead of BatchNorm, Dropout(0.0)",
-            )
+            raise InputError("block of a layer-parallel network", type(part).__name__, LEGAL_BLOCK)
     return _batched(module)
 
 
@@ -142,8 +146,13 @@ def _mapped(module: nn.Module) -> Batched:
     def many(u: Tensor, theta: Sequence[Tensor]) -> Tensor:
         if len(u) == 1:
             return one(u[0], *(t[0] for t in theta))[None]
-        with sdpa_kernel(SDPBackend.MATH):  # of attention, the one that is batched
-            return vmap(one, randomness="different" if has_dropout else "error")(u, *theta)
+        try:
+            with sdpa_kernel(SDPBackend.MATH):  # of attention, the one that is batched
+                return vmap(one, randomness="different" if has_dropout else "error")(u, *theta)
+        except RuntimeError as error:
+            if not str(error).startswith("vmap:"):
+                raise
+            raise InputError("block of a layer-parallel network", str(error), LEGAL_BLOCK) from error
 
     return many
 
@@ -162,6 +171,8 @@ def with_parameters(module: nn.Module) -> Callable[..., Tensor]:
     ]
 
     def call(u: Tensor, *theta: Tensor) -> Tensor:
-        return functional_call(module, {name: theta[k] for name, k in places}, (u,), tie_weights=False)  # type: ignore[no-any-return]
+        with _EXCHANGE:
+            given = {name: theta[k] for name, k in places}
+            return functional_call(module, given, (u,), tie_weights=False)  # type: ignore[no-any-return]
 
     return call

@@ -105,9 +105,14 @@ MODULE = 10_000
 
 
 def make_layers(block: Callable[[], nn.Module], num_steps: int) -> Iterator[nn.Module]:
-    """Call the block once a layer; `InputError` after the first one, where all of them cannot fit into memory."""
+    """Call the block once a layer; `InputError` for what makes no module, or more than fits into memory."""
+    legal = "a function that makes a module: lambda: dense(8)"
+    if isinstance(block, nn.Module) or not callable(block):
+        raise InputError("block", type(block).__name__, legal)
     for number in range(num_steps):
         layer = block()
+        if not isinstance(layer, nn.Module):
+            raise InputError("block", f"a function that makes {type(layer).__name__}", legal)
         if number == 0:
             size = MODULE + sum(parameter.nbytes for parameter in layer.parameters())
             require_memory(num_steps * size, "layers", num_steps, "fewer, or smaller ones")

@@ -14,32 +14,42 @@ Layer-parallel training of deep residual neural networks, SIAM J. Math. Data Sci
 from __future__ import annotations
 
 import copy
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import wraps
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from nn_adapters.layers.layerstep import LayerStep, StepLength
+from nn_adapters.layers.context import (
+    SERIAL,
+    autocast_state,
+    communicator_name,
+    outside_compilation,
+    refuse_transforms,
+    sum_over_ranks,
+)
+from nn_adapters.layers.layerstep import LayerStep, LinearizedSteps, StepLength
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import Mgrit, MgritSettings, whole_intervals
 from pdeopt.steps.neighbors import as_bytes
 from pdeopt.steps.timegrid import TimeGrid
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 #: A solve whose last run misses its C-points by more than half of their size has diverged. In training that goes well
 #: they are missed by less than a twentieth.
 LARGEST_MISFIT = 0.5
 
-#: What to use where the cycles will not do.
-SERIAL = "network.serial(), the same layers as PyTorch runs them"
+
+class Solvers(NamedTuple):
+    """Of states and of adjoints, and the coarsening factor of each level but the coarsest."""
+
+    forward: Mgrit
+    adjoint: Mgrit
+    factors: list[int]
 
 
 class LayerMgrit:
@@ -56,6 +66,7 @@ class LayerMgrit:
         grid: the distribution of the steps over the ranks.
         factors: the coarsening factor of each level but the coarsest.
         forward, adjoint: the solvers; their `cycles` may be changed between calls.
+        exact: solvers that go one step after the other, on the same ranks.
         residuals: relative residuals of the last forward and adjoint solve, where a tolerance asks for them.
         misfits: of the C-points of the last forward and adjoint solve, see `Outcome`.
 
@@ -65,20 +76,26 @@ class LayerMgrit:
     """
 
     def __init__(self, num_steps: int, Tf: float, comm: Any, settings: MgritSettings) -> None:
-        self.settings, self.factors = settings, settings.factors(num_steps)
-        uniform = TimeGrid.uniform(num_steps, Tf, comm)
-        offsets = whole_intervals(num_steps, self.factors, uniform.mpi.size)
+        self.settings = settings
+        factors, uniform = settings.factors(num_steps), TimeGrid.uniform(num_steps, Tf, comm)
+        offsets = whole_intervals(num_steps, factors, uniform.mpi.size)
         self.grid = TimeGrid(uniform.times, comm, offsets)
-        self.forward, self.adjoint = self._solvers()
+        self.forward, self.adjoint, self.factors = self._solvers(factors)
+        self.exact = self._solvers([])
         self.dt = [_common(grid.steps.dt) for grid in self.forward.grids]
         self.residuals: tuple[list[float], list[float]] = ([], [])
         self.misfits = (0.0, 0.0)
         self.guess: Tensor | None = None
         self._has_warned = False
 
-    def _solvers(self) -> tuple[Mgrit, Mgrit]:
-        forward, adjoint = (Mgrit(self.grid, self.factors, self.settings, adjoint) for adjoint in (False, True))
-        return forward, adjoint
+    def _solvers(self, factors: list[int]) -> Solvers:
+        forward, adjoint = (Mgrit(self.grid, factors, self.settings, adjoint) for adjoint in (False, True))
+        return Solvers(forward, adjoint, factors)
+
+    @property
+    def solvers(self) -> Solvers:
+        """Those that serve now."""
+        return Solvers(self.forward, self.adjoint, self.factors)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerMgrit:
         new = copy.copy(self)
@@ -92,19 +109,14 @@ class LayerMgrit:
         return _rebuild, (grid.num_steps, float(grid.times[-1]), self.settings, where, cycles)
 
     @contextmanager
-    def using(self, forward: Mgrit, adjoint: Mgrit, factors: list[int]) -> Iterator[None]:
-        """Inside, these solvers are those of the layers."""
-        kept = self.forward, self.adjoint, self.factors, self.guess
-        self.forward, self.adjoint, self.factors, self.guess = forward, adjoint, factors, None
+    def one_by_one(self) -> Iterator[None]:
+        """Inside, go one step after the other, on the same ranks: nothing is approximated."""
+        kept = self.solvers
+        self.forward, self.adjoint, self.factors = self.exact
         try:
             yield
         finally:
-            self.forward, self.adjoint, self.factors, self.guess = kept
-
-    def one_by_one(self) -> AbstractContextManager[None]:
-        """Inside, go one step after the other, on the same ranks: nothing is approximated."""
-        forward, adjoint = (Mgrit(self.grid, [], self.settings, adjoint) for adjoint in (False, True))
-        return self.using(forward, adjoint, [])
+            self.forward, self.adjoint, self.factors = kept
 
     def warm(self, u0: Tensor) -> Tensor | None:
         """The C-points of the last solve, where the settings start there and the states are alike."""
@@ -112,15 +124,9 @@ class LayerMgrit:
         alike = guess is not None and (guess.shape[1:], guess.dtype, guess.device) == (u0.shape, u0.dtype, u0.device)
         return guess if alike else None
 
-    def has_diverged(self, which: str) -> bool:
-        """Whether the last solve, `forward` or `adjoint`, went astray: its C-points are then no guess for another."""
-        if self.misfits[which == "adjoint"] <= LARGEST_MISFIT:
-            return False
-        self.guess = None
-        return True
-
     def warn_of_divergence(self, which: str, misfit: float, exact: Tensor) -> None:
         """Warn, once, where cycles went astray and an exact solve did not, so that the input is not to blame."""
+        self.guess = None
         if self._has_warned or self.grid.mpi.rank > 0 or not bool(exact.isfinite().all()):
             return
         self._has_warned = True
@@ -137,13 +143,6 @@ class LayerMgrit:
         dt = self.dt[level]
         return dt if isinstance(dt, float) else dt[rows]
 
-    def coarsen(self, controls: Sequence[Tensor]) -> list[list[Tensor]]:
-        """The controls on each level, those of the step in the middle of each interval."""
-        levels = [list(controls)]
-        for factor in self.factors:
-            levels.append([_middles(control, factor) for control in levels[-1]])
-        return levels
-
     def last_to_all(self, state: Tensor) -> Tensor:
         """`state` of the last rank on all ranks. Collective."""
         return self._from(state, self.grid.mpi.size - 1)
@@ -158,20 +157,6 @@ class LayerMgrit:
         buffer = state.detach().cpu().contiguous().clone()
         self.grid.mpi.Bcast(as_bytes(buffer), rank)
         return buffer.to(state.device)
-
-
-def communicator_name(mpi: Any) -> str:
-    """The name by which a communicator can be found in another process: COMM_WORLD or COMM_SELF.
-
-    Raises:
-        InputError: one of some of several ranks.
-    """
-    if mpi.size == 1:
-        return "COMM_SELF"
-    if MPI.Comm.Compare(mpi, MPI.COMM_WORLD) in (MPI.IDENT, MPI.CONGRUENT):
-        return "COMM_WORLD"
-    got = f"a communicator of {mpi.size} of {MPI.COMM_WORLD.size} ranks"
-    raise InputError("pickle of parallel layers", got, "all ranks or one, or their state_dict()")
 
 
 def _rebuild(
@@ -197,19 +182,6 @@ def _common(dt: Tensor) -> StepLength:
     return float(dt[0]) if bool((dt - dt[0]).abs().max() <= 1e-12 * dt[0].abs()) else dt
 
 
-def outside_compilation(function: Function) -> Function:
-    """The same function, which `torch.compile` leaves to Python; without it, its module is not imported for that."""
-
-    @wraps(function)
-    def call(*args: Any, **words: Any) -> Any:
-        if "torch._dynamo" not in sys.modules:
-            return function(*args, **words)
-        return torch.compiler.disable(function)(*args, **words)
-
-    call._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return call  # type: ignore[return-value]
-
-
 @outside_compilation
 def solve_layers(
     mgrit: LayerMgrit,
@@ -218,6 +190,7 @@ def solve_layers(
     controls: Sequence[Tensor],
     shared: Sequence[Tensor] = (),
     trajectory: bool = False,
+    exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """u_N, and the states after the steps of this rank, with gradients by u_0, controls and shared parameters.
 
@@ -232,6 +205,7 @@ def solve_layers(
         controls: those of the steps of this rank, (n_local, ...) each.
         shared: equal on all ranks.
         trajectory: whether the states are asked for.
+        exact: whether to go one step after the other.
 
     Returns:
         u_N, on all ranks, and the states (n_local, ...), or an empty tensor.
@@ -240,28 +214,46 @@ def solve_layers(
         InputError: inside a transform of `torch.func`.
         RuntimeError: a backward pass with `create_graph`, or a second one without `retain_graph`.
     """
-    _refuse_transforms()
-    call = _LayerCall(mgrit, step, trajectory, len(controls), torch.is_grad_enabled(), autocast_state(u0.device.type))
+    refuse_transforms()
+    solvers, autocast = mgrit.exact if exact else mgrit.solvers, autocast_state(u0.device.type)
+    call = _LayerCall(mgrit, solvers, step, trajectory, len(controls), torch.is_grad_enabled(), autocast)
     found: tuple[Tensor, Tensor] = _LayerSolve.apply(call, u0, *controls, *shared)  # type: ignore[no-untyped-call]
-    if not mgrit.has_diverged("forward"):
-        return found
-    misfit = mgrit.misfits[0]
-    with mgrit.one_by_one():
-        found = _LayerSolve.apply(call, u0, *controls, *shared)  # type: ignore[no-untyped-call]
-    mgrit.warn_of_divergence("forward", misfit, found[0])
+    if call.misfit > LARGEST_MISFIT:
+        found = _LayerSolve.apply(call.exact(), u0, *controls, *shared)  # type: ignore[no-untyped-call]
+        mgrit.warn_of_divergence("forward", call.misfit, found[0])
     return found
 
 
-@dataclass(frozen=True)
+@dataclass
 class _LayerCall:
-    """What a solve needs besides tensors; `count` of these are controls, the rest is shared. `grad` as it was set."""
+    """What a solve needs besides tensors, and the misfit that it leaves.
+
+    `solvers` are those of the call: others may serve when its backward pass comes, or in another thread. `count` of the
+    tensors are controls, the rest is shared. `grad` and `autocast` are as they were set.
+    """
 
     mgrit: LayerMgrit
+    solvers: Solvers
     step: LayerStep
     trajectory: bool
     count: int
     grad: bool
     autocast: dict[str, Any]
+    misfit: float = 0.0
+
+    def exact(self) -> _LayerCall:
+        """The same call, one step after the other."""
+        return replace(self, solvers=self.mgrit.exact, misfit=0.0)
+
+    def levels(self, tensors: Sequence[Tensor]) -> list[LinearizedSteps]:
+        """The steps of each level; coarse ones have the controls of the step in the middle of their interval."""
+        controls, shared = [list(tensors[: self.count])], tensors[self.count :]
+        for factor in self.solvers.factors:
+            controls.append([_middles(control, factor) for control in controls[-1]])
+        return [
+            self.step.linearize(rows, shared, partial(self.mgrit.step_length, level))
+            for level, rows in enumerate(controls)
+        ]
 
 
 class _LayerSolve(torch.autograd.Function):
@@ -270,13 +262,9 @@ class _LayerSolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _LayerCall, u0: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Solve for the states."""
-        mgrit, step, shared = call.mgrit, call.step, tensors[call.count :]
-        levels = [
-            step.linearize(controls, shared, lambda rows, level=level: mgrit.step_length(level, rows))  # type: ignore[misc]
-            for level, controls in enumerate(mgrit.coarsen(tensors[: call.count]))
-        ]
+        mgrit, solver, levels = call.mgrit, call.solvers.forward, call.levels(tensors)
         states = u0.new_empty((mgrit.grid.n_local, *u0.shape)) if call.trajectory else u0.new_empty(0)
-        wanted = call.grad and any(ctx.needs_input_grad)
+        wanted, is_coarse = call.grad and any(ctx.needs_input_grad), len(levels) > 1
 
         def final(u: Tensor, rows: slice) -> Tensor:
             value = levels[0].remember(u, rows) if wanted else levels[0].advance(u, rows)
@@ -285,41 +273,38 @@ class _LayerSolve(torch.autograd.Function):
             return value
 
         with torch.no_grad(), torch.autocast(**call.autocast):
-            outcome = mgrit.forward.solve([level.advance for level in levels], u0, guess=mgrit.warm(u0), final=final)
-        mgrit.guess = outcome.points if levels[1:] else None
-        mgrit.residuals, mgrit.misfits = (outcome.residuals, []), (outcome.misfit, 0.0)
+            guess = mgrit.warm(u0) if is_coarse else None
+            outcome = solver.solve([level.advance for level in levels], u0, guess=guess, final=final)
+        if is_coarse:
+            mgrit.guess = outcome.points
+        call.misfit, mgrit.residuals, mgrit.misfits = outcome.misfit, (outcome.residuals, []), (outcome.misfit, 0.0)
         ctx.call, ctx.levels = call, levels
-        ctx.solver = mgrit.forward, mgrit.adjoint, mgrit.factors  # as they are now: `one_by_one` replaces them
-        ctx.points = mgrit.forward.departures(outcome.points, u0) if wanted and levels[1:] else None
+        ctx.points = solver.departures(outcome.points, u0) if wanted and is_coarse else None
         ctx.save_for_backward(u0, *tensors)
         return mgrit.last_to_all(outcome.ends[-1]), states
 
     @staticmethod
     def backward(ctx: Any, w: Tensor, w_states: Tensor) -> tuple[Any, ...]:
         """Solve for the adjoint; the gradients of u_0, controls and shared parameters."""
-        _refuse_transforms(w, w_states)
+        refuse_transforms(w, w_states)
         if torch.is_grad_enabled():
             raise RuntimeError(f"create_graph=True through parallel layers has no second derivatives; use {SERIAL}")
-        tensors, mgrit = ctx.saved_tensors, ctx.call.mgrit
+        call, tensors = ctx.call, ctx.saved_tensors
         if ctx.levels is None:  # a second time: the states of the first were freed
-            with mgrit.using(*ctx.solver):
-                return _anew(ctx.call, tensors, w, w_states)
-        with torch.no_grad(), torch.autocast(**ctx.call.autocast):
-            found = _adjoint(ctx, w, w_states)
+            return _anew(call, tensors, w, w_states)
+        with torch.no_grad(), torch.autocast(**call.autocast):
+            found, misfit = _adjoint(ctx, w, w_states)
         ctx.levels = None
-        if not mgrit.has_diverged("adjoint"):
-            return (None, *found)
-        misfit = mgrit.misfits[1]
-        with mgrit.one_by_one():
-            exact = _anew(ctx.call, tensors, w, w_states)
-        mgrit.warn_of_divergence("adjoint", misfit, exact[1])
-        return exact
+        if misfit > LARGEST_MISFIT:
+            _, *found = _anew(call.exact(), tensors, w, w_states)
+            call.mgrit.warn_of_divergence("adjoint", misfit, found[0])
+        return (None, *found)
 
 
-def _adjoint(ctx: Any, w: Tensor, w_states: Tensor) -> list[Tensor]:
-    """The gradients at the states that the forward solve remembers."""
+def _adjoint(ctx: Any, w: Tensor, w_states: Tensor) -> tuple[list[Tensor], float]:
+    """The gradients at the states that the forward solve remembers, and the misfit."""
     mgrit, levels, count = ctx.call.mgrit, ctx.levels, ctx.call.count
-    _, adjoint, factors = ctx.solver
+    _, adjoint, factors = ctx.call.solvers
     states = ctx.points
     for level in range(1, len(levels)):
         levels[level].states = states
@@ -343,54 +328,20 @@ def _adjoint(ctx: Any, w: Tensor, w_states: Tensor) -> list[Tensor]:
     mgrit.residuals = (mgrit.residuals[0], outcome.residuals)
     mgrit.misfits = (mgrit.misfits[0], outcome.misfit)
     first = mgrit.first_to_all(outcome.ends[0])
-    return [first, *of_controls, *(sum_over_ranks(mgrit.grid.mpi, total) for total in of_shared)]
+    of_shared = [sum_over_ranks(mgrit.grid.mpi, total) for total in of_shared]
+    return [first, *of_controls, *of_shared], outcome.misfit
 
 
 def _anew(call: _LayerCall, tensors: Sequence[Tensor], w: Tensor, w_states: Tensor) -> tuple[Any, ...]:
     """The gradients from an evaluation of their own, by the solvers as they are now."""
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     with torch.enable_grad():
-        end, states = _LayerSolve.apply(call, *leaves)  # type: ignore[no-untyped-call]
+        end, states = _LayerSolve.apply(replace(call, grad=True), *leaves)  # type: ignore[no-untyped-call]
     outputs = ([end, states], [w, w_states]) if call.trajectory else ([end], [w])
     return (None, *torch.autograd.grad(outputs[0], leaves, outputs[1]))
-
-
-def _refuse_transforms(*cotangents: Tensor) -> None:
-    functorch = torch._C._functorch
-    if functorch.peek_interpreter_stack() is not None or any(map(functorch.is_legacy_batchedtensor, cotangents)):
-        raise InputError("parallel layers", "a transform of torch.func (grad, vmap, jvp, ...)", SERIAL)
 
 
 def _sources(mgrit: LayerMgrit, w: Tensor) -> Tensor:
     """What enters the adjoint where each step arrives, at its first node: the cotangent of the state before it."""
     before = mgrit.grid.neighbors.exchange(w[-1], toward=+1)
     return torch.cat([(torch.zeros_like(w[0]) if before is None else before)[None], w[:-1]])
-
-
-def sum_over_ranks(mpi: Any, tensor: Tensor) -> Tensor:
-    """The sum of tensors of equal shape over ranks, in their dtype; half precision is added up in single. Collective.
-
-    Args:
-        mpi: an mpi4py communicator.
-        tensor: of any shape, on any device.
-    """
-    if mpi.size == 1:
-        return tensor
-    buffer = tensor.detach().cpu().contiguous()
-    if buffer.dtype in (torch.bfloat16, torch.float16):
-        buffer = buffer.float()
-    result = torch.empty_like(buffer)
-    mpi.Allreduce(buffer.numpy(), result.numpy())
-    return result.to(tensor)
-
-
-def autocast_state(device: str) -> dict[str, Any]:
-    """Arguments of `torch.autocast` for what is on now, for a device of this type; no casts are kept.
-
-    A backward pass runs outside of the block in which the forward pass ran, and evaluates coarse steps itself.
-    """
-    try:
-        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-    except RuntimeError:  # a device without autocast, as "meta" is
-        return {"device_type": "cpu", "enabled": False}
-    return {"device_type": device, "dtype": dtype, "enabled": enabled, "cache_enabled": False}

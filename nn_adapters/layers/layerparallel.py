@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from nn_adapters.layers.batching import batched, with_parameters
 from nn_adapters.layers.blocks import Direct, SteppingBlock, make_layers
+from nn_adapters.layers.context import autocast_state
 from nn_adapters.layers.densestep import DenseStep, add_scaled, is_dense
-from nn_adapters.layers.layer_mgrit import LayerMgrit, autocast_state, solve_layers
-from nn_adapters.layers.layerstep import AutogradStep, LayerStep
+from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
+from nn_adapters.layers.layerstep import AutogradStep, LayerStep, StepLength
 from nn_adapters.layers.stackedlayers import StackedLayers
 from nn_adapters.layers.stacking import Template, check_fresh, stack_parameters
 from pdeopt.core.errors import InputError
@@ -89,8 +90,6 @@ class LayerParallel(StackedLayers):
         super().__init__(approximate)
         if settings is not None and words:
             raise InputError("LayerParallel", f"settings and {', '.join(words)}", "one of the two")
-        if isinstance(block, nn.Module) or not callable(block):
-            raise InputError("block", type(block).__name__, "a function that makes a module: lambda: dense(8)")
         self.num_steps, self.Tf = num_steps, Tf
         self.settings = settings or MgritSettings(**words)
         self.solvers = [LayerMgrit(num_steps, Tf, MPI.COMM_SELF if comm is None else comm, self.settings)]
@@ -126,12 +125,12 @@ class LayerParallel(StackedLayers):
 
     def _solve(self, u: Tensor, trajectory: bool) -> tuple[Tensor, Tensor]:
         (solver,), u = self.solvers, u.to(self._state_dtype(u))
-        step = self.step_by_autograd if torch.is_autocast_enabled(u.device.type) else self.step
-        with self._solving():
-            if not isinstance(step, DenseStep):
-                return solve_layers(solver, step, u, self.stacks, trajectory=trajectory)
-            flat = u.reshape(-1, u.shape[-1]).mT.contiguous()  # samples last: see densestep
-            end, states = solve_layers(solver, step, flat, self.stacks, trajectory=trajectory)
+        words = {"trajectory": trajectory, "exact": self.is_exact}
+        step = self.step_by_autograd if autocast_state(u.device.type)["enabled"] else self.step
+        if not isinstance(step, DenseStep):
+            return solve_layers(solver, step, u, self.stacks, **words)
+        flat = u.reshape(-1, u.shape[-1]).mT.contiguous()  # samples last: see densestep
+        end, states = solve_layers(solver, step, flat, self.stacks, **words)
         return end.mT.reshape(u.shape), states.mT.reshape(-1, *u.shape) if trajectory else states
 
     def _state_dtype(self, u: Tensor) -> torch.dtype:
@@ -150,7 +149,7 @@ class LayerParallel(StackedLayers):
         )
         if key not in self._dtypes:
             with torch.no_grad():
-                value = with_parameters(self.template)(u.detach(), *(stack[0] for stack in stacks))
+                value = with_parameters(self.template)(u.detach().clone(), *(stack[0] for stack in stacks))
             if not isinstance(value, Tensor) or value.shape != u.shape:
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise InputError("block", f"features {tuple(u.shape)} that become {got}", "features of the same shape")
@@ -175,9 +174,19 @@ def layer_step(block: nn.Module, by_hand: bool = True) -> LayerStep:
     """
     if by_hand and is_dense(block):
         return DenseStep(block)  # type: ignore[arg-type]
+    changes_features = any(getattr(part, "inplace", False) for part in block.modules())
+
+    def own(u: Tensor) -> Tensor:  # what a block changes in place are the features of its own layer
+        return u.clone() if changes_features else u
+
     value = batched(block)
     if isinstance(block, Direct):
-        return AutogradStep(lambda u, theta, shared, dt: value(u, theta))
+        return AutogradStep(lambda u, theta, shared, dt: value(own(u), theta))
     if isinstance(block, SteppingBlock):
         raise InputError("block with a step of its own", type(block).__name__, "a block F of u + dt F(u), or Direct(F)")
-    return AutogradStep(lambda u, theta, shared, dt: add_scaled(u, value(u, theta), dt))
+
+    def step(u: Tensor, theta: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
+        u = own(u)
+        return add_scaled(u, value(u, theta), dt)
+
+    return AutogradStep(step)

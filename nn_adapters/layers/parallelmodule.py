@@ -46,14 +46,10 @@ class ParallelModule(nn.Module):
         """Relative residuals of the first chain's last forward and adjoint solve, where a tolerance asks for them."""
         return self.solvers[0].residuals
 
-    @contextmanager
-    def _solving(self) -> Iterator[None]:
-        """Inside, the solvers are exact where the mode asks for it."""
-        with ExitStack() as stack:
-            if not (self.approximate or (self.training and torch.is_grad_enabled())):
-                for solver in self.solvers:
-                    stack.enter_context(solver.one_by_one())
-            yield
+    @property
+    def is_exact(self) -> bool:
+        """Whether a call, as things stand, goes one step after the other."""
+        return not (self.approximate or (self.training and torch.is_grad_enabled()))
 
     @abstractmethod
     def serial(self) -> nn.Module:

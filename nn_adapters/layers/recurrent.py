@@ -20,7 +20,8 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers, sum_over_ranks
+from nn_adapters.layers.context import sum_over_ranks
+from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
 from nn_adapters.layers.layerstep import AutogradStep, StepLength
 from nn_adapters.layers.parallelmodule import ParallelModule
 from pdeopt.core.errors import InputError
@@ -164,11 +165,11 @@ class GRUParallel(ParallelModule):
         """As `forward`, from the inputs of this rank's steps, (n_local, batch, input), as an encoder makes them."""
         hidden = rows.new_zeros((rows.shape[1], self.hidden_size))
         end = hidden
-        with self._solving():
-            for layer, solver in enumerate(self.solvers):
-                gates, shared = gates_of_inputs(self, layer, rows, self.grid.mpi)
-                more = layer < self.num_layers - 1
-                end, rows = solve_layers(solver, AutogradStep(GRU_STEPS[self.kind]), hidden, [gates], shared, more)
+        step, exact = AutogradStep(GRU_STEPS[self.kind]), self.is_exact
+        for layer, solver in enumerate(self.solvers):
+            gates, shared = gates_of_inputs(self, layer, rows, self.grid.mpi)
+            more = layer < self.num_layers - 1
+            end, rows = solve_layers(solver, step, hidden, [gates], shared, more, exact)
         return end
 
     def forward_in_series(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -84,23 +85,30 @@ class StackedLayers(ParallelModule):
 
         The way back is `load_state_dict(serial.state_dict())`.
         """
-        network = LayerStack(lambda: copy.deepcopy(self.template), self.num_steps, self.Tf)
-        network.load_state_dict(self.full_state_dict())
-        network.to(self.stacks[0].device, self.stacks[0].dtype)
+        rows = iter(self._all_rows())
+        network = LayerStack(
+            lambda: self._template.with_rows([row.to(own, copy=True) for row, own in zip(next(rows), self.stacks)]),
+            self.num_steps,
+            self.Tf,
+        )
         for layer in network.layers:
-            for parameter, stack in zip(layer.parameters(), self.stacks):
-                parameter.requires_grad_(stack.requires_grad)
+            for parameter, own in zip(layer.parameters(), self.stacks):
+                parameter.requires_grad_(own.requires_grad)
         return network.train(self.training)
 
     def full_state_dict(self) -> dict[str, Tensor]:
         """The `state_dict` of all layers, on the CPU of every rank, as that of `serial()`. Collective."""
-        own = self.grid.begin, [stack.detach().cpu() for stack in self.stacks]
         return {
-            f"layers.{begin + row}.{name}": stacks[at][row].clone()
-            for begin, stacks in self.grid.mpi.allgather(own)
-            for row in range(len(stacks[0]))
+            f"layers.{i}.{name}": rows[at].clone()
+            for i, rows in enumerate(self._all_rows())
             for name, at in self._template.keys
         }
+
+    def _all_rows(self) -> list[list[Tensor]]:
+        """The parameters of each layer of all ranks, on the CPU."""
+        found = self.grid.mpi.allgather([stack.detach().cpu() for stack in self.stacks])
+        counts = np.diff(self.grid.offsets)
+        return [[stack[row] for stack in stacks] for stacks, count in zip(found, counts) for row in range(count)]
 
     def _keys(self, prefix: str) -> Iterator[tuple[str, int, int]]:
         """(key, stack, row) of the layers of this rank; what `parametrize` computes is not stored."""
@@ -143,6 +151,8 @@ class StackedLayers(ParallelModule):
 
     def _take_dtypes(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Parameters of the dtype and on the device of those in a dictionary, as `assign=True` asks for."""
-        for stack, (key, _, _) in zip(self.stacks, self._keys(prefix)):
-            if key in state_dict:
-                stack.data = torch.empty_like(stack, dtype=state_dict[key].dtype, device=state_dict[key].device)
+        for key, at, row in self._keys(prefix):
+            if key in state_dict and row == 0:
+                stack, value = self.stacks[at], state_dict[key]
+                new = torch.empty_like(stack, dtype=value.dtype, device=value.device)
+                self._template.replace(self.stack, at, nn.Parameter(new, stack.requires_grad))

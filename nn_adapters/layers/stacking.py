@@ -87,9 +87,16 @@ class Template:
     def with_rows(self, rows: Sequence[Tensor]) -> nn.Module:
         """A copy of the module whose parameters share the memory of these tensors."""
         module = copy.deepcopy(self.module)
-        for parameter, row in zip(module.parameters(), rows):
-            parameter.data = row.detach()
+        new = {id(p): nn.Parameter(row.detach(), p.requires_grad) for p, row in zip(module.parameters(), rows)}
+        for part in module.modules():
+            for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+                part.register_parameter(name, new[id(parameter)])
         return module
+
+    def replace(self, stack: ParameterStack, at: int, parameter: nn.Parameter) -> None:
+        """Put another parameter in the place of one of the stack's."""
+        path, _, leaf = self.names[at].rpartition(".")
+        stack.get_submodule(path).register_parameter(leaf, parameter)
 
     def is_plain(self, stack: ParameterStack, at: int) -> bool:
         """Whether the stack has this parameter itself, rather than `torch.nn.utils.parametrize` computing it."""

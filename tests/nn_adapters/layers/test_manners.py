@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import threading
 import warnings
 
 import pytest
@@ -12,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
-from nn_adapters.layers.blocks import dense
+from nn_adapters.layers.blocks import Direct, dense
 from nn_adapters.layers.init import initialize
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import (
@@ -262,6 +263,41 @@ def test_a_compiled_network_runs_its_layers_as_they_are():
     same([compiled(X)], [network(X)], 1e-6)
     compiled(X).sum().backward()
     assert network[1].stacks[0].grad is not None
+
+
+def test_threads_may_share_a_network():
+    network, off = rough(), []
+    network.eval()
+    expected = network.serial()(X).detach()
+
+    def work():
+        with torch.no_grad():
+            off.extend(float((network(X) - expected).abs().max()) for _ in range(20))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(off) == 80 and max(off) < 1e-5 and network.solvers[0].factors == [8]
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, lambda *parts: Direct(nn.Sequential(*parts))])
+def test_blocks_may_change_their_features_in_place(wrap):
+    network = converged(lambda: wrap(nn.LeakyReLU(0.5, inplace=True), nn.Linear(4, 4)))
+    before = X.clone()
+    for each in (network, network.eval()):
+        same([each(before)], [each.serial()(X.clone())], 1e-5)
+    assert torch.equal(before, X)
+
+
+def test_weights_may_come_after_the_network():
+    with torch.device("meta"):
+        network = converged()
+    network.load_state_dict(converged().state_dict(), assign=True)
+    alike(network, X, 1e-4)
+    network.to("meta").to_empty(device="cpu").load_state_dict(converged().state_dict())
+    same([network(X)], [converged()(X)], 1e-6)
 
 
 def test_parameters_may_be_those_of_another_call():

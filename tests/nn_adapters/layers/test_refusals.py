@@ -34,7 +34,9 @@ def test_weights_that_change_before_the_backward_pass_are_an_error():
         loss.backward()
 
 
-@pytest.mark.parametrize("block, words", [(dense(4), "Sequential"), (3, "int"), (lambda: ONE, "same")])
+@pytest.mark.parametrize(
+    "block, words", [(dense(4), "Sequential"), (3, "int"), (lambda: None, "NoneType"), (lambda: ONE, "same")]
+)
 def test_blocks_that_make_no_new_modules_are_refused(block, words):
     with pytest.raises(InputError, match=f"block.*{words}"):
         converged(block)
@@ -67,3 +69,19 @@ def test_features_that_do_not_fit_are_refused_in_pytorchs_words(x):
 def test_blocks_that_change_the_shape_of_features_are_refused(block):
     with pytest.raises(InputError, match="same shape"):
         converged(block)(X)
+
+
+class Noisy(nn.Linear):
+    def forward(self, u):
+        return super().forward(u) + torch.randn_like(u)
+
+
+class Branching(nn.Linear):
+    def forward(self, u):
+        return super().forward(u) if u.sum() > 0 else u
+
+
+@pytest.mark.parametrize("kind, words", [(Noisy, "random"), (Branching, "control flow")])
+def test_what_cannot_be_batched_is_named_when_it_is_called(kind, words):
+    with pytest.raises(InputError, match=words):
+        converged(lambda: kind(4, 4))(X)

@@ -1,0 +1,89 @@
+"""What surrounds a solve and what it must mind: compilation, autocast, transforms of functions, and ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from pdeopt.core.errors import InputError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+#: What to use where the cycles will not do.
+SERIAL = "network.serial(), the same layers as PyTorch runs them"
+
+
+def outside_compilation(function: Function) -> Function:
+    """The same function, which `torch.compile` leaves to Python; without it, its module is not imported for that."""
+
+    @wraps(function)
+    def call(*args: Any, **words: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **words)
+        return torch.compiler.disable(function)(*args, **words)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]
+
+
+def autocast_state(device: str) -> dict[str, Any]:
+    """Arguments of `torch.autocast` for what is on now, for a device of this type; no casts are kept.
+
+    A backward pass runs outside of the block in which the forward pass ran, and evaluates coarse steps itself.
+    """
+    try:
+        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    except RuntimeError:  # a device without autocast, as "meta" is
+        return {"device_type": "cpu", "enabled": False}
+    return {"device_type": device, "dtype": dtype, "enabled": enabled, "cache_enabled": False}
+
+
+def refuse_transforms(*cotangents: Tensor) -> None:
+    """Raise inside a transform of `torch.func`, or where it calls a backward pass.
+
+    Args:
+        cotangents: of a backward pass.
+
+    Raises:
+        InputError: that names the serial network.
+    """
+    functorch = torch._C._functorch
+    if functorch.peek_interpreter_stack() is not None or any(map(functorch.is_legacy_batchedtensor, cotangents)):
+        raise InputError("parallel layers", "a transform of torch.func (grad, vmap, jvp, ...)", SERIAL)
+
+
+def sum_over_ranks(mpi: Any, tensor: Tensor) -> Tensor:
+    """The sum of tensors of equal shape over ranks, in their dtype; half precision is added up in single. Collective.
+
+    Args:
+        mpi: an mpi4py communicator.
+        tensor: of any shape, on any device.
+    """
+    if mpi.size == 1:
+        return tensor
+    buffer = tensor.detach().cpu().contiguous()
+    if buffer.dtype in (torch.bfloat16, torch.float16):
+        buffer = buffer.float()
+    result = torch.empty_like(buffer)
+    mpi.Allreduce(buffer.numpy(), result.numpy())
+    return result.to(tensor)
+
+
+def communicator_name(mpi: Any) -> str:
+    """The name by which a communicator can be found in another process: COMM_WORLD or COMM_SELF.
+
+    Raises:
+        InputError: one of some of several ranks.
+    """
+    if mpi.size == 1:
+        return "COMM_SELF"
+    if MPI.Comm.Compare(mpi, MPI.COMM_WORLD) in (MPI.IDENT, MPI.CONGRUENT):
+        return "COMM_WORLD"
+    got = f"a communicator of {mpi.size} of {MPI.COMM_WORLD.size} ranks"
+    raise InputError("pickle of parallel layers", got, "all ranks or one, or their state_dict()")
