@@ -115,6 +115,12 @@ class LayerParallel(StackedLayers):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.step, self.step_by_autograd = layer_step(self.template), layer_step(self.template, by_hand=False)
 
+    @torch.no_grad()
+    def scale(self, factor: float) -> None:
+        """Multiply all weights by a number: near zero, layers are alike, and coarse levels see what fine ones do."""
+        for stack in self.stacks:
+            stack.mul_(factor)
+
     def forward(self, u: Tensor) -> Tensor:
         """The features after all layers, (batch, ...), on all ranks. Collective."""
         return self._solve(u, trajectory=False)[0]

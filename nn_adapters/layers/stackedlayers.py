@@ -74,12 +74,6 @@ class StackedLayers(ParallelModule):
         self.template.train(mode)
         return super().train(mode)
 
-    @torch.no_grad()
-    def scale(self, factor: float) -> None:
-        """Multiply all weights by a number: near zero, layers are alike, and coarse levels see what fine ones do."""
-        for stack in self.stacks:
-            stack.mul_(factor)
-
     def serial(self) -> LayerStack:
         """The network as PyTorch runs it, with copies of all weights, on every rank. Collective.
 
