@@ -2,7 +2,8 @@
 
 `import pdeopt as po` offers what a program needs: constraint, objectives, time grid and problem; solvers and what they
 return; smooth functions; options; checks. A name is loaded when it is first asked for, so that
-`petsc4py.init(sys.argv)` may still come before. Each room of the library has a door of its own (`pdeopt.steps`, ...).
+`petsc4py.init(sys.argv)` may still come before; if it comes later, its options count from then on. Each room of the
+library has a door of its own (`pdeopt.steps`, ...).
 
 Under mpiexec with more than one rank, the import arranges that a rank that ends with an error ends all of them; see
 `pdeopt.core.ranks`.
@@ -10,9 +11,11 @@ Under mpiexec with more than one rank, the import arranges that a rank that ends
 
 from pdeopt.core.lazy import attach
 from pdeopt.core.ranks import watch_if_launched
+from pdeopt.core.start import heed_late_init
 
 __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)
 
 watch_if_launched()
+heed_late_init()

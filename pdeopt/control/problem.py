@@ -26,6 +26,7 @@ from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.arrays import assign, free_garbage, real_array
 from pdeopt.core.errors import InputError
 from pdeopt.core.memory import DOUBLE, require_memory
+from pdeopt.core.modes import on_cpu
 from pdeopt.core.monitor import ControlResult, logged
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
@@ -68,6 +69,7 @@ class ControlProblem:
         >>> lin = problem.at(problem.join(u, problem.create_design()))
     """
 
+    @on_cpu
     def __init__(
         self,
         constraint: TimeDependentConstraint,
@@ -131,12 +133,14 @@ class ControlProblem:
 
     # -- evaluations -----------------------------------------------------------------------------------------
 
+    @on_cpu
     def at(self, x: PETSc.Vec) -> Linearization:
         """J, F and their derivatives at x; work is done when asked for, once."""
         free_garbage(self.grid.comm)  # of the linearizations before
         initial = InitialNode(self.initial_state, self.objective, self.grid.node_zero, self.m)
         return Linearization(self.constraint, self.objective, initial, self.layout, self.controls, x)
 
+    @on_cpu
     @logged("pdeoptState")
     def solve_state(
         self, design: PETSc.Vec, guess: PETSc.Vec | None = None, jacobian: StepJacobian | None = None
@@ -161,6 +165,7 @@ class ControlProblem:
         assign(out, solve_steps(self.constraint, self.propagator, u0, start, self.controls(z), steps, jacobian))
         return out
 
+    @on_cpu
     def constant_state(self, design: PETSc.Vec) -> PETSc.Vec:
         """u_i = u_0 for all i as a new vector: a start where nothing better is known."""
         _, p = self.layout.design_fields(design)
@@ -168,6 +173,7 @@ class ControlProblem:
         assign(out, self.initial_state(p).expand(self.grid.n_local, -1))
         return out
 
+    @on_cpu
     @logged("pdeoptAdjoint")
     def solve_adjoint(self, lin: Linearization) -> PETSc.Vec:
         """lam with J_u + F_u' lam = 0 at the linearization, a new vector. Raises `SolveFailure`."""

@@ -34,6 +34,7 @@ from pdeopt.core.interrupt import (
 from pdeopt.core.lazy import attach as attach
 from pdeopt.core.messages import Messages as Messages
 from pdeopt.core.memory import free_memory as free_memory, require_memory as require_memory
+from pdeopt.core.modes import in_turn as in_turn, on_cpu as on_cpu
 from pdeopt.core.monitor import (
     ControlResult as ControlResult,
     DescentRecord as DescentRecord,
@@ -53,6 +54,7 @@ from pdeopt.core.options import (
     set_default as set_default,
     take_back as take_back,
     unread as unread,
+    warn_if_not_read as warn_if_not_read,
 )
 from pdeopt.core.petsc_values import check_petsc_values as check_petsc_values, types_of as types_of
 from pdeopt.core.ranks import abort_ranks_on_error as abort_ranks_on_error, leave as leave
@@ -73,6 +75,7 @@ from pdeopt.core.storage import (
     replace_file as replace_file,
     write_tensors as write_tensors,
 )
+from pdeopt.core.start import heed_late_init as heed_late_init, is_name as is_name
 from pdeopt.core.team import Team as Team, TorchTeam as TorchTeam, team_of as team_of
 
 __all__: list[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -11,9 +12,14 @@ from torch import Tensor
 T = TypeVar("T", Tensor, tuple[Tensor, ...])
 
 
+#: The levels of forward differentiation are PyTorch's, and not a thread's.
+_forward = threading.RLock()
+
+
 def jvp(function: Callable[..., T], point: tuple[Tensor, ...], direction: tuple[Tensor, ...]) -> T:
     """f'(point) direction, forward mode; in the shape of what f returns."""
-    return cast(T, torch.func.jvp(function, point, direction)[1])
+    with _forward:
+        return cast(T, torch.func.jvp(function, point, direction)[1])
 
 
 def vjp(function: Callable[..., Tensor], point: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Tensor, ...]:

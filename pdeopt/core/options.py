@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import difflib
 import re
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -34,6 +36,9 @@ _known: set[str] = {
 # Options that pdeopt itself put into the database.
 _defaults: set[str] = set()
 
+# Whether `warn_if_not_read` has.
+_has_warned = False
+
 # PETSc reads these when it starts or ends, outside every solver.
 _read_elsewhere = ("log_", "options_", "malloc", "help", "on_error", "fp_trap", "error_output", "skip_petscrc")
 
@@ -41,6 +46,15 @@ _read_elsewhere = ("log_", "options_", "malloc", "help", "on_error", "fp_trap", 
 def remember(name: str) -> None:
     """Take a name among those that `require_all_read` suggests."""
     _known.add(name)
+
+
+def warn_if_not_read(name: str) -> None:
+    """Warn, once, of an option on the command line that PETSc was not given: nobody called `petsc4py.init`."""
+    global _has_warned
+    if not _has_warned and f"-{name}" in sys.argv[1:] and not PETSc.Options().hasName(name):
+        _has_warned = True
+        remedy = "call petsc4py.init(sys.argv) at the beginning of the program"
+        warnings.warn(f"options of the command line, such as -{name}, are not read: {remedy}", stacklevel=3)
 
 
 def set_default(name: str, value: str) -> None:

@@ -26,7 +26,7 @@ from typing import Any, ClassVar, TypeVar
 from petsc4py import PETSc
 
 from pdeopt.core.errors import InputError
-from pdeopt.core.options import INTEGER, REAL, remember
+from pdeopt.core.options import INTEGER, REAL, remember, warn_if_not_read
 
 T = TypeVar("T", bound="Settings")
 
@@ -118,6 +118,7 @@ def read(cls: type[T], outer: str = "", **defaults: Any) -> T:
     for each in dataclasses.fields(cls):
         name = prefix + each.name
         remember(name)
+        warn_if_not_read(name)
         text = database.getString(each.name, None) if database.hasName(each.name) else None
         values[each.name] = defaults.get(each.name, each.default) if text is None else _convert(name, each, text)
         _check("-" + name, each, values[each.name])

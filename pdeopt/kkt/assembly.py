@@ -169,7 +169,7 @@ class KKTAssembly:
         n, parameters = self.problem.n, self.layout.parameters()
         if parameters.size == 0:
             return sp.csr_matrix((n, self.layout.global_size))
-        derivative = jacfwd(self.problem.constraint.initial_state)(p).numpy()
+        derivative = jacfwd(self.problem.initial_state)(p).numpy()
         csr = (derivative.ravel(), np.tile(parameters, n), np.arange(n + 1) * parameters.size)
         return sp.csr_matrix(csr, shape=(n, self.layout.global_size))
 

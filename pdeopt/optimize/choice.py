@@ -21,6 +21,7 @@ from pdeopt.control.problem import ControlProblem
 from pdeopt.control.reduced import ReducedObjective
 from pdeopt.core.arrays import assign, copy, flat
 from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.modes import in_turn, on_cpu
 from pdeopt.core.monitor import AnyRecord, ControlResult, History, Monitor, Reason, Result
 from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.optimize.descent.apts import APTS
@@ -75,6 +76,8 @@ class SolveSettings(Settings, prefix="solve_"):
     view: bool = setting(False, "print which method was chosen, and how it ended")
 
 
+@in_turn
+@on_cpu
 def solve(
     problem: ControlProblem,
     method: str = "auto",

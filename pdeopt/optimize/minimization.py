@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.errors import InputError
+from pdeopt.core.modes import in_turn
 from pdeopt.core.monitor import History, Reason
 from pdeopt.core.settings import Settings, check
 from pdeopt.functions import border
@@ -84,6 +85,7 @@ class MinimizeResult(dict[str, Any]):
         return "\n".join(f"{name:>{width}}: {value}" for name, value in shown.items())
 
 
+@in_turn
 def minimize(
     fun: Callable[..., Any],
     x0: Any,

@@ -23,6 +23,7 @@ from pdeopt.control.reduced import ReducedObjective, WindowSettings
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.interrupt import Interrupted
+from pdeopt.core.modes import in_turn, on_cpu
 from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor, remedy
 from pdeopt.core.options import defaults, set_default
 from pdeopt.core.petsc_values import check_petsc_values
@@ -139,6 +140,8 @@ class TaoSolver:
         whole = self.reduced if self.bounds is None else InBox(self.reduced, self.bounds)
         self._function = PetscFunction(ScaledFunction(whole, copy(self._scale)))
 
+    @in_turn
+    @on_cpu
     def solve(
         self, z: PETSc.Vec | None = None, *, monitors: Sequence[Monitor] = (), history: History | None = None
     ) -> ControlResult:

@@ -22,6 +22,7 @@ from torch import Tensor
 from pdeopt.core.arrays import Array, index_array
 from pdeopt.core.autodiff import columns, is_plain
 from pdeopt.core.errors import InputError
+from pdeopt.core.modes import on_cpu
 from pdeopt.steps.forms import real_matrix, require_form
 
 
@@ -179,6 +180,7 @@ class StepMatrix:
         self._form: dict[bool, StepMatrix] = {}  # what `form` has found
 
     @classmethod
+    @on_cpu
     def constant(cls, matrix: Any, what: str = "StepMatrix.constant") -> StepMatrix:
         """The same scipy or dense matrix, or tensor, in all steps.
 

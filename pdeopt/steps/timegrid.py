@@ -22,6 +22,7 @@ from torch import Tensor
 from pdeopt.core.arrays import Array, real_array, real_number
 from pdeopt.core.errors import InputError
 from pdeopt.core.memory import DOUBLE, require_memory
+from pdeopt.core.modes import on_cpu
 from pdeopt.steps.neighbors import Neighbors
 
 
@@ -99,6 +100,7 @@ class TimeGrid:
         >>> total = grid.sum(u.square().sum())
     """
 
+    @on_cpu
     def __init__(self, times: Sequence[float] | Array, comm: Any = None, offsets: Array | None = None) -> None:
         self.times = real_array(times, "times")
         self.comm = PETSc.COMM_WORLD if comm is None else comm

@@ -16,6 +16,7 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.core.errors import InputError
+from pdeopt.core.modes import in_turn
 from pdeopt.core.monitor import DescentRecord, History, Monitor, Reason, Result, print_monitor, remedy
 from pdeopt.core.settings import Settings, check, read, setting
 from pdeopt.functions import border
@@ -166,6 +167,7 @@ class Minimizer(ABC):
         """TAO's hook: minimize its objective from its solution, which is overwritten."""
         taotype.solve(self, tao)
 
+    @in_turn
     def minimize(
         self,
         x: Tensor,

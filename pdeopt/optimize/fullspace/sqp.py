@@ -10,6 +10,7 @@ from petsc4py import PETSc
 
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.modes import in_turn, on_cpu
 from pdeopt.core.monitor import History, Monitor, Result, print_monitor
 from pdeopt.core.petsc_values import check_petsc_values
 from pdeopt.core.settings import Section, Settings, read, setting
@@ -96,6 +97,8 @@ class SQPSolver:
         if is_bounded and self.settings.type != "active_set":
             raise InputError("bounds on the design", f"-{prefix}sqp_type {self.settings.type}", "active_set")
 
+    @in_turn
+    @on_cpu
     def solve(
         self,
         x: PETSc.Vec | None = None,

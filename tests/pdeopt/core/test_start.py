@@ -1,0 +1,34 @@
+"""Programs as users write them, each in an interpreter of its own: PETSc starts once in a process."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.support import ROOT
+
+READ = """
+from dataclasses import dataclass
+from pdeopt.core import Settings, read, setting
+
+@dataclass(frozen=True)
+class Mine(Settings, prefix="mine_"):
+    number: int = setting(8, "a number")
+    size: int = setting(0, "another one")
+"""
+INIT = "import sys, petsc4py; petsc4py.init(sys.argv)\n"
+SHOW = "print(read(Mine).number, read(Mine).size)\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "values", "warnings"),
+    [(INIT + READ + SHOW, "3 -2", 0), (READ + INIT + SHOW, "3 -2", 0), (READ + SHOW, "8 0", 1)],
+    ids=["init first", "init later", "no init"],
+)
+def test_options_count_or_are_warned_of(program, values, warnings, tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    words = [sys.executable, str(script), "-mine_number", "3", "-mine_size", "-2"]
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert ended.stdout.strip() == values, ended.stderr
+    assert ended.stderr.count("are not read: call petsc4py.init") == warnings
