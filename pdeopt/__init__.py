@@ -9,9 +9,8 @@ Under mpiexec with more than one rank, the import arranges that a rank that ends
 `pdeopt.core.ranks`.
 """
 
-from pdeopt.core.lazy import attach
+from pdeopt.core.lazy import attach, heed_late_init
 from pdeopt.core.ranks import watch_if_launched
-from pdeopt.core.start import heed_late_init
 
 __version__ = "0.1.0"
 

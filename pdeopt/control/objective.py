@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array, real_number
 from pdeopt.core.autodiff import columns, jvp, vjp
+from pdeopt.core.errors import InputError
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.observation import Measurements, Observation, SeenForm
 from pdeopt.steps.sparse import Sparsity, StepMatrix
@@ -336,13 +337,22 @@ class TerminalLoss(Objective):
     Args:
         loss: function of u_N, shape (n,), and p, shape (param_dim,), to a scalar, by torch functions.
             One that ignores u_N is a cost of the parameters alone.
+
+    Raises:
+        InputError: no function; when it is evaluated, no number of torch.
     """
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        if not callable(loss):
+            raise InputError("loss", type(loss).__name__, "a function of u_N and p")
         self.loss = loss
 
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
         values = u.new_zeros(len(steps))
         if not steps.has_last:
             return values
-        return torch.cat([values[:-1], self.loss(u[-1], steps.p).reshape(1)])
+        found = self.loss(u[-1], steps.p)
+        if not isinstance(found, Tensor) or found.numel() != 1 or found.is_complex():
+            got = f"shape {tuple(found.shape)}, {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+            raise InputError("loss(u_N, p)", got, "a real number, by torch functions, which can be differentiated")
+        return torch.cat([values[:-1], found.reshape(1)])

@@ -24,9 +24,9 @@ from pdeopt.control.propagator import Propagator
 from pdeopt.control.state_solve import solve_steps
 from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.arrays import assign, free_garbage, real_array
+from pdeopt.core.autodiff import jvp, plainly
 from pdeopt.core.errors import InputError
 from pdeopt.core.memory import DOUBLE, require_memory
-from pdeopt.core.modes import on_cpu
 from pdeopt.core.monitor import ControlResult, logged
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
@@ -69,7 +69,7 @@ class ControlProblem:
         >>> lin = problem.at(problem.join(u, problem.create_design()))
     """
 
-    @on_cpu
+    @plainly
     def __init__(
         self,
         constraint: TimeDependentConstraint,
@@ -133,14 +133,14 @@ class ControlProblem:
 
     # -- evaluations -----------------------------------------------------------------------------------------
 
-    @on_cpu
+    @plainly
     def at(self, x: PETSc.Vec) -> Linearization:
         """J, F and their derivatives at x; work is done when asked for, once."""
         free_garbage(self.grid.comm)  # of the linearizations before
         initial = InitialNode(self.initial_state, self.objective, self.grid.node_zero, self.m)
         return Linearization(self.constraint, self.objective, initial, self.layout, self.controls, x)
 
-    @on_cpu
+    @plainly
     @logged("pdeoptState")
     def solve_state(
         self, design: PETSc.Vec, guess: PETSc.Vec | None = None, jacobian: StepJacobian | None = None
@@ -165,7 +165,7 @@ class ControlProblem:
         assign(out, solve_steps(self.constraint, self.propagator, u0, start, self.controls(z), steps, jacobian))
         return out
 
-    @on_cpu
+    @plainly
     def constant_state(self, design: PETSc.Vec) -> PETSc.Vec:
         """u_i = u_0 for all i as a new vector: a start where nothing better is known."""
         _, p = self.layout.design_fields(design)
@@ -173,7 +173,7 @@ class ControlProblem:
         assign(out, self.initial_state(p).expand(self.grid.n_local, -1))
         return out
 
-    @on_cpu
+    @plainly
     @logged("pdeoptAdjoint")
     def solve_adjoint(self, lin: Linearization) -> PETSc.Vec:
         """lam with J_u + F_u' lam = 0 at the linearization, a new vector. Raises `SolveFailure`."""
@@ -201,14 +201,14 @@ class StateFunction:
             u0 = torch.from_numpy(np.ma.filled(real_array(u0, "initial_state(p)"), np.nan))  # type: ignore[no-untyped-call]
         if tuple(u0.shape) != (self.n,):
             raise InputError("initial_state(p)", f"shape {tuple(u0.shape)}", f"shape ({self.n},)")
-        return u0.to(torch.float64)
+        return u0.to(torch.float64) if len(p) else u0.detach().to(torch.float64)
 
 
 def _require_kinds(constraint: object, objective: object, grid: object, control_map: object) -> None:
     kinds = (TimeDependentConstraint, Objective, TimeGrid, ControlMap | None)
     for what, found, kind in zip(ARGUMENTS, (constraint, objective, grid, control_map), kinds):
         if not isinstance(found, kind):
-            raise InputError(what, type(found).__name__, f"a {getattr(kind, '__name__', 'ControlMap or None')}")
+            raise InputError(what, type(found).__name__, getattr(kind, "__name__", "ControlMap or None"))
 
 
 def _dimensions(constraint: TimeDependentConstraint) -> tuple[int, int, int]:
@@ -235,9 +235,24 @@ def _require_shapes(problem: ControlProblem) -> None:
     steps = problem.grid.steps.with_parameters(p)
     rows = len(steps)
     u, z = u0.expand(rows, -1), torch.zeros(rows, m, dtype=torch.float64)
-    _require_tensor(f"residual of {rows} steps", problem.constraint.residual(u, u, z, steps), (rows, n))
+    functions: dict[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]]
+    functions = {"residual": (problem.constraint.residual, (u, u, z, steps), (rows, n))}
     for term in problem.objective.terms if isinstance(problem.objective, Sum) else [problem.objective]:
-        _require_tensor(f"objective {type(term).__name__} of {rows} steps", term.value(u, z, steps), (rows,))
+        functions[f"objective {type(term).__name__}"] = (term.value, (u, z, steps), (rows,))
+    for name, (function, arguments, shape) in functions.items():
+        _require_tensor(f"{name} of {rows} steps", function(*arguments), shape)
+        _require_torch(name, function, tuple(x[:1] for x in arguments))
+
+
+def _require_torch(what: str, function: Callable[..., Tensor], arguments: tuple[Any, ...]) -> None:
+    """Raise `InputError` where NumPy stands between the arguments and the result, so that nothing can differentiate."""
+    *fields, steps = arguments
+    try:
+        jvp(lambda *x: function(*x, steps), tuple(fields), tuple(torch.ones_like(x) for x in fields))
+    except RuntimeError as error:
+        if "numpy" in str(error) or "data pointer" in str(error):  # of a tensor that is being differentiated
+            legal = "torch functions of the states and controls; NumPy does for what does not depend on them"
+            raise InputError(what, f"a conversion to NumPy ({error})", legal) from error
 
 
 def _require_tensor(what: str, found: object, shape: tuple[int, ...]) -> None:

@@ -26,8 +26,8 @@ from pdeopt.control.metric import DesignForm
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.time_windows import window_problem
 from pdeopt.core.arrays import assign, copy
+from pdeopt.core.autodiff import plainly
 from pdeopt.core.errors import SolveFailure
-from pdeopt.core.modes import on_cpu
 from pdeopt.core.settings import Settings, read, setting
 from pdeopt.functions.decomposition import Decomposition, number_of_parts
 from pdeopt.functions.smooth import Costs, Operator, Restriction, SmoothFunction
@@ -77,14 +77,14 @@ class ReducedObjective(SmoothFunction):
         self._lin: Linearization | None = None
         self._multiplier: PETSc.Vec | None = None
 
-    @on_cpu
+    @plainly
     def _value(self, x: Tensor) -> float:
         try:
             return self.linearization(x).value
         except SolveFailure:
             return math.inf
 
-    @on_cpu
+    @plainly
     def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         """J, and J_z + F_z' lam."""
         value = self._value(x)
@@ -95,7 +95,7 @@ class ReducedObjective(SmoothFunction):
         _, fz, fp = lin.vjp_fields(self.problem.layout.rows(self.multiplier(x)))
         return value, torch.cat([jz + fz, (jp + fp)[: self.problem.layout.param_size]])
 
-    @on_cpu
+    @plainly
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
         lam = None if self.gauss_newton else self.multiplier(x)
         return reduced_hessian(self.problem, self.linearization(x), lam, self._design_vector(d))

@@ -15,8 +15,8 @@ from petsc4py import PETSc
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import writable
+from pdeopt.core.autodiff import plainly
 from pdeopt.core.errors import DerivativeError as DerivativeError
-from pdeopt.core.modes import on_cpu
 from pdeopt.functions.petsc import PetscFunction
 from pdeopt.functions.smooth import SmoothFunction
 
@@ -140,7 +140,7 @@ def prices_controls(problem: ControlProblem) -> bool:
     return float(problem.grid.max((problem.controls.adjoint(h_z) == 0).any().double())) == 0
 
 
-@on_cpu
+@plainly
 def assert_consistent(problem: ControlProblem, seed: int = 0) -> dict[str, float]:
     """Check F', its adjoint, J' and L'' of a problem at a random point by central differences. Collective.
 

@@ -13,8 +13,10 @@ from pdeopt.core.autodiff import (
     columns as columns,
     constant as constant,
     gradient as gradient,
+    in_turn as in_turn,
     is_plain as is_plain,
     jvp as jvp,
+    plainly as plainly,
     vjp as vjp,
 )
 from pdeopt.core.errors import (
@@ -31,10 +33,9 @@ from pdeopt.core.interrupt import (
     interruptible as interruptible,
     interruption as interruption,
 )
-from pdeopt.core.lazy import attach as attach
+from pdeopt.core.lazy import attach as attach, heed_late_init as heed_late_init, is_name as is_name
 from pdeopt.core.messages import Messages as Messages
 from pdeopt.core.memory import free_memory as free_memory, require_memory as require_memory
-from pdeopt.core.modes import in_turn as in_turn, on_cpu as on_cpu
 from pdeopt.core.monitor import (
     ControlResult as ControlResult,
     DescentRecord as DescentRecord,
@@ -75,7 +76,6 @@ from pdeopt.core.storage import (
     replace_file as replace_file,
     write_tensors as write_tensors,
 )
-from pdeopt.core.start import heed_late_init as heed_late_init, is_name as is_name
 from pdeopt.core.team import Team as Team, TorchTeam as TorchTeam, team_of as team_of
 
 __all__: list[str]

@@ -1,16 +1,27 @@
-"""Products with derivatives by torch.func, with the types that it leaves open."""
+"""Products with derivatives by torch.func, with the types that it leaves open, whatever PyTorch's modes and threads.
+
+Vectors of PETSc live in the memory of the CPU, and PETSc and PyTorch's forward differentiation serve one thread at a
+time. (Inference mode and default types need nothing: no tensor here depends on them.)
+"""
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from contextlib import nullcontext
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T", Tensor, tuple[Tensor, ...])
 
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_turn = threading.RLock()
 
 #: The levels of forward differentiation are PyTorch's, and not a thread's.
 _forward = threading.RLock()
@@ -46,3 +57,29 @@ def constant(function: Callable[[Tensor], Any], x: Tensor) -> Any:
 def is_plain(x: Tensor) -> bool:
     """Whether `x` is of double precision and no transform of torch.func is active: its memory may then be shared."""
     return x.dtype == torch.float64 and not x.requires_grad and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def plainly(function: Callable[P, R]) -> Callable[P, R]:
+    """A function during which the CPU is PyTorch's default device and no graph is recorded, in users' functions, too.
+
+    So parameters of theirs that require gradients are constants; derivatives come from torch.func, without a graph.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        is_elsewhere = torch.get_default_device().type != "cpu"
+        with torch.no_grad(), torch.device("cpu") if is_elsewhere else nullcontext():
+            return function(*args, **kwargs)
+
+    return call
+
+
+def in_turn(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that one thread at a time runs: a solve in another thread is waited for. It may call itself."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _turn:
+            return function(*args, **kwargs)
+
+    return call

@@ -20,8 +20,8 @@ from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.reduced import ReducedObjective
 from pdeopt.core.arrays import assign, copy, flat
+from pdeopt.core.autodiff import in_turn, plainly
 from pdeopt.core.errors import InputError, SolveFailure
-from pdeopt.core.modes import in_turn, on_cpu
 from pdeopt.core.monitor import AnyRecord, ControlResult, History, Monitor, Reason, Result
 from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.optimize.descent.apts import APTS
@@ -77,7 +77,7 @@ class SolveSettings(Settings, prefix="solve_"):
 
 
 @in_turn
-@on_cpu
+@plainly
 def solve(
     problem: ControlProblem,
     method: str = "auto",

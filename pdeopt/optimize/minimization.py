@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pdeopt.core.autodiff import in_turn
 from pdeopt.core.errors import InputError
-from pdeopt.core.modes import in_turn
 from pdeopt.core.monitor import History, Reason
 from pdeopt.core.settings import Settings, check
 from pdeopt.functions import border

@@ -21,9 +21,9 @@ from pdeopt.control.coarse_time import with_coarse_space
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import ReducedObjective, WindowSettings
 from pdeopt.core.arrays import assign, copy
+from pdeopt.core.autodiff import in_turn, plainly
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.interrupt import Interrupted
-from pdeopt.core.modes import in_turn, on_cpu
 from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor, remedy
 from pdeopt.core.options import defaults, set_default
 from pdeopt.core.petsc_values import check_petsc_values
@@ -141,7 +141,7 @@ class TaoSolver:
         self._function = PetscFunction(ScaledFunction(whole, copy(self._scale)))
 
     @in_turn
-    @on_cpu
+    @plainly
     def solve(
         self, z: PETSc.Vec | None = None, *, monitors: Sequence[Monitor] = (), history: History | None = None
     ) -> ControlResult:

@@ -20,9 +20,8 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
 from pdeopt.core.arrays import Array, index_array
-from pdeopt.core.autodiff import columns, is_plain
+from pdeopt.core.autodiff import columns, is_plain, plainly
 from pdeopt.core.errors import InputError
-from pdeopt.core.modes import on_cpu
 from pdeopt.steps.forms import real_matrix, require_form
 
 
@@ -180,7 +179,7 @@ class StepMatrix:
         self._form: dict[bool, StepMatrix] = {}  # what `form` has found
 
     @classmethod
-    @on_cpu
+    @plainly
     def constant(cls, matrix: Any, what: str = "StepMatrix.constant") -> StepMatrix:
         """The same scipy or dense matrix, or tensor, in all steps.
 

@@ -20,9 +20,9 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.core.arrays import Array, real_array, real_number
+from pdeopt.core.autodiff import plainly
 from pdeopt.core.errors import InputError
 from pdeopt.core.memory import DOUBLE, require_memory
-from pdeopt.core.modes import on_cpu
 from pdeopt.steps.neighbors import Neighbors
 
 
@@ -100,7 +100,7 @@ class TimeGrid:
         >>> total = grid.sum(u.square().sum())
     """
 
-    @on_cpu
+    @plainly
     def __init__(self, times: Sequence[float] | Array, comm: Any = None, offsets: Array | None = None) -> None:
         self.times = real_array(times, "times")
         self.comm = PETSc.COMM_WORLD if comm is None else comm

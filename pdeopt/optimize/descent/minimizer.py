@@ -15,8 +15,8 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from pdeopt.core.autodiff import in_turn
 from pdeopt.core.errors import InputError
-from pdeopt.core.modes import in_turn
 from pdeopt.core.monitor import DescentRecord, History, Monitor, Reason, Result, print_monitor, remedy
 from pdeopt.core.settings import Settings, check, read, setting
 from pdeopt.functions import border

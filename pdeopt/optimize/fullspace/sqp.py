@@ -9,8 +9,8 @@ from typing import Any
 from petsc4py import PETSc
 
 from pdeopt.control.problem import ControlProblem
+from pdeopt.core.autodiff import in_turn, plainly
 from pdeopt.core.errors import InputError, SolveFailure
-from pdeopt.core.modes import in_turn, on_cpu
 from pdeopt.core.monitor import History, Monitor, Result, print_monitor
 from pdeopt.core.petsc_values import check_petsc_values
 from pdeopt.core.settings import Section, Settings, read, setting
@@ -98,7 +98,7 @@ class SQPSolver:
             raise InputError("bounds on the design", f"-{prefix}sqp_type {self.settings.type}", "active_set")
 
     @in_turn
-    @on_cpu
+    @plainly
     def solve(
         self,
         x: PETSc.Vec | None = None,
