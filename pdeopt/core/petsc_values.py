@@ -47,9 +47,16 @@ CHOICES = {
     "pc_fieldsplit_schur_fact_type": "diag lower upper full",
     "pc_fieldsplit_schur_precondition": "a11 self selfp user full",
     "pc_factor_shift_type": "none nonzero positive_definite inblocks",
-    "pc_factor_mat_solver_type": "petsc mumps superlu superlu_dist umfpack cholmod klu spqr strumpack pastix "
-    "mkl_pardiso mkl_cpardiso essl lusol matlab elemental scalapack cusparse hypre",
 }
+
+#: Packages of direct solvers that a PETSc may have.
+PACKAGES = (
+    *("petsc", "mumps", "superlu", "superlu_dist", "umfpack", "cholmod", "klu", "spqr", "strumpack", "pastix"),
+    *("mkl_pardiso", "mkl_cpardiso", "essl", "lusol", "matlab", "elemental", "cusparse", "hypre"),
+)
+
+#: Restarts need as many vectors, and a matrix of as many rows.
+MOST = {"ksp_gmres_restart": 100_000}
 
 #: Options of whole numbers, and the least that is legal.
 INTEGERS = {
@@ -96,6 +103,14 @@ def _check_type(name: str, ending: str, value: str) -> None:
     legal = [*types_of(ending), *COMMON.get(ending, ())]
     if value not in legal:
         raise InputError(f"-{name}", value or "nothing", " | ".join(sorted(legal)))
+    needed = name.removesuffix("type") + "python_type"
+    if value == "python" and not PETSc.Options().hasName(needed):
+        _check_class(needed, ending.removesuffix("type") + "python_type", "")
+
+
+def _check_package(name: str, ending: str, value: str) -> None:
+    if value not in (legal := packages()):
+        raise InputError(f"-{name}", value or "nothing", " | ".join(legal))
 
 
 def _check_choice(name: str, ending: str, value: str) -> None:
@@ -104,10 +119,10 @@ def _check_choice(name: str, ending: str, value: str) -> None:
 
 
 def _check_integer(name: str, ending: str, value: str) -> None:
-    least, most = INTEGERS.get(ending), int(np.iinfo(PETSc.IntType).max)
-    legal = INTEGER.fullmatch(value) and (-most if least is None else least) <= int(value) <= most
+    least, most = INTEGERS[ending], MOST.get(ending, int(np.iinfo(PETSc.IntType).max))
+    legal = INTEGER.fullmatch(value) and least <= int(value) <= most
     if not legal and not WORDS.fullmatch(value):
-        raise InputError(f"-{name}", repr(value), "an integer" + ("" if least is None else f" >= {least}"))
+        raise InputError(f"-{name}", repr(value), f"an integer >= {least}, at most {most}")
 
 
 def _check_real(name: str, ending: str, value: str) -> None:
@@ -140,6 +155,7 @@ PYTHON_TYPES = {
 CHECKS: tuple[tuple[tuple[str, ...], Callable[[str, str, str], None]], ...] = (
     (tuple(TYPES), _check_type),
     (tuple(CHOICES), _check_choice),
+    (("pc_factor_mat_solver_type",), _check_package),
     (tuple(INTEGERS), _check_integer),
     (REALS, _check_real),
     (("tao_python_type", "pc_python_type", "ksp_python_type", "mat_python_type", "snes_python_type"), _check_class),
@@ -155,3 +171,22 @@ def types_of(ending: str) -> tuple[str, ...]:
     names, count = ctypes.POINTER(ctypes.c_char_p)(), ctypes.c_int()
     petsc.PetscFunctionListGet(ctypes.c_void_p.in_dll(petsc, registry), ctypes.byref(names), ctypes.byref(count))
     return tuple(name.decode() for name in names[: count.value] if name is not None)
+
+
+@cache
+def packages() -> tuple[str, ...]:
+    """The packages of direct solvers that this PETSc has, for sparse matrices."""
+    petsc = ctypes.CDLL(PETSc.__file__)
+    petsc.MatInitializePackage()
+    is_lu, found, rest = 1, ctypes.c_int(), (ctypes.c_int(), ctypes.c_void_p())
+    available = []
+    for name in PACKAGES:
+        petsc.MatSolverTypeGet(name.encode(), b"seqaij", is_lu, ctypes.byref(found), *map(ctypes.byref, rest))
+        available += [name] if found.value else []
+    return tuple(available)
+
+
+def given_types() -> dict[str, str]:
+    """The options in the database that choose types of PETSc."""
+    endings = (*TYPES, *CHOICES, "pc_factor_mat_solver_type", "python_type")
+    return {name: value or "" for name, value in PETSc.Options().getAll().items() if name.endswith(endings)}

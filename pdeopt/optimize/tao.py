@@ -26,7 +26,7 @@ from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.interrupt import Interrupted
 from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor, remedy
 from pdeopt.core.options import defaults, set_default
-from pdeopt.core.petsc_values import check_petsc_values
+from pdeopt.core.petsc_values import check_petsc_values, types_of
 from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.functions.petsc import PetscFunction
 from pdeopt.functions.smooth import ScaledFunction, SmoothFunction
@@ -49,6 +49,12 @@ TAO_CONTINUE_ITERATING, TAO_DIVERGED_MAXITS, TAO_DIVERGED_USER, TAO_CONVERGED_US
 
 #: TAO types that honor bounds on the variables.
 BOUNDED = ("blmvm", "bncg", "bnls", "bntr", "bntl", "bqnls", "bqnkls", "bqnktr", "bqnktl", "tron", "gpcg")
+
+#: TAO types that need what a reduced objective has not: residuals, constraints, an explicit Hessian.
+UNFIT = (
+    *("pounders", "brgn", "bmrm", "lcl", "ipm", "pdipm", "almm", "admm", "bqpip", "shell"),
+    *("ssils", "ssfls", "asils", "asfls"),
+)
 
 #: TAO types that approximate the Hessian from gradients.
 QUASI_NEWTON = ("lmvm", "blmvm", "bqnls", "bqnkls", "bqnktr", "bqnktl")
@@ -134,6 +140,8 @@ class TaoSolver:
         self.type = read(TaoTypeSettings, prefix, type=given).type
         if self.bounds is not None and self.type not in BOUNDED:
             raise InputError("-tao_type with bounds", self.type, " | ".join(BOUNDED))
+        if self.type in UNFIT:
+            raise InputError("-tao_type", self.type, " | ".join(sorted({*types_of("tao_type")} - {*UNFIT})))
         if self.type == "python":
             _check_python_type(read(TaoPythonSettings, prefix).python_type)
         self._scale = self.metric.root()

@@ -29,6 +29,7 @@ from petsc4py import PETSc
 import pdeopt as po
 from pdeopt.core import Interrupted, Section, check_petsc_values, leave
 from pdeopt.core.options import REAL
+from pdeopt.core.petsc_values import given_types
 
 #: Words that ask for help.
 HELP = ("-help", "--help", "-h")
@@ -162,8 +163,16 @@ def start(main: Callable[[], float]) -> None:
         leave(signal.exit_code, f"interrupted: {signal}")
     except Exception as error:  # the outermost call: whatever it is, no rank may be left waiting
         if _is_out_of_memory(error):
-            leave(BAD_INPUT, f"error: out of memory: {error}; legal: smaller sizes")
+            leave(BAD_INPUT, f"error: out of memory: {_last_line(error)}; legal: smaller sizes")
+        if isinstance(error, PETSc.Error) and (types := given_types()):
+            chosen = ", ".join(f"-{name} {value}" for name, value in types.items())
+            leave(BAD_INPUT, f"error: PETSc refuses {chosen}: {_last_line(error)}")
         leave(UNEXPECTED, traceback.format_exc())
+
+
+def _last_line(error: Exception) -> str:
+    """What PETSc says after its calls, and others at all."""
+    return re.sub(r"^\[\d+\] ", "", str(error).strip().split("\n")[-1])
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -83,6 +83,7 @@ BAD = {
     "a nested type": ((*BURGERS, "-tao_nls_ksp_type", "foo"), r"-tao_nls_ksp_type.*stcg \| "),
     "a line search": ((*BURGERS, "-tao_ls_type", "foo"), r"-tao_ls_type.*armijo \| .*more-thuente"),
     "a package": ((*BURGERS, "-sqp_kkt_pc_factor_mat_solver_type", "foo"), "mumps"),
+    "a type for other problems": ((*BURGERS, "-solver", "tao", "-tao_type", "pounders"), "-tao_type.*lmvm"),
     "no type": ((*BURGERS, "-tao_type"), "-tao_type.*nothing"),
     "python type": (
         (*BURGERS, "-solver", "tao", "-tao_type", "python", "-tao_python_type", "nope.Nope"),
