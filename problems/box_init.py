@@ -8,6 +8,8 @@ size and its shape (Cyr, Gulian, Patel, Perego, Trask 2020).
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,11 +22,11 @@ from torch import Tensor
 
 import nn_adapters as nna
 import pdeopt as po
-from pdeopt.core import require_memory, sections
+from pdeopt.core import Interrupted, interruptible, on_root, read_tensors, require_memory, sections, write_tensors
 from pdeopt.core.memory import DOUBLE
 from problems.shared import pictures
 from problems.shared.command_line import command_line, start
-from problems.shared.files import ReportFiles, check_targets, write_report
+from problems.shared.files import CheckpointFiles, ReportFiles, check_targets, tell_finished, write_report
 
 
 @dataclass(frozen=True)
@@ -62,28 +64,90 @@ def measure(images: list[Tensor]) -> tuple[float, float]:
     return float(np.median(largest)), float(np.median([aspect_ratio(x) for x in images]))
 
 
-OPTIONS = [*sections(BoxInitSettings), *sections(ReportFiles)]
+class Study:
+    """The images of all networks, kind by kind.
+
+    Args:
+        settings: of the problem.
+        points: of the square, (n, 2).
+        kept: files of checkpoints.
+
+    Attributes:
+        files: the checkpoints of this run.
+    """
+
+    def __init__(self, settings: BoxInitSettings, points: Tensor, kept: CheckpointFiles) -> None:
+        self.settings, self.points, self.kept = settings, points, kept
+        self.files = kept.of_run(MPI.COMM_WORLD, "network")
+        self.images: dict[str, list[Tensor]] = {kind: [] for kind in nna.INITIALIZATIONS}
+
+    def run(self) -> dict[str, list[Tensor]]:
+        """The images by kind, (n, 2) each, of the kinds that a signal has let be begun. Collective."""
+        if self.kept.restart:
+            self._resume()
+        before, done = self._done(), 0
+        with contextlib.suppress(Interrupted):
+            for kind, seed in itertools.product(self.images, range(self.settings.seeds)):
+                done += 1
+                if done > before:
+                    self.images[kind].append(image(kind, self.settings.depth, seed, self.points))
+                    self.files.after(done, self._save)
+        self.files.end(self._done(), self._save)
+        if self.kept.restart and self._done() == before and not self.files.signal:
+            tell_finished("box_init")
+        return {kind: found for kind, found in self.images.items() if found}
+
+    def _done(self) -> int:
+        return sum(map(len, self.images.values()))
+
+    def _save(self) -> None:
+        """Images need not be finite, as histories need not."""
+        tensors = {f"history.{kind}": torch.stack(found) for kind, found in self.images.items() if found}
+        text = {"fingerprint": self._fingerprint()}
+        on_root(MPI.COMM_WORLD, lambda: write_tensors(self.kept.checkpoint, tensors, text))
+
+    def _resume(self) -> None:
+        path, own, shape = self.kept.restart, self._fingerprint(), tuple(self.points.shape)
+        tensors, _ = on_root(MPI.COMM_WORLD, lambda: read_tensors(path, own))
+        for name, found in tensors.items():
+            kind = name.removeprefix("history.")
+            if kind not in self.images or tuple(found.shape[1:]) != shape or len(found) > self.settings.seeds:
+                raise po.InputError(f"-restart {path}", f"{name} of shape {tuple(found.shape)}", f"(seeds, *{shape})")
+            self.images[kind] = list(found)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return {"problem": "box_init", **asdict(self.settings)}
+
+
+#: Networks from checkpoint to checkpoint.
+EVERY = 5
+
+OPTIONS = [*sections(BoxInitSettings), *sections(ReportFiles), *sections(CheckpointFiles, checkpoint_every=EVERY)]
 
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Print the table, and return the largest entry of the image for Box (the median over the seeds)."""
     with command_line(argv, __doc__, OPTIONS):
         settings, report = po.read(BoxInitSettings), po.read(ReportFiles)
+        kept = po.read(CheckpointFiles, checkpoint_every=EVERY)
         po.require_all_read()
-        check_targets(MPI.COMM_WORLD, report)
+        check_targets(MPI.COMM_WORLD, report, kept)
         numbers = 2 * settings.points**2 * settings.seeds
         given = f"{settings.points}, {settings.seeds}"
         require_memory(DOUBLE * len(nna.INITIALIZATIONS) * numbers, "-points, -seeds", given, "smaller ones")
-        points, images, table = square(settings.points), {}, {}
+        points = square(settings.points)
+        study = Study(settings, points, kept)
+        with interruptible():
+            images = study.run()
+        table = {kind: measure(found) for kind, found in images.items()}
         PETSc.Sys.Print(f"{'':8s}{'max|x|':>12s}{'aspect ratio':>15s}")
-        for kind in nna.INITIALIZATIONS:
-            images[kind] = [image(kind, settings.depth, seed, points) for seed in range(settings.seeds)]
-            table[kind] = measure(images[kind])
-            PETSc.Sys.Print(f"{kind:8s}{table[kind][0]:12.2e}{table[kind][1]:15.2e}")
+        for kind, (largest, aspect) in table.items():
+            PETSc.Sys.Print(f"{kind:8s}{largest:12.2e}{aspect:15.2e}")
         rows = {kind: {"largest": entry, "aspect_ratio": aspect} for kind, (entry, aspect) in table.items()}
         shown = {"square": points, **{kind: found[0] for kind, found in images.items()}}
         found = {"problem": "box_init", "parameters": asdict(settings), **rows}
         write_report(MPI.COMM_WORLD, report, found, lambda: _picture(shown))
+        study.files.leave()
         return table["box"][0]
 
 

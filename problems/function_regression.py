@@ -7,6 +7,7 @@ A first layer relu(W x + b), depth - 1 residual layers u + relu(W u + b), and a 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +21,18 @@ from torch import Tensor, nn
 
 import nn_adapters as nna
 import pdeopt as po
-from pdeopt.core import require_memory, sections
+from nn_adapters.training import load_checkpoint, save_checkpoint
+from pdeopt.core import Interrupted, interruptible, require_memory, sections
 from pdeopt.core.memory import DOUBLE
 from problems.shared import pictures
 from problems.shared.command_line import command_line, finish, start
-from problems.shared.files import ReportFiles, check_targets, versions, write_report
+from problems.shared.files import CheckpointFiles, ReportFiles, check_targets, tell_finished, versions, write_report
+
+#: Steps from checkpoint to checkpoint.
+EVERY = 100
+
+#: A run without checkpoints.
+NO_FILES = CheckpointFiles()
 
 
 def sine(x: Tensor) -> Tensor:
@@ -78,26 +86,58 @@ class Regression:
         nna.initialize(self.hidden, settings.init, generator)
         nna.initialize(self.head, "he" if settings.init == "he" else "glorot", generator)
 
-    def train(self) -> list[float]:
-        """Mean squared errors: at the start, and after each step."""
-        settings = self.settings
-        if settings.method == "lsgd":
-            return nna.lsgd(self.hidden, self.head, self.x, self.y, settings.steps, settings.lr)
-        network = nn.Sequential(self.hidden, self.head)
-        optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
-        losses = []
-        for _ in range(settings.steps):
-            optimizer.zero_grad()
-            loss = nn.functional.mse_loss(network(self.x), self.y)
-            loss.backward()
-            optimizer.step()
-            losses.append(float(loss.detach()))
-        return [*losses, float(nn.functional.mse_loss(self.fit(), self.y))]
+    def train(self, kept: CheckpointFiles = NO_FILES) -> list[float]:
+        """Mean squared errors: at the start, and after each step; a signal ends them early.
+
+        Args:
+            kept: files of checkpoints.
+
+        Raises:
+            InputError: a file to restart from that is none of this problem.
+        """
+        settings, network = self.settings, nn.Sequential(self.hidden, self.head)
+        lsgd = nna.LSGD(self.hidden, self.head, self.x, self.y, settings.lr) if settings.method == "lsgd" else None
+        optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr) if lsgd is None else lsgd.optimizer
+        self.files = kept.of_run(MPI.COMM_WORLD, "step")
+        comm, own = MPI.COMM_WORLD, {name: value for name, value in asdict(settings).items() if name != "steps"}
+        print_of = {"problem": "function_regression", **own}
+        losses: list[float] = []
+        if kept.restart:
+            losses += load_checkpoint(kept.restart, network, optimizer, comm, print_of)[0]["losses"]
+        elif lsgd is not None:
+            losses.append(lsgd.solve_head())
+        before, steps = len(losses), settings.steps + (lsgd is not None)
+
+        def save() -> None:
+            save_checkpoint(kept.checkpoint, network, optimizer, comm, print_of, {"losses": losses})
+
+        with contextlib.suppress(Interrupted):
+            while len(losses) < steps:
+                losses.append(self._adam_step(network, optimizer) if lsgd is None else _lsgd_step(lsgd))
+                self.files.after(len(losses), save)
+        self.files.end(len(losses), save)
+        if kept.restart and len(losses) == before and not self.files.signal:
+            tell_finished("function_regression")
+        return losses if lsgd is not None else [*losses, float(nn.functional.mse_loss(self.fit(), self.y))]
+
+    def _adam_step(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+        """A step for all weights; the error before it."""
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(network(self.x), self.y)
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
 
     def fit(self) -> Tensor:
         """The network at the samples, (points, 1)."""
         with torch.no_grad():
             return self.head(self.hidden(self.x))  # type: ignore[no-any-return]
+
+
+def _lsgd_step(method: nna.LSGD) -> float:
+    """A step for the hidden layers and a solve for the head; the error after it."""
+    method.step_hidden()
+    return method.solve_head()
 
 
 def make_network(width: int, depth: int) -> tuple[nn.Sequential, nn.Linear]:
@@ -108,18 +148,20 @@ def make_network(width: int, depth: int) -> tuple[nn.Sequential, nn.Linear]:
     return hidden.double(), nn.Linear(width, 1).double()
 
 
-OPTIONS = [*sections(RegressionSettings), *sections(ReportFiles)]
+OPTIONS = [*sections(RegressionSettings), *sections(ReportFiles), *sections(CheckpointFiles, checkpoint_every=EVERY)]
 
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Train the network of the options and return the root of the mean squared error."""
     with command_line(argv, __doc__, OPTIONS):
         settings, report = po.read(RegressionSettings), po.read(ReportFiles)
+        kept = po.read(CheckpointFiles, checkpoint_every=EVERY)
         po.require_all_read()
-        check_targets(MPI.COMM_WORLD, report)
+        check_targets(MPI.COMM_WORLD, report, kept)
         begin = time.perf_counter()
         regression = Regression(settings)
-        losses = regression.train()
+        with interruptible():
+            losses = regression.train(kept)
         seconds = time.perf_counter() - begin
         found = summary(settings, losses, seconds)
         write_report(MPI.COMM_WORLD, report, found, lambda: _picture(regression, losses))
@@ -127,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> float:
             f"{settings.function}, {settings.init}, {settings.method}: "
             f"RMS error {losses[-1] ** 0.5:.3e} ({seconds:.2f} s)"
         )
+        regression.files.leave()
         finish("function_regression", math.isfinite(losses[-1]), "the error is not finite: a smaller -lr")
         return losses[-1] ** 0.5
 

@@ -64,9 +64,9 @@ class CheckpointFiles(po.Settings):
     checkpoint_every: int = po.setting(1, "iterations from checkpoint to checkpoint", at_least=1)
     restart: str = po.setting("", "go on from this checkpoint")
 
-    def of_run(self, comm: Any) -> RunFiles:
-        """The checkpoints of one run on the ranks of a communicator."""
-        return RunFiles(self.checkpoint, self.checkpoint_every, comm)
+    def of_run(self, comm: Any, unit: str = "iteration") -> RunFiles:
+        """The checkpoints of one run on the ranks of a communicator; what is counted is called `unit`."""
+        return RunFiles(self.checkpoint, self.checkpoint_every, comm, unit)
 
 
 class RunFiles(CheckpointFile):
@@ -75,7 +75,12 @@ class RunFiles(CheckpointFile):
     def tell_if_finished(self, name: str, before: po.History, result: po.Result) -> None:
         """Say so where the run that a checkpoint is of had nothing left to do."""
         if result.iterations == before[-1].iteration and not self.signal:
-            PETSc.Sys.Print(f"{name}: the run of -restart was finished: nothing was left to do")
+            tell_finished(name)
+
+
+def tell_finished(name: str) -> None:
+    """Say that the run that a checkpoint is of had nothing left to do. Collective."""
+    PETSc.Sys.Print(f"{name}: the run of -restart was finished: nothing was left to do")
 
 
 @dataclass(frozen=True)

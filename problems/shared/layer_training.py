@@ -19,7 +19,7 @@ import pdeopt as po
 from pdeopt.core import Section, interruptible, on_root, read_text, require_memory, sections
 from problems.shared import pictures
 from problems.shared.command_line import command_line, finish
-from problems.shared.files import DataFiles, ReportFiles, check_targets, write_report
+from problems.shared.files import DataFiles, ReportFiles, check_targets, tell_finished, write_report
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class LayerTraining:
                     break
         ended_early = training.files.signal or failure
         if settings.restart and number == first and done == len(training.history) and not ended_early:
-            PETSc.Sys.Print(f"{self.name}: the run of -restart was finished: nothing was left to do")
+            tell_finished(self.name)
         if not training.history:
             training.history.append(last)
         return training, failure
