@@ -32,13 +32,13 @@ class Checkpoint:
     Attributes:
         x: the point [u | z | p], in the layout of the problem.
         lam: the multiplier.
-        memory: numbers that the method keeps from one iteration to the next, by name.
+        memory: what the method keeps from one iteration to the next, JSON values by name.
         history: of all iterations so far.
     """
 
     x: PETSc.Vec
     lam: PETSc.Vec
-    memory: dict[str, float]
+    memory: dict[str, Any]
     history: History
 
 

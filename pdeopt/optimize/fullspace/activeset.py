@@ -78,20 +78,31 @@ class ActiveSetKKT(NewtonKKT):
         kkt: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(problem, x, lam, rtol=rtol, outer=outer, precond=precond, kkt=kkt)
-        self.bounds, self._c = bounds, self._threshold()
+        self.bounds, self._prices = bounds, self._prices_at_start()
+        self._c = self._threshold()
         self._is_sqp, self._best = False, math.inf
         self._seen, self._sets, self._settled = list[bytes](), 0, True
 
-    def _threshold(self) -> Tensor:
-        """c, (design_size,)."""
-        lumped = copy(self.metric.design_lumped())
-        c, controls = torch.empty_like(lumped), self.problem.control_size
-        for part in (slice(0, controls), slice(controls, None)):
+    def _design_parts(self) -> tuple[slice, slice]:
+        """The controls and the parameters of the flat design."""
+        controls = self.problem.control_size
+        return slice(0, controls), slice(controls, None)
+
+    def _prices_at_start(self) -> list[float]:
+        """1'J 1 / 1'R 1 of controls and of parameters."""
+        lumped, prices = copy(self.metric.design_lumped()), []
+        for part in self._design_parts():
             ones = torch.zeros_like(lumped)
             ones[part] = 1.0
             x, size = self._primal(ones), float(self.problem.grid.sum(lumped[part].sum()))
-            price = x.dot(self.lin.hvp(None, x, x.duplicate())) / size if size > 0 else 1.0
-            c[part] = THRESHOLD_FACTOR * (price if price > 0 else 1.0) * lumped[part]
+            prices.append(float(x.dot(self.lin.hvp(None, x, x.duplicate())) / size) if size > 0 else 1.0)
+        return prices
+
+    def _threshold(self) -> Tensor:
+        """c, (design_size,)."""
+        c = copy(self.metric.design_lumped())
+        for part, price in zip(self._design_parts(), self._prices):
+            c[part] *= THRESHOLD_FACTOR * (price if price > 0 else 1.0)
         return c
 
     def record(self, iteration: int) -> Record:
@@ -233,11 +244,15 @@ class ActiveSetKKT(NewtonKKT):
         own = hashlib.sha256(side.numpy().tobytes()).digest()
         return b"".join(self.problem.grid.mpi.allgather(own))
 
-    def memory(self) -> dict[str, float]:
-        """What a restart needs beside x and lam."""
-        return super().memory() | {"is_sqp": float(self._is_sqp), "best": self._best}
+    def memory(self) -> dict[str, Any]:
+        """What a restart needs beside x and lam; active sets of another number of ranks are not known again."""
+        seen = [sets.hex() for sets in self._seen]
+        own = {"is_sqp": float(self._is_sqp), "best": self._best, "prices": self._prices, "seen": seen}
+        return super().memory() | own
 
-    def recall(self, memory: dict[str, float]) -> None:
+    def recall(self, memory: dict[str, Any]) -> None:
         """Go on from the `memory` of an earlier run."""
         super().recall(memory)
         self._is_sqp, self._best = bool(memory["is_sqp"]), memory["best"]
+        self._prices, self._seen = list(memory["prices"]), [bytes.fromhex(sets) for sets in memory["seen"]]
+        self._c = self._threshold()

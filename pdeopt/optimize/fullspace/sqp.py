@@ -106,7 +106,7 @@ class SQPSolver:
         *,
         monitors: Sequence[Monitor] = (),
         observers: Sequence[Observer] = (),
-        memory: dict[str, float] | None = None,
+        memory: dict[str, Any] | None = None,
         history: History | None = None,
     ) -> Result:
         """Solve from x = [u | z | p] and the multiplier; both are copied. Collective.
