@@ -358,7 +358,8 @@ def _recall(method: Minimizer, memory: dict[str, Any]) -> None:
     if unlike := sorted(set(again) ^ set(memory)):
         raise InputError(what, f"one with other entries ({', '.join(unlike[:3])})", legal)
     fits = method.x.shape == method.g.shape == (method.function.size,)
-    if not fits or any(value.dtype != memory[key].dtype for key, value in again.items() if isinstance(value, Tensor)):
+    tensors = [value for value in memory.values() if isinstance(value, Tensor)]
+    if not fits or any(value.is_floating_point() and value.dtype != torch.float64 for value in tensors):
         raise InputError(what, f"unknowns of shape {tuple(method.x.shape)}, {method.x.dtype}", legal)
 
 
