@@ -9,7 +9,7 @@ import pdeopt as po
 from pdeopt.optimize.parts.bounds import Bounds
 from tests.helpers import examples
 from tests.helpers.oracle import Oracle
-from tests.helpers.support import entries, relative
+from tests.helpers.support import entries, python, relative
 
 
 class Conductor(po.TimeDependentConstraint):
@@ -110,6 +110,27 @@ def test_a_wrong_inner_product_is_refused(mass):
     problem.constraint.param_mass = mass
     with pytest.raises(po.InputError, match="param_mass"):
         po.RieszMetric(problem)
+
+
+ON_RANKS = """
+import numpy as np
+import pdeopt as po
+from petsc4py import PETSc
+from tests.helpers import examples
+
+problem = examples.dense()
+free = np.full(problem.control_size, np.inf)
+result = po.solve(problem, lower=np.r_[-free, -0.1, -0.1], upper=np.r_[np.full(problem.control_size, 0.3), 0.2, 0.2])
+PETSc.Sys.Print(result.method, result.iterations, f"{result.objective:.10f}", problem.unpack(result)[2].tolist())
+"""
+
+
+@pytest.mark.mpi
+def test_parameters_are_bounded_alike_on_two_ranks():
+    """They stand on the first; all ranks name all of them."""
+    outputs = [python("-c", ON_RANKS, ranks=ranks) for ranks in (1, 2)]
+    assert [done.returncode for done in outputs] == [0, 0], outputs[1].stderr
+    assert outputs[0].stdout == outputs[1].stdout and outputs[0].stdout.startswith("active_set")
 
 
 WRONG_BOUNDS = {
