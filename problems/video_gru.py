@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import nn_adapters as nna
 import pdeopt as po
 from nn_adapters.data import moving_shapes
+from nn_adapters.data.limits import LIMIT_MB, Allowance, regular_file
 from problems.shared.command_line import start
 from problems.shared.files import DataFiles
 from problems.shared.layer_training import LayerTraining
@@ -66,27 +67,53 @@ class Classifier(nn.Module):
         return self.closing(self.gru.from_rows(rows))  # type: ignore[no-any-return]
 
 
-def read_frames(folder: str, length: int, size: int, seed: int) -> nna.Dataset:
-    """Videos as folders of image files, one folder a class; every fifth video of a class is for testing."""
-    from matplotlib.image import imread
+def read_image(file: Path, limit_mb: float = LIMIT_MB) -> Tensor:
+    """An image file as (channels, height, width) in 0..1: 1 channel or 3.
 
+    Args:
+        file: PNG or JPEG.
+        limit_mb: megabytes that it may expand to; see `nn_adapters.data.limits`.
+
+    Raises:
+        InputError: a file that is damaged, of another format, or too large.
+    """
+    from matplotlib.image import imread
+    from PIL import Image
+
+    legal = "a .png or .jpg file"
+    if not regular_file(file):
+        raise po.InputError(str(file), "no such file", legal)
+    try:
+        with Image.open(file, formats=("PNG", "JPEG")) as image:  # reads the header alone
+            Allowance(file, limit_mb).check(16 * image.width * image.height)
+        pixels = torch.as_tensor(imread(file).copy(), dtype=torch.float32)
+    except po.InputError:
+        raise
+    except Exception as error:  # a damaged image fails in any way
+        raise po.InputError(str(file), f"damaged or of another format ({type(error).__name__})", legal) from None
+    pixels = (pixels if pixels.dim() == 3 else pixels[..., None])[..., :3].permute(2, 0, 1)
+    return pixels / 255.0 if float(pixels.max()) > 1 else pixels
+
+
+def read_frames(folder: str, length: int, size: int, seed: int, limit_mb: float = LIMIT_MB) -> nna.Dataset:
+    """Videos as folders of image files, one folder a class; every fifth video of a class is for testing."""
     classes = sorted(path for path in Path(folder).iterdir() if path.is_dir()) if Path(folder).is_dir() else []
     if len(classes) < 2:
         raise po.InputError("-frames", folder, "a folder of at least two classes, CLASS/VIDEO/frames")
     parts: tuple[list[Tensor], list[Tensor]] = ([], [])
     labels: tuple[list[int], list[int]] = ([], [])
+    channels: set[int] = set()
     for label, place in enumerate(classes):
         for number, video in enumerate(sorted(path for path in place.iterdir() if path.is_dir())):
             files = sorted(path for path in video.iterdir() if path.suffix in (".png", ".jpg", ".jpeg"))
             if not files:
                 raise po.InputError("-frames", f"{video}, which has no frames", ".png or .jpg files")
             picked = [files[i * len(files) // length] for i in range(length)]
-            images = [torch.as_tensor(imread(file).copy(), dtype=torch.float32) for file in picked]
-            images = [(im if im.dim() == 3 else im[..., None])[..., :3].permute(2, 0, 1) for im in images]
-            images = [im / 255.0 if float(im.max()) > 1 else im for im in images]
-            video_tensor = torch.stack([nn.functional.interpolate(im[None], (size, size))[0] for im in images])
+            images = [nn.functional.interpolate(read_image(f, limit_mb)[None], (size, size))[0] for f in picked]
+            if len(channels := channels | {len(image) for image in images}) > 1:
+                raise po.InputError("-frames", f"{video} with {sorted(channels)} channels", "one number in all videos")
             part = int(number % 5 == 4)
-            parts[part].append(video_tensor)
+            parts[part].append(torch.stack(images))
             labels[part].append(label)
     if not parts[1]:
         raise po.InputError("-frames", folder, "at least five videos of a class: the fifth of each is for testing")
@@ -97,7 +124,7 @@ def read_frames(folder: str, length: int, size: int, seed: int) -> nna.Dataset:
 def videos(own: VideoSettings, files: DataFiles, seed: int) -> nna.Dataset:
     """The videos that the settings name."""
     if own.frames:
-        return read_frames(own.frames, own.length, own.size, seed)
+        return read_frames(own.frames, own.length, own.size, seed, files.data_limit)
     if files.data_dir or files.fetch:
         raise po.InputError("-data_dir, -fetch", "no set of videos to read", "-frames FOLDER with CLASS/VIDEO/*.png")
     return moving_shapes(own.videos, own.length, own.size, seed)

@@ -80,7 +80,7 @@ def test_processes_end_with_exit_code_2(tally, tmp_path, kind):
             with tally.one(f"python -m problems.{script} {' '.join(words)}"):
                 home = tmp_path / str(number)
                 (home / THERE).mkdir(parents=True)
-                done = forks.run(f"problems.{script}", *words, cwd=home, timeout=60)
+                done = forks.run(f"problems.{script}", *words, cwd=home, timeout=180)
                 assert done.code == 2, (done.code, done.out[-200:], done.err[-300:])
                 one_line(done.err)
                 assert not done.out, done.out

@@ -227,3 +227,11 @@ def test_videos_in_folders_of_frames(tmp_path):
     assert data.x_train.shape == (8, 3, 3, 8, 8) and data.y_test.tolist() == [0, 1]
     with pytest.raises(InputError, match="two classes"):
         video_gru.read_frames("nowhere", 3, 8, 0)
+    image.imsave(tmp_path / "left" / "video3" / "0.png", np.zeros((600, 600)))
+    with pytest.raises(InputError, match=r"contents of 6 MB.*-data_limit"):
+        video_gru.read_frames(str(tmp_path), 3, 8, 0, limit_mb=1)
+    image.imsave(tmp_path / "left" / "video3" / "0.png", rng.random((10, 12)), cmap="gray", format="jpg")
+    assert video_gru.read_frames(str(tmp_path), 3, 8, 0).x_train.shape == (8, 3, 3, 8, 8)
+    (tmp_path / "left" / "video3" / "0.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"video3/0\.png: got damaged"):
+        video_gru.read_frames(str(tmp_path), 3, 8, 0)
