@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+import nn_adapters as nna
+import pdeopt as po
 from problems.shared.command_line import start
 from problems.shared.image_classifiers import ClassifierScript
 
@@ -32,7 +34,15 @@ def network() -> nn.Sequential:
     )
 
 
-SCRIPT = ClassifierScript("apts_cifar", __doc__, lambda data: network(), 40.0, {"data": "cifar10", "samples": 0})
+def for_images(data: nna.Dataset) -> nn.Sequential:
+    """The network for these images; raises `InputError` for images of another size."""
+    if data.x_train.shape[1:] != (3, 32, 32) or data.classes != 10:
+        got = f"{data.name} with samples {tuple(data.x_train.shape[1:])} and {data.classes} classes"
+        raise po.InputError("-data", got, "images (3, 32, 32) of 10 classes, as cifar10")
+    return network()
+
+
+SCRIPT = ClassifierScript("apts_cifar", __doc__, for_images, 40.0, {"data": "cifar10", "samples": 0})
 OPTIONS = SCRIPT.options
 
 

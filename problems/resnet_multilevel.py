@@ -88,6 +88,10 @@ class Classification:
         data = files.load(settings.data, settings.seed)
         if settings.samples > len(data.x_train):
             raise po.InputError("-samples", settings.samples, f"1 to {len(data.x_train)}")
+        if data.x_train.dim() != 4:
+            raise po.InputError(
+                "-data", f"{data.name}, which has no images", "images, as fashion_mnist | mnist | digits"
+            )
         side = min(data.x_train.shape[2:])
         if settings.pool > side:
             raise po.InputError("-pool", settings.pool, f"1 to {side}, the pixels on a side")

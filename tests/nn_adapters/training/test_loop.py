@@ -230,7 +230,7 @@ def test_videos_in_folders_of_frames(tmp_path):
     image.imsave(tmp_path / "left" / "video3" / "0.png", np.zeros((600, 600)))
     with pytest.raises(InputError, match=r"contents of 6 MB.*-data_limit"):
         video_gru.read_frames(str(tmp_path), 3, 8, 0, limit_mb=1)
-    image.imsave(tmp_path / "left" / "video3" / "0.png", rng.random((10, 12)), cmap="gray", format="jpg")
+    image.imsave(tmp_path / "left" / "video3" / "0.png", rng.random((10, 12)), cmap="gray")
     assert video_gru.read_frames(str(tmp_path), 3, 8, 0).x_train.shape == (8, 3, 3, 8, 8)
     (tmp_path / "left" / "video3" / "0.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"video3/0\.png: got damaged"):
