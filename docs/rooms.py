@@ -27,9 +27,10 @@ ROOMS = {
         "optimize/parts": (1,),
         "optimize/fullspace": (0,),
         "optimize/descent": (1,),
+        "optimize/splitting": (1,),
         "optimize": (0, 1),
     },
-    "nn_adapters": {"data": (0,), "layers": (1,), "pinn": (2,), "losses": (2,), "training": (0,)},
+    "nn_adapters": {"data": (0,), "layers": (1,), "pinn": (2,), "losses": (2,), "training": (0,), "splitting": (1,)},
 }
 
 # --------------------------------------------------------------------------- what the code says

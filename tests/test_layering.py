@@ -17,6 +17,7 @@ ROOMS = {
         "pdeopt.optimize.parts",
         "pdeopt.optimize.fullspace",
         "pdeopt.optimize.descent",
+        "pdeopt.optimize.splitting",
         "pdeopt.optimize",
     ],
     "nn_adapters": [
@@ -25,6 +26,7 @@ ROOMS = {
         "nn_adapters.losses",
         "nn_adapters.pinn",
         "nn_adapters.training",
+        "nn_adapters.splitting",
     ],
     "problems": ["problems.shared", "problems", "problems.benchmarks"],
 }

@@ -43,6 +43,7 @@ from pdeopt.core.monitor import (
     Reason as Reason,
     Record as Record,
     Result as Result,
+    SplitRecord as SplitRecord,
     explain as explain,
     logged as logged,
     print_monitor as print_monitor,

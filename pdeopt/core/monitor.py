@@ -58,6 +58,7 @@ _REMEDIES: dict[str, dict[Reason, str]] = {
         Reason.DIVERGED_MAX_IT: "raise -tao_max_it, or start closer to the solution",
         Reason.DIVERGED_LINEAR_SOLVE: "start closer to the solution",
     },
+    "admm": {Reason.DIVERGED_MAX_IT: "raise -admm_max_it, or loosen -admm_rtol"},
     "opt": {
         Reason.DIVERGED_MAX_IT: "raise -opt_max_it, or start closer to a minimum",
         Reason.DIVERGED_STAGNATION: "check the derivatives with the function's verify(x), or loosen -opt_gtol or "
@@ -74,7 +75,7 @@ def remedy(reason: Reason, family: str) -> str:
 
     Args:
         reason: why a solver stopped.
-        family: whose options are named: "sqp", "tao" or "opt".
+        family: whose options are named: "sqp", "tao", "admm" or "opt".
     """
     return _REMEDIES[family].get(reason, _REMEDIES[""].get(reason, ""))
 
@@ -147,7 +148,40 @@ class DescentRecord:
         )
 
 
-AnyRecord = Record | DescentRecord
+@dataclass(frozen=True)
+class SplitRecord:
+    """One iteration of a method that splits; work is a total since the start.
+
+    Attributes:
+        iteration: 0 is the start.
+        objective: f.
+        feasibility: norm of the residuals that have multipliers.
+        optimality: by how much the blocks moved.
+        products, solves: multiplications of both kinds.
+        bytes: sent by this rank.
+        note: what happened.
+    """
+
+    iteration: int
+    objective: float
+    feasibility: float
+    optimality: float
+    products: float
+    solves: float
+    bytes: int
+    note: str = ""
+
+    header: ClassVar[str] = "  it           objective   feasible    optimal   products     solves      bytes  step"
+
+    def line(self) -> str:
+        """The record for a reader."""
+        return (
+            f"{self.iteration:4d}  {self.objective:18.11e}  {self.feasibility:9.2e}  {self.optimality:9.2e}"
+            f"  {self.products:9.2e}  {self.solves:9.2e}  {self.bytes:9.2e}  {self.note}"
+        )
+
+
+AnyRecord = Record | DescentRecord | SplitRecord
 
 
 class History:

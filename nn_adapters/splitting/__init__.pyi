@@ -1,0 +1,17 @@
+from nn_adapters.splitting.proximal import (
+    LOSSES as LOSSES,
+    SPLIT_ACTIVATIONS as SPLIT_ACTIVATIONS,
+    Loss as Loss,
+    PiecewiseLinear as PiecewiseLinear,
+    Smooth as Smooth,
+)
+from nn_adapters.splitting.splitlayers import SplitLayer as SplitLayer, split_layers as split_layers
+from nn_adapters.splitting.splitstates import SplitStates as SplitStates
+from nn_adapters.splitting.layersplitting import (
+    LayerSplitting as LayerSplitting,
+    SplitTrainingSettings as SplitTrainingSettings,
+    StreamedLayers as StreamedLayers,
+    WholeLayers as WholeLayers,
+)
+
+__all__: list[str]

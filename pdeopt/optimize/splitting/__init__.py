@@ -1,0 +1,5 @@
+"""Optimization by splitting: blocks of unknowns in turn."""
+
+from pdeopt.core.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,0 +1,210 @@
+"""Training by splitting: exact blocks, forms that agree, least squares as a special case, ranks, restarts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nn_adapters as nna
+from nn_adapters.splitting.layersplitting import SplitTrainingSettings, StreamedLayers, WholeLayers
+from nn_adapters.splitting.proximal import SPLIT_ACTIVATIONS
+from nn_adapters.splitting.splitlayers import split_layers
+from pdeopt.core.errors import InputError
+from pdeopt.core.monitor import Reason
+from pdeopt.optimize.splitting import ADMM
+from tests.helpers.parallel_splitting import FORMS, network, samples, splitting_of, weights
+from tests.helpers.support import python
+
+ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, lambda: nn.Hardtanh(0.0, 1.0), nn.Tanh, nn.Softplus, nn.Identity]
+
+
+def ode_network():
+    torch.manual_seed(2)
+    return nn.Sequential(
+        nn.Linear(4, 5), nn.ReLU(), nna.LayerStack(lambda: nna.dense(5, "relu"), 3, 1.0), nn.Linear(5, 3)
+    ).double()
+
+
+def split(net, form="backward", iterations=10, **settings):
+    x, y = samples()
+    return splitting_of(form, iterations, net, x, y, SplitTrainingSettings(form=form, **settings))
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("loss", ["hinge", "squared", "cross_entropy"])
+def test_no_block_raises_the_augmented_lagrangian(act, loss):
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(4, 6), act(), nn.Linear(6, 5, bias=False), act(), nn.Linear(5, 3)).double()
+    never_rises(split(net, "seed", loss=loss, states="random", gamma=2.0))
+
+
+def test_no_block_of_an_ode_network_raises_the_augmented_lagrangian():
+    never_rises(split(ode_network(), states="random", gamma=2.0))
+
+
+def never_rises(splitting):
+    states = splitting.states
+    states.multiplier = torch.randn(states.multiplier.shape, generator=torch.Generator().manual_seed(4)).double()
+    values = [splitting.lagrangian()]
+    for iteration in range(1, 4):
+        for block in splitting.sweep(iteration):
+            splitting.update(block)
+            values.append(splitting.lagrangian())
+    falls = -np.diff(values)
+    assert falls.min() > -1e-10 * abs(values[0]) and falls.max() > 1e-3 * abs(values[0])
+
+
+def test_a_stream_of_all_samples_without_forgetting_is_the_direct_form():
+    """One increment of length 1 gives the least squares of the same states; a and m are those of the forward pass."""
+    stream = split(network(), "streaming", batch=40, momentum=0.0, forgetting=0.0, ridge=0.0, step=1.0)
+    for block in stream.sweep(1):
+        stream.update(block)
+    a = stream.states.start[0]
+    for k, layer in enumerate(stream.layers, start=1):
+        direct = np.linalg.lstsq(layer.extended(a[k - 1]).numpy(), stream.states.z[k].numpy(), rcond=None)[0].T
+        assert np.allclose(stream.W[k - 1], direct, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("form", ["seed", "backward"])
+def test_one_layer_is_linear_regression(form):
+    """min |W [x; 1] - y|^2 by its split form, whose penalty scales the ridge."""
+    x, y = samples()
+    net = nn.Linear(4, 3).double()
+    splitting = WholeLayers(net, x, y, SplitTrainingSettings(loss="squared", form=form, ridge=0.0, beta=1.0))
+    result = ADMM(splitting, max_it=400, rtol=1e-13).solve()
+    rows = torch.cat([x, torch.ones(len(x), 1).double()], 1)
+    expected = np.linalg.lstsq(rows.numpy(), nn.functional.one_hot(y, 3).double().numpy(), rcond=None)[0].T
+    assert result.converged
+    assert np.allclose(splitting.W[0], expected, rtol=0, atol=1e-10)
+    assert torch.equal(net.weight, splitting.W[0][:, :4])
+
+
+def test_fixed_points_satisfy_the_conditions_of_the_split_problem():
+    """Where ADMM has converged, the Lagrangian is stationary in all blocks, and the outputs fit the weights."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    splitting = split(net, "backward", loss="squared", gamma=0.2, beta=1.0, ridge=0.01)
+    result = ADMM(splitting, max_it=3000, rtol=1e-7).solve()
+    assert result.converged, result.message
+    unknowns = [*splitting.W, *splitting.states.a[1:], *splitting.states.z[1:]]
+    for each in unknowns:
+        each.requires_grad_()
+    gradients = torch.autograd.grad(_lagrangian(splitting), unknowns)
+    # at the kink of ReLU a minimum has no gradient
+    slopes = [torch.where(each.detach().abs() < 1e-9, 0.0, g) for g, each in zip(gradients, unknowns)]
+    assert max(float(g.norm() / (1 + each.norm())) for g, each in zip(slopes, unknowns)) < 1e-5
+    assert float((splitting.states.z[-1] - splitting.states.mapped(2)).detach().abs().max()) < 1e-6
+
+
+def _lagrangian(s):
+    """The formula of the module's docstring, for autograd, with the ridge of the weights."""
+    v = s.states
+    total = s.loss.value(v.z[-1], v.y).sum()
+    for k, layer in enumerate(s.layers, start=1):
+        m = layer.extended(v.a[k - 1]) @ s.W[k - 1].T
+        total = total + v.beta[k] * (
+            (v.z[k] - m).square().sum() + s.settings.ridge * s.count * s.W[k - 1].square().sum()
+        )
+        if k < len(s.layers):
+            total = total + v.gamma[k] * (v.a[k] - layer.after(v.a[k - 1], v.z[k])).square().sum()
+        else:
+            total = total + (v.multiplier * (v.z[k] - m)).sum()
+    return total
+
+
+def test_a_stream_learns():
+    x, y = samples(400)
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3)).double()
+    splitting = StreamedLayers(100, net, x, y, SplitTrainingSettings(batch=100))
+    ADMM(splitting, max_it=100, multipliers=False, rtol=0.0).solve()
+    assert float((net(x).argmax(1) == y).double().mean()) > 0.95
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_restarts_bit_for_bit(form):
+    whole, first, second = (split(network(), form, batch=16, iterations=6, step=1.0) for _ in range(3))
+    settings = {"multipliers": form != "streaming", "warm_up": 1, "rtol": 0.0}
+    expected = ADMM(whole, max_it=6, **settings).solve()
+    before = ADMM(first, max_it=3, **settings).solve()
+    second.recall(first.memory())
+    found = ADMM(second, max_it=6, **settings).solve(history=before.history)
+    assert torch.equal(found.design, expected.design)
+    assert found.history["feasibility"][-1] == expected.history["feasibility"][-1]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ranks", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_find_the_same_weights(tmp_path, ranks):
+    """Unequal shares, and a rank without a sample."""
+    file = tmp_path / "found.json"
+    done = python("-m", "tests.helpers.parallel_splitting", file, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    for form, (found, primal) in json.loads(file.read_text()).items():
+        expected, residuals = weights(form, None)
+        assert np.allclose(found, expected, rtol=0, atol=1e-12)
+        assert np.allclose(primal, residuals, rtol=1e-10)
+
+
+def test_networks_are_read_and_written():
+    net = ode_network()
+    layers = split_layers(net)
+    assert [(layer.inputs, layer.outputs, layer.skip) for layer in layers] == [(5, 5, 0), *[(6, 5, 1)] * 3, (6, 3, 0)]
+    x = samples()[0]
+    splitting = split(net)
+    assert torch.allclose(splitting.states.z[-1], net(x))
+    for W in splitting.W:
+        W += 1
+    splitting.design()
+    splitting.states.forget()
+    assert torch.allclose(splitting.states.mapped(1), net[0](x))
+
+
+@pytest.mark.parametrize(
+    "net, match",
+    [
+        (nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)), "two linear layers"),
+        (nn.Sequential(nn.Linear(4, 3), nn.ReLU()), "no linear layer at the end"),
+        (nn.Sequential(nn.ReLU(), nn.Linear(4, 3)), "before it"),
+        (nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 3)), "Softplus"),
+        (nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(4, 3)), "fit"),
+        (nn.Sequential(nn.Linear(5, 3)), "entries of a sample"),
+        (nn.Sequential(nn.Linear(4, 2)), "0 to 1"),
+    ],
+)
+def test_networks_that_cannot_be_split_are_refused(net, match):
+    with pytest.raises(InputError, match=match):
+        split(net.double())
+
+
+def test_samples_that_do_not_fit_are_refused():
+    x, y = samples()
+    with pytest.raises(InputError, match="the same number"):
+        WholeLayers(network(), x, y[1:])
+    with pytest.raises(InputError, match="finite"):
+        WholeLayers(network(), x * np.nan, y)
+    with pytest.raises(InputError, match=">= 1"):
+        WholeLayers(network(), x[:0], y[:0])
+
+
+def test_a_dead_entry_of_the_samples_is_no_obstacle():
+    x, y = samples()
+    x[:, 1] = 0.0
+    splitting = WholeLayers(network(), x, y, SplitTrainingSettings(form="seed", ridge=0.0))
+    result = ADMM(splitting, max_it=3).solve()
+    assert result.reason == Reason.DIVERGED_MAX_IT and bool(result.design.isfinite().all())
+
+
+def test_numbers_that_overflow_name_the_block_and_keep_the_last_weights():
+    splitting = split(network(), "streaming", batch=40, step=1e300)
+    result = ADMM(splitting, max_it=5, multipliers=False, rtol=0.0).solve()
+    assert not result.converged and "block" in result.message and "iteration" in result.message
+    assert bool(result.design.isfinite().all())
+
+
+def test_all_activations_by_name_are_used():
+    assert {type(layer.activation) for layer in split_layers(network())} <= {
+        type(a) for a in SPLIT_ACTIVATIONS.values()
+    }
