@@ -18,6 +18,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -60,6 +62,25 @@ def watch_if_launched() -> None:
     launched = any(os.environ.get(name, "1") != "1" for name in LAUNCHERS)
     if (launched or _world() is not None) and os.environ.get("PDEOPT_ABORT_RANKS", "1") not in ("0", "false", "no"):
         abort_ranks_on_error()
+
+
+@contextmanager
+def freed(*objects: Any) -> Iterator[None]:
+    """Call `destroy()` of each at the end of the block, a collective call.
+
+    Where an exception leaves the block on one of several ranks, the others may be elsewhere, and a collective call
+    would keep the exception from ever being seen: then it is left out.
+    """
+    try:
+        yield
+    except BaseException:
+        if _world() is not None:
+            raise
+        for each in objects:
+            each.destroy()
+        raise
+    for each in objects:
+        each.destroy()
 
 
 def leave(code: int, text: str = "") -> NoReturn:

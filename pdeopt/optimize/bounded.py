@@ -14,6 +14,7 @@ from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import DescentRecord, History, Reason, Result, explain, print_monitor, remedy
 from pdeopt.core.options import defaults
+from pdeopt.core.ranks import freed
 from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.functions.units import in_units, unit_of
 from pdeopt.optimize.descent.minimizer import StopSettings
@@ -102,7 +103,7 @@ class BoundedLBFGS:
         for vec, values in ((solution, self.x), (lower, self.lower), (upper, self.upper)):
             assign(vec, values.clamp(PETSc.NINFINITY, PETSc.INFINITY))
         tao = PETSc.TAO().create(self.function.comm)
-        try:
+        with freed(tao):  # PETSc objects with Python contexts must not live on to the end of the interpreter
             tao.setOptionsPrefix(PREFIX)
             tao.setType("blmvm")
             tao.setObjective(lambda tao, x: self._evaluate(x)[0])
@@ -115,8 +116,6 @@ class BoundedLBFGS:
             tao.setConvergenceTest(self._test)
             tao.setSolution(solution)
             tao.solve()
-        finally:  # PETSc objects with Python contexts must not live on to the end of the interpreter
-            tao.destroy()
 
     def _value_and_gradient(self, tao: PETSc.TAO, x: PETSc.Vec, g: PETSc.Vec) -> float:
         value, gradient = self._evaluate(x)

@@ -27,6 +27,7 @@ from pdeopt.core.interrupt import Interrupted
 from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor, remedy
 from pdeopt.core.options import defaults, set_default
 from pdeopt.core.petsc_values import check_petsc_values, types_of
+from pdeopt.core.ranks import freed
 from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.functions.petsc import PetscFunction
 from pdeopt.functions.smooth import ScaledFunction, SmoothFunction
@@ -174,13 +175,10 @@ class TaoSolver:
         matrix.setUp()
         matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
         tao = self._create(matrix, hessian)
-        try:
+        with freed(tao, matrix):  # PETSc objects with Python contexts must not live on to the end of the interpreter
             tao.setSolution(_product(self.design, self._scale))
             tao.solve()
             return self._result(tao.getConvergedReason())
-        finally:  # PETSc objects with Python contexts must not live on to the end of the interpreter
-            tao.destroy()
-            matrix.destroy()
 
     def _create(self, matrix: PETSc.Mat, hessian: _Hessian) -> PETSc.TAO:
         tao = PETSc.TAO().create(self.problem.grid.comm)

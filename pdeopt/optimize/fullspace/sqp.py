@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from pdeopt.core.autodiff import in_turn, plainly
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import History, Monitor, Result, print_monitor
 from pdeopt.core.petsc_values import check_petsc_values
+from pdeopt.core.ranks import freed
 from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.optimize.fullspace.activeset import ActiveSetKKT
 from pdeopt.optimize.fullspace.composite import CompositeSettings, CompositeStep
@@ -129,10 +131,8 @@ class SQPSolver:
         if self.settings.monitor:
             monitors = [print_monitor(self.problem.grid.comm, f"SQP ({self.settings.type})"), *monitors]
         test = full_space_test(self.settings.max_it, self.settings.opt_tol, self.settings.feas_tol)
-        try:
+        with freed(method):
             result = iterate(method, test, monitors=monitors, observers=observers, history=history)
-        finally:
-            method.destroy()
         if self.settings.view:
             self._view(result)
         return result
@@ -146,13 +146,9 @@ class SQPSolver:
             x, lam: from where.
         """
         method = self._method(x.copy(), lam.copy())
-        try:
+        with freed(method), suppress(SolveFailure):
             method.record(0)
             method.step()
-        except SolveFailure:  # of no interest
-            pass
-        finally:
-            method.destroy()
 
     def start(self, design: PETSc.Vec | None = None) -> PETSc.Vec:
         """A starting point: the design (default zero), with u_i = u_0 or, `-sqp_start state`, its state.
