@@ -45,6 +45,14 @@ def killed(forks, name, home, instant):
     return result(home / "s.json"), True, bool(restart)
 
 
+def check_same(name, found, expected):
+    """Bit for bit; TAO, which keeps its memory to itself, comes to the same optimum."""
+    if "TAO" in name:
+        assert found["objective"] == pytest.approx(expected["objective"], rel=1e-4)
+    else:
+        assert not differences(found, expected), differences(found, expected)[:4]
+
+
 @pytest.mark.skipif(not SHARE, reason="STRESS=1 kills fifty runs; the tests of checkpoints restart some")
 def test_killed_runs_end_as_those_that_are_left_alone(tally, tmp_path):
     draw, names = random.Random(SEED), [name for name in RUNS if has_checkpoints(name)]
@@ -58,9 +66,13 @@ def test_killed_runs_end_as_those_that_are_left_alone(tally, tmp_path):
             for at in range(share):
                 instant = draw.uniform(0.0, 0.8 * (end - first))
                 with tally.one(f"{name}, killed {instant:.2f} s after its first checkpoint"):
-                    found, was_killed, was_restarted = killed(forks, name, tmp_path / f"{number}.{at}", instant)
+                    for attempt in range(4):  # one that has ended before is killed earlier
+                        home = tmp_path / f"{number}.{at}.{attempt}"
+                        found, was_killed, was_restarted = killed(forks, name, home, instant / 3**attempt)
+                        if was_killed:
+                            break
                     kills, restarts = kills + was_killed, restarts + (was_killed and was_restarted)
-                    assert not differences(found, expected), differences(found, expected)[:4]
+                    check_same(name, found, expected)
     print(f"{kills} killed, {restarts} of them restarted from a checkpoint")
     tally.check()
     assert restarts >= 0.4 * tally.tried  # the instants are late enough to mean something
