@@ -68,16 +68,16 @@ def watch_if_launched() -> None:
 def freed(*objects: Any) -> Iterator[None]:
     """Call `destroy()` of each at the end of the block, a collective call.
 
-    Where an exception leaves the block on one of several ranks, the others may be elsewhere, and a collective call
-    would keep the exception from ever being seen: then it is left out.
+    Where an exception leaves the block on some of several ranks, the others are elsewhere, and a collective call would
+    keep the exception from ever being seen: then it is left out.
     """
     try:
         yield
     except BaseException:
-        if _world() is not None:
-            raise
-        for each in objects:
-            each.destroy()
+        comm = _world()
+        if comm is None or _comes(comm.Ibarrier()):
+            for each in objects:
+                each.destroy()
         raise
     for each in objects:
         each.destroy()
