@@ -6,7 +6,7 @@ there is goes through `torch.func.vmap`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import RLock
 from typing import Any
 
@@ -65,12 +65,12 @@ def batched(module: nn.Module) -> Batched:
         InputError: a module with buffers or random numbers, as BatchNorm and Dropout have them.
     """
     for part in module.modules():
-        if next(part.buffers(recurse=False), None) is not None or _is_random(part):
+        if next(part.buffers(recurse=False), None) is not None or is_random(part):
             raise InputError("block of a layer-parallel network", type(part).__name__, LEGAL_BLOCK)
     return _batched(module)
 
 
-def _is_random(part: nn.Module) -> bool:
+def is_random(part: nn.Module) -> bool:
     """Whether a module draws random numbers in training; without probability, dropout draws none."""
     if isinstance(part, nn.modules.dropout._DropoutNd):
         return part.p > 0
@@ -84,7 +84,7 @@ def _batched(module: nn.Module) -> Batched:
         return _batched(module.block)  # type: ignore[arg-type]
     if kind in ENTRYWISE_MODULES and is_plain:
         return lambda u, theta: module(u)
-    if kind is nn.Sequential and is_plain and _shares_nothing(module):
+    if kind is nn.Sequential and is_plain and shares_nothing(module):
         return _sequential(module)  # type: ignore[arg-type]
     if kind is nn.Linear and is_plain:
         return _linear
@@ -93,7 +93,7 @@ def _batched(module: nn.Module) -> Batched:
     return _mapped(module)
 
 
-def _shares_nothing(module: nn.Module) -> bool:
+def shares_nothing(module: nn.Module) -> bool:
     """Whether no parameter serves two of a module's parts."""
     return len(list(module.parameters())) == sum(len(list(part.parameters())) for part in module._modules.values())
 
@@ -157,22 +157,25 @@ def _mapped(module: nn.Module) -> Batched:
     return many
 
 
-def with_parameters(module: nn.Module) -> Callable[..., Tensor]:
+def with_parameters(module: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> Callable[..., Tensor]:
     """A function of features and of the module's parameters, in the order of `named_parameters`, to features.
 
+    Threads may call it at once. The module keeps its own parameters, which count for nothing.
+
     Args:
-        module: its own parameters count for nothing. It may use a parameter, or a part, more than once.
+        module: it may use a parameter, or a part, more than once.
+        buffers: by name, those that take the place of the module's.
     """
     at = {id(parameter): index for index, parameter in enumerate(module.parameters())}
     places = [
         (f"{name}.{leaf}" if name else leaf, at[id(parameter)])
         for name, part in module.named_modules()  # each part once: functional_call would not restore it twice
-        for leaf, parameter in part.named_parameters(recurse=False)
+        for leaf, parameter in part.named_parameters(recurse=False, remove_duplicate=False)
     ]
 
     def call(u: Tensor, *theta: Tensor) -> Tensor:
         with _EXCHANGE:
-            given = {name: theta[k] for name, k in places}
+            given = {name: theta[k] for name, k in places} | dict(buffers or {})
             return functional_call(module, given, (u,), tie_weights=False)  # type: ignore[no-any-return]
 
     return call

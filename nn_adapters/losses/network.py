@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from nn_adapters.layers.batching import is_random, shares_nothing, with_parameters
+from nn_adapters.layers.parallelmodule import exactly
 from pdeopt.core.errors import InputError
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.smooth import Costs, Restriction, SampledFunction, SmoothFunction, Tally
@@ -29,7 +30,8 @@ class NetworkLoss(SampledFunction):
     Nothing is collective: with data or unknowns on every rank, each evaluates all samples.
 
     Args:
-        network: whose outputs of a sample depend on that sample only: no batch normalization in training mode.
+        network: whose outputs of a sample depend on that sample only: no batch normalization in training mode. Layers
+            in parallel are evaluated one after the other: their cycles would give other values than gradients.
         loss: (outputs, targets) -> their mean loss, over the samples that it gets.
         x, y: samples (samples, ...) and targets (samples, ...); floating-point ones are converted to `precision`.
         precision: of the evaluation; single precision is twice as fast, and leaves values about 7 digits.
@@ -45,7 +47,8 @@ class NetworkLoss(SampledFunction):
             has parameters of its own.
 
     Raises:
-        InputError: no samples, or no parameters, or samples and targets of different number.
+        InputError: no samples, or no parameters, or samples and targets of different number, or random numbers, as
+            dropout draws them in training mode.
 
     Example:
         >>> f = NetworkLoss(network, nn.functional.cross_entropy, x, labels, tikhonov=1e-4)
@@ -71,6 +74,9 @@ class NetworkLoss(SampledFunction):
         if len(x) != len(y) or len(x) == 0:
             raise InputError("samples and targets", f"{len(x)} and {len(y)}", "as many of both, and at least one")
         named = list(network.named_parameters())
+        noisy = next((part for part in network.modules() if part.training and is_random(part)), None)
+        if noisy is not None:
+            raise InputError("network", f"{type(noisy).__name__} in training mode", "network.eval(), or p = 0")
         if not named:
             raise InputError("network", type(network).__name__ + " without parameters", "a network with parameters")
         super().__init__(sum(p.numel() for _, p in named), len(x), costs=costs, tally=tally)
@@ -80,8 +86,10 @@ class NetworkLoss(SampledFunction):
         self._shapes = {name: p.shape for name, p in named}
         self._sizes = [p.numel() for _, p in named]
         self._free = [True] * len(named) if free is None else list(free)
-        self._buffers = {n: _in_precision(b, precision).to(x.device) for n, b in network.named_buffers()}
-        self._children = _Children(network, x[:1]) if isinstance(network, nn.Sequential) else None
+        buffers = {n: _in_precision(b, precision).to(x.device) for n, b in network.named_buffers()}
+        self._function = with_parameters(network, buffers)
+        in_a_row = isinstance(network, nn.Sequential) and shares_nothing(network)
+        self._children = _Children(network, x[:1]) if in_a_row else None  # type: ignore[arg-type]
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by child: weights before it, and the features they make
         self.layers = [
             sum(size for _, size in group)
@@ -158,9 +166,8 @@ class NetworkLoss(SampledFunction):
 
     def _outputs(self, flat: Tensor, x: Tensor) -> Tensor:
         parts = [part if free else part.detach() for part, free in zip(flat.split(self._sizes), self._free)]
-        named = {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts)}
-        outputs: Tensor = functional_call(self.network, named | self._buffers, (x,))
-        return outputs
+        with exactly(self.network):  # layers in parallel: a smooth function has one value at a point
+            return self._function(x, *(part.view(shape) for part, shape in zip(parts, self._shapes.values())))
 
     def _sum(self, theta: Tensor, one: Callable[[Tensor, Callable[[Tensor], Tensor]], Any]) -> list[Any]:
         """`one` of the parameters in precision and of the loss's part for each chunk."""

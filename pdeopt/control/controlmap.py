@@ -27,6 +27,9 @@ class ControlMap:
     Attributes:
         n_local: design controls of this rank.
 
+    Raises:
+        InputError: no assembled matrix of PETSc.
+
     Example:
         >>> grid = TimeGrid.uniform(100, T=1.0)
         >>> control_map = ControlMap.nodal(grid, dim=3)                  # the constraint's control_dim is 6
@@ -34,6 +37,8 @@ class ControlMap:
     """
 
     def __init__(self, matrix: PETSc.Mat) -> None:
+        if not (isinstance(matrix, PETSc.Mat) and bool(matrix) and matrix.isAssembled()):
+            raise InputError("control map", type(matrix).__name__, "an assembled PETSc.Mat of type aij")
         self.matrix = matrix
         self._design, self._steps = matrix.createVecs()
         self.n_local: int = matrix.getLocalSize()[1]

@@ -6,6 +6,7 @@ without a word. So masses of constraints and objectives, and forms of own terms,
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ FACTORED_UNKNOWNS, FACTORED_WORK = 100_000, 2.5e10
 
 #: Directions at which the form is tried where it is too large to factor.
 TRIED_DIRECTIONS = 50
+
+#: Digests of the matrices that have been found positive.
+_positive: set[bytes] = set()
 
 
 def real_matrix(matrix: Any, what: str) -> sp.csr_matrix:
@@ -124,7 +128,14 @@ def _require_positive(csr: sp.csr_matrix, scale: Array, semidefinite: bool, what
     if (2 * scaled.diagonal() - np.abs(scaled).sum(axis=1).A1).min() > least:
         return
     shifted = sp.csc_matrix(scaled - least * sp.eye(csr.shape[0]))
-    if not (_has_cholesky(shifted) if _is_cheap(shifted) else _is_positive_where_tried(shifted)):
+    digest = hashlib.sha256(
+        b"".join(part.tobytes() for part in (shifted.indptr, shifted.indices, shifted.data))
+    ).digest()
+    if digest in _positive:  # constraint and objective often have the same mass
+        return
+    if _has_cholesky(shifted) if _is_cheap(shifted) else _is_positive_where_tried(shifted):
+        _positive.add(digest)
+    else:
         kind = "an indefinite matrix" if semidefinite else "a singular or indefinite matrix"
         raise InputError(what, f"{kind} (its diagonal is positive)", legal)
 

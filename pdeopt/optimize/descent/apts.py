@@ -105,6 +105,7 @@ class APTS(Minimizer):
         method = self.method
         self.x, self.f, self.g, self.radius, self.note = method.x, method.f, method.g, method.radius, method.note
         self.first, self.gtol, self.highest = method.first, method.gtol, method.highest
+        self.is_limited = method.is_limited
 
     def step(self) -> Reason:
         method = self.method

@@ -89,6 +89,7 @@ class ASTROM(Minimizer):
         function, settings = self.function, self.settings
         coarse = self._sample()
         step = self._model_step(coarse)
+        self.is_limited = step.on_boundary
         f, g = function.value_and_gradient(self.x + step.d)
         usable = math.isfinite(f) and math.isfinite(function.norm(g)) and f <= self.highest
         ratio = reduction_ratio(self.f, f, step.decrease) if usable else -math.inf

@@ -103,6 +103,7 @@ class Minimizer(ABC):
         highest: value of the start, which no step exceeds, in the unit; infinite where values of the start and of later
             points are of different functions.
         is_monotone: whether values never rise: a run that gains nothing for long has then stagnated.
+        is_limited: whether a trust radius has limited the last step: what it gains says nothing of a minimum.
 
     Raises:
         InputError: settings that the method does not have, or that are not legal.
@@ -119,6 +120,7 @@ class Minimizer(ABC):
     gtol: float = 0.0
     highest: float = math.inf
     is_monotone: bool = False
+    is_limited: bool = False
     first: float = math.nan  # norm of the first gradient
 
     def __init__(
@@ -215,7 +217,9 @@ class Minimizer(ABC):
             reason = self.test(record)
             if reason == Reason.ITERATING and until and until(self):
                 return Reason.CONVERGED_TARGET
-            return self.stop.stalled() if reason == Reason.ITERATING and has_stalled else reason
+            if reason == Reason.ITERATING and has_stalled:
+                return Reason.DIVERGED_STAGNATION if self.is_limited else self.stop.stalled()
+            return reason
 
         result = iterate(self, test, monitors=monitors, observers=observers, history=history)
         _count_all(result.history, self.spent())
@@ -354,7 +358,8 @@ def _recall(method: Minimizer, memory: dict[str, Any]) -> None:
     if unlike := sorted(set(again) ^ set(memory)):
         raise InputError(what, f"one with other entries ({', '.join(unlike[:3])})", legal)
     fits = method.x.shape == method.g.shape == (method.function.size,)
-    if not fits or any(value.dtype != memory[key].dtype for key, value in again.items() if isinstance(value, Tensor)):
+    tensors = [value for value in memory.values() if isinstance(value, Tensor)]
+    if not fits or any(value.is_floating_point() and value.dtype != torch.float64 for value in tensors):
         raise InputError(what, f"unknowns of shape {tuple(method.x.shape)}, {method.x.dtype}", legal)
 
 

@@ -109,6 +109,7 @@ class Multilevel(Minimizer):
         fine, before, counts = self.levels[0], self.levels[0].x, (self.accepted, self.rejected)
         reason = self._nested_iteration() if self._is_nested else self._cycle(0, self.settings.cycle)
         self.x, self.f, self.g, self.radius = fine.x, fine.f, fine.g, fine.radius
+        self.is_limited = fine.is_limited
         accepted, rejected = self.accepted - counts[0], self.rejected - counts[1]
         self.note = fine.note if len(self.hierarchy) == 1 else f"{accepted} corrections, {rejected} rejected"
         return reason if fine.x is before else Reason.ITERATING

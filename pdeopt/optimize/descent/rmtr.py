@@ -65,6 +65,7 @@ class TrustSmoother(Minimizer):
         if not radius > 0.0:  # at the edge
             return Reason.ITERATING
         step = self.model.step(self.x, self.g, radius)
+        self.is_limited = step.on_boundary
         ratio = self.attempt(step.d, step.decrease)
         rule = self.settings.rule
         if radius == self.radius or not ratio >= rule.poor:

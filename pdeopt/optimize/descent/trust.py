@@ -17,7 +17,7 @@ from pdeopt.optimize.descent.minimizer import Minimizer, flattened, part_of
 from pdeopt.optimize.descent.trustsettings import BatchSettings, ModelSettings, RadiusSettings
 from pdeopt.optimize.parts.progress import Doubt
 from pdeopt.optimize.parts.trustmodel import TrustModel
-from pdeopt.optimize.parts.trustregion import RatioRule, has_vanished, reduction_ratio
+from pdeopt.optimize.parts.trustregion import NEAR_THE_BOUNDARY, RatioRule, has_vanished, reduction_ratio
 from pdeopt.optimize.parts.trustsubproblem import length
 
 #: Length of the step that finds the first radius, relative to max(1, |x|).
@@ -136,7 +136,9 @@ class TrustRegionMinimizer(Minimizer):
         ratio = ratio if usable and f <= self.highest else -math.inf
         taken = ratio >= self.rule.accept
         self.doubt.judge(self.f, f, self.function.dot(self.g, d), lambda: self.function.dot(g, d))
-        self.radius = self.rule.after(ratio, self.radius, length(self.function, d, self.settings.norm))
+        size = length(self.function, d, self.settings.norm)
+        self.is_limited = size >= NEAR_THE_BOUNDARY * self.radius
+        self.radius = self.rule.after(ratio, self.radius, size)
         self.radius = self.radius if taken else self.radius * self.doubt.shrink
         self.note = "" if taken else "rejected"
         if taken:

@@ -35,6 +35,10 @@ class TrustRegion:
         return self.radius if self.accepts(ratio) else 0.5 * longest_part
 
 
+#: Part of the radius from which a step is one that the radius limits.
+NEAR_THE_BOUNDARY = 0.8
+
+
 @dataclass(frozen=True)
 class RatioRule:
     """The common radius rule: shrink after a poor ratio, grow after a good one of a step that the radius limits.
@@ -60,7 +64,7 @@ class RatioRule:
         """The next radius, from the last and the length of the step; NaN counts as poor."""
         if not ratio >= self.poor:
             radius = self.shrink * min(radius, step)
-        elif ratio > self.good and step >= 0.8 * radius:
+        elif ratio > self.good and step >= NEAR_THE_BOUNDARY * radius:
             radius = self.grow * radius
         return min(max(radius, self.smallest), self.largest)
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from nn_adapters.layers.blocks import dense
+from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.losses.network import NetworkLoss
 from pdeopt.core.errors import InputError
 from pdeopt.functions.decomposition import Decomposition
@@ -119,3 +121,27 @@ def test_a_part_of_the_layers_costs_less_and_gives_the_same(sequential):
         assert f.tally.work == before
         other, d = theta + 0.1, torch.zeros(12, dtype=torch.float64)
         assert f.local(parts, 2, other).value(d) == pytest.approx(f.value(other), rel=1e-14)
+
+
+def test_a_layer_that_is_used_twice_and_layers_in_parallel_have_their_gradients():
+    torch.manual_seed(0)
+    x, y = torch.randn(9, 4), torch.randn(9, 4)
+    twice = nn.Linear(4, 4)
+    parallel = LayerParallel(None, lambda: dense(4), 24, 2.0, coarsening="8")
+    for network in (nn.Sequential(twice, nn.Tanh(), twice), nn.Sequential(nn.Linear(4, 4), parallel)):
+        own = list(network.parameters())
+        f = NetworkLoss(network, nn.functional.mse_loss, x, y)
+        theta, h = f.parameters(), 1e-6
+        value, gradient = f.value_and_gradient(theta)
+        assert value == f.value(theta)
+        difference = (f.value(theta + h * gradient) - f.value(theta - h * gradient)) / (2 * h)
+        assert difference == pytest.approx(float(gradient @ gradient), rel=1e-6)
+        assert all(a is b for a, b in zip(own, network.parameters(), strict=True))  # the network's own are as they were
+
+
+def test_dropout_in_training_mode_is_no_function():
+    network, x = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), torch.ones(3, 4)
+    with pytest.raises(InputError, match="Dropout in training mode"):
+        NetworkLoss(network, nn.functional.mse_loss, x, x)
+    f = NetworkLoss(network.eval(), nn.functional.mse_loss, x, x)
+    assert f.value(f.parameters()) == f.value(f.parameters())

@@ -43,3 +43,9 @@ def test_rows_that_are_not_the_steps_are_refused():
     base = examples.dense()
     with pytest.raises(InputError, match="control map"):
         ControlProblem(base.constraint, base.objective, base.grid, ControlMap.nodal(base.grid, 3))
+
+
+@pytest.mark.parametrize("matrix", [torch.eye(3), PETSc.Mat(), None])
+def test_a_control_map_is_a_matrix_of_petsc(matrix):
+    with pytest.raises(InputError, match="control map"):
+        ControlMap(matrix)

@@ -4,6 +4,8 @@ import torch
 from torch.func import grad, hessian
 
 from pdeopt.control.objective import ControlCost, TerminalLoss, Tracking
+from pdeopt.control.problem import ControlProblem
+from pdeopt.control.reduced import ReducedObjective
 from pdeopt.core.errors import InputError
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
@@ -128,3 +130,48 @@ def test_functions_that_return_no_target_are_refused(target):
 def test_a_control_weight_must_be_positive(alpha):
     with pytest.raises(InputError, match="control_weight"):
         ControlCost(alpha)
+
+
+def evaluated(term):
+    """Value, gradient and a Hessian product of the reduced objective of the small heat problem."""
+    heat = examples.heat(n=4, num_steps=5)
+    reduced = ReducedObjective(ControlProblem(heat.constraint, term + ControlCost(1e-2), heat.grid))
+    x = randn(reduced.size, seed=4)
+    value, gradient = reduced.value_and_gradient(x)
+    return torch.cat([torch.tensor([value]), gradient, reduced.hvp(x, gradient)])
+
+
+DATA, SENSORS, TIMES = randn(6, 2, seed=6).numpy(), randn(2, 4, seed=7).numpy(), np.linspace(0.0, 0.5, 6)
+ROWS = np.array([0, 2, 5])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            lambda: Tracking(np.ma.array(np.arange(4.0), mask=[0, 1, 0, 0]), spd(4)),
+            lambda: Tracking([0.0, 2.0, 3.0], np.delete(np.delete(spd(4), 1, 0), 1, 1), observe=[0, 2, 3]),
+        ),
+        (
+            lambda: Tracking(DATA[ROWS], spd(2), SENSORS, TIMES[ROWS]),
+            lambda: Tracking(
+                np.ma.array(DATA, mask=~np.isin(np.arange(6), ROWS)[:, None] | np.zeros((6, 2), dtype=bool)),
+                spd(2),
+                SENSORS,
+            ),
+        ),
+        (lambda: Tracking(DATA, observe=np.eye(4)[[3, 3]]), lambda: Tracking(DATA, observe=[3, 3])),
+        (lambda: Tracking(DATA, observe=slice(1, 3)), lambda: Tracking(DATA, observe=[False, True, True, False])),
+        (
+            lambda: Tracking(DATA, 3.0 * np.eye(2), SENSORS),
+            lambda: Tracking(np.sqrt(3) * DATA, None, np.sqrt(3) * SENSORS),
+        ),
+        (
+            lambda: Tracking(DATA, None, SENSORS, weight=2.0),
+            lambda: Tracking(DATA, None, SENSORS, TIMES[::-1][::-1], weight=[2.0] * 6),
+        ),
+    ],
+    ids=["missing", "times", "twice", "slice", "mass", "weight"],
+)
+def test_measurements_may_be_said_in_several_ways(one, other):
+    assert torch.allclose(evaluated(one()), evaluated(other()), rtol=1e-12, atol=1e-13)

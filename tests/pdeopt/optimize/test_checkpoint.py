@@ -9,13 +9,20 @@ import time
 
 import numpy as np
 import pytest
+import torch
+from mpi4py import MPI
 
 from pdeopt.control.verify import randomize
 from pdeopt.core.errors import InputError
+from pdeopt.core.interrupt import Interrupted, interruptible
 from pdeopt.core.monitor import History, Record
 from pdeopt.core.storage import replace_file
-from pdeopt.optimize.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from pdeopt.optimize import LBFGS, SSBroyden
+from pdeopt.optimize.checkpoint import Checkpoint, CheckpointFile, read_checkpoint, write_checkpoint
+from pdeopt.optimize.fullspace import SQPSolver
+from problems.burgers import BurgersCase, BurgersSettings
 from tests.helpers import examples
+from tests.helpers.functions import Rosenbrock
 from tests.helpers.support import ENVIRONMENT, ROOT, python, relative
 
 FINGERPRINT = {"problem": "dense", "nx": 5, "alpha": 0.1, "solver": "sqp"}
@@ -138,6 +145,94 @@ def test_a_kill_at_any_instant_leaves_one_complete_file(tmp_path, seed):
         child.wait()
     content = path.read_bytes()
     assert len(content) == 300_000 and len(set(content)) == 1
+
+
+# -- the same iterates, to the last bit --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precond", ["auto", "direct", "wathen"])
+@pytest.mark.parametrize("kind", ["composite", "newton", "active_set"])
+def test_a_restart_has_the_iterates_of_the_whole_run_to_the_last_bit(tmp_path, options, kind, precond):
+    options(sqp_kkt_precond=precond)
+    bounds = dict(lower=-0.2, upper=0.2) if kind == "active_set" else {}
+    words, saved, points = dict(type=kind, max_it=6, **bounds), [], []
+
+    def save(method, run):
+        if run[-1].iteration == 2:
+            checkpoint = Checkpoint(method.x, method.lam, method.memory(), run)
+            write_checkpoint(str(tmp_path / "c"), problem, FINGERPRINT, checkpoint)
+            saved.append(len(run))
+        points.append((method.x.copy(), method.lam.copy()))
+
+    problem = burgers_problem()
+    whole = SQPSolver(problem, **words).solve(observers=[save])
+    assert saved, "the run was too short"
+    expected, problem = points[2:], burgers_problem()
+    points.clear()
+    read = read_checkpoint(str(tmp_path / "c"), problem, FINGERPRINT)
+    rest = SQPSolver(problem, **words).solve(
+        read.x,
+        read.lam,
+        observers=[lambda method, run: points.append((method.x.copy(), method.lam.copy()))],
+        memory=read.memory,
+        history=read.history,
+    )
+    assert len(points) == len(expected)
+    assert all(x.equal(y) and lam.equal(mu) for (x, lam), (y, mu) in zip(points, expected))
+    assert rest.history.as_rows() == whole.history.as_rows()
+
+
+def burgers_problem():
+    return BurgersCase(BurgersSettings(nx=8, nt=6)).problem
+
+
+# -- the checkpoints of a run --------------------------------------------------------------------------------
+
+
+def test_a_disk_that_is_full_ends_the_checkpoints_and_not_the_run(capfd):
+    file, calls = CheckpointFile("c", 1, MPI.COMM_SELF), []
+
+    def write():
+        calls.append(len(calls))
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+
+    for iteration in range(4):
+        file.after(iteration, write)
+    line = capfd.readouterr().err
+    assert len(calls) == 2 and line.count("\n") == 1
+    assert "No space left" in line and "checkpoint of iteration 0" in line
+
+
+def test_a_signal_writes_a_checkpoint_that_was_not_due():
+    file, calls = CheckpointFile("c", 100, MPI.COMM_SELF), []
+    with interruptible():
+        file.after(1, lambda: calls.append(1))
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted, match="SIGINT: ended after iteration 2; c holds the checkpoint of iteration 2"):
+            file.after(2, lambda: calls.append(2))
+    assert calls == [2]
+    with pytest.raises(Interrupted):
+        file.leave()
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape", "type", "another method"])
+def test_a_memory_that_is_not_the_methods_is_refused(change):
+    f, start = Rosenbrock(4), torch.zeros(4, dtype=torch.float64)
+    solver = LBFGS(f, max_it=3)
+    history = solver.minimize(start).history
+    memory = solver.memory()
+    if change == "missing":
+        del memory["inverse.S"]
+    elif change == "unknown":
+        memory["more"] = 1.0
+    elif change == "shape":
+        memory["x"] = memory["x"][1:]
+    elif change == "type":
+        memory["g"] = memory["g"].float()
+    other = (SSBroyden if change == "another method" else LBFGS)(Rosenbrock(4), max_it=9)
+    with pytest.raises(InputError, match="memory of"):
+        other.minimize(start, memory=memory, history=history)
 
 
 # -- runs of the script --------------------------------------------------------------------------------------
