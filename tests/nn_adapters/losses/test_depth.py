@@ -111,7 +111,7 @@ def test_the_script_runs_each_optimizer(optimizer, tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["-levels", "5"], "multiple of 16"),
+        (["-levels", "5"], "at most 4 levels"),
         (["-samples", "9000"], "1 to 14"),
         (["-optimizer", "sgd"], "rmtr"),
         (["-coarse_samples", "2"], "coarse_samples"),

@@ -9,6 +9,7 @@ from mpi4py import MPI
 from pdeopt.core.errors import InputError
 from pdeopt.core.team import TorchTeam, team_of
 from pdeopt.functions.sharing import share
+from pdeopt.functions.smooth import Tally
 from tests.helpers.parallel_apts import runs
 from tests.helpers.support import gloo, python
 
@@ -37,7 +38,7 @@ def test_any_number_of_ranks_makes_the_same_iterates(tmp_path, backend, ranks):
 
 def test_mpi_is_a_team_as_it_is():
     assert team_of() is MPI.COMM_WORLD
-    assert share(MPI.COMM_SELF, 3, str, None) == ["0", "1", "2"]
+    assert share(MPI.COMM_SELF, 3, str, Tally()) == ["0", "1", "2"]
 
 
 def test_bad_back_ends_are_named():
