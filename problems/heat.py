@@ -20,7 +20,7 @@ from skfem.models import laplace, mass
 from torch import Tensor
 
 import pdeopt as po
-from pdeopt.core import sections
+from pdeopt.core import digest, sections
 from pdeopt.core.arrays import Array
 from problems.shared import case
 from problems.shared.command_line import command_line, start
@@ -204,6 +204,9 @@ class HeatCase:
             settings.heat_boundary == "dirichlet",
             settings.heat_control == "boundary",
         )
+        if settings.mesh:  # a restart is of the same mesh, not of the same name
+            cells = (torch.from_numpy(each.copy()) for each in (space.points, space.cells, space.control))
+            self.parameters["mesh_content"] = digest(*cells)
         S = settings.kappa * space.A + settings.reaction * space.M
         f = settings.source * space.load(lambda x, y: np.hypot(x - SOURCE[0], y - SOURCE[1]) <= RADIUS)
         constraint = Heat(space.M, S, space.Q, space.B, f, settings.theta)

@@ -37,7 +37,7 @@ class TrainingSettings(Settings):
 
     epochs: int = setting(10, "passes through the training samples", at_least=0)
     batch: int = setting(100, "samples of a batch", at_least=1)
-    lr: float = setting(1e-3, "learning rate", above=0)
+    lr: float = setting(1e-3, "learning rate", above=0, at_most=1e30)
     optimizer: str = setting("adam", "optimizer of PyTorch", choices=("adam", "sgd", "adamw"))
     schedule: str = setting("cosine", "course of the learning rate over the run", choices=("constant", "cosine"))
     tikhonov: float = setting(0.0, "weight of |theta|^2 / 2, theta the parameters of the layers", at_least=0)

@@ -44,7 +44,7 @@ class ClassifierSettings(po.Settings):
         0.1, "share of those samples that choose the best weights of the run", above=0, at_most=0.5
     )
     optimizer: str = po.setting("apts", "APTS or a rival", choices=(*METHODS, "sgd", "adam"))
-    lr: float = po.setting(0.03, "learning rate of sgd and adam", above=0)
+    lr: float = po.setting(0.03, "learning rate of sgd and adam", above=0, at_most=1e30)
     batch: int = po.setting(100, "samples of a batch of sgd and adam", at_least=1)
     precision: str = po.setting("single", "precision of the network's evaluation", choices=("single", "double"))
     backend: str = po.setting("mpi", "processes that share the parts: mpiexec, or torchrun", choices=BACKENDS)

@@ -22,7 +22,7 @@ RISES = 50
 class AdamSettings(Settings, prefix="adam_"):
     """Adam."""
 
-    lr: float = setting(1e-3, "learning rate", above=0)
+    lr: float = setting(1e-3, "learning rate", above=0, at_most=1e30)
     beta1: float = setting(0.9, "decay of the mean of the gradients", at_least=0, at_most=1)
     beta2: float = setting(0.999, "decay of the mean of the squared gradients", at_least=0, at_most=1)
     smallest_lr: float = setting(1e-12, "learning rate below which a run that meets no finite values ends", above=0)

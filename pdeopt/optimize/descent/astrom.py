@@ -40,7 +40,7 @@ class ASTROMSettings(Settings, prefix="astrom_"):
     growth: float = setting(4.0, "factor by which the sample grows in a step at most", at_least=1)
     error: float = setting(0.3, "|1 - fine / coarse decrease| above which the sample grows", above=0)
     memory: int = setting(5, "secant pairs of the fine level that correct the coarse Hessian", at_least=0)
-    radius: float = setting(1.0, "first trust radius", above=0)
+    radius: float = setting(1.0, "first trust radius", above=0, at_most=1e100)
     cg_rtol: float = setting(0.08, "relative residual at which conjugate gradients end", above=0, at_most=1)
     cg_max_it: int = setting(500, "Hessian products a step at most", at_least=1)
     accept: float = setting(1e-4, "ratio of fine to coarse decrease from which a step is taken", above=0)

@@ -26,7 +26,7 @@ class RMTRSettings(MultilevelSettings, RatioSettings, ModelSettings, prefix="rmt
     """Recursive multilevel trust-region method (RMTR)."""
 
     radius: float = setting(
-        1.0, "first trust radius of the steps; corrections are first limited by their ratio", above=0
+        1.0, "first trust radius of the steps; corrections are first limited by their ratio", above=0, at_most=1e100
     )
     poor: float = setting(
         0.1, "ratio of actual to predicted decrease below which the radius shrinks", above=0, at_most=1

@@ -33,7 +33,7 @@ class RatioSettings(Settings):
     """How the ratio of decreases sets the radius."""
 
     radius: float = setting(
-        0.0, "first trust radius; 0: the length of the Cauchy step, by a gradient difference", at_least=0
+        0.0, "first trust radius; 0: the length of the Cauchy step, by a gradient difference", at_least=0, at_most=1e100
     )
     accept: float = setting(1e-4, "ratio of actual to predicted decrease from which a step is taken", above=0)
     poor: float = setting(

@@ -32,7 +32,7 @@ from pdeopt.optimize.parts.trustregion import TrustRegion
 class CompositeSettings(Settings, prefix="sqp_"):
     """Composite step: constants of the method and of its inexact solves."""
 
-    radius: float = setting(10.0, "initial trust radius Delta of the composite step", above=0)
+    radius: float = setting(10.0, "initial trust radius Delta of the composite step", above=0, at_most=1e100)
     radius_min: float = setting(1e-10, "trust radius below which the composite step stagnates", above=0)
     normal_fraction: float = setting(
         0.8, "part of the trust radius that the quasi-normal step may use", above=0, at_most=1
