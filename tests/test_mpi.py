@@ -22,7 +22,7 @@ def run(folder, ranks):
     return dict(np.load(file))
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_everything_is_the_same_on_several_ranks(serial, tmp_path, ranks):
     """Values, derivatives, sweeps, operators, optima and multipliers of five problems."""
     found = run(tmp_path, ranks)
@@ -42,9 +42,9 @@ def test_everything_is_the_same_on_several_ranks(serial, tmp_path, ranks):
     "words",
     [
         ("-solver", "newton"),
-        ("-solver", "sqp"),
+        pytest.param(("-solver", "sqp"), marks=pytest.mark.slow),
         ("-solver", "sqp", "-control", "nodal"),
-        ("-solver", "tao", "-tao_type", "ntr"),
+        pytest.param(("-solver", "tao", "-tao_type", "ntr"), marks=pytest.mark.slow),
     ],
 )
 def test_the_burgers_script_gives_the_same_solution_on_three_ranks(tmp_path, words):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import ParallelModule
+from nn_adapters.layers.stacking import ParameterStack
 from pdeopt.core.errors import InputError, on_root
 from pdeopt.core.storage import read_tensors, write_tensors
 
@@ -112,8 +113,11 @@ def describe(network: nn.Module, optimizer: torch.optim.Optimizer) -> str:
     """A fingerprint of the kinds of all modules, with what they tell of themselves, and of the optimizer's kind."""
     found = [type(optimizer).__name__]
     for name, module in network.named_modules():
-        parallel = isinstance(module, ParallelModule)  # what they say of their solvers does not matter
-        words = str(getattr(module, "Tf", "")) if parallel else module.extra_repr()
+        words = module.extra_repr()
+        if isinstance(module, ParallelModule):  # what they say of their solvers does not matter
+            words = f"{getattr(module, 'Tf', '')} {getattr(module, 'template', '')}"
+        elif isinstance(module, ParameterStack):  # of this rank's layers
+            words = ""
         found.append(f"{name} {type(module).__name__} {words}")
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 

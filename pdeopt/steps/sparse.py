@@ -34,7 +34,8 @@ class Sparsity:
 
     def __init__(self, pattern: Any) -> None:
         csr = sp.csr_matrix(pattern)
-        csr = sp.csr_matrix((np.ones(csr.nnz), csr.indices, csr.indptr), shape=csr.shape)
+        # a copy: sorting the user's indices in place would leave the values of that matrix behind
+        csr = sp.csr_matrix((np.ones(csr.nnz), csr.indices, csr.indptr), shape=csr.shape, copy=True)
         csr.sum_duplicates()
         self.csr = csr
         self.shape: tuple[int, int] = csr.shape

@@ -179,7 +179,7 @@ def test_nested_iteration_ends_at_full_depth_with_the_work_of_one_run(tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["-nested", "7"], "multiple of 64 layers"),
+        (["-nested", "7"], "as often as the layers can be halved"),
         (["-restart", "nothing"], "a file written by -checkpoint"),
         (["-layer_ranks", "3"], "divides the 1 ranks"),
         (["-epochz", "3"], "did you mean -epochs"),

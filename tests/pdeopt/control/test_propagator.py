@@ -38,7 +38,11 @@ def test_solves_are_those_of_substitution_on_several_ranks(ranks):
 
 
 @pytest.mark.parametrize(
-    "main, words", [(burgers.main, ["-nx", "16", "-nt", "32"]), (heat.main, ["-nx", "6", "-ny", "2", "-nt", "32"])]
+    "main, words",
+    [
+        (burgers.main, ["-nx", "16", "-nt", "32"]),
+        pytest.param(heat.main, ["-nx", "6", "-ny", "2", "-nt", "32"], marks=pytest.mark.slow),
+    ],
 )
 def test_scripts_reach_the_same_optimum(main, words):
     values = [main([*words, "-solver", "tao", "-propagator", kind]) for kind in ("serial", "mgrit")]

@@ -314,11 +314,10 @@ def test_a_matrix_free_constraint_has_no_coupled_form(options):
 def test_the_same_on_several_ranks(tmp_path):
     """Solutions; and the matrix, where the windows are the same."""
     found = {}
-    for ranks in (1, 2, 4):
+    for ranks in (1, 2):
         done = python("-m", "tests.helpers.parallel", "coupled", tmp_path / f"{ranks}.npz", ranks=ranks)
         assert done.returncode == 0, done.stderr
         found[ranks] = np.load(tmp_path / f"{ranks}.npz")
-    for several in (found[2], found[4]):
-        assert set(several) == set(found[1])
-        for name, expected in found[1].items():
-            assert relative(several[name], expected) <= (1e-9 if "solution" in name else 1e-12), name
+    assert set(found[2]) == set(found[1])
+    for name, expected in found[1].items():
+        assert relative(found[2][name], expected) <= (1e-9 if "solution" in name else 1e-12), name

@@ -258,7 +258,7 @@ def assert_same_run(found, expected, rtol):
         assert relative(arrays[name], solution[name]) <= rtol
 
 
-@pytest.mark.parametrize("solver", ["sqp", "newton"])
+@pytest.mark.parametrize("solver", ["sqp", pytest.param("newton", marks=pytest.mark.slow)])
 def test_a_restarted_run_has_the_iterates_of_the_uninterrupted_one(tmp_path, solver):
     whole = history(tmp_path, "-solver", solver)
     file = tmp_path / "checkpoint"
@@ -273,6 +273,7 @@ def test_a_run_may_be_restarted_on_another_number_of_ranks(tmp_path):
     assert_same_run(history(tmp_path, "-control", "nodal", "-restart", file, ranks=3), whole, 1e-7)
 
 
+@pytest.mark.slow
 def test_a_restarted_tao_run_finds_the_same_optimum(tmp_path):
     words = ("-solver", "tao", "-sqp_opt_tol", 1e-9)
     whole, file = history(tmp_path, *words), tmp_path / "checkpoint"

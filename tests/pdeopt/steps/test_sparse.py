@@ -31,6 +31,14 @@ def test_products_work_under_transforms():
     assert torch.allclose(vmap(matrix)(stack), torch.stack([matrix(x), 2 * matrix(x)]))
 
 
+def test_the_users_matrix_stays_as_it_was():
+    """Columns in no order are sorted in copies: the user's values would lose their places otherwise."""
+    matrix = sp.csr_matrix((np.array([1.0, 2.0, 3.0]), np.array([2, 0, 1]), np.array([0, 2, 3])), shape=(2, 3))
+    dense = matrix.toarray()
+    Sparsity(matrix), StepMatrix.constant(matrix)
+    assert np.array_equal(matrix.toarray(), dense)
+
+
 def test_an_empty_pattern_is_the_zero_matrix():
     zero = StepMatrix(Sparsity.empty(3, 4), torch.zeros(2, 0, dtype=torch.float64))
     assert torch.equal(zero(randn(2, 4)), torch.zeros(2, 3)) and torch.equal(

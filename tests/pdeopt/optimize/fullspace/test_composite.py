@@ -18,7 +18,7 @@ def test_the_solution_is_a_kkt_point_of_the_loop_over_steps(name):
     assert torch.func.grad(Oracle(problem).L)(k).abs().max() <= 1e-9
 
 
-@pytest.mark.parametrize("name", ["burgers", "burgers nodal", "dense", "heat"])
+@pytest.mark.parametrize("name", ["burgers", "burgers nodal", pytest.param("dense", marks=pytest.mark.slow), "heat"])
 def test_every_start_leads_to_newtons_optimum(name):
     problem = examples.EXAMPLES[name]()
     expected = SQPSolver(problem, type="newton", opt_tol=1e-11).solve()
