@@ -96,7 +96,8 @@ def unread() -> list[str]:
     pointers = ctypes.cast(names, ctypes.POINTER(ctypes.c_char_p))
     left = [cast(bytes, pointers[i]).decode() for i in range(int(count.value) & 0xFFFFFFFF)]
     petsc.PetscOptionsLeftRestore(None, *arguments)
-    return [name for name in left if not name.startswith(_read_elsewhere) and name not in _defaults]
+    program = {"c"} if sys.argv[:1] == ["-c"] else set()  # of `python -c`, which petsc4py takes for an option
+    return [name for name in left if not name.startswith(_read_elsewhere) and name not in _defaults | program]
 
 
 def require_all_read() -> None:

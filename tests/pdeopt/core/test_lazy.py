@@ -32,3 +32,12 @@ def test_options_count_or_are_warned_of(program, values, warnings, tmp_path):
     ended = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert ended.stdout.strip() == values, ended.stderr
     assert ended.stderr.count("are not read: call petsc4py.init") == warnings
+
+
+@pytest.mark.parametrize("program", [INIT + READ, READ + INIT], ids=["init first", "init later"])
+def test_the_name_of_a_program_without_a_file_is_no_option(program):
+    """Of `python -c` the first word is -c."""
+    check = "from pdeopt.core import require_all_read\nrequire_all_read()\nprint('done')\n"
+    words = [sys.executable, "-c", program + SHOW + check, "-mine_number", "3", "-mine_size", "1"]
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert ended.stdout.split() == ["3", "1", "done"], ended.stderr
