@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -140,6 +140,7 @@ def measure_bias(network: nn.Module, loss: Callable[[], Tensor]) -> float:
         loss: evaluates the network and its loss, with the same data each time.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
+    stacked = _stacked(network)
 
     def gradient() -> list[Tensor]:
         found = torch.autograd.grad(loss(), parameters, allow_unused=True)
@@ -149,12 +150,10 @@ def measure_bias(network: nn.Module, loss: Callable[[], Tensor]) -> float:
         inexact = gradient()
     with exactly(network):
         exact = gradient()
-    error = sum(float((a - b).square().sum()) for a, b in zip(inexact, exact))
-    size = sum(float(b.square().sum()) for b in exact)
-    sums = torch.tensor([error, size], dtype=torch.float64)
-    for solver in mgrit_solvers(network)[:1]:
-        sums = solver.grid.sum(sums)
-    return float((sums[0] / sums[1].clamp(min=1e-300)).sqrt())
+    is_stacked = [id(p) in stacked for p in parameters]
+    error = _square(network, [a - b for a, b in zip(inexact, exact)], is_stacked)
+    size = _square(network, exact, is_stacked)
+    return float((error / size.clamp(min=1e-300)).sqrt())
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -200,16 +199,21 @@ def clip_grad_norm_(network: nn.Module, max_norm: float) -> Tensor:
     """
     gradients = {id(p): p.grad for p in network.parameters() if p.grad is not None}
     stacked = _stacked(network)
-    shares = torch.zeros(2, dtype=torch.float64)
-    for at, g in gradients.items():
-        shares[int(at in stacked)] += float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2
-    for solver in mgrit_solvers(network)[:1]:
-        shares[1] = solver.grid.sum(shares[1])
-    norm = shares.sum().sqrt()
+    norm = _square(network, list(gradients.values()), [at in stacked for at in gradients]).sqrt()
     factor = float((max_norm / (norm + 1e-6)).clamp(max=1.0))
     for g in gradients.values():
         g.mul_(factor)
     return norm
+
+
+def _square(network: nn.Module, tensors: Sequence[Tensor], is_stacked: Sequence[bool]) -> Tensor:
+    """|.|^2 of one tensor a parameter: those of layers over all ranks, the others, equal on all, once. Collective."""
+    shares = torch.zeros(2, dtype=torch.float64)
+    for tensor, of_layers in zip(tensors, is_stacked):
+        shares[int(of_layers)] += float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+    for solver in mgrit_solvers(network)[:1]:
+        shares[1] = solver.grid.sum(shares[1])
+    return shares.sum()
 
 
 def _stacked(network: nn.Module) -> set[int]:
