@@ -56,7 +56,7 @@ test-modern:  ## run the tests with the newest PETSc and NumPy, in .venv-modern 
 	@.ci/modern.sh
 	$(call python,.venv-modern) -m pytest $(WORKERS) -m "not slow" $(PYTEST)
 
-stress: setup  ## try all promises hundreds of times, half an hour; STRESS=0.25 for a quarter
+stress: setup  ## try all promises hundreds of times, for long; STRESS=0.25 for a quarter
 	STRESS=$(STRESS) STRESS_SEED=$(STRESS_SEED) $(run) pytest $(WORKERS) tests/stress $(PYTEST)
 
 bench: setup  ## time the main problem

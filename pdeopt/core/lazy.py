@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -67,7 +68,7 @@ def heed_late_init() -> None:
 
 def is_name(word: str) -> bool:
     """Whether a word of a command line is the name of an option, and not a value, maybe a negative number."""
-    return len(word) > 1 and word[0] == "-" and not (word[1].isdigit() or word[1] == ".")
+    return re.match("--?[^0-9.-]", word) is not None and word.lstrip("-").lower() not in ("inf", "infinity", "nan")
 
 
 def _insert(words: list[str]) -> None:

@@ -10,6 +10,10 @@ from pdeopt.core.errors import InputError
 from pdeopt.functions import border
 
 
+class NoHessianProducts(InputError):
+    """A function that defines no Hessian products was asked for one; a wrong one is an `InputError` of another kind."""
+
+
 class CheckedFunction(ABC):
     """f: R^n -> R by the methods with an underscore, which a subclass writes, and as others evaluate it.
 
@@ -29,7 +33,7 @@ class CheckedFunction(ABC):
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
         """f''(x) d; raises `InputError` where a subclass does not define it."""
-        raise InputError(f"Hessian products of {type(self).__name__}", "none", "a function that defines `_hvp`")
+        raise NoHessianProducts(f"Hessian products of {type(self).__name__}", "none", "a function that defines `_hvp`")
 
     def evaluate_value(self, x: Tensor) -> float:
         """f at x: checked, and not counted; for functions made of this one."""

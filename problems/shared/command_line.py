@@ -28,7 +28,7 @@ from petsc4py import PETSc
 
 import pdeopt as po
 from pdeopt.core import Interrupted, Section, check_petsc_values, leave
-from pdeopt.core.options import REAL
+from pdeopt.core.lazy import is_name
 from pdeopt.core.petsc_values import given_types
 
 #: Words that ask for help.
@@ -100,7 +100,7 @@ def finish(name: str, converged: bool, message: str) -> None:
 def _refuse_strays(words: Sequence[str]) -> None:
     before = ""
     for word in words:
-        if not _is_name(word) and not _is_name(before):
+        if not is_name(word) and not is_name(before):
             raise po.InputError("command line", f"the word {word!r}, which belongs to no option", "-name value")
         before = word
 
@@ -109,8 +109,8 @@ def _insert(words: list[str]) -> list[str]:
     """Put words into the options database as PETSc's own parser does; returns the names."""
     names = []
     for word, following in zip(words, [*words[1:], "-"]):
-        if _is_name(word):
-            value = "" if _is_name(following) or following == "-" else following
+        if is_name(word):
+            value = "" if is_name(following) or following == "-" else following
             PETSc.Options().setValue(word.lstrip("-"), value)
             names.append(word.lstrip("-"))
             if names[-1] == "options_file":
@@ -124,10 +124,6 @@ def _insert(words: list[str]) -> list[str]:
                 _refuse_strays(found)
                 names += _insert(found)
     return names
-
-
-def _is_name(word: str) -> bool:
-    return re.match("--?[^0-9.-]", word) is not None and not REAL.fullmatch(word)
 
 
 def _help(doc: str, options: Sequence[Section]) -> None:

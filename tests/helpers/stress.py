@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -20,6 +20,23 @@ SEED = int(os.environ.get("STRESS_SEED", "0"))
 def tries(whole: int, quick: int) -> int:
     """How many of `whole` tries this run makes: at least `quick`."""
     return max(quick, round(SHARE * whole))
+
+
+def many(whole: int, quick: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Hypothesis with this many tries, the same in each run of a seed; what fails is shrunk and shown."""
+
+    hypothesis = pytest.importorskip("hypothesis")
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        drawn = hypothesis.settings(
+            max_examples=tries(whole, quick),
+            deadline=None,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )(test)
+        return hypothesis.seed(SEED)(drawn)
+
+    return decorate
 
 
 class Tally:

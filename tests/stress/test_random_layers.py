@@ -8,7 +8,7 @@ from nn_adapters.layers.blocks import Direct, conv, dense
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import exactly
 from nn_adapters.layers.recurrent import GRUParallel
-from tests.helpers.stress import SEED, tries
+from tests.helpers.stress import many
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import strategies as st  # noqa: E402
@@ -38,19 +38,6 @@ SETTINGS = st.fixed_dictionaries(
     }
 )
 TOLERANCE = 1e-9
-
-
-def many(whole, quick):
-    def decorate(test):
-        drawn = hypothesis.settings(
-            max_examples=tries(whole, quick),
-            deadline=None,
-            database=None,
-            suppress_health_check=list(hypothesis.HealthCheck),
-        )(test)
-        return hypothesis.seed(SEED)(drawn)
-
-    return decorate
 
 
 def close(found, expected):

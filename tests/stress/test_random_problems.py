@@ -10,7 +10,7 @@ from pdeopt.control.verify import randomize
 from pdeopt.functions.petsc import PetscFunction
 from pdeopt.kkt.operator import KKTOperator
 from tests.helpers import random_problems as random
-from tests.helpers.stress import SEED, tries
+from tests.helpers.stress import many
 from tests.helpers.support import dense, entries, random_design, relative
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -32,21 +32,6 @@ CHOICES = st.builds(
     coupled=st.booleans(),
     terminal=st.booleans(),
 )
-
-
-def many(whole, quick):
-    """Hypothesis with this many tries, the same in each run of a seed; what fails is shrunk and shown."""
-
-    def decorate(test):
-        drawn = hypothesis.settings(
-            max_examples=tries(whole, quick),
-            deadline=None,
-            database=None,
-            suppress_health_check=list(hypothesis.HealthCheck),
-        )(test)
-        return hypothesis.seed(SEED)(drawn)
-
-    return decorate
 
 
 def check_derivatives(problem, formulas, seed):

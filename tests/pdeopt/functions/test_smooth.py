@@ -162,3 +162,20 @@ def test_calls_of_tasks_are_settled_in_their_order():
     for task in range(4):
         expected += 0.1 * task
     assert tally.work == expected
+
+
+def test_hessian_products_of_another_shape_are_not_passed_over():
+    """A function without them is compared by its gradient alone; wrong ones are an error."""
+
+    class Square(po.SmoothFunction):
+        def _value_and_gradient(self, x):
+            return float(x @ x), 2 * x
+
+    class Short(Square):
+        def _hvp(self, x, d):
+            return 2 * d[:-1]
+
+    x = torch.ones(3, dtype=torch.float64)
+    assert set(Square(3).verify(x)) == {"gradient"}
+    with pytest.raises(po.InputError, match="Hessian product of Short"):
+        Short(3).verify(x)
