@@ -10,8 +10,8 @@ from nn_adapters.splitting.splitstates import SplitStates as SplitStates
 from nn_adapters.splitting.layersplitting import (
     LayerSplitting as LayerSplitting,
     SplitTrainingSettings as SplitTrainingSettings,
-    StreamedLayers as StreamedLayers,
-    WholeLayers as WholeLayers,
 )
+from nn_adapters.splitting.streamedlayers import StreamedLayers as StreamedLayers
+from nn_adapters.splitting.wholelayers import WholeLayers as WholeLayers
 
 __all__: list[str]

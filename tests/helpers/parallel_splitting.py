@@ -7,7 +7,7 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from nn_adapters.splitting.layersplitting import SplitTrainingSettings, StreamedLayers, WholeLayers
+from nn_adapters.splitting import SplitTrainingSettings, StreamedLayers, WholeLayers
 from pdeopt.optimize.splitting import ADMM
 
 FORMS = ("streaming", "seed", "backward")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import nn_adapters as nna
-from nn_adapters.splitting.layersplitting import SplitTrainingSettings, StreamedLayers, WholeLayers
+from nn_adapters.splitting import SplitTrainingSettings, StreamedLayers, WholeLayers
 from nn_adapters.splitting.proximal import SPLIT_ACTIVATIONS
 from nn_adapters.splitting.splitlayers import split_layers
 from pdeopt.core.errors import InputError

@@ -1,0 +1,130 @@
+"""Training by splitting, a stream of batches: transpose reduction of increments with forgetting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nn_adapters.splitting.layersplitting import LayerSplitting
+from nn_adapters.splitting.splitstates import finite
+from pdeopt.functions.gram import SharedGrams
+from pdeopt.optimize.descent.minimizer import part_of
+
+
+class StreamedLayers(LayerSplitting):
+    """A batch in every iteration, whose targets give all weights an increment; there are no multipliers.
+
+    A forward pass leaves no residuals; from the outputs down, z_k and a_k move to where the loss wants them; then
+
+        V <- momentum V + mean (z - m) a' (G + ridge)^-1,    W <- W + step V,
+
+    with a and m of the forward pass and G the forgetting mean of aa'. Blocks are `("z", k)`, `("a", k)` and
+    `("increments", iteration)`.
+
+    Args:
+        iterations: of the run, over which the length of the increments falls to zero.
+        network, x, y, settings, team: as for `LayerSplitting`.
+
+    Example:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(784, 500), nn.ReLU(), nn.Linear(500, 10))
+        >>> splitting = StreamedLayers(180, network, x, y)
+        >>> result = ADMM(splitting, max_it=180, multipliers=False, rtol=0.0).solve()
+    """
+
+    def __init__(self, iterations: int, network: nn.Module, x: Tensor, y: Tensor, *rest: Any) -> None:
+        super().__init__(network, x, y, *rest)
+        self.iterations, settings = iterations, self.settings
+        shapes = [(layer.inputs, layer.outputs) for layer in self.layers]
+        self._grams = SharedGrams(
+            shapes, self.team, settings.precision, self.W[0].dtype, rho=settings.forgetting, cross=0.0
+        )
+        self._increments = [torch.zeros_like(W) for W in self.W]
+        self._known: tuple[float, float] | None = None
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._order = torch.empty(0, dtype=torch.int64)
+        self.take(self._next_batch(), self._penalties())
+
+    def _penalties(self) -> tuple[list[float], list[float]]:
+        """Soft at the input and stiff at the output.
+
+        An update of a_k weighs gamma_k against beta_{k+1} and the gamma_{k+1} of a skip, one of z_k beta_k against
+        step^2 gamma_k: only their ratios count.
+        """
+        L, softness = len(self.layers), self.settings.softness
+        beta, gamma = [0.0] * L + [1.0], [0.0] * L
+        for k in range(L - 1, 0, -1):
+            gamma[k] = softness * gamma[k + 1] if self.layers[k].skip else beta[k + 1]
+            beta[k] = softness * self.layers[k - 1].step ** 2 * gamma[k]
+        return beta, gamma
+
+    def _next_batch(self) -> Tensor:
+        """Numbers of the next samples of one random order after the other, the same on all ranks."""
+        size = min(self.settings.batch, self.samples)
+        if len(self._order) < size:
+            self._order = torch.cat([self._order, torch.randperm(self.samples, generator=self._generator)])
+        batch, self._order = self._order[:size], self._order[size:]
+        return batch
+
+    def sweep(self, iteration: int) -> Iterator[Hashable]:
+        if iteration > 1:
+            self.take(self._next_batch(), (self.states.beta, self.states.gamma))
+        L, self._known = len(self.layers), None
+        yield "z", L
+        for k in range(L - 1, 0, -1):
+            yield "a", k
+            yield "z", k
+        yield "increments", iteration
+
+    def update(self, block: Any) -> None:
+        kind, k = block
+        {"increments": self._move, "a": self.states.update_state, "z": self.states.update_input}[kind](k)
+
+    def _move(self, iteration: int) -> None:
+        a, m = self.states.start
+        for k in range(1, len(self.layers) + 1):
+            self.add(self._grams, k - 1, k, a[k - 1], self.states.z[k] - m[k])
+        found = self.solve(self._grams)
+        step = self.settings.step * (1.0 - (iteration - 1) / self.iterations)
+        increments = [self.settings.momentum * V + X for V, X in zip(self._increments, found)]
+        new = [finite(W + step * V) for W, V in zip(self.W, increments)]
+        self._increments = increments
+        for W, value in zip(self.W, new):
+            W.copy_(value)
+        self.moved = step * math.sqrt(sum(float(V.square().sum()) for V in increments))
+
+    def ascend(self) -> None:
+        """Nothing: a stream keeps no multipliers, as each batch has samples of its own."""
+
+    def objective(self) -> float:
+        """The mean loss of the batch before its step."""
+        return self._numbers()[0]
+
+    def residuals(self) -> tuple[float, float]:
+        """The root of the mean of |z_L - m_L|^2 over the batch, and the last move of the weights."""
+        return self._numbers()[1], self.moved
+
+    def _numbers(self) -> tuple[float, float]:
+        """Loss and residual of the batch; after a restart those that were kept, as the batch is not."""
+        if self._known is None:
+            states, outputs = self.states, self.states.start[1][-1]
+            loss = self.over_ranks(float(self.loss.value(outputs, states.y).sum()))
+            self._known = loss, math.sqrt(self.over_ranks(float((states.z[-1] - outputs).square().sum())))
+        return self._known
+
+    def memory(self) -> dict[str, Any]:
+        kept = {f"V{k}": V.clone() for k, V in enumerate(self._increments)}
+        kept |= {f"grams.{name}": each for name, each in self._grams.memory().items()}
+        kept |= {"order": self._order.clone(), "generator": self._generator.get_state()}
+        return super().memory() | kept | dict(zip(("loss", "residual", "moved"), (*self._numbers(), self.moved)))
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        super().recall(memory)
+        self._increments = [memory[f"V{k}"].clone() for k in range(len(self.W))]
+        self._order, self.moved = memory["order"].clone(), float(memory["moved"])
+        self._known = float(memory["loss"]), float(memory["residual"])
+        self._generator.set_state(memory["generator"])
+        self._grams.recall(part_of(memory, "grams"))
