@@ -24,6 +24,7 @@ ROOMS = {
         "control": (0,),
         "kkt": (0,),
         "precond": (0,),
+        "lowrank": (1,),
         "optimize/parts": (1,),
         "optimize/fullspace": (0,),
         "optimize/descent": (1,),

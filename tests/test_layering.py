@@ -14,6 +14,7 @@ ROOMS = {
         "pdeopt.control",
         "pdeopt.kkt",
         "pdeopt.precond",
+        "pdeopt.lowrank",
         "pdeopt.optimize.parts",
         "pdeopt.optimize.fullspace",
         "pdeopt.optimize.descent",
