@@ -7,7 +7,7 @@ Training neural networks without gradients: A scalable ADMM approach, ICML 2016)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -126,11 +126,14 @@ class LayerSplitting(SplitConstraint):
 
     def memory(self) -> dict[str, Any]:
         """What a restart with the same ranks needs of this rank."""
-        return {f"W{k}": W.clone() for k, W in enumerate(self.W)}
+        work = torch.tensor(astuple(self.work), dtype=torch.float64)
+        return {f"W{k}": W.clone() for k, W in enumerate(self.W)} | {"work": work}
 
     def recall(self, memory: dict[str, Any]) -> None:
         for k, W in enumerate(self.W):
             W.copy_(memory[f"W{k}"])
+        self.work.products, self.work.solves, sent = memory["work"].tolist()
+        self.work.bytes = int(sent)
 
 
 def _check(splitting: LayerSplitting) -> None:

@@ -102,13 +102,16 @@ def write_memory(
     _write(comm, path, fingerprint, numbers, tensors, history)
 
 
-def read_memory(path: str, fingerprint: dict[str, Any], comm: Any = None) -> tuple[dict[str, Any], History]:
+def read_memory(
+    path: str, fingerprint: dict[str, Any], comm: Any = None, kind: type[AnyRecord] = DescentRecord
+) -> tuple[dict[str, Any], History]:
     """What `write_memory` wrote, for `minimize(x, memory=..., history=...)`.
 
     Args:
         path: of the file.
         fingerprint: as it was written.
         comm: communicator or team whose first rank reads, collective then; None: this process reads.
+        kind: of the records of the history.
 
     Returns:
         Memory and history.
@@ -118,7 +121,7 @@ def read_memory(path: str, fingerprint: dict[str, Any], comm: Any = None) -> tup
     """
 
     def read() -> tuple[dict[str, Tensor], dict[str, Any], History]:
-        return _read(path, fingerprint, DescentRecord)
+        return _read(path, fingerprint, kind)
 
     tensors, numbers, history = read() if comm is None else on_root(comm, read)
     return tensors | numbers, history

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +53,19 @@ class ADMM:
         self._largest = (0.0, 0.0)
 
     def solve(
-        self, *, monitors: Sequence[Monitor] = (), observers: Sequence[Observer] = (), history: History | None = None
+        self,
+        *,
+        monitors: Sequence[Monitor] = (),
+        observers: Sequence[Observer] = (),
+        until: Callable[[ADMM], bool] | None = None,
+        history: History | None = None,
     ) -> Result:
         """Iterate until the residuals are small, or the iterations are spent. Collective.
 
         Args:
             monitors: called with each record.
             observers: called with this object and the history after each record.
+            until: of this object: whether the work that was asked for is done.
             history: of an interrupted run, whose `memory` the constraint has recalled.
 
         Returns:
@@ -71,7 +77,12 @@ class ADMM:
         if history is not None and len(history):
             self._iteration = int(history[-1].iteration)
             self._largest = tuple(max(history[name], default=0.0) for name in ("feasibility", "optimality"))  # type: ignore[assignment]
-        return iterate(self, self._test, monitors=monitors, observers=observers, history=history)
+
+        def test(record: SplitRecord) -> Reason:
+            reason = self._test(record)
+            return Reason.WORK_DONE if reason == Reason.ITERATING and until and until(self) else reason
+
+        return iterate(self, test, monitors=monitors, observers=observers, history=history)
 
     def record(self, iteration: int) -> SplitRecord:
         """The present blocks in numbers."""
