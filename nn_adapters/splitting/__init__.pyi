@@ -1,3 +1,9 @@
+from nn_adapters.splitting.affinemaps import (
+    AffineMap as AffineMap,
+    Averaged as Averaged,
+    Convolution as Convolution,
+    Dense as Dense,
+)
 from nn_adapters.splitting.proximal import (
     LOSSES as LOSSES,
     SPLIT_ACTIVATIONS as SPLIT_ACTIVATIONS,

@@ -13,15 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nn_adapters.splitting.affinemaps import finite
 from nn_adapters.splitting.proximal import LOSSES, require_classes
-from nn_adapters.splitting.splitlayers import split_layers
-from nn_adapters.splitting.splitstates import SplitStates, finite
+from nn_adapters.splitting.splitlayers import require_fit, split_layers
+from nn_adapters.splitting.splitstates import SplitStates
 from pdeopt.core.errors import InputError
 from pdeopt.core.messages import PRECISIONS
 from pdeopt.core.settings import Settings, setting
 from pdeopt.core.team import Team
 from pdeopt.functions.gram import SharedGrams
 from pdeopt.optimize.splitting import SplitConstraint, SplitWork
+
+#: Rows that are added to Gram sums at once.
+ROWS = 2**17
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,8 @@ class LayerSplitting(SplitConstraint):
     ) -> None:
         self.settings, self.team, self.work = settings or SplitTrainingSettings(), team, SplitWork()
         self.layers, self.loss = split_layers(network), LOSSES[self.settings.loss]
-        self.W = [layer.read() for layer in self.layers]
-        self.x, self.y = x.flatten(1).to(self.W[0]), y
+        self.W = [layer.map.read() for layer in self.layers]
+        self.x, self.y = x.to(self.W[0]), y
         counts = [len(self.x)] if team is None else team.allgather(len(self.x))
         self.begin, self.samples = sum(counts[: 0 if team is None else team.rank]), sum(counts)
         _check(self)
@@ -96,9 +100,16 @@ class LayerSplitting(SplitConstraint):
         self.states = SplitStates(self.layers, self.W, self.loss, penalties, self.work, self.x[own], self.y[own])
 
     def add(self, grams: SharedGrams, place: int, k: int, a: Tensor, z: Tensor) -> None:
-        """Add samples of layer k to sums."""
-        grams.add(place, self.layers[k - 1].extended(a), z)
-        self.work.products += len(a) * self.W[k - 1].shape[1] * sum(self.W[k - 1].shape)
+        """Add samples of layer k to sums: of a convolution all positions, which weigh as much as one of a dense layer.
+
+        A sample is one however many positions it has, as in the Lagrangian.
+        """
+        map = self.layers[k - 1].map
+        positions = max(1, z[0].numel() // map.outputs) if len(z) else 1
+        size = max(1, ROWS // positions)  # patches are larger than the image
+        for one, other in zip(a.split(size), z.split(size)):
+            grams.add(place, map.rows(one), other.movedim(1, -1).reshape(-1, map.outputs), len(one))
+        self.work.products += z.numel() // map.outputs * map.inputs * (map.inputs + map.outputs)
 
     def solve(self, grams: SharedGrams) -> list[Tensor]:
         """The least squares of all samples that were added. Collective."""
@@ -121,7 +132,7 @@ class LayerSplitting(SplitConstraint):
     def design(self) -> Tensor:
         """All weights in a row; they are also written into the network."""
         for layer, W in zip(self.layers, self.W):
-            layer.write(W)
+            layer.map.write(W)
         return torch.cat([W.reshape(-1) for W in self.W])
 
     def memory(self) -> dict[str, Any]:
@@ -143,8 +154,7 @@ def _check(splitting: LayerSplitting) -> None:
     ranks = 1 if splitting.team is None else splitting.team.size
     if splitting.samples < ranks:
         raise InputError("samples", splitting.samples, f">= {ranks}, the ranks")
-    if x.shape[1] != layers[0].linear.in_features:
-        raise InputError("entries of a sample", x.shape[1], f"{layers[0].linear.in_features}")
+    require_fit(layers, tuple(x.shape[1:]))
     if not y.is_floating_point():
         require_classes(y, layers[-1].outputs)
     if not bool(torch.isfinite(x).all()):

@@ -2,21 +2,23 @@
 
     m_l = W_l [a_{l-1}; 1],    a_l = skip a_{l-1} + step h(m_l)    for l = 1 ... L - 1,    outputs m_L
 
-Read from a `torch.nn.Sequential` of `Linear`, activations and `LayerStack`s of dense blocks, and written back to it.
+Read from a `torch.nn.Sequential` of `Linear`, `Conv2d`, activations, averages and `LayerStack`s, and written back to
+it. Of a convolution, W acts on the patches of a state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from nn_adapters.layers.blocks import LayerStack
+from nn_adapters.splitting.affinemaps import AffineMap, Averaged, Convolution, Dense
 from nn_adapters.splitting.proximal import SPLIT_ACTIVATIONS, Activation, PiecewiseLinear
 from pdeopt.core.errors import InputError
+
+LEGAL = "Linear, Conv2d, AvgPool2d, Flatten, ReLU, LeakyReLU, Hardtanh(0, 1), Tanh, Softplus, Identity"
 
 
 @dataclass(frozen=True)
@@ -24,98 +26,123 @@ class SplitLayer:
     """One layer: a = skip a_before + step h(W [a_before; 1]).
 
     Attributes:
-        linear: the module that has W, (outputs, inputs), and its bias.
+        map: the affine map of W, (outputs, inputs).
         activation: h with its proximal map.
         skip: 1 for a layer of an ODE network, else 0.
         step: length of the layer.
     """
 
-    linear: nn.Linear
+    map: AffineMap
     activation: Activation
     skip: float = 0.0
     step: float = 1.0
 
     @property
     def inputs(self) -> int:
-        """Entries of [a_before; 1], or of a_before where the layer has no bias."""
-        return self.linear.in_features + (self.linear.bias is not None)
+        """Columns of W."""
+        return self.map.inputs
 
     @property
     def outputs(self) -> int:
-        """Entries of a."""
-        return self.linear.out_features
-
-    def extended(self, a: Tensor) -> Tensor:
-        """[a; 1] for samples a (batch, ...), where the layer has a bias."""
-        return a if self.linear.bias is None else torch.cat([a, a.new_ones(len(a), 1)], dim=1)
+        """Rows of W: entries of a, or its channels."""
+        return self.map.outputs
 
     def after(self, before: Tensor, z: Tensor) -> Tensor:
-        """The state after the layer, (batch, outputs), from the one before and the input z of the activation."""
+        """The state after the layer, (batch, ...), from the one before and the input z of the activation."""
         h = self.activation(z)
         return self.skip * before + self.step * h if self.skip or self.step != 1.0 else h
-
-    def read(self) -> Tensor:
-        """W with the bias as last column, (outputs, inputs); a copy."""
-        parts = [self.linear.weight] + ([] if self.linear.bias is None else [self.linear.bias[:, None]])
-        return torch.cat([part.detach() for part in parts], dim=1).clone()
-
-    @torch.no_grad()
-    def write(self, W: Tensor) -> None:
-        """Give the module these weights."""
-        self.linear.weight.copy_(W[:, : self.linear.in_features])
-        if self.linear.bias is not None:
-            self.linear.bias.copy_(W[:, -1])
 
 
 def split_layers(network: nn.Module) -> list[SplitLayer]:
     """The layers of a network, the last of them linear.
 
     Args:
-        network: a `Sequential` of `Linear`, activations (ReLU, LeakyReLU, Hardtanh(0, 1), Tanh, Softplus, Identity),
-            `Flatten` in front, and `LayerStack`s of blocks `Linear`, activation.
+        network: a `Sequential` of `Linear` and `Conv2d`, each with an activation after it (ReLU, LeakyReLU,
+            Hardtanh(0, 1), Tanh, Softplus, Identity), `AvgPool2d` and `Flatten` after activations or in front, and
+            `LayerStack`s of blocks of a `Linear` or `Conv2d` and an activation.
 
     Raises:
-        InputError: another module, two affine maps without an activation between them, layers that do not fit.
+        InputError: another module, or two affine maps without an activation between them.
     """
     layers: list[SplitLayer] = []
-    waiting: nn.Linear | None = None
+    waiting: AffineMap | None = None
+    averages: list[tuple[int, int]] = []
+    images = False  # whether the state has channels, which Linear would take for samples
     for module in _modules(network):
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | nn.Conv2d):
             if waiting is not None:
                 raise InputError("layers to split", "two linear layers in a row", "an activation between them")
-            waiting = module
-        elif isinstance(module, LayerStack):
+            if images and isinstance(module, nn.Linear):
+                raise InputError("layers to split", f"{module} after images", "Flatten between them")
+            waiting, averages, images = _averaged(affine_map(module), averages), [], isinstance(module, nn.Conv2d)
+        elif isinstance(module, LayerStack) and waiting is None and not averages:
             layers += _stacked(module)
+        elif isinstance(module, nn.AvgPool2d | nn.Flatten) and waiting is None:
+            images = images and not isinstance(module, nn.Flatten)
+            averages += _squares(module)
         elif waiting is None:
-            raise InputError("layers to split", f"{module} without a linear layer before it", "Linear, then activation")
+            raise InputError("layers to split", f"{module} without a linear layer before it", LEGAL)
         else:
             layers.append(SplitLayer(waiting, _activation(module)))
             waiting = None
-    if waiting is None:
+    if waiting is None or images:
         raise InputError("layers to split", "no linear layer at the end", "a network that ends with Linear")
-    layers.append(SplitLayer(waiting, SPLIT_ACTIVATIONS["identity"]))
-    for one, other in pairwise(layers):
-        if one.outputs != other.linear.in_features:
-            raise InputError("layers to split", f"{one.outputs} outputs before {other.linear}", "layers that fit")
-    return layers
+    return [*layers, SplitLayer(waiting, SPLIT_ACTIVATIONS["identity"])]
+
+
+def require_fit(layers: Sequence[SplitLayer], shape: tuple[int, ...]) -> None:
+    """Raise `InputError` where samples of a shape, without the batch, do not go through the layers."""
+    for layer in layers:
+        after = layer.map.shape_after(shape)
+        if layer.skip and after != shape:
+            raise InputError(f"layers that fit: shape after {layer.map.module} of a LayerStack", after, f"{shape}")
+        shape = after
+
+
+def affine_map(module: nn.Linear | nn.Conv2d) -> AffineMap:
+    """The map of a module; `InputError` for a convolution with groups, dilation or padding other than by zeros."""
+    return Dense(module) if isinstance(module, nn.Linear) else Convolution(module)
 
 
 def _modules(network: nn.Module) -> Iterator[nn.Module]:
-    """The modules in order, without containers, and without `Flatten` and `Dropout(0)`."""
+    """The modules in order, without containers."""
     if isinstance(network, nn.Sequential):
         for child in network:
             yield from _modules(child)
-    elif not isinstance(network, nn.Flatten):
+    else:
         yield network
+
+
+def _averaged(map: AffineMap, averages: list[tuple[int, int]]) -> AffineMap:
+    """The map after averages, the last of them next to it."""
+    for size in reversed(averages):
+        map = Averaged(map, size)
+    return map
+
+
+def _squares(module: nn.AvgPool2d | nn.Flatten) -> list[tuple[int, int]]:
+    """The squares that a module averages over; none for `Flatten`, which changes no number."""
+    if isinstance(module, nn.Flatten):
+        if (module.start_dim, module.end_dim) != (1, -1):
+            raise InputError("layers to split", module, "Flatten()")
+        return []
+    size, stride, padding = (
+        each if isinstance(each, tuple) else (each, each)
+        for each in (module.kernel_size, module.stride, module.padding)
+    )
+    if size != stride or any(padding) or module.ceil_mode or module.divisor_override:
+        raise InputError("layers to split", module, "squares that do not overlap: AvgPool2d(size)")
+    return [size]
 
 
 def _stacked(stack: LayerStack) -> Iterator[SplitLayer]:
     """The layers u + dt h(W u + b) of an ODE network."""
     for block in stack.layers:
         children = list(block) if isinstance(block, nn.Sequential) else []
-        if len(children) != 2 or not isinstance(children[0], nn.Linear):
-            raise InputError("layers to split: block of a LayerStack", block, "Sequential(Linear, activation)")
-        yield SplitLayer(children[0], _activation(children[1]), skip=1.0, step=stack.dt)
+        if len(children) != 2 or not isinstance(children[0], nn.Linear | nn.Conv2d):
+            legal = "Sequential(Linear or Conv2d, activation)"
+            raise InputError("layers to split: block of a LayerStack", block, legal)
+        yield SplitLayer(affine_map(children[0]), _activation(children[1]), skip=1.0, step=stack.dt)
 
 
 def _activation(module: nn.Module) -> Activation:
@@ -126,5 +153,5 @@ def _activation(module: nn.Module) -> Activation:
         return SPLIT_ACTIVATIONS["hard_sigmoid"]
     names = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Softplus: "softplus", nn.Identity: "identity"}
     if type(module) not in names:
-        raise InputError("layers to split", module, "Linear, ReLU, LeakyReLU, Hardtanh(0, 1), Tanh, Softplus, Identity")
+        raise InputError("layers to split", module, LEGAL)
     return SPLIT_ACTIVATIONS[names[type(module)]]

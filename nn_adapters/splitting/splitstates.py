@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from nn_adapters.splitting.affinemaps import finite
 from nn_adapters.splitting.proximal import Loss
 from nn_adapters.splitting.splitlayers import SplitLayer
-from pdeopt.core.errors import SolveFailure
 from pdeopt.optimize.splitting import SplitWork
 
 
@@ -29,7 +29,7 @@ class SplitStates:
         loss: of the outputs.
         penalties: beta_k for k = 1 ... L and gamma_k for k = 1 ... L - 1; entry 0 of either is not used.
         work: where multiplications are counted.
-        x, y: samples, (samples, inputs), and classes or targets. A forward pass gives the first states.
+        x, y: samples, (samples, ...), and classes or targets. A forward pass gives the first states.
 
     Attributes:
         a, z: states and inputs by layers; a[0] is x, z[0] is empty.
@@ -59,12 +59,11 @@ class SplitStates:
         self.multiplier = torch.zeros_like(self.z[-1])
 
     def mapped(self, k: int) -> Tensor:
-        """m_k = W_k [a_{k-1}; 1], (samples, outputs); kept until a_{k-1} or W_k changes."""
+        """m_k = W_k [a_{k-1}; 1], (samples, ...); kept until a_{k-1} or W_k changes."""
         if k not in self._mapped:
-            layer, W, before = self.layers[k - 1], self.W[k - 1], self.a[k - 1]
-            bias = None if layer.linear.bias is None else W[:, -1]
-            self._mapped[k] = nn.functional.linear(before, W[:, : layer.linear.in_features], bias)
-            self.work.products += len(before) * W.numel()
+            m = self.layers[k - 1].map.apply(self.W[k - 1], self.a[k - 1])
+            self._mapped[k] = m
+            self.work.products += m.numel() * self.W[k - 1].shape[1]
         return self._mapped[k]
 
     def forget(self, k: int | None = None) -> None:
@@ -77,22 +76,23 @@ class SplitStates:
     def update_state(self, k: int) -> None:
         """a_k, the minimum of a quadratic function with one matrix for all samples:
 
-        (beta W'W + gamma + gamma_after) (new - a) = W'(beta (z - m) + lambda/2) + gamma (target - a)
+        (beta T'T + gamma + gamma_after) (new - a) = T'(beta (z - m) + lambda/2) + gamma (target - a)
                                                      + gamma_after (a_after - after(a)),
 
-        where W, beta, z, m are of the layer after, gamma_after is of its skip, and lambda of the last layer.
+        where T (W, or a convolution), beta, z, m are of the layer after, gamma_after is of its skip, and lambda of the
+        last layer.
         """
-        after, beta, penalty = self.layers[k], self.beta[k + 1], self.gamma[k]
-        W = self.W[k][:, : after.linear.in_features]
+        after, W, beta, penalty = self.layers[k], self.W[k], self.beta[k + 1], self.gamma[k]
         residual = beta * (self.z[k + 1] - self.mapped(k + 1))
         if k + 1 == len(self.layers):
             residual = residual + 0.5 * self.multiplier
         target = self.layers[k - 1].after(self.a[k - 1], self.z[k])
-        right = torch.addmm(target - self.a[k], residual, W, beta=penalty)
+        right = after.map.transpose(W, residual, target.shape).add_(target - self.a[k], alpha=penalty)
+        self.work.products += residual.numel() * W.shape[1]
         if after.skip:
             right = right + self.gamma[k + 1] * (self.a[k + 1] - after.after(self.a[k], self.z[k + 1]))
             penalty = penalty + self.gamma[k + 1]
-        self.a[k] = finite(self.a[k] + self._damped(W, beta, penalty, right))
+        self.a[k] = finite(self.a[k] + after.map.solve(W, beta, penalty, right, self.work))
         self._mapped.pop(k + 1, None)
 
     def update_input(self, k: int) -> None:
@@ -115,23 +115,3 @@ class SplitStates:
             if k < len(self.layers):
                 total += self.gamma[k] * float((self.a[k] - layer.after(self.a[k - 1], self.z[k])).square().sum())
         return total
-
-    def _damped(self, W: Tensor, beta: float, penalty: float, right: Tensor) -> Tensor:
-        """Rows of `right` times (beta W'W + penalty)^-1, by the smaller of the matrices W'W and WW'."""
-        outputs, inputs = W.shape
-        small = outputs < inputs  # then by the formula of Woodbury
-        matrix = W @ W.T if small else W.T @ W
-        matrix.diagonal().add_(penalty / beta)
-        factor = torch.linalg.cholesky_ex(matrix).L
-        self.work.products += len(matrix) * W.numel() + (1 + 2 * small) * len(right) * W.numel()
-        self.work.solves += len(matrix) ** 3 / 3 + len(right) * len(matrix) ** 2
-        if small:
-            return (right - torch.cholesky_solve((right @ W.T).T, factor).T @ W) / penalty
-        return torch.cholesky_solve(right.T, factor).T / beta
-
-
-def finite(values: Tensor) -> Tensor:
-    """The values, or `SolveFailure` where one of them is NaN or infinite."""
-    if not bool(torch.isfinite(values).all()):
-        raise SolveFailure("numbers that are not finite", "a smaller -split_step, or larger -split_ridge")
-    return values

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nn_adapters.splitting.affinemaps import finite
 from nn_adapters.splitting.layersplitting import LayerSplitting
-from nn_adapters.splitting.splitstates import finite
 from pdeopt.functions.gram import SharedGrams
 from pdeopt.optimize.descent.minimizer import part_of
 

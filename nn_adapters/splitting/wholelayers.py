@@ -39,7 +39,7 @@ class WholeLayers(LayerSplitting):
         generator = torch.Generator().manual_seed(self.settings.seed)
         for states in (self.states.a, self.states.z):
             for k in range(1, len(states)):
-                whole = torch.randn(self.samples, states[k].shape[1], generator=generator, dtype=states[k].dtype)
+                whole = torch.randn(self.samples, *states[k].shape[1:], generator=generator, dtype=states[k].dtype)
                 states[k] = whole[self.begin : self.begin + len(self.x)]
         self.states.forget()
 

@@ -51,13 +51,14 @@ class GramSum:
         rows, columns = torch.tril_indices(inputs, inputs)
         self._triangle = rows * inputs + columns
 
-    def add(self, a: Tensor, z: Tensor | None = None) -> None:
-        """Samples a (batch, inputs) with z (batch, outputs), each of weight 1."""
+    def add(self, a: Tensor, z: Tensor | None = None, samples: int | None = None) -> None:
+        """Rows a (batch, inputs) with z (batch, outputs), each of weight 1; or all together of `samples` samples."""
         a = a.to(self.gram)
         self.gram.addmm_(a.T, a)
         if z is not None:
             self.cross.addmm_(z.to(self.cross).T, a)
-        self.weights = (self.weights[0] + len(a), self.weights[1] + len(a))
+        samples = len(a) if samples is None else samples
+        self.weights = (self.weights[0] + samples, self.weights[1] + samples)
 
     def forget(self, rho: float, cross: float | None = None) -> None:
         """Multiply the weights of all samples so far, w by rho and v by `cross`, by default rho; in [0, 1]."""
@@ -193,9 +194,9 @@ class SharedGrams:
         """Bytes that this rank has sent."""
         return self._sums.sent + self._solutions.sent
 
-    def add(self, layer: int, a: Tensor, z: Tensor | None = None) -> None:
-        """Samples of this rank for a layer: a (batch, inputs), z (batch, outputs)."""
-        self._fresh[layer].add(a, z)
+    def add(self, layer: int, a: Tensor, z: Tensor | None = None, samples: int | None = None) -> None:
+        """Rows of this rank for a layer: a (batch, inputs), z (batch, outputs), each a sample, or of `samples`."""
+        self._fresh[layer].add(a, z, samples)
 
     def reduce(self) -> None:
         """Bring what was added since the last call to the owners. Collective."""

@@ -15,6 +15,7 @@ from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import Reason
 from pdeopt.optimize.splitting import ADMM
 from tests.helpers.parallel_splitting import FORMS, network, samples, splitting_of, weights
+from tests.helpers.splitting import never_rises
 from tests.helpers.support import python
 
 ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, lambda: nn.Hardtanh(0.0, 1.0), nn.Tanh, nn.Softplus, nn.Identity]
@@ -44,18 +45,6 @@ def test_no_block_of_an_ode_network_raises_the_augmented_lagrangian():
     never_rises(split(ode_network(), states="random", gamma=2.0))
 
 
-def never_rises(splitting):
-    states = splitting.states
-    states.multiplier = torch.randn(states.multiplier.shape, generator=torch.Generator().manual_seed(4)).double()
-    values = [splitting.lagrangian()]
-    for iteration in range(1, 4):
-        for block in splitting.sweep(iteration):
-            splitting.update(block)
-            values.append(splitting.lagrangian())
-    falls = -np.diff(values)
-    assert falls.min() > -1e-10 * abs(values[0]) and falls.max() > 1e-3 * abs(values[0])
-
-
 def test_a_stream_of_all_samples_without_forgetting_is_the_direct_form():
     """One increment of length 1 gives the least squares of the same states; a and m are those of the forward pass."""
     stream = split(network(), "streaming", batch=40, momentum=0.0, forgetting=0.0, ridge=0.0, step=1.0)
@@ -63,7 +52,7 @@ def test_a_stream_of_all_samples_without_forgetting_is_the_direct_form():
         stream.update(block)
     a = stream.states.start[0]
     for k, layer in enumerate(stream.layers, start=1):
-        direct = np.linalg.lstsq(layer.extended(a[k - 1]).numpy(), stream.states.z[k].numpy(), rcond=None)[0].T
+        direct = np.linalg.lstsq(layer.map.rows(a[k - 1]).numpy(), stream.states.z[k].numpy(), rcond=None)[0].T
         assert np.allclose(stream.W[k - 1], direct, rtol=0, atol=1e-11)
 
 
@@ -103,7 +92,7 @@ def _lagrangian(s):
     v = s.states
     total = s.loss.value(v.z[-1], v.y).sum()
     for k, layer in enumerate(s.layers, start=1):
-        m = layer.extended(v.a[k - 1]) @ s.W[k - 1].T
+        m = layer.map.rows(v.a[k - 1]) @ s.W[k - 1].T
         total = total + v.beta[k] * (
             (v.z[k] - m).square().sum() + s.settings.ridge * s.count * s.W[k - 1].square().sum()
         )

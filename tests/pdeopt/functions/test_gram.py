@@ -61,6 +61,16 @@ def test_a_dead_entry_gives_the_solution_of_least_norm():
     assert np.allclose(sums.solve(), expected, rtol=0, atol=1e-12)
 
 
+def test_rows_may_belong_to_fewer_samples():
+    """As the positions of a convolution: the mean is that over samples of sums over rows."""
+    a, z = samples(50)
+    sums = GramSum(6, 3)
+    for rows in torch.arange(50).split(25):
+        sums.add(a[rows], z[rows], samples=5)
+    expected = np.linalg.solve((a.T @ a / 10 + 0.2 * torch.eye(6).double()).numpy(), (a.T @ z / 10).numpy()).T
+    assert np.allclose(sums.solve(ridge=0.2), expected, rtol=0, atol=1e-13)
+
+
 def test_packed_sums_come_back():
     a, z = samples(10)
     sums, other = GramSum(6, 3), GramSum(6, 3)
