@@ -187,6 +187,13 @@ ENTRIES = [
         "-data digits -apts_data 4",
     ),
     Entry(
+        "admm_mnist",
+        "Training without gradients",
+        "networks.md",
+        "Layers are split, and ADMM solves for their weights by least squares of batches.",
+        "-data_dir DATA -epochs 3",
+    ),
+    Entry(
         "apts_cifar",
         "APTS on CIFAR-10",
         "optimizers.md#trust-regions",

@@ -66,6 +66,11 @@ class SplitStates:
             self.work.products += m.numel() * self.W[k - 1].shape[1]
         return self._mapped[k]
 
+    @property
+    def known(self) -> list[int]:
+        """The layers whose m_k is kept."""
+        return sorted(self._mapped)
+
     def forget(self, k: int | None = None) -> None:
         """Say that W_k or a_{k-1} has changed; by default all."""
         if k is None:

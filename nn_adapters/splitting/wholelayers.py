@@ -89,7 +89,8 @@ class WholeLayers(LayerSplitting):
             f"z{k}": z.clone() for k, z in enumerate(states.z)
         }
         kept |= {f"grams{k}.{name}": each for k, memory in enumerate(grams) for name, each in memory.items()}
-        return super().memory() | kept | {"multiplier": states.multiplier.clone(), "moved": self.moved}
+        kept |= {"multiplier": states.multiplier.clone(), "moved": self.moved, "mapped": states.known}
+        return super().memory() | kept
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
@@ -100,3 +101,6 @@ class WholeLayers(LayerSplitting):
         states.forget()
         for k, grams in enumerate(self._grams):
             grams.recall(part_of(memory, f"grams{k}"))
+        for k in memory["mapped"]:  # what a run of one piece has at this point, and does not count again
+            states.mapped(k)
+        self.work.products = float(memory["work"][0])

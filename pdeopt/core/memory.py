@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pdeopt.core.errors import InputError
@@ -36,6 +37,23 @@ def require_memory(needed: float, what: str, got: object, legal: str = "a smalle
 def free_memory() -> float:
     """Bytes that this process may still allocate: of the machine, of its control groups, and of its own limits."""
     return max(min(_of_machine(), *_of_groups(), _of_limits()), 0.0)
+
+
+def used_memory() -> tuple[float, float]:
+    """Bytes of this process now, and at most since it started or `forget_peak` was called.
+
+    Where the system does not tell, as outside of Linux, both are the largest so far.
+    """
+    found = {line.split(":")[0]: line.split()[1] for line in _lines("/proc/self/status") if line.startswith("Vm")}
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    now, most = (1024 * float(found.get(name, largest)) for name in ("VmRSS", "VmHWM"))
+    return now, most
+
+
+def forget_peak() -> None:
+    """Let the largest memory of this process be the present one, where the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def in_words(size: float) -> str:

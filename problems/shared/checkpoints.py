@@ -1,4 +1,4 @@
-"""Checkpoints of a script that trains by a `Minimizer`: when they are written, and what a restart goes on from."""
+"""Checkpoints of a script that trains: when they are written, and what a restart goes on from."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import asdict, astuple
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import pdeopt as po
+from pdeopt.core import DescentRecord, SplitRecord
 from pdeopt.optimize import read_memory, write_memory
 from pdeopt.optimize.descent import Minimizer
+from pdeopt.optimize.splitting import ADMM, SplitConstraint
 from problems.shared.files import CheckpointFiles
 
 
@@ -33,6 +36,9 @@ class DescentCheckpoints:
         run_before: what the script remembered in the run that this one continues; None where it continues none.
     """
 
+    #: Of the records of the history.
+    kind: type[DescentRecord | SplitRecord] = DescentRecord
+
     def __init__(
         self, files: CheckpointFiles, comm: Any, fingerprint: dict[str, Any], run: Callable[[], dict[str, Any]] = dict
     ) -> None:
@@ -45,13 +51,14 @@ class DescentCheckpoints:
         """What `minimize` takes to go on: memory and history; nothing without -restart. Collective."""
         if not self.settings.restart:
             return {}
-        memory, self._before = read_memory(self.settings.restart, self.fingerprint, self.comm)
+        memory, self._before = read_memory(self.settings.restart, self.fingerprint, self.comm, self.kind)
         self.run_before = {name[4:]: memory.pop(name) for name in list(memory) if name.startswith("run.")}
         return {"memory": memory, "history": self._before}
 
-    def observe(self, minimizer: Minimizer, history: po.History) -> None:
+    def observe(self, minimizer: Any, history: po.History) -> None:
         """To be called after each iteration, when the script has done what it does there."""
-        self._minimizer, self._last, self._tally = minimizer, history[-1], minimizer.spent()
+        self._last = history[-1]
+        self._look(minimizer)
         self.file.after(self._last.iteration, lambda: self._write(history))
 
     def end(self, name: str, result: po.Result) -> None:
@@ -66,13 +73,58 @@ class DescentCheckpoints:
         """Raise `Interrupted` where a signal has ended the run."""
         self.file.leave()
 
+    def _look(self, minimizer: Minimizer) -> None:
+        self._minimizer, self._tally = minimizer, minimizer.spent()
+
+    def _memory(self) -> dict[str, Any]:
+        """What the method remembers. Collective."""
+        return self._minimizer.memory() | {"tally": torch.tensor(astuple(self._tally), dtype=torch.float64)}
+
     def _write(self, history: po.History) -> None:
         """What is counted after the last record, such as a comparison with the start, is no part of the run."""
-        spent = {"tally": torch.tensor(astuple(self._tally), dtype=torch.float64)}
         run = {f"run.{name}": value for name, value in self._run().items()}
         records = po.History([*history.records[:-1], self._last])
-        path = self.settings.checkpoint
-        write_memory(path, self.fingerprint, self._minimizer.memory() | spent | run, records, self.comm)
+        write_memory(self.settings.checkpoint, self.fingerprint, self._memory() | run, records, self.comm)
+
+
+class SplitCheckpoints(DescentCheckpoints):
+    """The checkpoints of a run of `ADMM`, whose ranks have memories of their own: for as many ranks as wrote them.
+
+    going_on = checkpoints.resume_split(constraint)
+    result = admm.solve(observers=[checkpoints.observe], **going_on)
+    """
+
+    kind = SplitRecord
+
+    def resume_split(self, constraint: SplitConstraint) -> dict[str, Any]:
+        """Give the constraint what it remembered; what `solve` takes to go on. Collective."""
+        found = self.resume()
+        if memory := found.pop("memory", None):
+            start = f"{self.comm.rank}."
+            constraint.recall(
+                {name.removeprefix(start): each for name, each in memory.items() if name.startswith(start)}
+            )
+        return found
+
+    def end(self, name: str, result: po.Result) -> None:
+        """As for other methods, but where a sweep broke off in its middle, which leaves nothing to go on from."""
+        if result.reason >= 0 or result.reason in (po.Reason.DIVERGED_MAX_IT, po.Reason.INTERRUPTED):
+            super().end(name, result)
+
+    def _look(self, minimizer: ADMM) -> None:  # type: ignore[override]
+        self._constraint = minimizer.constraint
+
+    def _memory(self) -> dict[str, Any]:
+        """The memories of all ranks on the first one, a message each for numbers that may be many."""
+        own, found = self._constraint.memory(), dict[str, Any]()
+        for name in sorted({name for names in self.comm.allgather(list(own)) for name in names}):
+            values = self.comm.gather(own.get(name)) or []
+            found |= {f"{rank}.{name}": each for rank, each in enumerate(values) if each is not None}
+        return {name: _contiguous(each) for name, each in found.items()}
+
+
+def _contiguous(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, Tensor) else value
 
 
 def method_fingerprint(minimizer: Minimizer) -> dict[str, Any]:

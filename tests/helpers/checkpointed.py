@@ -43,6 +43,16 @@ RUNS = {
         "-data digits -samples 120 -opt_max_it 4 -opt_max_work 10",
         "-opt_max_it 20 -opt_max_work 60",
     ),
+    "admm_mnist": (
+        "admm_mnist",
+        "-data digits -samples 200 -widths 12 -split_batch 40 -epochs 3 -checkpoint_every 2",
+        "-samples 1000 -epochs 60",
+    ),
+    "admm_mnist, seed": (
+        "admm_mnist",
+        "-data digits -samples 100 -widths 12 -form seed -epochs 4 -checkpoint_every 1",
+        "-samples 1000 -epochs 100",
+    ),
     "function_regression": ("function_regression", "-steps 60", "-steps 500"),
     "box_init": ("box_init", "-seeds 2 -depth 3", "-seeds 8 -depth 8"),
 }

@@ -20,6 +20,7 @@ SMALL = {
     "resnet_multilevel": ["-samples", "40", "-layers", "4", "-width", "4", "-opt_max_it", "1", "-rmtr_nested", "1"],
     "apts_mnist": CLASSIFIER,
     "apts_cifar": CLASSIFIER,
+    "admm_mnist": ["-epochs", "1", "-samples", "40", "-widths", "6"],
     "pinn_burgers": PINN,
     "pinn_klein_gordon": PINN,
     "pinn_diffusion_transport": PINN,

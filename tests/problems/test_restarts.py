@@ -25,10 +25,12 @@ RUNS = {
     "lsgd": ("function_regression", "-steps 8"),
     "regression by adam": ("function_regression", "-method adam -steps 8"),
     "box": ("box_init", "-depth 4 -seeds 2 -points 3"),
+    "admm": ("admm_mnist", "-data digits -samples 100 -widths 8 -split_batch 25 -epochs 2"),
+    "admm, seed": ("admm_mnist", "-data digits -samples 100 -widths 8 -form seed -activation hard_sigmoid -epochs 5"),
     "nested": ("peaks", "-layers 8 -samples 60 -batch 20 -epochs 2 -nested 2"),
 }
 #: What of a summary is of the machine or of the command line.
-OWN = ("seconds", "wall_time_s", "parameters", "versions")
+OWN = ("seconds", "wall_time_s", "parameters", "versions", "memory")
 
 
 def run(folder, script, *words):
@@ -41,8 +43,10 @@ def run(folder, script, *words):
     finally:
         found = json.loads(summary.read_text()) if summary.exists() else {}
     found = {key: value for key, value in found.items() if key not in OWN}
-    if script == "peaks":
-        found["history"] = [{**epoch, "seconds": 0} for epoch in found["history"]]
+    for name in ("history", "curve"):  # lists of epochs
+        if isinstance(found.get(name), list):
+            found[name] = [{key: value for key, value in each.items() if "seconds" not in key} for each in found[name]]
+    found.pop("cpu_seconds", None)
     return found
 
 

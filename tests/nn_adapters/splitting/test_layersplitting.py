@@ -123,7 +123,7 @@ def test_restarts_bit_for_bit(form):
     second.recall(first.memory())
     found = ADMM(second, max_it=6, **settings).solve(history=before.history)
     assert torch.equal(found.design, expected.design)
-    for name in ("feasibility", "bytes", "solves"):
+    for name in ("feasibility", "products", "solves"):
         assert found.history[name][-1] == expected.history[name][-1]
 
 
