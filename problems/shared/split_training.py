@@ -148,7 +148,7 @@ class CpuClock:
 
 
 @dataclass(frozen=True)
-class Mark:
+class CurvePoint:
     """What is known of the weights at some time.
 
     Attributes:
@@ -196,7 +196,7 @@ class SplitTraining:
     ) -> None:
         self.network, self.samples, self.comm = network, samples, comm
         self.iterations, self.per_epoch, self.every, self.limit = iterations, per_epoch, every, max_cpu_seconds
-        self.marks: list[Mark] = []
+        self.marks: list[CurvePoint] = []
         self.iteration = 0
         self.clock = CpuClock()
         self.splitting = make()
@@ -206,7 +206,7 @@ class SplitTraining:
         with self.clock.paused():
             going_on = checkpoints.resume_split(self.splitting)
             if before := checkpoints.run_before:
-                self.marks = [Mark(**mark) for mark in before["marks"]]
+                self.marks = [CurvePoint(**mark) for mark in before["marks"]]
         if before:
             self.clock = CpuClock(before["seconds"][self.comm.rank])
         result = admm.solve(observers=[self._look, checkpoints.observe], until=self._is_done, **going_on)
@@ -240,7 +240,9 @@ class SplitTraining:
                 right += int((self._outputs(x).argmax(1) == y).sum())
             sums = self.comm.allreduce(np.array([losses, right, len(samples.y_test)]))
             epoch = self.iteration / self.per_epoch
-            self.marks.append(Mark(self.iteration, epoch, seconds, sums[0] / sum(samples.counts), sums[1] / sums[2]))
+            self.marks.append(
+                CurvePoint(self.iteration, epoch, seconds, sums[0] / sum(samples.counts), sums[1] / sums[2])
+            )
             mark = self.marks[-1]
             PETSc.Sys.Print(
                 f"epoch {mark.epoch:7.2f}  loss {mark.train_loss:.5f}  test accuracy {mark.test_accuracy:.4f}  "
@@ -295,7 +297,7 @@ def summary(name: str, training: SplitTraining, result: po.Result, imports: floa
     }
 
 
-def picture(title: str, marks: Sequence[Mark], history: po.History) -> Any:
+def picture(title: str, marks: Sequence[CurvePoint], history: po.History) -> Any:
     """Accuracy and loss over the seconds, residuals over the iterations."""
     figure = pictures.new_figure(11.0, 3.6)
     accuracy, loss, residuals = figure.subplots(1, 3)
