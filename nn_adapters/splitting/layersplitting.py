@@ -17,9 +17,9 @@ from nn_adapters.splitting.affinemaps import finite
 from nn_adapters.splitting.proximal import LOSSES, require_classes
 from nn_adapters.splitting.splitlayers import require_fit, split_layers
 from nn_adapters.splitting.splitstates import SplitStates
-from pdeopt.core.errors import InputError
+from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.messages import PRECISIONS
-from pdeopt.core.settings import Settings, setting
+from pdeopt.core.settings import Settings, check, setting
 from pdeopt.core.team import Team
 from pdeopt.functions.gram import SharedGrams
 from pdeopt.optimize.splitting import SplitConstraint, SplitWork
@@ -69,7 +69,8 @@ class LayerSplitting(SplitConstraint):
         count: samples at hand, those of all ranks.
 
     Raises:
-        InputError: a network that cannot be split, labels outside, samples that do not fit, more ranks than samples.
+        InputError: settings that are not legal, a network that cannot be split, labels outside, samples that do not
+            fit, more ranks than samples.
     """
 
     states: SplitStates
@@ -84,6 +85,7 @@ class LayerSplitting(SplitConstraint):
         team: Team | None = None,
     ) -> None:
         self.settings, self.team, self.work = settings or SplitTrainingSettings(), team, SplitWork()
+        check(self.settings)
         self.layers, self.loss = split_layers(network), LOSSES[self.settings.loss]
         self.W = [layer.map.read() for layer in self.layers]
         self.x, self.y = x.to(self.W[0]), y
@@ -110,6 +112,22 @@ class LayerSplitting(SplitConstraint):
         for one, other in zip(a.split(size), z.split(size)):
             grams.add(place, map.rows(one), other.movedim(1, -1).reshape(-1, map.outputs), len(one))
         self.work.products += z.numel() // map.outputs * map.inputs * (map.inputs + map.outputs)
+
+    def update_own(self, kind: str, k: int) -> None:
+        """An update of this rank's samples, "a" or "z" of layer k, without a message.
+
+        Where it breaks down on one of several ranks, its numbers are NaN from then on, so that the least squares that
+        follow, a call of all ranks, end on all of them.
+        """
+        states = self.states
+        try:
+            {"a": states.update_state, "z": states.update_input}[kind](k)
+        except SolveFailure:
+            if self.team is None or self.team.size == 1:
+                raise
+            block = getattr(states, kind)
+            block[k] = torch.full_like(block[k], torch.nan)
+            states.forget()
 
     def solve(self, grams: SharedGrams) -> list[Tensor]:
         """The least squares of all samples that were added. Collective."""

@@ -81,7 +81,10 @@ class StreamedLayers(LayerSplitting):
 
     def update(self, block: Any) -> None:
         kind, k = block
-        {"increments": self._move, "a": self.states.update_state, "z": self.states.update_input}[kind](k)
+        if kind == "increments":
+            self._move(k)
+        else:
+            self.update_own(kind, k)
 
     def _move(self, iteration: int) -> None:
         a, m = self.states.start

@@ -53,7 +53,10 @@ class WholeLayers(LayerSplitting):
 
     def update(self, block: Any) -> None:
         kind, k = block
-        {"weights": self._update_weights, "a": self.states.update_state, "z": self.states.update_input}[kind](k)
+        if kind == "weights":
+            self._update_weights(k)
+        else:
+            self.update_own(kind, k)
 
     def _update_weights(self, k: int) -> None:
         """W_k = argmin beta |z_k + lambda / (2 beta) - W [a_{k-1}; 1]|^2 over the samples of all ranks."""

@@ -57,33 +57,51 @@ def test_a_stream_of_all_samples_without_forgetting_is_the_direct_form():
 
 
 @pytest.mark.parametrize("form", ["seed", "backward"])
-def test_one_layer_is_linear_regression(form):
-    """min |W [x; 1] - y|^2 by its split form, whose penalty scales the ridge."""
+@pytest.mark.parametrize("ridge", [0.0, 0.2])
+def test_one_layer_is_ridge_regression(form, ridge):
+    """min |W [x; 1] - y|^2 + alpha |W|^2, whose alpha is the sum of ridge beta over the samples."""
+    ridges = pytest.importorskip("sklearn.linear_model")
     x, y = samples()
     net = nn.Linear(4, 3).double()
-    splitting = WholeLayers(net, x, y, SplitTrainingSettings(loss="squared", form=form, ridge=0.0, beta=1.0))
+    splitting = WholeLayers(net, x, y, SplitTrainingSettings(loss="squared", form=form, ridge=ridge, beta=0.5))
     result = ADMM(splitting, max_it=400, rtol=1e-13).solve()
     rows = torch.cat([x, torch.ones(len(x), 1).double()], 1)
-    expected = np.linalg.lstsq(rows.numpy(), nn.functional.one_hot(y, 3).double().numpy(), rcond=None)[0].T
+    oracle = ridges.Ridge(ridge * 0.5 * len(x), fit_intercept=False).fit(rows, nn.functional.one_hot(y, 3).double())
     assert result.converged
-    assert np.allclose(splitting.W[0], expected, rtol=0, atol=1e-10)
+    assert np.allclose(splitting.W[0], oracle.coef_, rtol=0, atol=1e-10)
     assert torch.equal(net.weight, splitting.W[0][:, :4])
 
 
-def test_fixed_points_satisfy_the_conditions_of_the_split_problem():
+@pytest.mark.parametrize("widths", [(6,), (6, 5)])
+def test_a_linear_network_is_least_squares(widths):
+    """Where no layer is narrower than the samples, W_L ... W_1 has all matrices, and its best outputs are theirs."""
+    x, y = samples()
+    torch.manual_seed(0)
+    hidden = [each for n, m in zip((4, *widths), widths) for each in (nn.Linear(n, m), nn.Identity())]
+    net = nn.Sequential(*hidden, nn.Linear(widths[-1], 3)).double()
+    settings = SplitTrainingSettings(loss="squared", batch=40, momentum=0.0, forgetting=0.0, ridge=1e-9, step=1.0)
+    ADMM(StreamedLayers(150, net, x, y, settings), max_it=150, multipliers=False, rtol=0.0).solve()
+    rows = np.c_[x, np.ones(len(x))]
+    expected = rows @ np.linalg.lstsq(rows, np.eye(3)[y], rcond=None)[0]
+    assert np.allclose(net(x).detach(), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["seed", "backward"])
+def test_fixed_points_satisfy_the_conditions_of_the_split_problem(form):
     """Where ADMM has converged, the Lagrangian is stationary in all blocks, and the outputs fit the weights."""
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
-    splitting = split(net, "backward", loss="squared", gamma=0.2, beta=1.0, ridge=0.01)
-    result = ADMM(splitting, max_it=3000, rtol=1e-7).solve()
+    splitting = split(net, form, loss="squared", gamma=1.0, beta=1.0, ridge=0.3)
+    result = ADMM(splitting, max_it=1000, rtol=1e-7).solve()
     assert result.converged, result.message
     unknowns = [*splitting.W, *splitting.states.a[1:], *splitting.states.z[1:]]
+    assert all(float(each.norm()) > 0.1 for each in [*unknowns, splitting.states.multiplier])
     for each in unknowns:
         each.requires_grad_()
     gradients = torch.autograd.grad(_lagrangian(splitting), unknowns)
     # at the kink of ReLU a minimum has no gradient
-    slopes = [torch.where(each.detach().abs() < 1e-9, 0.0, g) for g, each in zip(gradients, unknowns)]
-    assert max(float(g.norm() / (1 + each.norm())) for g, each in zip(slopes, unknowns)) < 1e-5
+    slopes = [torch.where(each.abs() < 1e-9, 0.0, g) for g, each in zip(gradients, map(torch.Tensor.detach, unknowns))]
+    assert max(float(g.norm()) for g in slopes) < 1e-5
     assert float((splitting.states.z[-1] - splitting.states.mapped(2)).detach().abs().max()) < 1e-6
 
 
@@ -179,6 +197,13 @@ def test_samples_that_do_not_fit_are_refused():
         WholeLayers(network(), x * np.nan, y)
     with pytest.raises(InputError, match=">= 1"):
         WholeLayers(network(), x[:0], y[:0])
+
+
+@pytest.mark.parametrize("name", ["beta", "gamma", "step", "softness"])
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan])
+def test_penalties_that_are_none_are_refused(name, value):
+    with pytest.raises(InputError, match=f"{name}.*> 0"):
+        split(network(), **{name: value})
 
 
 def test_a_dead_entry_of_the_samples_is_no_obstacle():
