@@ -8,4 +8,14 @@ from pdeopt.lowrank.kernels import (
     kernel_of as kernel_of,
 )
 
+# Their matrices: blocks of low rank, factors, and what PETSc sees.
+from pdeopt.lowrank.clusters import ClusterTree as ClusterTree, TreeLevel as TreeLevel
+from pdeopt.lowrank.hodlr import HierarchicalKernel as HierarchicalKernel
+from pdeopt.lowrank.symmetric import SymmetricFactor as SymmetricFactor
+from pdeopt.lowrank.hierarchical import (
+    HierarchicalPC as HierarchicalPC,
+    HierarchicalSettings as HierarchicalSettings,
+    KernelMatrix as KernelMatrix,
+)
+
 __all__: list[str]

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pdeopt.core.errors import InputError
+from pdeopt.functions.border import number
 
 #: Double precision.
 Array = NDArray[np.float64]
@@ -38,7 +39,7 @@ class Kernel(ABC):
     """
 
     def __init__(self, width: float) -> None:
-        self.width = _positive("width of a kernel", width)
+        self.width = require_positive("width of a kernel", width)
 
     @abstractmethod
     def block(self, x: Array, y: Array) -> Array:
@@ -54,10 +55,9 @@ class Gaussian(Kernel):
 
     def block(self, x: Array, y: Array) -> Array:
         """k of all pairs: (..., m, d) and (..., n, d) give (..., m, n)."""
-        squares = squared_distances(x, y)
-        squares *= -0.5 / self.width**2
-        found: Array = np.exp(squares, out=squares)
-        return found
+        found = squared_distances(x, y, exact=False)
+        found *= -0.5 / self.width**2
+        return np.exp(found, out=found)
 
 
 class Matern(Kernel):
@@ -156,34 +156,46 @@ def kernel_of(name: str, width: float, **shape: Any) -> Kernel:
     return found
 
 
-def squared_distances(x: Array, y: Array) -> Array:
-    """|x - y|^2 of all pairs, 0 for equal points: (..., m, d) and (..., n, d) give (..., m, n).
+def squared_distances(x: Array, y: Array, exact: bool = True) -> Array:
+    """|x - y|^2 of all pairs: (..., m, d) and (..., n, d) give (..., m, n).
 
-    In many dimensions by |x|^2 - 2 x.y + |y|^2 about the mean of y; what is below the rounding of that sum is 0.
+    By |x|^2 - 2 x.y + |y|^2 about the mean of y, a product of matrices; where it is to be exact, for a function that is
+    not smooth at 0, by coordinate in few dimensions, and 0 below the rounding of that sum in many.
     """
-    if x.shape[-1] <= FEW:
+    if x.shape[-1] <= FEW and (exact or 1 in (x.shape[-2], y.shape[-2])):
         return _sum_over_coordinates(np.square, x, y)
-    origin = y.mean(axis=-2, keepdims=True)
+    origin = y.sum(axis=-2, keepdims=True) / max(1, y.shape[-2])
     x, y = x - origin, y - origin
-    lengths: Array = np.sum(x * x, axis=-1)[..., :, None] + np.sum(y * y, axis=-1)[..., None, :]
-    found: Array = x @ np.swapaxes(y, -1, -2)
-    found *= -2.0
-    found += lengths
-    lengths *= 8.0 * np.finfo(float).eps
-    found[found < lengths] = 0.0
+    x_squares, y_squares = (np.einsum("...nd,...nd->...n", each, each)[..., None] for each in (x, y))
+    left = np.concatenate([x, x_squares, np.ones_like(x_squares)], axis=-1)
+    right = np.concatenate([-2.0 * y, np.ones_like(y_squares), y_squares], axis=-1)
+    found: Array = left @ np.swapaxes(right, -1, -2)
+    if exact:
+        found[found < 8.0 * np.finfo(float).eps * (x_squares + np.swapaxes(y_squares, -1, -2))] = 0.0
     return found
 
 
 def _sum_over_coordinates(function: np.ufunc, x: Array, y: Array) -> Array:
     """sum_k function(x_k - y_k) of all pairs."""
-    total: Array = np.zeros((*x.shape[:-1], y.shape[-2]))
+    total: Array = np.empty(0)
     for k in range(x.shape[-1]):
         each = x[..., :, None, k] - y[..., None, :, k]
-        total += function(each, out=each)
+        function(each, out=each)
+        total = np.add(total, each, out=total) if k else each
     return total
 
 
-def _positive(what: str, value: float) -> float:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0.0):
-        raise InputError(what, value, "a finite number > 0")
-    return float(value)
+def require_positive(what: str, value: Any) -> float:
+    """A positive finite number.
+
+    Args:
+        what: it is, for the error.
+        value: what was given.
+
+    Raises:
+        InputError: anything else.
+    """
+    found = number(value, what)
+    if not (math.isfinite(found) and found > 0.0):
+        raise InputError(what, found, "a finite number > 0")
+    return found

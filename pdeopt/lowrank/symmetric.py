@@ -1,0 +1,166 @@
+"""Symmetric factors of hierarchical matrices: H + shift = S S', exact, or of small rank and still positive definite.
+
+A cluster with children 1 and 2 has, with C = S_1^-1 H_12 S_2^-T = P diag(s) Q',
+
+    H + shift = diag(S_1, S_2) (I + Z diag(s, -s) Z') diag(S_1, S_2)',   Z = [P P; Q -Q] / sqrt(2),
+
+so S = diag(S_1, S_2) (I + Z (sqrt(1 + s, 1 - s) - 1) Z'); s < 1, as H + shift is positive definite. Hierarchical
+scaling and cutting of C as in J. Xia, Z. Xin, Effective and robust preconditioning of general SPD matrices via
+structured incomplete factorization, SIAM J. Matrix Anal. Appl. 38, 2017. Where C is cut to rank r, what is dropped is
+made up for on the diagonal: with t = s_(r+1),
+
+    [0 C; C' 0]  <=  Z diag(s, -s) Z' + t (I - Z Z')
+
+as quadratic forms. So S S' >= H + shift on every level, which keeps s < 1 on the next one: no cut, however coarse,
+makes a factor that is not definite. (Without the t this holds on the lowest level only.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pdeopt.core.errors import SolveFailure
+from pdeopt.lowrank.clusters import TreeLevel
+from pdeopt.lowrank.hodlr import HierarchicalKernel, columns, sibling_svd
+from pdeopt.lowrank.kernels import Array
+
+REMEDY = "a larger -lambda, or a smaller -hier_rtol, which is to stay below lambda / |K|"
+
+EPS = float(np.finfo(float).eps)
+
+
+class SymmetricFactor:
+    """S with S S' = H + shift, or near it, as a product of factors by levels.
+
+    Args:
+        matrix: H.
+        shift: lambda.
+        rank: singular values of C that are kept; 0 for all.
+
+    Attributes:
+        rank: as given.
+
+    Raises:
+        SolveFailure: H + shift is not positive definite, on all ranks. As K + shift is, H is too coarse.
+
+    Example:
+        >>> S = SymmetricFactor(H, 0.1)
+        >>> alpha = H.to_points(S.solve(H.from_points(y)))     # (H + 0.1)^-1 y
+        >>> sample = H.to_points(S.product(noise))             # of the Gaussian process with covariance H + 0.1
+    """
+
+    def __init__(self, matrix: HierarchicalKernel, shift: float, rank: int = 0) -> None:
+        self.matrix, self.shift, self.rank = matrix, shift, rank
+        tree, empty = matrix.tree, np.zeros((len(matrix.tree.order), 0))
+        leaves = torch.from_numpy(matrix.diagonals) + shift * torch.eye(tree.leaf, dtype=torch.float64)
+        self._leaves, info = torch.linalg.cholesky_ex(leaves)
+        self._require(not bool(info.any()))
+        # The bases of all levels in one table, those of the largest blocks first; S^-1 of each level comes to them.
+        ends = np.cumsum([0, *(each.shape[-1] for each in matrix.bases)])
+        table = self._leaf_solve(torch.from_numpy(np.concatenate([empty, *map(_flat, matrix.bases)], axis=1)))
+        self._levels: list[_LevelFactor] = []
+        definite = True
+        for k in reversed(range(tree.depth if tree.leaves else 0)):
+            level = tree.levels[k]
+            own = table[:, ends[k] : ends[k + 1]].reshape(level.clusters, level.size, -1)
+            vectors, s = sibling_svd(level, own.numpy())
+            definite &= bool((s < 1.0).all())
+            self._levels.append(_LevelFactor(level, tree.real, vectors, np.minimum(s, 1.0 - EPS), rank))
+            self._levels[-1].apply(table[:, : ends[k]], -0.5)
+        self._require(definite)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the factor, in bytes, of all ranks. Collective."""
+        own = self._leaves.numel() * 8 + sum(each.vectors.numel() * 8 for each in self._levels)
+        return int(self.matrix.tree.sum(own))
+
+    def solve(self, b: Array) -> Array:
+        """(S S')^-1 b of this rank's slots, (slots,) or (slots, k). Collective."""
+        return self.half_solve(self.half_solve(b), transpose=True)
+
+    def half_solve(self, b: Array, transpose: bool = False) -> Array:
+        """S^-1 b, or S^-T b: of length sqrt(b.(S S')^-1 b). Collective."""
+        x = torch.from_numpy(columns(b))
+        if transpose:
+            x = x.clone()
+            for level in reversed(self._levels):
+                level.apply(x, -0.5)
+            return _array(self._leaf_solve(x, transpose=True), b)
+        x = self._leaf_solve(x)
+        for level in self._levels:
+            level.apply(x, -0.5)
+        return _array(x, b)
+
+    def product(self, x: Array, transpose: bool = False) -> Array:
+        """S x, or S'x. Collective."""
+        y = torch.from_numpy(columns(x)).clone()
+        if transpose:
+            y = (self._leaves.mT @ self._by_leaves(y)).reshape(y.shape)
+            for level in self._levels:
+                level.apply(y, 0.5)
+            return _array(y, x)
+        for level in reversed(self._levels):
+            level.apply(y, 0.5)
+        return _array(self._leaves @ self._by_leaves(y), x)
+
+    def log_determinant(self) -> float:
+        """log det(S S'). Collective."""
+        tree = self.matrix.tree
+        pivots = torch.log(self._leaves.diagonal(dim1=1, dim2=2)).numpy().reshape(-1)
+        own = 2.0 * float(pivots @ tree.real) + sum(level.log_determinant() for level in self._levels)
+        return float(tree.sum(own))
+
+    def _by_leaves(self, x: Tensor) -> Tensor:
+        return x.reshape(len(self._leaves), self.matrix.tree.leaf, x.shape[1])
+
+    def _leaf_solve(self, x: Tensor, transpose: bool = False) -> Tensor:
+        leaves = self._leaves.mT if transpose else self._leaves
+        found: Tensor = torch.linalg.solve_triangular(leaves, self._by_leaves(x), upper=transpose)
+        return found.reshape(x.shape)
+
+    def _require(self, definite: bool) -> None:
+        if self.matrix.tree.comm.allreduce(int(not definite)):
+            raise SolveFailure("hierarchical matrix: not positive definite with this shift", REMEDY)
+
+
+class _LevelFactor:
+    """I + Z diag(s, -s) Z' + t (I - Z Z') of all pairs of a level, and its powers."""
+
+    def __init__(self, level: TreeLevel, real: Array, vectors: Array, s: Array, rank: int) -> None:
+        kept = min(rank, s.shape[1]) if rank else s.shape[1]
+        self.level = level
+        self.points = level.pairs(real.reshape(level.clusters, level.size).sum(axis=1)).sum(axis=1)
+        self.vectors = torch.from_numpy(np.ascontiguousarray(vectors[..., :kept]))
+        self.s = s[:, :kept, None]
+        self.t = s[:, kept, None, None] if kept < s.shape[1] else np.zeros((len(s), 1, 1))
+
+    def apply(self, x: Tensor, power: float) -> None:
+        """Multiply x, (slots, k), by the power of the matrix, in place. Collective."""
+        rest = (1.0 + self.t) ** power  # (pairs, 1, 1)
+        plus, minus = (1.0 + self.s) ** power - rest, (1.0 - self.s) ** power - rest
+        own = x.view(len(self.vectors), self.vectors.shape[1], x.shape[1])
+        parts = self.level.pairs((self.vectors.mT @ own).numpy())
+        same, other = 0.5 * (plus + minus), 0.5 * (plus - minus)
+        mixed = torch.from_numpy(self.level.own(same[:, None] * parts + other[:, None] * parts[:, ::-1]))
+        if self.t.any():
+            own *= torch.from_numpy(self.level.own(rest[:, None].repeat(2, axis=1)))
+        own.baddbmm_(self.vectors, mixed)
+
+    def log_determinant(self) -> float:
+        """Of this rank's share."""
+        level = self.level
+        rest = (self.points - 2 * self.s.shape[1]) @ np.log1p(self.t[:, 0, 0])  # t = 0 where there is no rest
+        total = float(np.sum(np.log1p(-(self.s**2))) + rest)
+        return total if level.team is None else total / level.team.size
+
+
+def _array(found: Tensor, like: Array) -> Array:
+    values: Array = found.numpy().reshape(like.shape)
+    return values
+
+
+def _flat(bases: Array) -> Array:
+    return bases.reshape(bases.shape[0] * bases.shape[1], bases.shape[2])

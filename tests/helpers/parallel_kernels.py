@@ -1,0 +1,62 @@
+"""Kernel matrices on the first 1, 2, ... of the ranks: `python -m tests.helpers.parallel_kernels FILE`."""
+
+import sys
+
+import numpy as np
+from mpi4py import MPI
+from petsc4py import PETSc
+
+from pdeopt.lowrank import Gaussian, HierarchicalPC, HierarchicalSettings, KernelMatrix
+
+N = 500
+
+
+def points():
+    """In the plane, some of them equal, and values there."""
+    generator = np.random.default_rng(3)
+    x = generator.random((N, 2))
+    x[50:60] = x[0]
+    return x, generator.standard_normal(N)
+
+
+def numbers(comm):
+    """What should not depend on the ranks: whole vectors and numbers by name, on each rank."""
+    x, b = points()
+    operator = KernelMatrix(Gaussian(0.3), x, 0.05, HierarchicalSettings(rtol=1e-11, leaf=40), comm)
+    matrix = operator.shell()
+    right, product = matrix.createVecs()
+    right.setArray(b[slice(*right.getOwnershipRange())])
+    matrix.mult(right, product)
+    found = {"product": product, "diagonal": matrix.getDiagonal()}
+    steps = {}
+    for rank in (0, 6):
+        PETSc.Options().setValue("hier_rank", rank)
+        ksp = PETSc.KSP().create(comm)
+        ksp.setOperators(matrix)
+        ksp.setType("cg")
+        ksp.setTolerances(rtol=1e-10, max_it=100)
+        ksp.getPC().setType("python")
+        context = HierarchicalPC()
+        ksp.getPC().setPythonContext(context)
+        solution = right.duplicate()
+        ksp.solve(right, solution)
+        found[f"solution, rank {rank}"] = solution
+        steps[f"steps, rank {rank}"] = ksp.getIterationNumber() if ksp.getConvergedReason() > 0 else -1
+        if rank == 0:
+            steps["log det"] = context.factor.log_determinant()
+        ksp.destroy()
+    PETSc.Options().delValue("hier_rank")
+    mpi = comm.tompi4py()
+    whole = {name: np.concatenate(mpi.allgather(vector.getArray().copy())) for name, vector in found.items()}
+    return whole | {name: np.array(value) for name, value in steps.items()}
+
+
+if __name__ == "__main__":
+    world = MPI.COMM_WORLD
+    results = {}
+    for ranks in range(1, world.size + 1):
+        part = world.Split(0 if world.rank < ranks else MPI.UNDEFINED, world.rank)
+        if part != MPI.COMM_NULL:
+            results |= {f"{ranks}: {name}": value for name, value in numbers(PETSc.Comm(part)).items()}
+    if world.rank == 0:
+        np.savez(sys.argv[1], **results)
