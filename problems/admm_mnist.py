@@ -34,7 +34,7 @@ from problems.har_gru import standardized
 from problems.shared.checkpoints import SplitCheckpoints
 from problems.shared.command_line import command_line, finish, start
 from problems.shared.files import CheckpointFiles, DataFiles, ReportFiles, check_targets, choose, write_report
-from problems.shared.split_training import Samples, SplitTraining, deal, picture, summary
+from problems.shared.split_training import CurvePoint, Samples, SplitTraining, deal, picture, say_point, summary
 
 #: Iterations from checkpoint to checkpoint.
 EVERY = 20
@@ -152,12 +152,12 @@ def main(argv: Sequence[str] | None = None) -> float:
         comm, imports = MPI.COMM_WORLD, used_memory()[0]
         check_targets(comm, report, kept)
         name = choose(own.data, files, "mnist", "digits")
-        widths, layers, epochs = _sizes(own, name)
+        widths, layers, epochs = sizes(own, name)
         shares = [_number(word) for word in own.shares.split(",")] if own.shares else []
         samples = deal(comm, lambda: load(own, name, files), shares, own.samples)
         network = make_network(samples.x.shape[1], widths, layers, own, samples.classes)
         forget_peak()
-        training = _training(own, how, network, samples, epochs)
+        training = prepare(own, how, network, samples, epochs)
         parameters = {**vars(own), "epochs": epochs, **_named(how), **_named(limits)}
         print_of = fingerprint(own, how, limits, samples, [*widths, layers])
         checkpoints = SplitCheckpoints(kept, comm, print_of, training.memory)
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         return float(found["test_accuracy"])
 
 
-def _sizes(own: SplitScriptSettings, name: str) -> tuple[list[int], int, int]:
+def sizes(own: SplitScriptSettings, name: str) -> tuple[list[int], int, int]:
     """Widths, layers of the ODE network and epochs: those of the options, else those of the data."""
     text, layers, epochs = PRESETS[name]
     widths = hidden_widths(own.widths or text)
@@ -182,10 +182,17 @@ def _sizes(own: SplitScriptSettings, name: str) -> tuple[list[int], int, int]:
     return widths, layers, epochs if own.epochs is None else own.epochs
 
 
-def _training(
-    own: SplitScriptSettings, how: SplitTrainingSettings, network: nn.Module, samples: Samples, epochs: int
+def prepare(
+    own: SplitScriptSettings,
+    how: SplitTrainingSettings,
+    network: nn.Module,
+    samples: Samples,
+    epochs: int,
+    comm: Any = MPI.COMM_WORLD,
+    say: Callable[[CurvePoint], None] | None = say_point,
 ) -> SplitTraining:
-    comm, n = MPI.COMM_WORLD, sum(samples.counts)
+    """The training of a network, whose clock runs from here; `say` tells what evaluations find."""
+    n = sum(samples.counts)
     team = comm if comm.size > 1 else None
     per_epoch = n / min(how.batch, n) if how.form == "streaming" else 1.0
     iterations = math.ceil(epochs * per_epoch - 1e-9)
@@ -194,7 +201,9 @@ def _training(
         kind = partial(StreamedLayers, iterations) if how.form == "streaming" else WholeLayers
         return kind(network, samples.x, samples.y, how, team)
 
-    return SplitTraining(network, samples, make, iterations, per_epoch, own.evaluate_every, own.max_cpu_seconds, comm)
+    return SplitTraining(
+        network, samples, make, iterations, per_epoch, own.evaluate_every, own.max_cpu_seconds, comm, say
+    )
 
 
 def fingerprint(

@@ -165,6 +165,14 @@ class CurvePoint:
     test_accuracy: float
 
 
+def say_point(point: CurvePoint) -> None:
+    """Print a line."""
+    PETSc.Sys.Print(
+        f"epoch {point.epoch:7.2f}  loss {point.train_loss:.5f}  test accuracy {point.test_accuracy:.4f}  "
+        f"{point.cpu_seconds:8.1f} CPU s"
+    )
+
+
 class SplitTraining:
     """ADMM on the layers of a network, with evaluations whose seconds are not counted.
 
@@ -176,6 +184,7 @@ class SplitTraining:
         every: epochs from one evaluation to the next.
         max_cpu_seconds: at which the run ends; 0 for none.
         comm: mpi4py communicator.
+        say: called with each evaluation.
 
     Attributes:
         marks: evaluations so far.
@@ -193,7 +202,9 @@ class SplitTraining:
         every: float,
         max_cpu_seconds: float,
         comm: Any,
+        say: Callable[[CurvePoint], None] | None,
     ) -> None:
+        self.say = say
         self.network, self.samples, self.comm = network, samples, comm
         self.iterations, self.per_epoch, self.every, self.limit = iterations, per_epoch, every, max_cpu_seconds
         self.marks: list[CurvePoint] = []
@@ -238,16 +249,11 @@ class SplitTraining:
                 losses += float(loss(self._outputs(x), y).sum())
             for x, y in zip(samples.x_test.split(CHUNK), samples.y_test.split(CHUNK)):
                 right += int((self._outputs(x).argmax(1) == y).sum())
-            sums = self.comm.allreduce(np.array([losses, right, len(samples.y_test)]))
-            epoch = self.iteration / self.per_epoch
-            self.marks.append(
-                CurvePoint(self.iteration, epoch, seconds, sums[0] / sum(samples.counts), sums[1] / sums[2])
-            )
-            mark = self.marks[-1]
-            PETSc.Sys.Print(
-                f"epoch {mark.epoch:7.2f}  loss {mark.train_loss:.5f}  test accuracy {mark.test_accuracy:.4f}  "
-                f"{mark.cpu_seconds:8.1f} CPU s"
-            )
+            loss_sum, right_sum, tests = self.comm.allreduce(np.array([losses, right, len(samples.y_test)])).tolist()
+            epoch, n = self.iteration / self.per_epoch, sum(samples.counts)
+            self.marks.append(CurvePoint(self.iteration, epoch, seconds, loss_sum / n, right_sum / tests))
+            if self.say:
+                self.say(self.marks[-1])
 
     @torch.no_grad()
     def _outputs(self, x: Tensor) -> Tensor:
