@@ -67,6 +67,11 @@ from nn_adapters.training.nested import (
 )
 from nn_adapters.training.regularize import smoothness as smoothness, tikhonov as tikhonov
 
+# Training by splitting.
+from nn_adapters.splitting.layersplitting import SplitTrainingSettings as SplitTrainingSettings
+from nn_adapters.splitting.streamedlayers import StreamedLayers as StreamedLayers
+from nn_adapters.splitting.wholelayers import WholeLayers as WholeLayers
+
 # Data.
 from nn_adapters.data.dataset import Dataset as Dataset, make_dataset as make_dataset
 from nn_adapters.data.datasets import DATASET_NAMES as DATASET_NAMES, load_dataset as load_dataset

@@ -39,6 +39,8 @@ from pdeopt.optimize.descent.rmtr import RMTR as RMTR
 from pdeopt.optimize.descent.mlvr import MLVR as MLVR
 from pdeopt.optimize.descent.astrom import ASTROM as ASTROM
 from pdeopt.optimize.descent.adam import Adam as Adam
+from pdeopt.optimize.splitting.admm import ADMM as ADMM
+from pdeopt.optimize.splitting.splitconstraint import SplitConstraint as SplitConstraint
 
 # What they return.
 from pdeopt.core.monitor import (

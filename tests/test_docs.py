@@ -10,7 +10,15 @@ import pytest
 
 from tests.helpers.support import ROOT
 
-EXAMPLES = ["README.md", "docs/guide.md", "docs/networks.md", "docs/optimizers.md", "docs/package.md", "docs/pinns.md"]
+EXAMPLES = [
+    "README.md",
+    "docs/guide.md",
+    "docs/networks.md",
+    "docs/optimizers.md",
+    "docs/package.md",
+    "docs/pinns.md",
+    "docs/splitting.md",
+]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
