@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.functions.gram import add_gram
 from pdeopt.optimize.splitting import SplitWork
+
+#: What a matrix solves.
+Solver = Callable[[Tensor], Tensor]
 
 #: Products with T'T that a solve may take.
 MAX_PRODUCTS = 1000
@@ -60,8 +64,8 @@ class AffineMap(ABC):
         """T'm for states of a shape (samples, ...)."""
 
     @abstractmethod
-    def solve(self, W: Tensor, beta: float, gamma: float, right: Tensor, work: SplitWork) -> Tensor:
-        """(beta T'T + gamma)^-1 times right, of the shape of states; counts what it takes."""
+    def solver(self, W: Tensor, beta: float, gamma: float, work: SplitWork) -> Solver:
+        """(beta T'T + gamma)^-1 for right-hand sides of the shape of states; counts what it takes."""
 
     @abstractmethod
     def shape_after(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -112,8 +116,9 @@ class Dense(AffineMap):
     def transpose(self, W: Tensor, m: Tensor, shape: Sequence[int]) -> Tensor:
         return (m @ self.matrix(W)).reshape(*shape)
 
-    def solve(self, W: Tensor, beta: float, gamma: float, right: Tensor, work: SplitWork) -> Tensor:
-        return solve_rows(self.matrix(W), beta, gamma, right.flatten(1), work).reshape(right.shape)
+    def solver(self, W: Tensor, beta: float, gamma: float, work: SplitWork) -> Solver:
+        solve = solver_of_rows(self.matrix(W), beta, gamma, work)
+        return lambda right: solve(right.flatten(1)).reshape(right.shape)
 
     def shape_after(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         entries = torch.Size(shape).numel()
@@ -169,9 +174,9 @@ class Convolution(AffineMap):
         ]
         return F.conv_transpose2d(m, self._kernel(W), None, stride, padding, rest)
 
-    def solve(self, W: Tensor, beta: float, gamma: float, right: Tensor, work: SplitWork) -> Tensor:
+    def solver(self, W: Tensor, beta: float, gamma: float, work: SplitWork) -> Solver:
         if self.module.kernel_size == self.module.stride and not any(self.padding):
-            return self._solve_patches(W, beta, gamma, right, work)
+            return self._solver_of_patches(W, beta, gamma, work)
         kernel = self._kernel(W)
 
         def product(a: Tensor) -> Tensor:
@@ -179,7 +184,7 @@ class Convolution(AffineMap):
             work.products += 2 * m.numel() * kernel[0].numel()
             return torch.add(beta * self.transpose(W, m, a.shape), a, alpha=gamma)
 
-        return conjugate_gradients(product, right, self.rtol)
+        return lambda right: conjugate_gradients(product, right, self.rtol)
 
     def shape_after(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         conv, padding = self.module, self.padding
@@ -190,19 +195,21 @@ class Convolution(AffineMap):
             raise InputError(f"layers that fit: shape before {conv}", shape, "images as large as the kernel")
         return (conv.out_channels, *sizes)
 
-    def _solve_patches(self, W: Tensor, beta: float, gamma: float, right: Tensor, work: SplitWork) -> Tensor:
+    def _solver_of_patches(self, W: Tensor, beta: float, gamma: float, work: SplitWork) -> Solver:
         """Where each patch has entries of its own; on what is in no patch the matrix is gamma."""
-        conv = self.module
+        conv, of_rows = self.module, solver_of_rows(self.matrix(W), beta, gamma, work)
 
-        def solve(patches: Tensor) -> Tensor:
+        def inner(patches: Tensor) -> Tensor:
             rows = patches.transpose(1, 2)
-            found = solve_rows(self.matrix(W), beta, gamma, rows.flatten(0, 1), work)
-            return found.reshape(rows.shape).transpose(1, 2)
+            return of_rows(rows.flatten(0, 1)).reshape(rows.shape).transpose(1, 2)
 
-        def back(patches: Tensor) -> Tensor:
-            return F.fold(patches, right.shape[2:], conv.kernel_size, stride=conv.stride)
+        def solve(right: Tensor) -> Tensor:
+            def back(patches: Tensor) -> Tensor:
+                return F.fold(patches, right.shape[2:], conv.kernel_size, stride=conv.stride)
 
-        return _solve_through(self._patches, back, 1.0, gamma, solve, right)
+            return _solve_through(self._patches, back, 1.0, gamma, inner, right)
+
+        return solve
 
     def _patches(self, a: Tensor) -> Tensor:
         """(samples, entries, positions)."""
@@ -238,13 +245,17 @@ class Averaged(AffineMap):
         small = [*shape[:2], *(n // size for n, size in zip(shape[2:], self.size))]
         return self._spread(self.map.transpose(W, m, small), shape)
 
-    def solve(self, W: Tensor, beta: float, gamma: float, right: Tensor, work: SplitWork) -> Tensor:
+    def solver(self, W: Tensor, beta: float, gamma: float, work: SplitWork) -> Solver:
         scale = 1.0 / (self.size[0] * self.size[1])
+        inner = self.map.solver(W, beta * scale, gamma, work)
 
-        def solve(small: Tensor) -> Tensor:
-            return self.map.solve(W, beta * scale, gamma, small, work)
+        def solve(right: Tensor) -> Tensor:
+            def back(small: Tensor) -> Tensor:
+                return self._spread(small, right.shape)
 
-        return _solve_through(self._average, lambda small: self._spread(small, right.shape), scale, gamma, solve, right)
+            return _solve_through(self._average, back, scale, gamma, inner, right)
+
+        return solve
 
     def shape_after(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) != 3 or min(n // size for n, size in zip(shape[1:], self.size)) < 1:
@@ -276,18 +287,25 @@ def _solve_through(
     return right / gamma + P_transposed(solve(small) - small / gamma) / scale
 
 
-def solve_rows(W: Tensor, beta: float, gamma: float, right: Tensor, work: SplitWork) -> Tensor:
-    """Rows of `right` times (beta W'W + gamma)^-1, by the smaller of the matrices W'W and WW'."""
+def solver_of_rows(W: Tensor, beta: float, gamma: float, work: SplitWork) -> Solver:
+    """(beta W'W + gamma)^-1 for rows of right-hand sides, by the smaller of the matrices W'W and WW'."""
     outputs, inputs = W.shape
     small = outputs < inputs  # then by the formula of Woodbury
-    matrix = W @ W.T if small else W.T @ W
-    matrix.diagonal().add_(gamma / beta)
-    factor = torch.linalg.cholesky_ex(matrix).L
-    work.products += len(matrix) * W.numel() + 2 * small * len(right) * W.numel()
-    work.solves += len(matrix) ** 3 / 3 + len(right) * len(matrix) ** 2
-    if small:
-        return (right - torch.cholesky_solve((right @ W.T).T, factor).T @ W) / gamma
-    return torch.cholesky_solve(right.T, factor).T / beta
+    factor = W.new_zeros(min(W.shape), min(W.shape))
+    add_gram(factor, W.T if small else W)
+    factor.diagonal().add_(gamma / beta)
+    factor = torch.linalg.cholesky_ex(factor).L
+    work.products += len(factor) * (len(factor) + 1) / 2 * max(W.shape)
+    work.solves += len(factor) ** 3 / 3
+
+    def solve(right: Tensor) -> Tensor:
+        work.products += 2 * small * len(right) * W.numel()
+        work.solves += len(right) * len(factor) ** 2
+        if small:
+            return (right - torch.cholesky_solve((right @ W.T).T, factor).T @ W) / gamma
+        return torch.cholesky_solve(right.T, factor).T / beta
+
+    return solve
 
 
 def conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, rtol: float) -> Tensor:

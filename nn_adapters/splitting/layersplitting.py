@@ -7,13 +7,14 @@ Training neural networks without gradients: A scalable ADMM approach, ICML 2016)
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nn_adapters.splitting.affinemaps import finite
+from nn_adapters.splitting.affinemaps import Solver, finite
 from nn_adapters.splitting.proximal import LOSSES, require_classes
 from nn_adapters.splitting.splitlayers import require_fit, split_layers
 from nn_adapters.splitting.splitstates import SplitStates
@@ -21,7 +22,7 @@ from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.messages import PRECISIONS
 from pdeopt.core.settings import Settings, check, setting
 from pdeopt.core.team import Team
-from pdeopt.functions.gram import SharedGrams
+from pdeopt.functions.sharedgrams import SharedGrams
 from pdeopt.optimize.splitting import SplitConstraint, SplitWork
 
 #: Rows that are added to Gram sums at once.
@@ -90,13 +91,13 @@ class LayerSplitting(SplitConstraint):
         self.W = [layer.map.read() for layer in self.layers]
         self.x, self.y = x.to(self.W[0]), y
         counts = [len(self.x)] if team is None else team.allgather(len(self.x))
-        self.begin, self.samples = sum(counts[: 0 if team is None else team.rank]), sum(counts)
+        self.first_row, self.samples = sum(counts[: 0 if team is None else team.rank]), sum(counts)
         _check(self)
         self.moved = 0.0
 
     def take(self, rows: Tensor, penalties: tuple[list[float], list[float]]) -> None:
         """Work on these samples, as far as they are this rank's; a forward pass gives the states."""
-        own = rows - self.begin
+        own = rows - self.first_row
         own = own[(own >= 0) & (own < len(self.x))]
         self.count = len(rows)
         self.states = SplitStates(self.layers, self.W, self.loss, penalties, self.work, self.x[own], self.y[own])
@@ -106,22 +107,27 @@ class LayerSplitting(SplitConstraint):
 
         A sample is one however many positions it has, as in the Lagrangian.
         """
-        map = self.layers[k - 1].map
+        map, done = self.layers[k - 1].map, grams.products
         positions = max(1, z[0].numel() // map.outputs) if len(z) else 1
         size = max(1, ROWS // positions)  # patches are larger than the image
         for one, other in zip(a.split(size), z.split(size)):
             grams.add(place, map.rows(one), other.movedim(1, -1).reshape(-1, map.outputs), len(one))
-        self.work.products += z.numel() // map.outputs * map.inputs * (map.inputs + map.outputs)
+        self.work.products += grams.products - done
 
-    def update_own(self, kind: str, k: int) -> None:
-        """An update of this rank's samples, "a" or "z" of layer k, without a message.
+    def begin(self, grams: SharedGrams) -> None:
+        """All samples have been added: their sums leave. Collective."""
+        sent = grams.sent
+        grams.begin()
+        self.work.bytes += grams.sent - sent
+
+    def update_own(self, states: SplitStates, kind: str, k: int, *solver: Solver) -> None:
+        """An update of some of this rank's samples, "a" or "z" of layer k, without a message.
 
         Where it breaks down on one of several ranks, its numbers are NaN from then on, so that the least squares that
         follow, a call of all ranks, end on all of them.
         """
-        states = self.states
         try:
-            {"a": states.update_state, "z": states.update_input}[kind](k)
+            {"a": states.update_state, "z": states.update_input}[kind](k, *solver)
         except SolveFailure:
             if self.team is None or self.team.size == 1:
                 raise
@@ -130,12 +136,12 @@ class LayerSplitting(SplitConstraint):
             states.forget()
 
     def solve(self, grams: SharedGrams) -> list[Tensor]:
-        """The least squares of all samples that were added. Collective."""
-        sent = grams.sent
-        grams.reduce()
+        """The least squares of all samples that were added, after `begin`. Collective."""
+        sent, solves = grams.sent, grams.solves
+        grams.finish()
         found = [finite(X) for X in grams.solve([self.settings.ridge] * len(grams.shapes))]
         self.work.bytes += grams.sent - sent
-        self.work.solves += sum(n**3 / 3 + m * n**2 for n, m in (grams.shapes[place] for place in grams.sums))
+        self.work.solves += grams.solves - solves
         return found
 
     def over_ranks(self, own: float) -> float:
@@ -144,8 +150,12 @@ class LayerSplitting(SplitConstraint):
 
     def lagrangian(self) -> float:
         """The augmented Lagrangian, its mean over the samples, and ridge beta_k |W_k|^2 of the layers."""
-        sizes = sum(beta * float(W.square().sum()) for beta, W in zip(self.states.beta[1:], self.W))
-        return self.over_ranks(self.states.lagrangian()) + self.settings.ridge * sizes
+        return self.over_ranks(self.states.lagrangian()) + self.ridges()
+
+    def ridges(self) -> float:
+        """The ridge of the weights, ridge sum_k beta_k |W_k|^2."""
+        sizes = (beta * float(W.square().sum()) for beta, W in zip(self.states.beta[1:], self.W))
+        return self.settings.ridge * sum(sizes)
 
     def design(self) -> Tensor:
         """All weights in a row; they are also written into the network."""
@@ -175,5 +185,5 @@ def _check(splitting: LayerSplitting) -> None:
     require_fit(layers, tuple(x.shape[1:]))
     if not y.is_floating_point():
         require_classes(y, layers[-1].outputs)
-    if not bool(torch.isfinite(x).all()):
+    if x.numel() and not all(map(math.isfinite, map(float, x.aminmax()))):
         raise InputError("samples", "NaN or infinite entries", "finite numbers")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
 
-from nn_adapters.splitting.affinemaps import finite
+from nn_adapters.splitting.affinemaps import Solver, finite
 from nn_adapters.splitting.proximal import Loss
 from nn_adapters.splitting.splitlayers import SplitLayer
 from pdeopt.optimize.splitting import SplitWork
@@ -66,11 +67,6 @@ class SplitStates:
             self.work.products += m.numel() * self.W[k - 1].shape[1]
         return self._mapped[k]
 
-    @property
-    def known(self) -> list[int]:
-        """The layers whose m_k is kept."""
-        return sorted(self._mapped)
-
     def forget(self, k: int | None = None) -> None:
         """Say that W_k or a_{k-1} has changed; by default all."""
         if k is None:
@@ -78,16 +74,29 @@ class SplitStates:
         else:
             self._mapped.pop(k, None)
 
-    def update_state(self, k: int) -> None:
+    def part(self, rows: slice) -> SplitStates:
+        """Some of the samples, their numbers in the memory of these; a block that is updated there gets its own."""
+        part = copy(self)
+        part.a, part.z = [a[rows] for a in self.a], [z[rows] for z in self.z]
+        part.y, part.multiplier, part._mapped = self.y[rows], self.multiplier[rows], {}
+        return part
+
+    def solver(self, k: int) -> Solver:
+        """The matrix of `update_state` for a_k, the same for all samples."""
+        after, penalty = self.layers[k], self.gamma[k] + (self.gamma[k + 1] if self.layers[k].skip else 0.0)
+        return after.map.solver(self.W[k], self.beta[k + 1], penalty, self.work)
+
+    def update_state(self, k: int, solver: Solver | None = None) -> None:
         """a_k, the minimum of a quadratic function with one matrix for all samples:
 
         (beta T'T + gamma + gamma_after) (new - a) = T'(beta (z - m) + lambda/2) + gamma (target - a)
                                                      + gamma_after (a_after - after(a)),
 
         where T (W, or a convolution), beta, z, m are of the layer after, gamma_after is of its skip, and lambda of the
-        last layer.
+        last layer; `solver(k)` has the matrix, where it is at hand.
         """
         after, W, beta, penalty = self.layers[k], self.W[k], self.beta[k + 1], self.gamma[k]
+        solver = solver or self.solver(k)
         residual = beta * (self.z[k + 1] - self.mapped(k + 1))
         if k + 1 == len(self.layers):
             residual = residual + 0.5 * self.multiplier
@@ -96,8 +105,7 @@ class SplitStates:
         self.work.products += residual.numel() * W.shape[1]
         if after.skip:
             right = right + self.gamma[k + 1] * (self.a[k + 1] - after.after(self.a[k], self.z[k + 1]))
-            penalty = penalty + self.gamma[k + 1]
-        self.a[k] = finite(self.a[k] + after.map.solve(W, beta, penalty, right, self.work))
+        self.a[k] = finite(self.a[k] + solver(right))
         self._mapped.pop(k + 1, None)
 
     def update_input(self, k: int) -> None:

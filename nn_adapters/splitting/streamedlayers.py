@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nn_adapters.splitting.affinemaps import finite
 from nn_adapters.splitting.layersplitting import LayerSplitting
-from pdeopt.functions.gram import SharedGrams
+from pdeopt.functions.sharedgrams import SharedGrams
 from pdeopt.optimize.descent.minimizer import part_of
 
 
@@ -84,12 +84,13 @@ class StreamedLayers(LayerSplitting):
         if kind == "increments":
             self._move(k)
         else:
-            self.update_own(kind, k)
+            self.update_own(self.states, kind, k)
 
     def _move(self, iteration: int) -> None:
         a, m = self.states.start
         for k in range(1, len(self.layers) + 1):
             self.add(self._grams, k - 1, k, a[k - 1], self.states.z[k] - m[k])
+        self.begin(self._grams)
         found = self.solve(self._grams)
         step = self.settings.step * (1.0 - (iteration - 1) / self.iterations)
         increments = [self.settings.momentum * V + X for V, X in zip(self._increments, found)]

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nn_adapters.splitting.layersplitting import LayerSplitting
-from pdeopt.functions.gram import SharedGrams
+from nn_adapters.splitting.splitstates import SplitStates
+from pdeopt.functions.sharedgrams import SharedGrams
 from pdeopt.optimize.descent.minimizer import part_of
+
+#: Numbers of a state, or of its patches, in a chunk of samples.
+NUMBERS = 2**17
+
+#: Samples whose random states are drawn at once; a multiple of 16, by which the numbers do not depend on it.
+DRAWN = 1024
 
 
 class WholeLayers(LayerSplitting):
     """All samples in every iteration, with multipliers for the outputs: the published form, or from the last down.
 
-    Blocks are `("weights", k)` and `("z", k)` for k = 1 ... L, and `("a", k)` for k < L. The published form
-    (-split_form seed) goes up through the layers and moves the multipliers half as far as the Lagrangian asks for.
+    Blocks are `("weights", k)` and `("z", k)` for k = 1 ... L, and `("a", k)` for k < L; `("sums", k)` before
+    `("weights", k)` changes nothing. The published form (-split_form seed) goes up through the layers and moves the
+    multipliers half as far as the Lagrangian asks for.
+
+    W_k and a_k do not depend on each other's update: the sums for W_k are on their way while a_k moves.
+
+    Memory is that of the states: all work goes through chunks of samples, in place. A block whose numbers are no longer
+    finite is left with those of the chunks before.
 
     Example:
         >>> result = ADMM(WholeLayers(network, x, y, settings), warm_up=10).solve()
@@ -27,83 +40,142 @@ class WholeLayers(LayerSplitting):
     def __init__(self, network: nn.Module, x: Tensor, y: Tensor, *rest: Any) -> None:
         super().__init__(network, x, y, *rest)
         L, settings = len(self.layers), self.settings
-        self._first = 1 if settings.form == "seed" else L
-        shapes = [(layer.inputs, layer.outputs) for layer in self.layers]
-        self._grams = [SharedGrams([s], self.team, settings.precision, self.W[0].dtype, rho=0.0) for s in shapes]
-        self.take(torch.arange(self.samples), ([0.0] + [settings.beta] * L, [0.0] + [settings.gamma] * (L - 1)))
+        self._first, self.count = 1 if settings.form == "seed" else L, self.samples
+        self._grams = [
+            SharedGrams([(m.inputs, m.outputs)], self.team, settings.precision, self.W[0].dtype, 0.0, fixed=k == 0)
+            for k, m in enumerate(self.layers)
+        ]
+        self._penalties = [0.0] + [settings.beta] * L, [0.0] + [settings.gamma] * (L - 1)
+        self.states = self._allocated()
         if settings.states == "random":
             self._randomize()
+        else:
+            for part in self._parts():
+                fresh = self._forward(part.a[0], part.y)
+                for old, new in zip(part.a[1:] + part.z[1:], fresh.a[1:] + fresh.z[1:]):
+                    old.copy_(new)
+
+    def _forward(self, x: Tensor, y: Tensor) -> SplitStates:
+        """The states of a forward pass."""
+        return SplitStates(self.layers, self.W, self.loss, self._penalties, self.work, x, y)
+
+    def _allocated(self) -> SplitStates:
+        """States of all samples of this rank, without values."""
+        states = self._forward(self.x[:0], self.y[:0])
+        states.a = [self.x] + [a.new_empty(len(self.x), *a.shape[1:]) for a in states.a[1:]]
+        states.z = states.z[:1] + [z.new_empty(len(self.x), *z.shape[1:]) for z in states.z[1:]]
+        states.y, states.multiplier = self.y, torch.zeros_like(states.z[-1])
+        states.start = [], []
+        states.forget()
+        return states
+
+    def _parts(self) -> Iterator[SplitStates]:
+        """The states of one chunk of samples after the other."""
+        for begin in range(0, len(self.x), self.chunk):
+            yield self.states.part(slice(begin, begin + self.chunk))
+
+    @property
+    def chunk(self) -> int:
+        """Samples in a chunk."""
+        entries = [each[0].numel() for each in self.states.a + self.states.z[1:] if len(each)]
+        patches = [z[0].numel() // m.outputs * m.inputs for z, m in zip(self.states.z[1:], self.layers) if len(z)]
+        return max(1, NUMBERS // max([*entries, *patches, 1]))
 
     def _randomize(self) -> None:
         """Normal states; a sample's are the same on any number of ranks."""
         generator = torch.Generator().manual_seed(self.settings.seed)
-        for states in (self.states.a, self.states.z):
-            for k in range(1, len(states)):
-                whole = torch.randn(self.samples, *states[k].shape[1:], generator=generator, dtype=states[k].dtype)
-                states[k] = whole[self.begin : self.begin + len(self.x)]
-        self.states.forget()
+        end = self.first_row + len(self.x)
+        for states in (self.states.a[1:], self.states.z[1:]):
+            for state in states:
+                for start in range(0, self.samples, DRAWN):
+                    rows = min(DRAWN, self.samples - start)
+                    drawn = torch.randn(rows, *state.shape[1:], generator=generator, dtype=state.dtype)
+                    low, high = max(start, self.first_row), min(start + rows, end)
+                    if low < high:
+                        state[low - self.first_row : high - self.first_row] = drawn[low - start : high - start]
 
     def sweep(self, iteration: int) -> Iterator[Hashable]:
         L = len(self.layers)
         for k in range(1, L + 1) if self.settings.form == "seed" else range(L, 0, -1):
-            yield "weights", k
+            yield "sums", k
             if k < L:
                 yield "a", k
+            yield "weights", k
             yield "z", k
 
     def update(self, block: Any) -> None:
         kind, k = block
-        if kind == "weights":
-            self._update_weights(k)
-        else:
-            self.update_own(kind, k)
+        {"sums": self._sum, "a": self._update_state, "weights": self._update_weights, "z": self._update_input}[kind](k)
+
+    def _sum(self, k: int) -> None:
+        """The sums for W_k = argmin beta |z_k + lambda / (2 beta) - W [a_{k-1}; 1]|^2 over the samples of all ranks."""
+        for part in self._parts():
+            z = part.z[k] + part.multiplier / (2 * part.beta[k]) if k == len(self.layers) else part.z[k]
+            self.add(self._grams[k - 1], 0, k, part.a[k - 1], z)
+        self.begin(self._grams[k - 1])
 
     def _update_weights(self, k: int) -> None:
-        """W_k = argmin beta |z_k + lambda / (2 beta) - W [a_{k-1}; 1]|^2 over the samples of all ranks."""
-        states = self.states
-        z = states.z[k] + states.multiplier / (2 * states.beta[k]) if k == len(self.layers) else states.z[k]
-        self.add(self._grams[k - 1], 0, k, states.a[k - 1], z)
         (new,) = self.solve(self._grams[k - 1])
         self.moved = float((self.W[k - 1] - new).norm()) + (self.moved if k != self._first else 0.0)
         self.W[k - 1].copy_(new)
-        states.forget(k)
+
+    def _update_state(self, k: int) -> None:
+        solver = self.states.solver(k)
+        for part in self._parts():
+            old = part.a[k]
+            self.update_own(part, "a", k, solver)
+            old.copy_(part.a[k])
+            self._grams[k - 1].advance()
+
+    def _update_input(self, k: int) -> None:
+        for part in self._parts():
+            old = part.z[k]
+            self.update_own(part, "z", k)
+            old.copy_(part.z[k])
+
+    def _total(self, value: Callable[[SplitStates], float]) -> float:
+        """The sum of the values of all chunks of all ranks, divided by the samples; not counted. Collective."""
+        products = self.work.products
+        own = sum(map(value, self._parts()))
+        self.work.products = products
+        return self.over_ranks(own)
+
+    def lagrangian(self) -> float:
+        return self._total(lambda part: part.lagrangian()) + self.ridges()
 
     def ascend(self) -> None:
         """lambda <- lambda + 2 beta_L (z_L - m_L); the published form takes half of it."""
-        L, states = len(self.layers), self.states
+        L = len(self.layers)
         factor = 1.0 if self.settings.form == "seed" else 2.0
-        states.multiplier = states.multiplier + factor * states.beta[L] * (states.z[L] - states.mapped(L))
+        for part in self._parts():
+            part.multiplier += factor * part.beta[L] * (part.z[L] - part.mapped(L))
 
     def objective(self) -> float:
         """The mean loss of z_L."""
-        return self.over_ranks(float(self.loss.value(self.states.z[-1], self.states.y).sum()))
+        return self._total(lambda part: float(self.loss.value(part.z[-1], part.y).sum()))
 
     def residuals(self) -> tuple[float, float]:
         """The root of the mean of |z_L - m_L|^2 over the samples, and the last move of the weights.
 
         The other residuals have penalties alone, so that they do not vanish.
         """
-        residual = self.states.z[-1] - self.states.mapped(len(self.layers))
-        return math.sqrt(self.over_ranks(float(residual.square().sum()))), self.moved
+        L = len(self.layers)
+        return math.sqrt(self._total(lambda part: float((part.z[L] - part.mapped(L)).square().sum()))), self.moved
 
     def memory(self) -> dict[str, Any]:
         states, grams = self.states, [grams.memory() for grams in self._grams]
-        kept = {f"a{k}": a.clone() for k, a in enumerate(states.a)} | {
-            f"z{k}": z.clone() for k, z in enumerate(states.z)
-        }
+        kept = {f"a{k}": a.clone() for k, a in enumerate(states.a) if k}  # a_0 is the data
+        kept |= {f"z{k}": z.clone() for k, z in enumerate(states.z) if k}
         kept |= {f"grams{k}.{name}": each for k, memory in enumerate(grams) for name, each in memory.items()}
-        kept |= {"multiplier": states.multiplier.clone(), "moved": self.moved, "mapped": states.known}
-        return super().memory() | kept
+        return super().memory() | kept | {"multiplier": states.multiplier.clone(), "moved": self.moved}
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
         states = self.states
-        states.a = [memory[f"a{k}"].clone() for k in range(len(states.a))]
-        states.z = [memory[f"z{k}"].clone() for k in range(len(states.z))]
+        for k in range(1, len(states.z)):
+            for name, kept in (("a", states.a), ("z", states.z)):
+                if k < len(kept):
+                    kept[k].copy_(memory[f"{name}{k}"])
         states.multiplier, self.moved = memory["multiplier"].clone(), float(memory["moved"])
-        states.forget()
         for k, grams in enumerate(self._grams):
             grams.recall(part_of(memory, f"grams{k}"))
-        for k in memory["mapped"]:  # what a run of one piece has at this point, and does not count again
-            states.mapped(k)
-        self.work.products = float(memory["work"][0])

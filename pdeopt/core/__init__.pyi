@@ -34,7 +34,7 @@ from pdeopt.core.interrupt import (
     interruption as interruption,
 )
 from pdeopt.core.lazy import attach as attach, heed_late_init as heed_late_init, is_name as is_name
-from pdeopt.core.messages import Messages as Messages
+from pdeopt.core.messages import Arrival as Arrival, Messages as Messages
 from pdeopt.core.memory import free_memory as free_memory, require_memory as require_memory
 from pdeopt.core.monitor import (
     ControlResult as ControlResult,

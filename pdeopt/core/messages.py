@@ -1,19 +1,22 @@
 """Sums over the ranks of a team, in parts that belong to ranks, and in few bytes.
 
-What training by splitting and Kronecker factors send: Gram matrices as packed triangles, whose sums only the rank that
-factors them needs, and solutions that all ranks need.
+What training by splitting and Kronecker factors send: Gram matrices as packed triangles, whose sums only the ranks that
+factor them need, and solutions that all ranks need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from pdeopt.core.errors import InputError
 from pdeopt.core.team import Team, TorchTeam
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 #: How the numbers of a message are written.
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -22,6 +25,33 @@ PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": to
 def even_parts(size: int, ranks: int) -> list[int]:
     """Numbers of each rank where `size` of them are dealt out in a row, as evenly as they can be."""
     return [size // ranks + (rank < size % ranks) for rank in range(ranks)]
+
+
+class Arrival(Generic[T]):
+    """What is on its way: messages that have been sent, and what becomes of those that come.
+
+    Args:
+        request: of mpi4py; None where nothing is sent.
+        result: makes the result from what has come.
+    """
+
+    def __init__(self, request: Any, result: Callable[[], T]) -> None:
+        self._request, self._result = request, result
+
+    def advance(self) -> None:
+        """Let the library below move bytes: without a thread of its own, MPI does so in its calls alone."""
+        if self._request is not None:
+            self._request.Test()
+
+    def then(self, make: Callable[[T], U]) -> Arrival[U]:
+        """The same messages, with what `make` makes of their result."""
+        return Arrival(self._request, lambda: make(self._result()))
+
+    def finish(self) -> T:
+        """Wait, and give the result; once."""
+        if self._request is not None:
+            self._request.Wait()
+        return self._result()
 
 
 class Messages:
@@ -51,6 +81,8 @@ class Messages:
         >>> messages = Messages(MPI.COMM_WORLD, 1000, "bfloat16")
         >>> own = messages.reduce_scatter(buffer)            # the sum of this rank's part
         >>> whole = messages.allgather(own)                  # all parts
+        >>> arrival = messages.begin_reduce(buffer)          # the same in two halves, with work between them
+        >>> own, weight = arrival.finish()
     """
 
     def __init__(
@@ -79,17 +111,27 @@ class Messages:
             buffer: this rank's share of the sum, (size,).
             weight: a number that goes along and is not rounded, as that of the samples in the buffer.
         """
+        return self.begin_reduce(buffer, weight).finish()
+
+    def begin_reduce(self, buffer: Tensor, weight: float = 0.0) -> Arrival[tuple[Tensor, float]]:
+        """`reduce_scatter`, of which only the messages leave here; the buffer may change at once. Collective."""
         if self.ranks == 1:
-            return buffer.clone(), weight
+            own = buffer.clone()
+            return Arrival(None, lambda: (own, weight))
         pieces = buffer.split(self.parts)
-        own = pieces[self.rank]
+        own = pieces[self.rank].clone()
         head = _bytes(torch.tensor([weight], dtype=torch.float64))
         messages = [torch.cat([head, message]) for message in self._write("reduce", pieces)]
-        total, weights = torch.zeros_like(own), 0.0
-        for rank, message in enumerate(self._exchange(messages, [len(own)] * self.ranks, len(head))):
-            total += own if rank == self.rank else self._read(message[len(head) :], own)
-            weights += weight if rank == self.rank else float(_numbers(message[: len(head)], torch.float64))
-        return total, weights
+        arrival = self._exchange(messages, [len(head) + self._length(len(own))] * self.ranks)
+
+        def total_of(received: list[Tensor]) -> tuple[Tensor, float]:
+            total, weights = torch.zeros_like(own), 0.0
+            for rank, message in enumerate(received):
+                total += own if rank == self.rank else self._read(message[len(head) :], own)
+                weights += weight if rank == self.rank else float(_numbers(message[: len(head)], torch.float64))
+            return total, weights
+
+        return arrival.then(total_of)
 
     def allgather(self, own: Tensor) -> Tensor:
         """The parts of all ranks in a row, (size,); equal on all of them to the last bit. Collective.
@@ -99,14 +141,33 @@ class Messages:
         """
         if self.ranks == 1:
             return own.clone()
-        (message,) = self._write("gather", [own])
-        received = self._exchange([message] * self.ranks, self.parts)
-        received[self.rank] = message  # as the others see it
-        return torch.cat([self._read(each, own) for each in received])
+        return torch.cat(self.spread(own, [[(part, range(self.ranks))] for part in self.parts]))
 
     def sum(self, buffer: Tensor) -> Tensor:
         """The sum over the ranks, (size,), on all of them. Collective."""
         return self.allgather(self.reduce_scatter(buffer)[0])
+
+    def spread(self, own: Tensor, routes: Sequence[Sequence[tuple[int, Sequence[int]]]]) -> list[Tensor]:
+        """Pieces of each rank's part to the ranks that need them, all of which see the same. Collective.
+
+        Args:
+            own: this rank's part.
+            routes: for each rank its pieces in a row: their sizes, and the ranks to which they go.
+
+        Returns:
+            The pieces for this rank, those of rank 0 first; one of its own that goes to others, too, as they see it.
+        """
+        pieces = routes[self.rank]
+        written = self._write("gather", own.split([size for size, _ in pieces])) if pieces else []
+        nothing = torch.empty(0, dtype=torch.uint8)
+        sent = [
+            torch.cat([nothing, *(message for message, (_, targets) in zip(written, pieces) if rank in targets)])
+            for rank in range(self.ranks)
+        ]
+        lengths = [[self._length(size) for size, targets in each if self.rank in targets] for each in routes]
+        received = self._exchange(sent, list(map(sum, lengths))).finish()
+        received[self.rank] = sent[self.rank]
+        return [self._read(piece, own) for message, each in zip(received, lengths) for piece in message.split(each)]
 
     def memory(self) -> dict[str, Tensor]:
         """What rounding took and the next messages bring, for a restart."""
@@ -120,12 +181,14 @@ class Messages:
 
     def _write(self, kind: str, pieces: Sequence[Tensor]) -> list[Tensor]:
         """Messages, tensors of bytes; what rounding takes is kept for the next of this kind."""
+        if self.precision == pieces[0].dtype and kind not in self._lost:  # nothing is rounded
+            return [_bytes(piece) for piece in pieces]
         whole = torch.cat(list(pieces))
         lengths = [len(piece) for piece in pieces]
         if self.feedback and kind in self._lost:
             whole = whole + self._lost[kind].to(whole)
         written = [self._round(piece) for piece in whole.split(lengths)]
-        if self.feedback and self.precision != whole.dtype:
+        if self.feedback:
             self._lost[kind] = whole - torch.cat([self._read(message, whole) for message in written])
         return written
 
@@ -144,11 +207,13 @@ class Messages:
         unit = _numbers(message[:_UNIT], torch.float32)
         return _numbers(message[_UNIT:], self.precision).to(like) * unit.to(like)
 
-    def _exchange(self, messages: Sequence[Tensor], numbers: Sequence[int], head: int = 0) -> list[Tensor]:
-        """What each rank has for this one, of so many numbers after a head; nothing is sent to the rank itself."""
-        front = head + (_UNIT if self.precision == torch.float16 else 0)
-        lengths = [front + self.precision.itemsize * count for count in numbers]
-        lengths[self.rank] = 0
+    def _length(self, numbers: int) -> int:
+        """Bytes of a message of so many numbers."""
+        return (_UNIT if self.precision == torch.float16 else 0) + self.precision.itemsize * numbers
+
+    def _exchange(self, messages: Sequence[Tensor], lengths: Sequence[int]) -> Arrival[list[Tensor]]:
+        """What each rank has for this one, of so many bytes; nothing is sent to the rank itself."""
+        lengths = [length if rank != self.rank else 0 for rank, length in enumerate(lengths)]
         sent = [message if rank != self.rank else message[:0] for rank, message in enumerate(messages)]
         self.sent += sum(map(len, sent))
         return exchange(self.team, sent, lengths)
@@ -166,19 +231,20 @@ def _numbers(message: Tensor, dtype: torch.dtype) -> Tensor:
     return message.clone().view(dtype)  # the copy is aligned
 
 
-def exchange(team: Any, messages: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
+def exchange(team: Any, messages: Sequence[Tensor], lengths: Sequence[int]) -> Arrival[list[Tensor]]:
     """All to all: this rank's bytes for each rank, for those that each rank has for it. Collective.
 
     Args:
         team: mpi4py communicator or `TorchTeam`.
-        messages: tensors of bytes, one a rank.
+        messages: tensors of bytes, one a rank; they may change at once.
         lengths: bytes that come from each rank.
     """
     sizes = [len(message) for message in messages]
     sent = torch.cat(list(messages))
     received = torch.empty(sum(lengths), dtype=torch.uint8)
+    request = None
     if isinstance(team, TorchTeam):
         received = team.alltoall(sent, sizes, lengths)
     else:
-        team.Alltoallv([sent.numpy(), sizes], [received.numpy(), list(lengths)])
-    return list(received.split(list(lengths)))
+        request = team.Ialltoallv([sent.numpy(), sizes], [received.numpy(), list(lengths)])
+    return Arrival(request, lambda: list(received.split(list(lengths))))

@@ -1,7 +1,9 @@
 from pdeopt.functions.border import number as number, pair as pair, vector as vector
 from pdeopt.functions.checked import CheckedFunction as CheckedFunction
 from pdeopt.functions.decomposition import Decomposition as Decomposition, number_of_parts as number_of_parts
-from pdeopt.functions.gram import GramSum as GramSum, SharedGrams as SharedGrams
+from pdeopt.functions.gram import GramSum as GramSum, add_gram as add_gram
+from pdeopt.functions.gramshares import GramShares as GramShares
+from pdeopt.functions.sharedgrams import SharedGrams as SharedGrams
 from pdeopt.functions.hierarchy import (
     Hierarchy as Hierarchy,
     Transfer as Transfer,

@@ -69,7 +69,7 @@ def test_transposes_and_solves_are_those_of_the_dense_matrix(case):
     matrix = 2.0 * T.T @ T + 0.3 * torch.eye(T.shape[1]).double()
     expected = np.linalg.solve(matrix.numpy(), a.flatten(1).numpy().T).T
     work = SplitWork()
-    found = accurate(map).solve(W, 2.0, 0.3, a, work).flatten(1)
+    found = accurate(map).solver(W, 2.0, 0.3, work)(a).flatten(1)
     assert np.allclose(found, expected, rtol=0, atol=1e-12)
     assert work.products + work.solves > 0
 
@@ -94,18 +94,18 @@ def test_conjugate_gradients_stop_where_each_sample_asks_them_to():
     conv = nn.Conv2d(2, 3, 3, padding=1).double()
     map, right = Convolution(conv), torch.randn(4, 2, 5, 5, dtype=torch.float64)
     right[2] *= 1e-6
-    whole = map.solve(map.read(), 1.0, 0.1, right, SplitWork())
+    whole = map.solver(map.read(), 1.0, 0.1, SplitWork())(right)
     for one, alone in zip(whole, right):
-        assert torch.allclose(one, map.solve(map.read(), 1.0, 0.1, alone[None], SplitWork())[0], rtol=1e-12)
+        assert torch.allclose(one, map.solver(map.read(), 1.0, 0.1, SplitWork())(alone[None])[0], rtol=1e-12)
     with pytest.raises(SolveFailure, match="not finite"):
-        map.solve(map.read(), 1.0, 0.1, right * torch.inf, SplitWork())
+        map.solver(map.read(), 1.0, 0.1, SplitWork())(right * torch.inf)
 
 
 def test_conjugate_gradients_that_do_not_end_are_named(monkeypatch):
     monkeypatch.setattr(affinemaps, "MAX_PRODUCTS", 2)
     map = Convolution(nn.Conv2d(2, 3, 3, padding=1))
     with pytest.raises(SolveFailure, match="2 products"):
-        map.solve(map.read(), 1.0, 1e-3, torch.randn(1, 2, 5, 5), SplitWork())
+        map.solver(map.read(), 1.0, 1e-3, SplitWork())(torch.randn(1, 2, 5, 5))
 
 
 # --------------------------------------------------------------------------- networks

@@ -8,9 +8,12 @@ import torch
 
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.messages import Messages
-from pdeopt.functions.gram import GramSum, SharedGrams
+from pdeopt.functions.gram import GramSum, add_gram
+from pdeopt.functions.gramshares import GramShares
+from pdeopt.functions.sharedgrams import SharedGrams
 from tests.helpers.parallel_grams import BATCHES, SHAPES, solutions
 from tests.helpers.support import gloo, python
+from tests.helpers.threads import on_threads
 
 #: Errors of sums of numbers of size 1 in messages of a precision, relative.
 ROUNDING = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 2e-2, "float16": 2e-3}
@@ -118,6 +121,93 @@ def _nan():
     return sums
 
 
+def announced(ranks, precision):
+    """Bytes of all ranks: numbers, the samples with each message of sums, and units of messages in float16."""
+    shares = GramShares(SHAPES, ranks)
+    numbers = sum(sum(shares.numbers(rank).values()) for rank in range(ranks))
+    total = {"float64": 8, "float32": 4}.get(precision, 2) * numbers + 8 * ranks * (ranks - 1)
+    if precision == "float16":
+        pieces = sum(len(set(shares.groups[k]) - {rank}) for rank in range(ranks) for k, _, _ in shares.pieces(rank))
+        total += 4 * (2 * ranks * (ranks - 1) + pieces)
+    return BATCHES * total
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 7, 20])
+def test_threads_solve_what_one_rank_solves(ranks):
+    """Fewer ranks than layers, groups of them, and more than there is work for: one result on all, the bytes of the
+    formula."""
+    whole = np.array(solutions(None, "float64")[0])
+    found = on_threads(ranks, lambda team: solutions(team, "float64"))
+    assert all(each == found[0] for each in found)
+    assert np.abs(np.array(found[0][0]) - whole).max() < 1e-12
+    assert found[0][1] == announced(ranks, "float64")
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_fixed_matrix_is_sent_and_factored_once(ranks):
+    """Samples that stay with targets that change: the least squares of each round, and after a restart, too."""
+    a, z = samples(30)
+
+    def rounds(team):
+        rank, size = (0, 1) if team is None else (team.rank, team.size)
+        fixed, again = (SharedGrams([(6, 3)], team, rho=0.0, fixed=True) for _ in range(2))
+        found, costs = [], []
+        for place in range(3):
+            if place == 2:
+                again.recall(fixed.memory())
+                fixed = again
+            sent, solves = fixed.sent, fixed.solves
+            fixed.add(0, a[rank::size], (place + 1) * z[rank::size])
+            fixed.begin()
+            fixed.advance()
+            fixed.finish()
+            found.append(fixed.solve([0.1])[0])
+            costs.append((fixed.sent - sent, fixed.solves - solves))
+        return found, costs
+
+    one = GramSum(6, 3)
+    one.add(a, z)
+    for found, costs in [rounds(None)] if ranks == 1 else on_threads(ranks, rounds):
+        for place, X in enumerate(found):
+            assert torch.allclose(X, (place + 1) * one.solve(0.1), rtol=0, atol=1e-13)
+        assert costs[1][1] == costs[0][1] - 6**3 / 3 == costs[2][1]
+        assert costs[1][0] < costs[0][0] or ranks == 1
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 64])
+def test_messages_are_short(ranks):
+    """784-500-500-10: packed against whole matrices, sums and their way back, and numbers of 2 bytes against 8."""
+    shapes = [(785, 500), (501, 500), (501, 10)]
+    shares = GramShares(shapes, ranks)
+    sums = sum(shares.numbers(rank)["sums"] for rank in range(ranks))
+    whole = (ranks - 1) * sum(n * n + m * n for n, m in shapes)
+    assert sums <= 0.69 * whole and 2 * sums <= 0.175 * 8 * whole
+    everything = sum(sum(shares.numbers(rank).values()) for rank in range(ranks))
+    assert everything <= 0.69 * 2 * whole  # of an allreduce of whole matrices
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5, 64, 1000])
+def test_work_is_dealt_out_evenly(ranks):
+    shapes = [(785, 500), (501, 500), (501, 10)]
+    shares = GramShares(shapes, ranks)
+    for layer, (_, m) in enumerate(shapes):
+        assert sum(shares.height(layer, rank) for rank in shares.groups[layer]) == m
+    assert sum(size for rank in range(ranks) for _, _, size in shares.pieces(rank)) == sum(shares.filled)
+    each = [cross + filled for cross, filled in zip(shares.crosses, shares.filled)]
+    assert sum(each) == sum(n * (n + 1) // 2 + m * n for n, m in shapes)
+    assert max(each) <= max(*shares.crosses, sum(each) // ranks + 1) if ranks > 1 else True
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_sums_of_symmetric_products(dtype):
+    a = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    lower = torch.ones(5, 5, dtype=dtype)
+    add_gram(lower, a[:0])
+    for rows in (a[:4], a[4:]):
+        add_gram(lower, rows.T.contiguous().T)  # by columns
+    assert torch.allclose(lower.tril(), (1 + a.T @ a).tril(), rtol=4 * torch.finfo(dtype).eps)
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("backend, ranks", [("mpi", 3), pytest.param("gloo", 2, marks=pytest.mark.slow)])
 def test_ranks_solve_what_one_rank_solves(tmp_path, backend, ranks):
@@ -133,8 +223,6 @@ def test_ranks_solve_what_one_rank_solves(tmp_path, backend, ranks):
     whole = np.array(solutions(None, "float64")[0])
     for precision, (X, sent) in found["found"].items():
         assert np.abs(np.array(X) - whole).max() < ROUNDING[precision]
-        width = {"float64": 8, "float32": 4}.get(precision, 2)
-        numbers = sum(n * (n + 1) // 2 + 2 * m * n for n, m in SHAPES) * (ranks - 1)
-        assert BATCHES * numbers * width <= sent <= BATCHES * (numbers * width + ranks * (ranks - 1) * 16)
+        assert sent == announced(ranks, precision)
     with_feedback, without = found["drift"]
     assert with_feedback < 0.1 and without > 0.1  # what rounding takes comes with the next message

@@ -1,0 +1,237 @@
+"""Gram sums over the samples of all ranks, factored and solved by groups of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pdeopt.core.errors import InputError, together
+from pdeopt.core.messages import Arrival, Messages
+from pdeopt.core.team import Team
+from pdeopt.functions.gram import GramSum
+from pdeopt.functions.gramshares import GramShares
+
+
+class SharedGrams:
+    """Gram sums of several layers over the samples of all ranks, the solves dealt out over these.
+
+    An iteration has three messages: packed sums, each number to the rank that sums it; what the ranks of a layer's
+    group need of its matrix, which all of them factor; the rows of the solutions that each of them finds, to all.
+    `GramShares` says who does what.
+
+    Args:
+        shapes: (inputs, outputs) of each layer.
+        team: of ranks, each with its own samples; None for one.
+        precision: of the messages, see `Messages`.
+        dtype: of the sums.
+        rho, cross: forgetting of G and of R at each `reduce`.
+        fixed: a is the same in every iteration: G is summed, sent and factored in the first alone; rho is not used.
+
+    Attributes:
+        shares: of the ranks.
+        sent: bytes that this rank has sent.
+        products, solves: multiplications of sums, and of factorizations and solves, of this rank.
+
+    Example:
+        >>> grams = SharedGrams([(785, 500), (501, 10)], MPI.COMM_WORLD, rho=0.9, cross=0.0)
+        >>> grams.add(0, a, z)                                # this rank's samples
+        >>> grams.reduce()                                    # or begin(), other work, and finish()
+        >>> W0, W1 = grams.solve(ridge=[0.1, 0.1])
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        team: Team | None = None,
+        precision: str = "float64",
+        dtype: torch.dtype = torch.float64,
+        rho: float = 1.0,
+        cross: float | None = None,
+        fixed: bool = False,
+    ) -> None:
+        self.shapes, self.dtype, self.fixed = list(shapes), dtype, fixed
+        self.rho, self.cross = 1.0 if fixed else rho, rho if cross is None else cross
+        self.rank, self.ranks = (0, 1) if team is None else (team.rank, team.size)
+        self.shares = shares = GramShares(self.shapes, self.ranks)
+        self.layers = shares.layers(self.rank)
+        self.sums = {k: GramSum(shapes[k][0], shares.height(k, self.rank), dtype) for k in self.layers}
+        # a single rank adds to the sums themselves
+        self._fresh = self.sums if self.ranks == 1 else {k: GramSum(*shape, dtype) for k, shape in enumerate(shapes)}
+        self._team, self.products, self.solves = team, 0.0, 0.0
+        self._added, self._is_faded, self._is_known = [0] * len(shapes), False, False
+        self._is_again = False  # whether factors were counted before a restart
+        self._factors: dict[int, tuple[float, Tensor | None]] = {}
+        crosses, filled = shares.crosses, shares.filled
+        both = [sum(pair) for pair in zip(crosses, filled)]
+        self._messages = {
+            "sums": Messages(team, sum(both), precision, both),
+            "crosses": Messages(team, sum(crosses), precision, crosses),
+            "matrices": Messages(team, sum(filled), precision, filled),
+            "solutions": Messages(team, sum(crosses), precision, crosses),
+        }
+        self._arrival: Arrival[tuple[Tensor, float]] | None = None
+
+    @property
+    def sent(self) -> int:
+        """Bytes that this rank has sent."""
+        return sum(messages.sent for messages in self._messages.values())
+
+    def add(self, layer: int, a: Tensor, z: Tensor | None = None, samples: int | None = None) -> None:
+        """Rows of this rank for a layer: a (batch, inputs), z (batch, outputs), each a sample, or of `samples`."""
+        inputs, outputs = self.shapes[layer]
+        if self.ranks == 1:
+            self._fade()
+        fresh = self._fresh[layer]
+        (fresh.add_cross if self._is_known else fresh.add)(a, z, samples)
+        self.products += len(a) * ((not self._is_known) * inputs * (inputs + 1) / 2 + outputs * inputs)
+        self._added[layer] += len(a) if samples is None else samples
+
+    def reduce(self) -> None:
+        """Bring what was added since the last call to those that solve with it. Collective."""
+        self.begin()
+        self.finish()
+
+    def begin(self) -> None:
+        """The first half of `reduce`: the sums leave. Collective."""
+        samples, self._added = self._samples, [0] * len(self.shapes)
+        self._fade()
+        if self.ranks > 1:
+            kind = "crosses" if self._is_known else "sums"
+            self._arrival = self._messages[kind].begin_reduce(self._packed(), samples)
+            for fresh in self._fresh.values():
+                fresh.forget(0.0)
+
+    def advance(self) -> None:
+        """Between the halves of `reduce`, now and then: let messages move."""
+        if self._arrival is not None:
+            self._arrival.advance()
+
+    def finish(self) -> None:
+        """The second half of `reduce`. Collective."""
+        self._is_faded = False
+        if self._arrival is not None:
+            own, samples = self._arrival.finish()
+            self._arrival = None
+            crosses = sum(self.sums[k].cross.numel() for k in self.layers)
+            triangles, rest = own.split([len(own) - crosses, crosses])
+            self._take_crosses(rest, samples)
+            if not self._is_known:
+                self._take_matrices(triangles, samples)
+        self._is_known = self.fixed
+
+    def solve(self, ridge: Sequence[float]) -> list[Tensor]:
+        """X of each layer, (outputs, inputs), with its own ridge; equal on all ranks to the last bit. Collective.
+
+        Raises:
+            SolveFailure: sums that are not finite, on all ranks.
+        """
+        own = self._together(lambda: [self._solved(k, ridge[k]) for k in self.layers])
+        if self.ranks == 1:
+            return [own[self.layers.index(layer)] for layer in range(len(self.shapes))]
+        rows = [X.reshape(-1) for X in own]
+        whole = self._messages["solutions"].allgather(torch.cat([*rows, torch.zeros(0, dtype=self.dtype)]))
+        found = [torch.empty(outputs, inputs, dtype=self.dtype) for inputs, outputs in self.shapes]
+        for rank, numbers in enumerate(whole.split(self.shares.crosses)):
+            for layer in self.shares.layers(rank):
+                part = found[layer][self.shares.rows(layer, rank)]
+                part.copy_(numbers[: part.numel()].reshape(part.shape))
+                numbers = numbers[part.numel() :]
+        return found
+
+    def memory(self) -> dict[str, Tensor]:
+        """What a restart with the same ranks needs of this rank."""
+        own = {f"{layer}.{name}": each for layer, sums in self.sums.items() for name, each in _tensors(sums).items()}
+        kinds = ((kind, messages.memory()) for kind, messages in self._messages.items())
+        lost = {f"{kind}.{name}": each for kind, memory in kinds for name, each in memory.items()}
+        return own | lost | {"known": torch.tensor(self._is_known)}
+
+    def recall(self, memory: dict[str, Tensor]) -> None:
+        """Go on from what `memory` gave."""
+        for layer, sums in self.sums.items():
+            sums.lower.copy_(memory[f"{layer}.gram"])
+            sums.cross.copy_(memory[f"{layer}.cross"])
+            w, v = memory[f"{layer}.weights"].tolist()
+            sums.weights = (w, v)
+        for kind, messages in self._messages.items():
+            start = f"{kind}."
+            messages.recall({name.removeprefix(start): each for name, each in memory.items() if name.startswith(start)})
+        self._is_known = self._is_again = bool(memory["known"])
+        self._factors.clear()
+
+    # -- parts of the above --------------------------------------------------------------------------------
+
+    @property
+    def _samples(self) -> float:
+        """Samples since the last message, the same for all layers."""
+        if len(set(self._added)) > 1:
+            raise InputError("samples of the layers of Gram matrices", self._added, "the same number for each layer")
+        return float(self._added[0])
+
+    def _fade(self) -> None:
+        """The weights of earlier samples, once in an iteration."""
+        if not self._is_faded:
+            for sums in self.sums.values():
+                sums.forget(self.rho, self.cross)
+            self._is_faded = True
+
+    def _packed(self) -> Tensor:
+        """This rank's sums in the order of the ranks: of each its numbers of the triangles, then its rows of the R."""
+        shares, fresh = self.shares, self._fresh
+        triangles = {} if self._is_known else {k: fresh[k].triangle for k in fresh}
+        parts = []
+        for rank in range(self.ranks):
+            if triangles:
+                parts += [triangles[k][begin : begin + size] for k, begin, size in shares.pieces(rank)]
+            parts += [fresh[k].cross[shares.rows(k, rank)].reshape(-1) for k in shares.layers(rank)]
+        return torch.cat(parts)
+
+    def _take_crosses(self, numbers: Tensor, samples: float) -> None:
+        """The sums of this rank's rows of R."""
+        for sums, part in zip(self.sums.values(), numbers.split([sums.cross.numel() for sums in self.sums.values()])):
+            sums.cross += part.reshape(sums.cross.shape)
+            sums.weights = (sums.weights[0], sums.weights[1] + samples)
+
+    def _take_matrices(self, numbers: Tensor, samples: float) -> None:
+        """Sums of G from the ranks that summed them: where others need a number, too, all take it as it was sent."""
+        shares = self.shares
+        pieces = [shares.pieces(rank) for rank in range(self.ranks)]
+        stays = [[list(shares.groups[k]) == [rank] for k, _, _ in each] for rank, each in enumerate(pieces)]
+        routes = [
+            [(size, shares.groups[k]) for (k, _, size), alone in zip(*both) if not alone] for both in zip(pieces, stays)
+        ]
+        own = list(zip(numbers.split([size for _, _, size in pieces[self.rank]]), stays[self.rank]))
+        sent = torch.cat([numbers[:0], *(each for each, alone in own if not alone)])
+        arrived, kept = iter(self._messages["matrices"].spread(sent, routes)), iter(own)
+        fresh = {k: numbers.new_zeros(shares.triangle(k)) for k in self.layers}
+        for rank in range(self.ranks):
+            for (layer, begin, size), alone in zip(pieces[rank], stays[rank]):
+                mine = next(kept)[0] if rank == self.rank else sent
+                if self.rank in shares.groups[layer]:
+                    fresh[layer][begin : begin + size] = mine if alone else next(arrived)
+        for layer, sums in self.sums.items():
+            sums.triangle += fresh[layer]
+            sums.weights = (sums.weights[0] + samples, sums.weights[1])
+
+    def _solved(self, layer: int, ridge: float) -> Tensor:
+        """This rank's rows of X."""
+        sums, n = self.sums[layer], self.shapes[layer][0]
+        known = self._factors.get(layer)
+        if known is not None and known[0] == ridge:
+            factor = known[1]
+        else:
+            factor = sums.factor(ridge)
+            self.solves += 0.0 if self._is_again else n**3 / 3
+        if self.fixed:
+            self._factors[layer] = ridge, factor
+        self.solves += sums.outputs * n**2
+        return sums.solve(ridge, factor=factor)
+
+    def _together(self, function: Callable[[], list[Tensor]]) -> list[Tensor]:
+        return function() if self._team is None else together(self._team, function)
+
+
+def _tensors(sums: GramSum) -> dict[str, Tensor]:
+    weights = torch.tensor(sums.weights, dtype=torch.float64)
+    return {"gram": sums.gram, "cross": sums.cross.clone(), "weights": weights}
