@@ -13,6 +13,7 @@ from nn_adapters.splitting.proximal import (
 )
 from nn_adapters.splitting.splitlayers import SplitLayer as SplitLayer, split_layers as split_layers
 from nn_adapters.splitting.splitstates import SplitStates as SplitStates
+from nn_adapters.splitting.wholestates import WholeStates as WholeStates
 from nn_adapters.splitting.layersplitting import (
     LayerSplitting as LayerSplitting,
     SplitTrainingSettings as SplitTrainingSettings,

@@ -6,19 +6,13 @@ import math
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nn_adapters.splitting.layersplitting import LayerSplitting
 from nn_adapters.splitting.splitstates import SplitStates
+from nn_adapters.splitting.wholestates import WholeStates
 from pdeopt.functions.sharedgrams import SharedGrams
 from pdeopt.optimize.descent.minimizer import part_of
-
-#: Numbers of a state, or of its patches, in a chunk of samples.
-NUMBERS = 2**17
-
-#: Samples whose random states are drawn at once; a multiple of 16, by which the numbers do not depend on it.
-DRAWN = 1024
 
 
 class WholeLayers(LayerSplitting):
@@ -37,6 +31,8 @@ class WholeLayers(LayerSplitting):
         >>> result = ADMM(WholeLayers(network, x, y, settings), warm_up=10).solve()
     """
 
+    states: WholeStates
+
     def __init__(self, network: nn.Module, x: Tensor, y: Tensor, *rest: Any) -> None:
         super().__init__(network, x, y, *rest)
         L, settings = len(self.layers), self.settings
@@ -45,54 +41,12 @@ class WholeLayers(LayerSplitting):
             SharedGrams([(m.inputs, m.outputs)], self.team, settings.precision, self.W[0].dtype, 0.0, fixed=k == 0)
             for k, m in enumerate(self.layers)
         ]
-        self._penalties = [0.0] + [settings.beta] * L, [0.0] + [settings.gamma] * (L - 1)
-        self.states = self._allocated()
+        penalties = [0.0] + [settings.beta] * L, [0.0] + [settings.gamma] * (L - 1)
+        self.states = WholeStates(self.layers, self.W, self.loss, penalties, self.work, self.x, self.y)
         if settings.states == "random":
-            self._randomize()
+            self.states.draw(settings.seed, self.samples, self.first_row)
         else:
-            for part in self._parts():
-                fresh = self._forward(part.a[0], part.y)
-                for old, new in zip(part.a[1:] + part.z[1:], fresh.a[1:] + fresh.z[1:]):
-                    old.copy_(new)
-
-    def _forward(self, x: Tensor, y: Tensor) -> SplitStates:
-        """The states of a forward pass."""
-        return SplitStates(self.layers, self.W, self.loss, self._penalties, self.work, x, y)
-
-    def _allocated(self) -> SplitStates:
-        """States of all samples of this rank, without values."""
-        states = self._forward(self.x[:0], self.y[:0])
-        states.a = [self.x] + [a.new_empty(len(self.x), *a.shape[1:]) for a in states.a[1:]]
-        states.z = states.z[:1] + [z.new_empty(len(self.x), *z.shape[1:]) for z in states.z[1:]]
-        states.y, states.multiplier = self.y, torch.zeros_like(states.z[-1])
-        states.start = [], []
-        states.forget()
-        return states
-
-    def _parts(self) -> Iterator[SplitStates]:
-        """The states of one chunk of samples after the other."""
-        for begin in range(0, len(self.x), self.chunk):
-            yield self.states.part(slice(begin, begin + self.chunk))
-
-    @property
-    def chunk(self) -> int:
-        """Samples in a chunk."""
-        entries = [each[0].numel() for each in self.states.a + self.states.z[1:] if len(each)]
-        patches = [z[0].numel() // m.outputs * m.inputs for z, m in zip(self.states.z[1:], self.layers) if len(z)]
-        return max(1, NUMBERS // max([*entries, *patches, 1]))
-
-    def _randomize(self) -> None:
-        """Normal states; a sample's are the same on any number of ranks."""
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        end = self.first_row + len(self.x)
-        for states in (self.states.a[1:], self.states.z[1:]):
-            for state in states:
-                for start in range(0, self.samples, DRAWN):
-                    rows = min(DRAWN, self.samples - start)
-                    drawn = torch.randn(rows, *state.shape[1:], generator=generator, dtype=state.dtype)
-                    low, high = max(start, self.first_row), min(start + rows, end)
-                    if low < high:
-                        state[low - self.first_row : high - self.first_row] = drawn[low - start : high - start]
+            self.states.go_forward()
 
     def sweep(self, iteration: int) -> Iterator[Hashable]:
         L = len(self.layers)
@@ -109,7 +63,7 @@ class WholeLayers(LayerSplitting):
 
     def _sum(self, k: int) -> None:
         """The sums for W_k = argmin beta |z_k + lambda / (2 beta) - W [a_{k-1}; 1]|^2 over the samples of all ranks."""
-        for part in self._parts():
+        for part in self.states.parts():
             z = part.z[k] + part.multiplier / (2 * part.beta[k]) if k == len(self.layers) else part.z[k]
             self.add(self._grams[k - 1], 0, k, part.a[k - 1], z)
         self.begin(self._grams[k - 1])
@@ -121,14 +75,14 @@ class WholeLayers(LayerSplitting):
 
     def _update_state(self, k: int) -> None:
         solver = self.states.solver(k)
-        for part in self._parts():
+        for part in self.states.parts():
             old = part.a[k]
             self.update_own(part, "a", k, solver)
             old.copy_(part.a[k])
             self._grams[k - 1].advance()
 
     def _update_input(self, k: int) -> None:
-        for part in self._parts():
+        for part in self.states.parts():
             old = part.z[k]
             self.update_own(part, "z", k)
             old.copy_(part.z[k])
@@ -136,7 +90,7 @@ class WholeLayers(LayerSplitting):
     def _total(self, value: Callable[[SplitStates], float]) -> float:
         """The sum of the values of all chunks of all ranks, divided by the samples; not counted. Collective."""
         products = self.work.products
-        own = sum(map(value, self._parts()))
+        own = sum(map(value, self.states.parts()))
         self.work.products = products
         return self.over_ranks(own)
 
@@ -147,7 +101,7 @@ class WholeLayers(LayerSplitting):
         """lambda <- lambda + 2 beta_L (z_L - m_L); the published form takes half of it."""
         L = len(self.layers)
         factor = 1.0 if self.settings.form == "seed" else 2.0
-        for part in self._parts():
+        for part in self.states.parts():
             part.multiplier += factor * part.beta[L] * (part.z[L] - part.mapped(L))
 
     def objective(self) -> float:
@@ -163,19 +117,13 @@ class WholeLayers(LayerSplitting):
         return math.sqrt(self._total(lambda part: float((part.z[L] - part.mapped(L)).square().sum()))), self.moved
 
     def memory(self) -> dict[str, Any]:
-        states, grams = self.states, [grams.memory() for grams in self._grams]
-        kept = {f"a{k}": a.clone() for k, a in enumerate(states.a) if k}  # a_0 is the data
-        kept |= {f"z{k}": z.clone() for k, z in enumerate(states.z) if k}
-        kept |= {f"grams{k}.{name}": each for k, memory in enumerate(grams) for name, each in memory.items()}
-        return super().memory() | kept | {"multiplier": states.multiplier.clone(), "moved": self.moved}
+        memories = [grams.memory() for grams in self._grams]
+        kept = {f"grams{k}.{name}": each for k, memory in enumerate(memories) for name, each in memory.items()}
+        return super().memory() | self.states.memory() | kept | {"moved": self.moved}
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
-        states = self.states
-        for k in range(1, len(states.z)):
-            for name, kept in (("a", states.a), ("z", states.z)):
-                if k < len(kept):
-                    kept[k].copy_(memory[f"{name}{k}"])
-        states.multiplier, self.moved = memory["multiplier"].clone(), float(memory["moved"])
+        self.states.recall(memory)
+        self.moved = float(memory["moved"])
         for k, grams in enumerate(self._grams):
             grams.recall(part_of(memory, f"grams{k}"))

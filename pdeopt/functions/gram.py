@@ -138,10 +138,6 @@ class GramSum:
         """Whether G is singular to rounding, as with entries of a that are always 0."""
         return _cholesky(self.lower) is None
 
-    def packed(self) -> Tensor:
-        """The sums in a row, (packed_size,): the lower triangle of G by rows, then R."""
-        return torch.cat([self.triangle, self.cross.reshape(-1)])
-
     @property
     def triangle(self) -> Tensor:
         """The lower triangle of G by rows, (inputs (inputs + 1) / 2,)."""
@@ -150,17 +146,6 @@ class GramSum:
     @triangle.setter
     def triangle(self, numbers: Tensor) -> None:
         self.lower[self._places()] = numbers.to(self.lower)
-
-    @property
-    def packed_size(self) -> int:
-        """Numbers of a packed sum."""
-        return self.inputs * (self.inputs + 1) // 2 + self.outputs * self.inputs
-
-    def unpack(self, numbers: Tensor, weights: tuple[float, float]) -> None:
-        """Take the sums that `packed` made, and their weights, instead of those that are here."""
-        self.triangle, cross = numbers.split([numbers.numel() - self.cross.numel(), self.cross.numel()])
-        self.cross.copy_(cross.reshape(self.cross.shape))
-        self.weights = weights
 
     def _places(self) -> Tensor:
         return torch.ones_like(self.lower, dtype=torch.bool).tril_()

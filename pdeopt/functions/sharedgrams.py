@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -63,20 +63,13 @@ class SharedGrams:
         self._added, self._is_faded, self._is_known = [0] * len(shapes), False, False
         self._is_again = False  # whether factors were counted before a restart
         self._factors: dict[int, tuple[float, Tensor | None]] = {}
-        crosses, filled = shares.crosses, shares.filled
-        both = [sum(pair) for pair in zip(crosses, filled)]
-        self._messages = {
-            "sums": Messages(team, sum(both), precision, both),
-            "crosses": Messages(team, sum(crosses), precision, crosses),
-            "matrices": Messages(team, sum(filled), precision, filled),
-            "solutions": Messages(team, sum(crosses), precision, crosses),
-        }
+        self._traffic = GramTraffic(shares, team, precision)
         self._arrival: Arrival[tuple[Tensor, float]] | None = None
 
     @property
     def sent(self) -> int:
         """Bytes that this rank has sent."""
-        return sum(messages.sent for messages in self._messages.values())
+        return self._traffic.sent
 
     def add(self, layer: int, a: Tensor, z: Tensor | None = None, samples: int | None = None) -> None:
         """Rows of this rank for a layer: a (batch, inputs), z (batch, outputs), each a sample, or of `samples`."""
@@ -98,8 +91,7 @@ class SharedGrams:
         samples, self._added = self._samples, [0] * len(self.shapes)
         self._fade()
         if self.ranks > 1:
-            kind = "crosses" if self._is_known else "sums"
-            self._arrival = self._messages[kind].begin_reduce(self._packed(), samples)
+            self._arrival = self._traffic.begin(self._fresh, samples, matrices=not self._is_known)
             for fresh in self._fresh.values():
                 fresh.forget(0.0)
 
@@ -114,11 +106,15 @@ class SharedGrams:
         if self._arrival is not None:
             own, samples = self._arrival.finish()
             self._arrival = None
-            crosses = sum(self.sums[k].cross.numel() for k in self.layers)
+            crosses = sum(sums.cross.numel() for sums in self.sums.values())
             triangles, rest = own.split([len(own) - crosses, crosses])
-            self._take_crosses(rest, samples)
-            if not self._is_known:
-                self._take_matrices(triangles, samples)
+            for sums, part in zip(self.sums.values(), rest.split([each.cross.numel() for each in self.sums.values()])):
+                sums.cross += part.reshape(sums.cross.shape)
+                sums.weights = (sums.weights[0], sums.weights[1] + samples)
+            for layer, triangle in ({} if self._is_known else self._traffic.spread(triangles)).items():
+                sums = self.sums[layer]
+                sums.triangle += triangle
+                sums.weights = (sums.weights[0] + samples, sums.weights[1])
         self._is_known = self.fixed
 
     def solve(self, ridge: Sequence[float]) -> list[Tensor]:
@@ -130,22 +126,12 @@ class SharedGrams:
         own = self._together(lambda: [self._solved(k, ridge[k]) for k in self.layers])
         if self.ranks == 1:
             return [own[self.layers.index(layer)] for layer in range(len(self.shapes))]
-        rows = [X.reshape(-1) for X in own]
-        whole = self._messages["solutions"].allgather(torch.cat([*rows, torch.zeros(0, dtype=self.dtype)]))
-        found = [torch.empty(outputs, inputs, dtype=self.dtype) for inputs, outputs in self.shapes]
-        for rank, numbers in enumerate(whole.split(self.shares.crosses)):
-            for layer in self.shares.layers(rank):
-                part = found[layer][self.shares.rows(layer, rank)]
-                part.copy_(numbers[: part.numel()].reshape(part.shape))
-                numbers = numbers[part.numel() :]
-        return found
+        return self._traffic.gather(own, self.dtype)
 
     def memory(self) -> dict[str, Tensor]:
         """What a restart with the same ranks needs of this rank."""
         own = {f"{layer}.{name}": each for layer, sums in self.sums.items() for name, each in _tensors(sums).items()}
-        kinds = ((kind, messages.memory()) for kind, messages in self._messages.items())
-        lost = {f"{kind}.{name}": each for kind, memory in kinds for name, each in memory.items()}
-        return own | lost | {"known": torch.tensor(self._is_known)}
+        return own | self._traffic.memory() | {"known": torch.tensor(self._is_known)}
 
     def recall(self, memory: dict[str, Tensor]) -> None:
         """Go on from what `memory` gave."""
@@ -154,9 +140,7 @@ class SharedGrams:
             sums.cross.copy_(memory[f"{layer}.cross"])
             w, v = memory[f"{layer}.weights"].tolist()
             sums.weights = (w, v)
-        for kind, messages in self._messages.items():
-            start = f"{kind}."
-            messages.recall({name.removeprefix(start): each for name, each in memory.items() if name.startswith(start)})
+        self._traffic.recall(memory)
         self._is_known = self._is_again = bool(memory["known"])
         self._factors.clear()
 
@@ -175,44 +159,6 @@ class SharedGrams:
             for sums in self.sums.values():
                 sums.forget(self.rho, self.cross)
             self._is_faded = True
-
-    def _packed(self) -> Tensor:
-        """This rank's sums in the order of the ranks: of each its numbers of the triangles, then its rows of the R."""
-        shares, fresh = self.shares, self._fresh
-        triangles = {} if self._is_known else {k: fresh[k].triangle for k in fresh}
-        parts = []
-        for rank in range(self.ranks):
-            if triangles:
-                parts += [triangles[k][begin : begin + size] for k, begin, size in shares.pieces(rank)]
-            parts += [fresh[k].cross[shares.rows(k, rank)].reshape(-1) for k in shares.layers(rank)]
-        return torch.cat(parts)
-
-    def _take_crosses(self, numbers: Tensor, samples: float) -> None:
-        """The sums of this rank's rows of R."""
-        for sums, part in zip(self.sums.values(), numbers.split([sums.cross.numel() for sums in self.sums.values()])):
-            sums.cross += part.reshape(sums.cross.shape)
-            sums.weights = (sums.weights[0], sums.weights[1] + samples)
-
-    def _take_matrices(self, numbers: Tensor, samples: float) -> None:
-        """Sums of G from the ranks that summed them: where others need a number, too, all take it as it was sent."""
-        shares = self.shares
-        pieces = [shares.pieces(rank) for rank in range(self.ranks)]
-        stays = [[list(shares.groups[k]) == [rank] for k, _, _ in each] for rank, each in enumerate(pieces)]
-        routes = [
-            [(size, shares.groups[k]) for (k, _, size), alone in zip(*both) if not alone] for both in zip(pieces, stays)
-        ]
-        own = list(zip(numbers.split([size for _, _, size in pieces[self.rank]]), stays[self.rank]))
-        sent = torch.cat([numbers[:0], *(each for each, alone in own if not alone)])
-        arrived, kept = iter(self._messages["matrices"].spread(sent, routes)), iter(own)
-        fresh = {k: numbers.new_zeros(shares.triangle(k)) for k in self.layers}
-        for rank in range(self.ranks):
-            for (layer, begin, size), alone in zip(pieces[rank], stays[rank]):
-                mine = next(kept)[0] if rank == self.rank else sent
-                if self.rank in shares.groups[layer]:
-                    fresh[layer][begin : begin + size] = mine if alone else next(arrived)
-        for layer, sums in self.sums.items():
-            sums.triangle += fresh[layer]
-            sums.weights = (sums.weights[0] + samples, sums.weights[1])
 
     def _solved(self, layer: int, ridge: float) -> Tensor:
         """This rank's rows of X."""
@@ -235,3 +181,88 @@ class SharedGrams:
 def _tensors(sums: GramSum) -> dict[str, Tensor]:
     weights = torch.tensor(sums.weights, dtype=torch.float64)
     return {"gram": sums.gram, "cross": sums.cross.clone(), "weights": weights}
+
+
+class GramTraffic:
+    """The messages of shared Gram sums.
+
+    Args:
+        shares: of the ranks.
+        team: them.
+        precision: of the messages.
+    """
+
+    def __init__(self, shares: GramShares, team: Team | None, precision: str) -> None:
+        self.shares, self.rank = shares, 0 if team is None else team.rank
+        crosses, filled = shares.crosses, shares.filled
+        both = [sum(pair) for pair in zip(crosses, filled)]
+        self._messages = {
+            "sums": Messages(team, sum(both), precision, both),
+            "crosses": Messages(team, sum(crosses), precision, crosses),
+            "matrices": Messages(team, sum(filled), precision, filled),
+            "solutions": Messages(team, sum(crosses), precision, crosses),
+        }
+        pieces = [shares.pieces(rank) for rank in range(shares.ranks)]
+        self._pieces = [
+            [(k, begin, size, self._stays(rank, k)) for k, begin, size in each] for rank, each in enumerate(pieces)
+        ]
+
+    @property
+    def sent(self) -> int:
+        """Bytes that this rank has sent."""
+        return sum(messages.sent for messages in self._messages.values())
+
+    def begin(self, fresh: Mapping[int, GramSum], samples: float, matrices: bool) -> Arrival[tuple[Tensor, float]]:
+        """Sums leave in the order of the ranks: of each its numbers of the triangles, then its rows of the R."""
+        triangles = {k: fresh[k].triangle for k in fresh} if matrices else {}
+        parts = []
+        for rank, pieces in enumerate(self._pieces):
+            if matrices:
+                parts += [triangles[k][begin : begin + size] for k, begin, size, _ in pieces]
+            parts += [fresh[k].cross[self.shares.rows(k, rank)].reshape(-1) for k in self.shares.layers(rank)]
+        return self._messages["sums" if matrices else "crosses"].begin_reduce(torch.cat(parts), samples)
+
+    def spread(self, numbers: Tensor) -> dict[int, Tensor]:
+        """The triangles that this rank factors, from what each rank has summed of them.
+
+        Where others need a number, too, all take it as it was sent.
+        """
+        shares, mine = self.shares, self._pieces[self.rank]
+        own = numbers.split([size for _, _, size, _ in mine])
+        sent = torch.cat([numbers[:0], *(each for each, (_, _, _, stays) in zip(own, mine) if not stays)])
+        routes = [[(size, shares.groups[k]) for k, _, size, stays in each if not stays] for each in self._pieces]
+        arrived, kept = iter(self._messages["matrices"].spread(sent, routes)), iter(own)
+        found = {k: numbers.new_zeros(shares.triangle(k)) for k in shares.layers(self.rank)}
+        for rank, pieces in enumerate(self._pieces):
+            for layer, begin, size, stays in pieces:
+                here = next(kept) if rank == self.rank else sent
+                if self.rank in shares.groups[layer]:
+                    found[layer][begin : begin + size] = here if stays else next(arrived)
+        return found
+
+    def gather(self, own: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """X of all layers from the rows that each rank has found."""
+        rows = torch.cat([*(X.reshape(-1) for X in own), torch.zeros(0, dtype=dtype)])
+        whole = self._messages["solutions"].allgather(rows)
+        found = [torch.empty(outputs, inputs, dtype=dtype) for inputs, outputs in self.shares.shapes]
+        for rank, numbers in enumerate(whole.split(self.shares.crosses)):
+            for layer in self.shares.layers(rank):
+                part = found[layer][self.shares.rows(layer, rank)]
+                part.copy_(numbers[: part.numel()].reshape(part.shape))
+                numbers = numbers[part.numel() :]
+        return found
+
+    def memory(self) -> dict[str, Tensor]:
+        """What rounding took of the messages."""
+        kinds = ((kind, messages.memory()) for kind, messages in self._messages.items())
+        return {f"{kind}.{name}": each for kind, memory in kinds for name, each in memory.items()}
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:
+        """Go on from what `memory` gave."""
+        for kind, messages in self._messages.items():
+            start = f"{kind}."
+            messages.recall({name.removeprefix(start): each for name, each in memory.items() if name.startswith(start)})
+
+    def _stays(self, rank: int, layer: int) -> bool:
+        """Whether no other rank needs what this one sums of a matrix."""
+        return list(self.shares.groups[layer]) == [rank]
