@@ -51,8 +51,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 #: What is right for each data set: widths of the hidden layers, layers of the ODE network, and epochs.
 PRESETS: dict[str, tuple[str, int, int]] = {
-    "mnist": ("500,500", 0, 8),
-    "fashion_mnist": ("500,500", 0, 8),
+    "mnist": ("500,500", 0, 4),
+    "fashion_mnist": ("500,500", 0, 4),
     "har": ("200,200", 0, 30),
     "digits": ("100,100", 0, 100),
     "peaks": ("32", 16, 100),

@@ -75,9 +75,9 @@ def deal(comm: Any, load: Callable[[], nna.Dataset], shares: Sequence[float], li
         n = min(limit or len(data.x_train), len(data.x_train))
         if n < comm.size:
             raise InputError("samples", n, f">= {comm.size}, the ranks")
-        data = replace(
-            data, x_train=data.x_train[:n].flatten(1), y_train=data.y_train[:n], x_test=data.x_test.flatten(1)
-        )
+        first = slice(None) if n == len(data.x_train) else torch.arange(n)  # numbers of rows copy, and free the rest
+        x, y, x_test = data.x_train.flatten(1)[first], data.y_train[first], data.x_test.flatten(1)
+        data = replace(data, x_train=x, y_train=y, x_test=x_test)
         found.append(data)
         print_of = digest(data.x_train, data.y_train, data.x_test, data.y_test)
         return data.name, n, data.x_train.shape[1], print_of, data.classes

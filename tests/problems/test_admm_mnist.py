@@ -8,6 +8,7 @@ import pytest
 
 import nn_adapters as nna
 from pdeopt.core.errors import InputError
+from pdeopt.core.memory import forget_peak, used_memory
 from problems import admm_mnist
 from problems.shared.split_training import CpuClock, deal
 from tests.helpers.checkpointed import common
@@ -43,6 +44,16 @@ def test_the_published_form_crawls_from_random_states(tmp_path):
     assert found["forward"]["test_accuracy"] > found["random"]["test_accuracy"] + 0.05
     notes = [row["note"] for row in found["forward"]["history"]]
     assert notes[1:11] == ["blocks alone"] * 10 and notes[11:] == [""] * 15  # the multipliers wait
+
+
+def test_memory_that_was_freed_is_no_peak():
+    forget_peak()
+    now = used_memory()[0]
+    block = np.ones(20_000_000)
+    assert used_memory()[1] >= now + 0.9 * block.nbytes
+    del block
+    forget_peak()
+    assert used_memory()[1] < now + 80e6
 
 
 def test_layers_of_an_ode_network_learn_peaks(tmp_path):
