@@ -31,7 +31,15 @@ ROOMS = {
         "optimize/splitting": (1,),
         "optimize": (0, 1),
     },
-    "nn_adapters": {"data": (0,), "layers": (1,), "pinn": (2,), "losses": (2,), "training": (0,), "splitting": (1,)},
+    "nn_adapters": {
+        "data": (0,),
+        "layers": (1,),
+        "pinn": (2,),
+        "losses": (2,),
+        "curvature": (2,),
+        "training": (0,),
+        "splitting": (1,),
+    },
 }
 
 # --------------------------------------------------------------------------- what the code says

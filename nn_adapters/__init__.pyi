@@ -41,6 +41,10 @@ from nn_adapters.losses.network import NetworkLoss as NetworkLoss
 from nn_adapters.losses.logistic import LogisticLoss as LogisticLoss
 from nn_adapters.losses.depth import ResNet as ResNet, depth_hierarchy as depth_hierarchy
 
+# Curvature of networks, and optimizers made of it.
+from nn_adapters.curvature.likelihoods import CrossEntropy as CrossEntropy, SquaredError as SquaredError
+from nn_adapters.curvature.kfac import KFAC as KFAC, KFACSettings as KFACSettings
+
 # Physics-informed networks.
 from nn_adapters.pinn.loss import PINN as PINN
 from nn_adapters.pinn.terms import Field as Field, Residual as Residual, Term as Term

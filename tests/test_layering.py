@@ -25,6 +25,7 @@ ROOMS = {
         "nn_adapters.data",
         "nn_adapters.layers",
         "nn_adapters.losses",
+        "nn_adapters.curvature",
         "nn_adapters.pinn",
         "nn_adapters.training",
         "nn_adapters.splitting",

@@ -18,4 +18,12 @@ from pdeopt.lowrank.hierarchical import (
     KernelMatrix as KernelMatrix,
 )
 
+# Kronecker factors.
+from pdeopt.lowrank.kronecker import (
+    KroneckerBlocks as KroneckerBlocks,
+    KroneckerMetric as KroneckerMetric,
+    KroneckerPC as KroneckerPC,
+    inverse_factor as inverse_factor,
+)
+
 __all__: list[str]

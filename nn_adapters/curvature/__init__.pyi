@@ -1,0 +1,17 @@
+# Losses, and the Fisher matrix of their outputs.
+from nn_adapters.curvature.likelihoods import (
+    CrossEntropy as CrossEntropy,
+    Likelihood as Likelihood,
+    SquaredError as SquaredError,
+)
+
+# Layers, their Kronecker factors, and products without any.
+from nn_adapters.curvature.layers import CurvedLayer as CurvedLayer, curved_layers as curved_layers
+from nn_adapters.curvature.factors import KroneckerFactors as KroneckerFactors
+from nn_adapters.curvature.products import FisherMatrix as FisherMatrix, by_layer as by_layer, flat as flat
+
+# Optimizers.
+from nn_adapters.curvature.kfac import KFAC as KFAC, KFACSettings as KFACSettings
+from nn_adapters.curvature.secondorder import SecondOrder as SecondOrder
+
+__all__: list[str]

@@ -1,0 +1,188 @@
+"""K-FAC: steps of a network by Kronecker-factored curvature, with step length, momentum and damping of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nn_adapters.curvature.factors import FISHER, KroneckerFactors
+from nn_adapters.curvature.likelihoods import Likelihood
+from nn_adapters.curvature.secondorder import Before, SecondOrder, chosen
+from pdeopt.core.settings import Settings, setting
+from pdeopt.lowrank.kronecker import KroneckerBlocks
+
+#: A batch whose loss is so many times that of the batch before asks whether the step between them has failed; it has,
+#: and is taken back, where the step made the loss of this batch so many times larger and the model did not foresee it.
+RISEN, FAILED = 1.5, 2.0
+
+#: Legal factors of d and of the last step where the quadratic model chooses: what a small batch, or one that is all
+#: but fitted, says of longer steps is mostly noise.
+LONGEST, MOMENTUM = 1.0, (0.0, 0.9)
+
+
+@dataclass(frozen=True)
+class KFACSettings(Settings, prefix="kfac_"):
+    """K-FAC."""
+
+    fisher: str = setting("sampled", "targets of the factors G", choices=FISHER)
+    average: float = setting(0.95, "factor of the weights of older batches in the factors", at_least=0, at_most=1)
+    statistics_every: int = setting(1, "steps from one batch that is taken into the factors to the next", at_least=1)
+    inverse_every: int = setting(5, "steps from one inversion of the factors to the next", at_least=1)
+    damping: float = setting(3e-3, "first damping", above=0)
+    least: float = setting(1e-3, "damping at least", above=0)
+    judge_every: int = setting(5, "steps from one adaptation of the damping to the next; 0 for none", at_least=0)
+    change: float = setting(
+        0.75, "factor of the damping after a good step; a poor one divides by it", above=0, at_most=1
+    )
+    l2: float = setting(0.0, "weight of |theta|^2 / 2 in the loss", at_least=0)
+    decay: float = setting(
+        0.0, "share of the weights, without biases and normalizations, that a step takes away", at_least=0, at_most=1
+    )
+    rate: float = setting(None, "learning rate; by default that of the quadratic model", above=0, kind=float)
+    momentum: float = setting(0.9, "factor of the last step (with -kfac_rate)", at_least=0, at_most=1)
+
+
+class KFAC(SecondOrder):
+    """An optimizer of PyTorch whose metric is the Kronecker-factored Fisher matrix; no learning rate is needed.
+
+    A step is alpha d + mu s, d = -P^-1 g the natural gradient by P = diag(G (x) A) + damping, s the last step. alpha
+    and mu minimize the quadratic model g.x + x.(F + damping)x / 2 with the exact Fisher matrix F of the batch, which
+    takes forward derivatives of the network along d and s alone (J. Martens, R. Grosse, ICML 2015, section 7). They are
+    kept in alpha <= 1 and 0 <= mu <= 0.9. P is an average over batches; it is inverted every few steps.
+
+    The damping follows Levenberg and Marquardt's rule, judged on another batch: after a step s from theta, the next
+    batch B compares the curvature of its loss, 2 (f_B(theta + s) - f_B(theta) - g_B.s), with the model's
+    s.(F_B + damping)s. The ratio rho = 2 - (the former / the latter) is what a batch finds for its own step, without
+    the luck of having chosen it: above 3/4 the damping falls, not below a floor, and below 1/4 it grows. A step that
+    doubles the loss of B against the model is taken back.
+
+    Args:
+        network: of Linear, Conv2d and normalization layers, and of what has no parameters of its own. Its last
+            arguments in training mode are the batch. Nothing random, as dropout is.
+        likelihood: of its loss, see `CrossEntropy`, `SquaredError`.
+        settings: keywords replace single ones: `KFAC(network, CrossEntropy(), damping=1e-2)`.
+        seed: of sampled targets.
+
+    Attributes:
+        damping, ratio: now, and the last rho.
+        coefficients: alpha and mu of the last step.
+        taken_back: steps so far.
+        steps: so far.
+
+    Raises:
+        InputError: settings that are not legal, settings and keywords at once, a layer without a block of curvature.
+
+    Example:
+        >>> loss = nna.CrossEntropy()
+        >>> optimizer = nna.KFAC(network, loss)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     value = loss(network(x), labels)
+        ...     value.backward()
+        ...     return value
+        >>> optimizer.step(closure)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        likelihood: Likelihood,
+        settings: KFACSettings | None = None,
+        seed: int = 0,
+        **words: Any,
+    ) -> None:
+        self.settings: KFACSettings = chosen(KFACSettings, settings, words)
+        super().__init__(network, likelihood, self.settings.l2, self.settings.decay, seed)
+        self.factors = KroneckerFactors(network, self.layers, likelihood, self.settings.fisher, self.generator)
+        self.damping, self.ratio, self.coefficients = self.settings.damping, math.nan, (1.0, 0.0)
+        self.inverse = KroneckerBlocks([], [])
+        self.last: Tensor | None = None
+        self.loss, self.taken_back = math.inf, 0
+
+    def advance(self, loss: float, g: Tensor, again: Callable[[], Before] | None) -> Tensor:
+        own = self.settings
+        if again is not None and self.last is not None and self._is_due(loss):
+            g = self._judge(loss, g, again())
+        if self.steps % own.statistics_every == 0:
+            self.factors.average(self.inputs, self.targets, own.average)
+        if self.steps % own.inverse_every == 0 or self.last is None:
+            self.inverse = self.factors.blocks().inverse(self.damping + own.l2)
+        d = -self.inverse.apply(g)
+        self.coefficients = (own.rate, own.momentum) if own.rate is not None else self._minimizer(d, g)
+        alpha, mu = self.coefficients
+        self.last = alpha * d if self.last is None else alpha * d + mu * self.last
+        self.loss = loss
+        return self.last
+
+    def _minimizer(self, d: Tensor, g: Tensor) -> tuple[float, float]:
+        """alpha and mu of the quadratic model."""
+        directions = [d] if self.last is None else [d, self.last]
+        return minimizer(*self.quadratic(directions, g, self.damping))
+
+    def _is_due(self, loss: float) -> bool:
+        """Whether to look at the last step: now and then, and where the loss has risen beyond chance."""
+        every = self.settings.judge_every
+        return every > 0 and (self.steps % every == 0 or loss > RISEN * self.loss)
+
+    def _judge(self, loss: float, g: Tensor, before: Before) -> Tensor:
+        """Adapt the damping, and take the last step back where it was a failure; the gradient where we are then."""
+        assert self.last is not None
+        model = before.curvature + self.damping * float(self.last.double().square().sum())
+        risen = loss - before.loss - float(before.gradient.double() @ self.last.double())
+        self.ratio = 2.0 - 2.0 * risen / model if model > 0.0 else math.nan
+        if self.ratio > 0.75:
+            self.damping = max(self.damping * self.settings.change, self.settings.least)
+        elif not self.ratio >= 0.25:
+            self.damping /= self.settings.change
+        if self.ratio >= 0.25 or not loss > FAILED * before.loss:
+            return g
+        self.move(-self.last, decay=False)
+        self.last, self.loss = None, before.loss
+        self.damping *= 4.0
+        self.taken_back += 1
+        return before.gradient
+
+    def memory(self) -> dict[str, Any]:
+        chosen = torch.tensor(self.coefficients, dtype=torch.float64)
+        numbers = {"damping": self.damping, "ratio": self.ratio, "coefficients": chosen}
+        numbers |= {"loss": self.loss, "taken_back": self.taken_back}
+        last = {} if self.last is None else {"last": self.last.clone()}
+        inverse = {
+            f"inverse.{kind}{k}": factor for kind in "AG" for k, factor in enumerate(getattr(self.inverse, kind))
+        }
+        return super().memory() | numbers | last | inverse | self.factors.memory()
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        super().recall(memory)
+        self.damping, self.ratio = float(memory["damping"]), float(memory["ratio"])
+        self.loss, self.taken_back = float(memory["loss"]), int(memory["taken_back"])
+        alpha, mu = memory["coefficients"].tolist()
+        self.coefficients = alpha, mu
+        self.last = memory["last"].clone() if "last" in memory else None
+        count = sum(name.startswith("inverse.A") for name in memory)
+        A, G = ([memory[f"inverse.{kind}{k}"].clone() for k in range(count)] for kind in "AG")
+        self.inverse = KroneckerBlocks(A, G)
+        self.factors.recall(memory)
+
+
+def minimizer(b: Tensor, Q: Tensor) -> tuple[float, float]:
+    """(alpha, mu) with least b.c + c.Qc / 2, within `LONGEST` and `MOMENTUM`; mu = 0 where there is no last step.
+
+    Args:
+        b, Q: (n,) and (n, n), n = 1 or 2, float64; Q >= 0.
+    """
+    first, slope = float(Q[0, 0]), float(b[0])
+    if not first > 0.0:
+        return 0.0, 0.0
+    if len(b) == 1:
+        return min(-slope / first, LONGEST), 0.0
+    cross = float(Q[0, 1])
+    rest = float(Q[1, 1]) - cross**2 / first
+    wanted = -(float(b[1]) - cross * slope / first) / rest if rest > 1e-12 * float(Q[1, 1]) else 0.0
+    mu = min(max(wanted, MOMENTUM[0]), MOMENTUM[1])
+    return min(-(slope + mu * cross) / first, LONGEST), mu

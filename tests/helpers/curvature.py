@@ -1,0 +1,41 @@
+"""Slow and obviously right: dense Fisher matrices, and gradients of single samples."""
+
+import torch
+
+from nn_adapters.curvature.layers import curved_layers
+from nn_adapters.curvature.products import flat
+
+
+def jacobians(network, x):
+    """d outputs of a sample / d parameters, (samples, outputs, size), by one backward pass an entry."""
+    layers = curved_layers(network)
+    parameters = [p for layer in layers for p in layer.parameters]
+    outputs = network(x).flatten(1)
+    rows = []
+    for entry in outputs.reshape(-1):
+        found = torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True)
+        parts = iter(torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters))
+        rows.append(flat(layers, [[next(parts) for _ in layer.parameters] for layer in layers]))
+    return torch.stack(rows).reshape(*outputs.shape, -1)
+
+
+def dense_fisher(network, likelihood, x):
+    """weight sum_s J'HJ, H by second derivatives of the loss itself."""
+    J, outputs = jacobians(network, x), network(x).detach()
+    total = torch.zeros(J.shape[2], J.shape[2], dtype=J.dtype)
+    for sample, output in zip(J, outputs):
+        target = torch.zeros((), dtype=torch.int64) if output.dim() == 1 and _classifies(likelihood) else 0.0 * output
+        H = _hessian(likelihood, output, target)
+        total += sample.T @ H @ sample
+    return total * likelihood.weight(len(x))
+
+
+def _hessian(likelihood, output, target):
+    def loss(o):
+        return likelihood.each(o.reshape(1, *output.shape), target[None]).sum()
+
+    return torch.func.hessian(loss)(output.reshape(-1))
+
+
+def _classifies(likelihood):
+    return type(likelihood).__name__ == "CrossEntropy"

@@ -1,0 +1,240 @@
+"""K-FAC: what its steps are, the quadratic model, damping, restarts, and what it refuses."""
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from nn_adapters.curvature.kfac import KFAC, KFACSettings, minimizer
+from nn_adapters.curvature.likelihoods import CrossEntropy, SquaredError
+from pdeopt.core.errors import InputError, SolveFailure
+from tests.helpers.curvature import dense_fisher
+from tests.helpers.support import relative
+
+
+def problem(seed=0, samples=40):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, 4, generator=generator, dtype=torch.float64)
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 3)).double()
+    return network, x, (x[:, 0] * x[:, 1] > 0).long() + (x[:, 2] > 1)
+
+
+def closure_of(optimizer, network, loss, x, y):
+    def closure():
+        optimizer.zero_grad()
+        value = loss(network(x), y)
+        value.backward()
+        return value
+
+    return closure
+
+
+def train(optimizer, network, loss, x, y, steps, begin=0, batch=10):
+    losses = []
+    for k in range(begin, begin + steps):
+        rows = torch.arange(k * batch, (k + 1) * batch) % len(x)
+        losses.append(float(optimizer.step(closure_of(optimizer, network, loss, x[rows], y[rows])).detach()))
+    return losses
+
+
+def test_one_linear_layer_is_solved_in_a_step():
+    """With a squared error the Fisher matrix of one layer is I (x) E aa', and the model is the loss."""
+    torch.manual_seed(0)
+    network, x, y = nn.Linear(4, 2).double(), torch.randn(30, 4).double(), torch.randn(30, 2).double()
+    loss = SquaredError()
+    optimizer = KFAC(network, loss, fisher="exact", damping=1e-12, least=1e-12)
+    optimizer.step(closure_of(optimizer, network, loss, x, y))
+    ones = torch.cat([x, torch.ones(30, 1).double()], 1)
+    best = ones @ torch.linalg.lstsq(ones, y).solution
+    assert relative(network(x).detach(), best) <= 1e-5
+    assert optimizer.coefficients == pytest.approx((1.0, 0.0), abs=1e-6)
+
+
+def test_steps_minimize_the_quadratic_model():
+    """alpha and mu against the dense damped Fisher matrix."""
+    network, x, y = problem()
+    loss = CrossEntropy()
+    optimizer = KFAC(network, loss, fisher="exact", judge_every=0, damping=0.1, l2=0.01)
+    train(optimizer, network, loss, x, y, 1)
+    last, before = optimizer.last.clone(), deepcopy(network)
+    train(optimizer, network, loss, x, y, 1, begin=1)
+    step = optimizer.last
+    alpha, mu = optimizer.coefficients
+    assert 0.0 < mu < 0.9
+    F = dense_fisher(before, loss, x[10:20]) + 0.11 * torch.eye(len(step), dtype=torch.float64)
+    d = (step - mu * last) / alpha
+    loss(before(x[10:20]), y[10:20]).backward()
+    parameters = list(before.parameters())
+    g = _flat([p.grad + 0.01 * p.detach() for p in parameters])
+    residual = torch.stack([d, last]) @ (g + F @ step)
+    assert float(residual.abs().max()) <= 1e-10 * float((d @ g).abs())
+
+
+def _flat(parts):
+    """In the order of Kronecker blocks: weights with their bias as the last column."""
+    w1, b1, w2, b2, w3, b3 = parts
+    pair = lambda w, b: torch.cat([w, b[:, None]], 1).reshape(-1)  # noqa: E731
+    return torch.cat([pair(w1, b1), w2, b2, pair(w3, b3)])
+
+
+def test_the_momentum_stays_in_its_bounds():
+    Q = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    for slope, expected in ((-5.0, 0.9), (5.0, 0.0)):
+        b = torch.tensor([-1.0, slope], dtype=torch.float64)
+        alpha, mu = minimizer(b, Q)
+        assert mu == expected and alpha == pytest.approx((1.0 - 0.5 * mu) / 2.0)
+    singular = torch.ones(2, 2, dtype=torch.float64)
+    assert all(math.isfinite(each) for each in minimizer(torch.tensor([-1.0, -1.0]).double(), singular))
+
+
+@pytest.mark.parametrize("kind", ["affine", "scaled"])
+def test_steps_do_not_depend_on_the_units_of_the_inputs(kind):
+    """Martens and Grosse, theorem 1: the undamped step is the same function for any affine change of the inputs."""
+    network, x, y = problem()
+    network = nn.Sequential(network[0], network[1], network[3])
+    torch.manual_seed(5)
+    S = torch.randn(4, 4).double() if kind == "affine" else torch.diag(torch.tensor([1.0, 10.0, 0.1, 3.0])).double()
+    shift, other = torch.ones(4).double(), deepcopy(network)
+    with torch.no_grad():
+        other[0].weight.copy_(network[0].weight @ torch.linalg.inv(S))
+        other[0].bias.copy_(network[0].bias - other[0].weight @ shift)
+    loss, found, y = SquaredError(), [], nn.functional.one_hot(y, 3).double()
+    for each, inputs in ((network, x), (other, x @ S.T + shift)):
+        optimizer = KFAC(each, loss, fisher="exact", damping=1e-20, least=1e-20, rate=0.1, judge_every=0)
+        for _ in range(3):
+            optimizer.step(closure_of(optimizer, each, loss, inputs, y))
+        found.append(each(inputs).detach())
+    assert relative(found[1], found[0]) <= 1e-6
+
+
+@pytest.mark.parametrize("fisher", ["exact", "sampled", "empirical"])
+def test_it_trains_on_batches(fisher):
+    network, x, y = problem()
+    optimizer = KFAC(network, loss := CrossEntropy(), fisher=fisher)
+    losses = train(optimizer, network, loss, x, y, 30, batch=20)
+    assert sum(losses[-4:]) < 0.3 * sum(losses[:4])
+
+
+def test_the_damping_follows_the_curvature_of_the_next_batch():
+    """A quadratic loss is its model: the damping falls to its floor. A loss of more curvature lets it grow."""
+    torch.manual_seed(0)
+    network, x, y = nn.Linear(3, 2).double(), torch.randn(20, 3).double(), torch.randn(20, 2).double()
+    loss = SquaredError()
+    optimizer = KFAC(network, loss, damping=1.0, least=0.5, judge_every=1)
+    for _ in range(5):
+        optimizer.step(closure_of(optimizer, network, loss, x, y))
+    assert optimizer.damping == 0.5 and optimizer.ratio >= 1.0
+
+    class Steeper(SquaredError):
+        def each(self, outputs, targets):
+            return 20.0 * super().each(outputs, targets)
+
+    network, loss = nn.Linear(3, 2).double(), Steeper()
+    optimizer = KFAC(network, loss, damping=1.0, judge_every=1)
+    for _ in range(3):
+        optimizer.step(closure_of(optimizer, network, loss, x, y))
+    assert optimizer.damping > 1.0 and optimizer.ratio < 0.25
+
+
+def test_judging_leaves_no_trace():
+    """Running means, gradients and parameters are those of a run that does not judge."""
+    found = []
+    for every in (0, 1):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+        _, x, y = problem()
+        optimizer = KFAC(network, loss := CrossEntropy(), judge_every=every, change=1.0)
+        losses = train(optimizer, network, loss, x, y, 6)
+        found.append((losses, network.state_dict()))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
+
+
+def test_restarts_to_the_last_bit():
+    network, x, y = problem()
+    loss = CrossEntropy()
+    optimizer = KFAC(network, loss, seed=3)
+    train(optimizer, network, loss, x, y, 7)
+    saved = deepcopy(network.state_dict()), deepcopy(optimizer.state_dict())
+    expected = train(optimizer, network, loss, x, y, 8, begin=7)
+    again, *_ = problem(seed=1)
+    other = KFAC(again, loss, seed=4)
+    again.load_state_dict(saved[0])
+    other.load_state_dict(saved[1])
+    assert train(other, again, loss, x, y, 8, begin=7) == expected
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters()))
+
+
+def test_decay_is_of_weights_alone():
+    network, x, y = problem()
+    optimizer = KFAC(network, loss := CrossEntropy(), decay=0.5)
+    before = [p.detach().clone() for p in network.parameters()]
+    optimizer.step(closure_of(optimizer, network, loss, x, y))
+    parts = [part for each in _parts(optimizer) for part in each]
+    for p, old, step in zip(network.parameters(), before, parts):
+        assert relative(p.detach(), (0.5 if p.dim() > 1 else 1.0) * old + step) <= 1e-14
+
+
+def _parts(optimizer):
+    from nn_adapters.curvature.products import by_layer
+
+    return by_layer(optimizer.layers, optimizer.last)
+
+
+def test_a_batch_that_is_not_finite_changes_nothing():
+    network, x, y = problem()
+    optimizer = KFAC(network, loss := CrossEntropy())
+    train(optimizer, network, loss, x, y, 2)
+    weights, memory = deepcopy(network.state_dict()), deepcopy(optimizer.memory())
+    broken = x.clone()
+    broken[3, 1] = math.nan
+    with pytest.raises(SolveFailure, match="not finite"):
+        optimizer.step(closure_of(optimizer, network, loss, broken, y))
+    assert all(torch.equal(weights[name], each) for name, each in network.state_dict().items())
+    now = optimizer.memory()
+    assert memory.keys() == now.keys()
+    assert all(torch.equal(torch.as_tensor(now[k]), torch.as_tensor(memory[k])) for k in memory if k != "ratio")
+    train(optimizer, network, loss, x, y, 2)
+
+
+def test_a_layer_without_gradient_stays():
+    class Partly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(4, 3), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.used(x)
+
+    network, (_, x, y) = Partly().double(), problem()
+    optimizer, before = KFAC(network, loss := CrossEntropy()), network.unused.weight.detach().clone()
+    losses = train(optimizer, network, loss, x, y, 4)
+    assert torch.equal(network.unused.weight, before) and all(map(math.isfinite, losses))
+
+
+def test_gradients_that_are_there_are_enough():
+    """`step()` of a loop of one's own: a rate of its own or that of the model, and no adaptation of the damping."""
+    for words in ({}, {"rate": 0.05, "momentum": 0.5}):
+        network, x, y = problem()
+        optimizer = KFAC(network, loss := CrossEntropy(), **words)
+        first = float(loss(network(x), y).detach())
+        for _ in range(10):
+            optimizer.zero_grad()
+            loss(network(x), y).backward()
+            optimizer.step()
+        assert float(loss(network(x), y).detach()) < first and optimizer.damping == KFACSettings().damping
+
+
+def test_what_is_refused():
+    network, *_ = problem()
+    with pytest.raises(InputError, match="Dropout"):
+        KFAC(nn.Sequential(network, nn.Dropout(0.1)), CrossEntropy())
+    with pytest.raises(InputError, match="one of the two"):
+        KFAC(network, CrossEntropy(), KFACSettings(), damping=1.0)
+    with pytest.raises(InputError, match="damping"):
+        KFAC(network, CrossEntropy(), damping=-1.0)
+    with pytest.raises(InputError, match="no inputs"):
+        KFAC(network, CrossEntropy()).step()
