@@ -40,7 +40,12 @@ class SplitTrainingSettings(Settings, prefix="split_"):
         choices=("streaming", "seed", "backward"),
     )
     batch: int = setting(1000, "samples of a batch, those of all ranks together (streaming)", at_least=1)
-    step: float = setting(3.0, "length of the increments at the start; it falls to 0 over the run (streaming)", above=0)
+    step: float = setting(0.1, "length of the increments at the start; it falls to 0 over the run (streaming)", above=0)
+    scaling: str = setting(
+        "layers",
+        "measure increments by the change that they make to the outputs of a layer, or not at all (streaming)",
+        choices=("layers", "none"),
+    )
     momentum: float = setting(0.9, "of the increments (streaming)", at_least=0, at_most=0.999)
     forgetting: float = setting(0.9, "weight of earlier batches in Gram matrices (streaming)", at_least=0, at_most=1)
     ridge: float = setting(0.1, "Tikhonov parameter of the weights' least squares", at_least=0)

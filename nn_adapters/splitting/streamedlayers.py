@@ -20,10 +20,14 @@ class StreamedLayers(LayerSplitting):
 
     A forward pass leaves no residuals; from the outputs down, z_k and a_k move to where the loss wants them; then
 
-        V <- momentum V + mean (z - m) a' (G + ridge)^-1,    W <- W + step V,
+        X = mean (z - m) a' (G + ridge)^-1,    V <- momentum V + (1 - momentum) X / change,    W <- W + step V,
 
-    with a and m of the forward pass and G the forgetting mean of aa'. Blocks are `("z", k)`, `("a", k)` and
-    `("increments", iteration)`.
+    with a and m of the forward pass and G the forgetting mean of aa'. `change`, a number for each layer, is what makes
+    one step fit all networks: the root mean square, over the iterations so far and the entries of m, of the change of m
+    by X. Targets say into which direction m has to go, and for which samples how far; how far all in all depends on
+    penalties, depth, loss and data. It falls with the errors, by which the X do, and the mean over all iterations
+    remembers how large they were. With `-split_scaling none` it is 1: one increment of length 1 is then the least
+    squares of the targets. Blocks are `("z", k)`, `("a", k)` and `("increments", iteration)`.
 
     Args:
         iterations: of the run, over which the length of the increments falls to zero.
@@ -43,6 +47,7 @@ class StreamedLayers(LayerSplitting):
             shapes, self.team, settings.precision, self.W[0].dtype, rho=settings.forgetting, cross=0.0
         )
         self._increments = [torch.zeros_like(W) for W in self.W]
+        self._changes = torch.zeros(len(shapes), dtype=torch.float64)
         self._known: tuple[float, float] | None = None
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._order = torch.empty(0, dtype=torch.int64)
@@ -52,13 +57,14 @@ class StreamedLayers(LayerSplitting):
         """Soft at the input and stiff at the output.
 
         An update of a_k weighs gamma_k against beta_{k+1} and the gamma_{k+1} of a skip, one of z_k beta_k against
-        step^2 gamma_k: only their ratios count.
+        step^2 gamma_k: only their ratios count. With beta_k proportional to step, a layer of an ODE network takes a
+        share of the error in proportion to step, so that the layers of a time share alike however fine they are.
         """
         L, softness = len(self.layers), self.settings.softness
         beta, gamma = [0.0] * L + [1.0], [0.0] * L
         for k in range(L - 1, 0, -1):
             gamma[k] = softness * gamma[k + 1] if self.layers[k].skip else beta[k + 1]
-            beta[k] = softness * self.layers[k - 1].step ** 2 * gamma[k]
+            beta[k] = softness * self.layers[k - 1].step * gamma[k]
         return beta, gamma
 
     def _next_batch(self) -> Tensor:
@@ -92,13 +98,31 @@ class StreamedLayers(LayerSplitting):
             self.add(self._grams, k - 1, k, a[k - 1], self.states.z[k] - m[k])
         self.begin(self._grams)
         found = self.solve(self._grams)
-        step = self.settings.step * (1.0 - (iteration - 1) / self.iterations)
-        increments = [self.settings.momentum * V + X for V, X in zip(self._increments, found)]
+        changes = self._changes + self._squares(found)
+        scales = self._scales(changes, iteration)
+        step, momentum = self.settings.step * (1.0 - (iteration - 1) / self.iterations), self.settings.momentum
+        increments = [
+            momentum * V + (1.0 - momentum) / scale * X for V, X, scale in zip(self._increments, found, scales)
+        ]
         new = [finite(W + step * V) for W, V in zip(self.W, increments)]
-        self._increments = increments
+        self._increments, self._changes = increments, changes
         for W, value in zip(self.W, new):
             W.copy_(value)
         self.moved = step * math.sqrt(sum(float(V.square().sum()) for V in increments))
+
+    def _squares(self, found: list[Tensor]) -> Tensor:
+        """The mean square of the change of m by the increments, over samples and entries, of each layer. Collective."""
+        own = self._grams.squares(found, self.settings.ridge)
+        whole = own if self.team is None else torch.from_numpy(self.team.allreduce(own.numpy()))
+        entries = [self.states.z[k].shape[1:].numel() for k in range(1, len(self.layers) + 1)]
+        return whole.clamp(min=0.0) / torch.tensor(entries)
+
+    def _scales(self, changes: Tensor, iteration: int) -> list[float]:
+        """What to divide the increments of each layer by; 1 where there was none so far."""
+        if self.settings.scaling == "none":
+            return [1.0] * len(changes)
+        means = (changes / iteration).sqrt().tolist()
+        return [mean if mean > 0.0 else 1.0 for mean in means]
 
     def ascend(self) -> None:
         """Nothing: a stream keeps no multipliers, as each batch has samples of its own."""
@@ -122,12 +146,17 @@ class StreamedLayers(LayerSplitting):
     def memory(self) -> dict[str, Any]:
         kept = {f"V{k}": V.clone() for k, V in enumerate(self._increments)}
         kept |= {f"grams.{name}": each for name, each in self._grams.memory().items()}
-        kept |= {"order": self._order.clone(), "generator": self._generator.get_state()}
+        kept |= {
+            "changes": self._changes.clone(),
+            "order": self._order.clone(),
+            "generator": self._generator.get_state(),
+        }
         return super().memory() | kept | dict(zip(("loss", "residual", "moved"), (*self._numbers(), self.moved)))
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
         self._increments = [memory[f"V{k}"].clone() for k in range(len(self.W))]
+        self._changes = memory["changes"].clone()
         self._order, self.moved = memory["order"].clone(), float(memory["moved"])
         self._known = float(memory["loss"]), float(memory["residual"])
         self._generator.set_state(memory["generator"])

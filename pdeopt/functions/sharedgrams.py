@@ -128,6 +128,18 @@ class SharedGrams:
             return [own[self.layers.index(layer)] for layer in range(len(self.shapes))]
         return self._traffic.gather(own, self.dtype)
 
+    def squares(self, found: Sequence[Tensor], ridge: float) -> Tensor:
+        """The mean of |X a|^2 under G of each layer's X, which `solve` has found with this ridge, (layers,).
+
+        With X (G/w + ridge) = R/v it is <X, R/v> - ridge |X|^2. This rank's rows of X: the sum over the ranks is asked
+        for.
+        """
+        own = torch.zeros(len(self.shapes), dtype=torch.float64)
+        for layer, sums in self.sums.items():
+            X = found[layer][self.shares.rows(layer, self.rank)]
+            own[layer] = float((X * sums.cross).sum()) / sums.weights[1] - ridge * float(X.square().sum())
+        return own
+
     def memory(self) -> dict[str, Tensor]:
         """What a restart with the same ranks needs of this rank."""
         own = {f"{layer}.{name}": each for layer, sums in self.sums.items() for name, each in _tensors(sums).items()}
