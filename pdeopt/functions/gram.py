@@ -70,17 +70,30 @@ class GramSum:
         lower = self.lower.tril()
         return lower + lower.tril(-1).T
 
-    def add(self, a: Tensor, z: Tensor | None = None, samples: int | None = None) -> None:
-        """Rows a (batch, inputs) with z (batch, outputs), each of weight 1; or all together of `samples` samples."""
-        a = a.to(self.lower)
-        add_gram(self.lower, a)
-        self.weights = (self.weights[0] + (len(a) if samples is None else samples), self.weights[1])
-        self.add_cross(a, z, samples)
+    def add(
+        self, a: Tensor, z: Tensor | None = None, samples: int | None = None, product: torch.dtype | None = None
+    ) -> None:
+        """Rows a (batch, inputs) with z (batch, outputs), each of weight 1; or all together of `samples` samples.
 
-    def add_cross(self, a: Tensor, z: Tensor | None, samples: int | None = None) -> None:
+        The product of a batch with itself is in the precision `product`, by default that of the sums.
+        """
+        a = a.to(product or self.lower.dtype)
+        if a.dtype == self.lower.dtype:
+            add_gram(self.lower, a)
+        else:
+            part = torch.zeros(self.lower.shape, dtype=a.dtype)
+            add_gram(part, a)
+            self.lower += part
+        self.weights = (self.weights[0] + (len(a) if samples is None else samples), self.weights[1])
+        self.add_cross(a, z, samples, a.dtype)
+
+    def add_cross(
+        self, a: Tensor, z: Tensor | None, samples: int | None = None, product: torch.dtype | None = None
+    ) -> None:
         """The same rows for R alone: those whose aa' is in G already."""
         if z is not None:
-            self.cross.addmm_(z.to(self.cross).T, a.to(self.cross))
+            a = a.to(product or self.cross.dtype)
+            self.cross += z.to(a).T @ a
         self.weights = (self.weights[0], self.weights[1] + (len(a) if samples is None else samples))
 
     def forget(self, rho: float, cross: float | None = None) -> None:
@@ -91,6 +104,10 @@ class GramSum:
         self.lower *= rho
         self.cross *= cross
         self.weights = (rho * self.weights[0], cross * self.weights[1])
+
+    def transform(self, T: Tensor) -> None:
+        """Make these the sums of the rows T a instead of a, T (inputs, inputs)."""
+        self.lower, self.cross = T @ self.gram @ T.T, self.cross @ T.T
 
     def merge(self, other: GramSum) -> None:
         """Add the sums of other samples."""

@@ -71,13 +71,23 @@ class SharedGrams:
         """Bytes that this rank has sent."""
         return self._traffic.sent
 
-    def add(self, layer: int, a: Tensor, z: Tensor | None = None, samples: int | None = None) -> None:
-        """Rows of this rank for a layer: a (batch, inputs), z (batch, outputs), each a sample, or of `samples`."""
+    def add(
+        self,
+        layer: int,
+        a: Tensor,
+        z: Tensor | None = None,
+        samples: int | None = None,
+        product: torch.dtype | None = None,
+    ) -> None:
+        """Rows of this rank for a layer: a (batch, inputs), z (batch, outputs), each a sample, or of `samples`.
+
+        The products of these rows are in the precision `product`, by default that of the sums.
+        """
         inputs, outputs = self.shapes[layer]
         if self.ranks == 1:
             self._fade()
         fresh = self._fresh[layer]
-        (fresh.add_cross if self._is_known else fresh.add)(a, z, samples)
+        (fresh.add_cross if self._is_known else fresh.add)(a, z, samples, product)
         self.products += len(a) * ((not self._is_known) * inputs * (inputs + 1) / 2 + outputs * inputs)
         self._added[layer] += len(a) if samples is None else samples
 

@@ -18,6 +18,15 @@ from pdeopt.lowrank.hierarchical import (
     KernelMatrix as KernelMatrix,
 )
 
+# Many dimensions, and regression.
+from pdeopt.lowrank.features import (
+    FeatureRidge as FeatureRidge,
+    KernelFeatures as KernelFeatures,
+    NystromFeatures as NystromFeatures,
+    RandomFeatures as RandomFeatures,
+)
+from pdeopt.lowrank.ridge import KernelRidge as KernelRidge, RidgeSettings as RidgeSettings
+
 # Kronecker factors.
 from pdeopt.lowrank.kronecker import (
     KroneckerBlocks as KroneckerBlocks,

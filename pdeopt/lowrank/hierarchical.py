@@ -15,7 +15,7 @@ from petsc4py import PETSc
 
 from pdeopt.core.arrays import index_array
 from pdeopt.core.errors import InputError
-from pdeopt.core.settings import Settings, read, setting
+from pdeopt.core.settings import Settings, read, read_inner, setting
 from pdeopt.lowrank.hodlr import HierarchicalKernel
 from pdeopt.lowrank.kernels import Array, Kernel, require_positive
 from pdeopt.lowrank.symmetric import SymmetricFactor
@@ -28,7 +28,8 @@ class HierarchicalSettings(Settings, prefix="hier_"):
 
     rtol: float = setting(1e-6, "error of a block, relative to it and its diagonal", above=0, at_most=0.1)
     leaf: int = setting(128, "most points of a leaf", at_least=2)
-    rank: int = setting(0, "of the factor that preconditions, by blocks; 0: exact", at_least=0)
+    rank: int = setting(0, "of the blocks of the factor that preconditions, at most; 0: no limit", at_least=0)
+    cut: float = setting(0.0, "singular values of its scaled blocks that it leaves out", at_least=0, at_most=1)
 
 
 class KernelMatrix:
@@ -102,7 +103,8 @@ class KernelMatrix:
 class HierarchicalPC(Preconditioner):
     """(S S')^-1 with S S' near K + shift: the symmetric factor of hierarchical blocks, exact or of small rank.
 
-    Options: -hier_rank, with the prefix of the PC. Positive definite whatever the rank, see `SymmetricFactor`.
+    Options: -hier_rank and -hier_cut, also with the prefix of the PC. Positive definite whatever they are, see
+    `SymmetricFactor`. With neither, a direct solve.
 
     Attributes:
         factor: S.
@@ -115,11 +117,12 @@ class HierarchicalPC(Preconditioner):
     def initialize(self, pc: PETSc.PC) -> None:
         """Read the rank."""
         super().initialize(pc)
-        self._settings = read(HierarchicalSettings, self.prefix)
+        self._settings = read_inner(HierarchicalSettings, self.prefix)
 
     def update(self, pc: PETSc.PC) -> None:
         """Factor."""
-        self.factor = SymmetricFactor(self._context(pc).hierarchy, self._context(pc).shift, self._settings.rank)
+        matrix, own = self._context(pc), self._settings
+        self.factor = SymmetricFactor(matrix.hierarchy, matrix.shift, own.rank, own.cut)
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """y = (S S')^-1 x."""
@@ -127,8 +130,8 @@ class HierarchicalPC(Preconditioner):
 
     def view(self, pc: PETSc.PC, viewer: PETSc.Viewer) -> None:
         """Ranks of the blocks, and of the factor."""
-        ranks = ", ".join(map(str, self.factor.matrix.ranks))
-        self.tell(pc, viewer, f"hierarchical: rank {self.factor.rank or 'all'} of {ranks}")
+        kept, ranks = (", ".join(map(str, each)) for each in (self.factor.ranks, self.factor.matrix.ranks))
+        self.tell(pc, viewer, f"hierarchical: factor of ranks {kept}, by levels, of blocks of ranks {ranks}")
 
     def _context(self, pc: PETSc.PC) -> KernelMatrix:
         matrix = pc.getOperators()[1]

@@ -171,7 +171,7 @@ def squared_distances(x: Array, y: Array, exact: bool = True) -> Array:
     right = np.concatenate([-2.0 * y, np.ones_like(y_squares), y_squares], axis=-1)
     found: Array = left @ np.swapaxes(right, -1, -2)
     if exact:
-        found[found < 8.0 * np.finfo(float).eps * (x_squares + np.swapaxes(y_squares, -1, -2))] = 0.0
+        found[found < 8.0 * np.finfo(found.dtype).eps * (x_squares + np.swapaxes(y_squares, -1, -2))] = 0.0
     return found
 
 

@@ -4,15 +4,11 @@ A cluster with children 1 and 2 has, with C = S_1^-1 H_12 S_2^-T = P diag(s) Q',
 
     H + shift = diag(S_1, S_2) (I + Z diag(s, -s) Z') diag(S_1, S_2)',   Z = [P P; Q -Q] / sqrt(2),
 
-so S = diag(S_1, S_2) (I + Z (sqrt(1 + s, 1 - s) - 1) Z'); s < 1, as H + shift is positive definite. Hierarchical
-scaling and cutting of C as in J. Xia, Z. Xin, Effective and robust preconditioning of general SPD matrices via
-structured incomplete factorization, SIAM J. Matrix Anal. Appl. 38, 2017. Where C is cut to rank r, what is dropped is
-made up for on the diagonal: with t = s_(r+1),
-
-    [0 C; C' 0]  <=  Z diag(s, -s) Z' + t (I - Z Z')
-
-as quadratic forms. So S S' >= H + shift on every level, which keeps s < 1 on the next one: no cut, however coarse,
-makes a factor that is not definite. (Without the t this holds on the lowest level only.)
+so S = diag(S_1, S_2) (I + Z (sqrt(1 + s, 1 - s) - 1) Z'); s < 1, as H + shift is positive definite. Scaled blocks and
+their cutting as in J. Xia, Z. Xin, Effective and robust preconditioning of general SPD matrices via structured
+incomplete factorization, SIAM J. Matrix Anal. Appl. 38, 2017. A factor of small rank keeps the largest s of each C;
+every s that is left is below 1, so that S S' is positive definite whatever is cut. The C themselves are those of the
+exact S: cut on the way up, S_1 S_1' would be below H_11 + shift here and there, and s may then reach 1 further up.
 """
 
 from __future__ import annotations
@@ -37,10 +33,11 @@ class SymmetricFactor:
     Args:
         matrix: H.
         shift: lambda.
-        rank: singular values of C that are kept; 0 for all.
+        rank: singular values of a C that are kept at most; 0 for all.
+        cut: those up to this are left out, of 0..1; with 0 and rank 0 the factor is exact.
 
     Attributes:
-        rank: as given.
+        ranks: singular values that are kept, by levels, the largest blocks first, as of this rank.
 
     Raises:
         SolveFailure: H + shift is not positive definite, on all ranks. As K + shift is, H is too coarse.
@@ -51,8 +48,8 @@ class SymmetricFactor:
         >>> sample = H.to_points(S.product(noise))             # of the Gaussian process with covariance H + 0.1
     """
 
-    def __init__(self, matrix: HierarchicalKernel, shift: float, rank: int = 0) -> None:
-        self.matrix, self.shift, self.rank = matrix, shift, rank
+    def __init__(self, matrix: HierarchicalKernel, shift: float, rank: int = 0, cut: float = 0.0) -> None:
+        self.matrix, self.shift = matrix, shift
         tree, empty = matrix.tree, np.zeros((len(matrix.tree.order), 0))
         leaves = torch.from_numpy(matrix.diagonals) + shift * torch.eye(tree.leaf, dtype=torch.float64)
         self._leaves, info = torch.linalg.cholesky_ex(leaves)
@@ -67,9 +64,11 @@ class SymmetricFactor:
             own = table[:, ends[k] : ends[k + 1]].reshape(level.clusters, level.size, -1)
             vectors, s = sibling_svd(level, own.numpy())
             definite &= bool((s < 1.0).all())
-            self._levels.append(_LevelFactor(level, tree.real, vectors, np.minimum(s, 1.0 - EPS), rank))
-            self._levels[-1].apply(table[:, : ends[k]], -0.5)
+            exact = _LevelFactor(level, vectors, np.minimum(s, 1.0 - EPS))
+            exact.apply(table[:, : ends[k]], -0.5)
+            self._levels.append(exact.kept(rank, cut))
         self._require(definite)
+        self.ranks = [each.s.shape[1] for each in reversed(self._levels)]
 
     @property
     def nbytes(self) -> int:
@@ -127,34 +126,30 @@ class SymmetricFactor:
 
 
 class _LevelFactor:
-    """I + Z diag(s, -s) Z' + t (I - Z Z') of all pairs of a level, and its powers."""
+    """I + Z diag(s, -s) Z' of all pairs of a level, and its powers; s (pairs, q), `vectors` P and Q of the clusters."""
 
-    def __init__(self, level: TreeLevel, real: Array, vectors: Array, s: Array, rank: int) -> None:
-        kept = min(rank, s.shape[1]) if rank else s.shape[1]
-        self.level = level
-        self.points = level.pairs(real.reshape(level.clusters, level.size).sum(axis=1)).sum(axis=1)
-        self.vectors = torch.from_numpy(np.ascontiguousarray(vectors[..., :kept]))
-        self.s = s[:, :kept, None]
-        self.t = s[:, kept, None, None] if kept < s.shape[1] else np.zeros((len(s), 1, 1))
+    def __init__(self, level: TreeLevel, vectors: Array, s: Array) -> None:
+        self.level, self.s, self.vectors = level, s, torch.from_numpy(np.ascontiguousarray(vectors))
+
+    def kept(self, rank: int, cut: float) -> _LevelFactor:
+        """With the largest s only."""
+        width = int((self.s > cut).sum(axis=1).max(initial=0))
+        width = min(width, rank) if rank else width
+        s = np.where(self.s > cut, self.s, 0.0)
+        return _LevelFactor(self.level, self.vectors[..., :width].numpy(), s[:, :width])
 
     def apply(self, x: Tensor, power: float) -> None:
         """Multiply x, (slots, k), by the power of the matrix, in place. Collective."""
-        rest = (1.0 + self.t) ** power  # (pairs, 1, 1)
-        plus, minus = (1.0 + self.s) ** power - rest, (1.0 - self.s) ** power - rest
-        own = x.view(len(self.vectors), self.vectors.shape[1], x.shape[1])
-        parts = self.level.pairs((self.vectors.mT @ own).numpy())
-        same, other = 0.5 * (plus + minus), 0.5 * (plus - minus)
-        mixed = torch.from_numpy(self.level.own(same[:, None] * parts + other[:, None] * parts[:, ::-1]))
-        if self.t.any():
-            own *= torch.from_numpy(self.level.own(rest[:, None].repeat(2, axis=1)))
-        own.baddbmm_(self.vectors, mixed)
+        plus, minus = (1.0 + self.s) ** power - 1.0, (1.0 - self.s) ** power - 1.0
+        own = x.view(self.vectors.shape[0], self.vectors.shape[1], x.shape[1])
+        parts = self.level.pairs((self.vectors.mT @ own).numpy())  # (pairs, 2, q, k)
+        same, other = (0.5 * each[:, None, :, None] for each in (plus + minus, plus - minus))
+        own.baddbmm_(self.vectors, torch.from_numpy(self.level.own(same * parts + other * parts[:, ::-1])))
 
     def log_determinant(self) -> float:
         """Of this rank's share."""
-        level = self.level
-        rest = (self.points - 2 * self.s.shape[1]) @ np.log1p(self.t[:, 0, 0])  # t = 0 where there is no rest
-        total = float(np.sum(np.log1p(-(self.s**2))) + rest)
-        return total if level.team is None else total / level.team.size
+        total = float(np.sum(np.log1p(-(self.s**2))))
+        return total if self.level.team is None else total / self.level.team.size
 
 
 def _array(found: Tensor, like: Array) -> Array:

@@ -33,6 +33,18 @@ def test_batches_are_least_squares_over_all_samples():
     assert np.allclose(sums.solve(), expected, rtol=0, atol=1e-13)
 
 
+def test_sums_of_transformed_rows_and_products_in_single_precision():
+    a, z = samples(50)
+    T = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    sums, expected, single = GramSum(6, 3), GramSum(6, 3), GramSum(6, 3)
+    sums.add(a, z)
+    single.add(a, z, product=torch.float32)
+    assert 1e-9 < float((single.gram - sums.gram).abs().max()) < 1e-4 and single.gram.dtype == torch.float64
+    sums.transform(T)
+    expected.add(a @ T.T, z)
+    assert torch.allclose(sums.gram, expected.gram) and torch.allclose(sums.cross, expected.cross)
+
+
 def test_ridge_and_proximal_term():
     a, z = samples(50)
     center = torch.ones(3, 6, dtype=torch.float64)

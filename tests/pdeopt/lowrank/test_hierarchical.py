@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
 from petsc4py import PETSc
 
 from pdeopt.core.errors import InputError, SolveFailure
@@ -86,16 +87,21 @@ def test_the_factor_of_full_rank_is_a_root_as_cholesky_is():
     assert np.allclose(dense(H, lambda y: S.half_solve(y, transpose=True)), half.T, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("rank", [1, 3, 10])
-def test_a_factor_of_any_rank_is_above_the_matrix(rank):
-    """S S' >= K + shift as quadratic forms, on every level; 1e-6 and 5000 are far beyond what a cut could stand."""
+@pytest.mark.parametrize("rank, cut", [(1, 0.0), (4, 0.0), (0, 0.1)])
+def test_a_factor_of_any_rank_is_positive_definite_and_better_with_more(rank, cut):
     x = np.random.default_rng(1).random((300, 2))
-    H = HierarchicalKernel(Matern(5.0, 1.5), x, leaf=20, rtol=1e-13)
-    S = SymmetricFactor(H, 1e-6, rank)
-    P, shifted = dense(H, lambda y: S.product(S.product(y, transpose=True))), H.kernel.block(x, x) + 1e-6 * np.eye(300)
-    values = np.linalg.eigvalsh(P - shifted)
-    assert values[0] > -1e-11 * values[-1]
-    assert np.isclose(S.log_determinant(), np.linalg.slogdet(P)[1], rtol=1e-8)
+    H = HierarchicalKernel(Gaussian(0.3), x, leaf=20, rtol=1e-13)
+    shifted = H.kernel.block(x, x) + 1e-3 * np.eye(300)
+
+    def condition(S):
+        P = dense(H, lambda y: S.product(S.product(y, transpose=True)))
+        assert np.isclose(S.log_determinant(), np.linalg.slogdet(P)[1], rtol=1e-9)
+        values = scipy.linalg.eigvalsh(shifted, P)
+        assert values[0] > 0.0 and max(S.ranks) < max(H.ranks)
+        return values[-1] / values[0]
+
+    better = condition(SymmetricFactor(H, 1e-3, rank + 15 if rank else 0, 0.1 * cut))
+    assert better < 0.5 * condition(SymmetricFactor(H, 1e-3, rank, cut)) and better < 0.1 * np.linalg.cond(shifted)
 
 
 def test_a_matrix_that_is_too_coarse_is_not_factored():
