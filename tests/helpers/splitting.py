@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 
-def never_rises(splitting):
-    """No update of three sweeps from random multipliers raises the augmented Lagrangian, and some lower it."""
+def never_rises(splitting, least=1e-3):
+    """No update of three sweeps raises the augmented Lagrangian, and one lowers it by the share `least`."""
     states = splitting.states
     states.multiplier = torch.randn(states.multiplier.shape, generator=torch.Generator().manual_seed(4)).double()
     values = [splitting.lagrangian()]
@@ -14,4 +14,4 @@ def never_rises(splitting):
             splitting.update(block)
             values.append(splitting.lagrangian())
     falls = -np.diff(values)
-    assert falls.min() > -1e-10 * abs(values[0]) and falls.max() > 1e-3 * abs(values[0])
+    assert falls.min() > -1e-10 * abs(values[0]) and falls.max() >= least * abs(values[0])

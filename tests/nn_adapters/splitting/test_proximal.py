@@ -30,6 +30,16 @@ def test_activations_against_a_grid(name, beta, gamma):
     assert float(value(z).max()) < np.inf
 
 
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "hard_sigmoid"])
+def test_minima_are_on_all_pieces(name):
+    """So that the search above tries each: inside of all intervals, and at the kinks that point down."""
+    h, (m, a) = SPLIT_ACTIVATIONS[name], numbers()
+    z = h.proximal(m, a, 1.0, 1.0)
+    for _, _, lower, upper in h.pieces:
+        assert int(((z > lower) & (z < upper)).sum()) > 100
+    assert int((z == 0.0).sum()) > 100
+
+
 @pytest.mark.parametrize("name", ["tanh", "softplus"])
 def test_smooth_activations_are_stationary(name):
     h, (m, a) = SPLIT_ACTIVATIONS[name], numbers()
