@@ -178,7 +178,7 @@ def cross_entropy_proximal(m: Tensor, y: Tensor, beta: float) -> Tensor:
         step = inverse * gradient + weighted * slope
         decrement = (step * gradient).sum(1, keepdim=True).clamp(min=0).sqrt()
         z = z - step / (1 + torch.where(decrement < 0.25, 0.0, 2.0 * decrement))
-        if float(decrement.max()) < 1e-9:
+        if not bool((decrement > 1e-9).any()):
             break
     return z
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from nn_adapters.layers.blocks import LayerStack
@@ -50,7 +51,7 @@ class SplitLayer:
     def after(self, before: Tensor, z: Tensor) -> Tensor:
         """The state after the layer, (batch, ...), from the one before and the input z of the activation."""
         h = self.activation(z)
-        return self.skip * before + self.step * h if self.skip or self.step != 1.0 else h
+        return self.skip * before.reshape(h.shape) + self.step * h if self.skip or self.step != 1.0 else h
 
 
 def split_layers(network: nn.Module) -> list[SplitLayer]:
@@ -72,11 +73,11 @@ def split_layers(network: nn.Module) -> list[SplitLayer]:
         if isinstance(module, nn.Linear | nn.Conv2d):
             if waiting is not None:
                 raise InputError("layers to split", "two linear layers in a row", "an activation between them")
-            if images and isinstance(module, nn.Linear):
-                raise InputError("layers to split", f"{module} after images", "Flatten between them")
-            waiting, averages, images = _averaged(affine_map(module), averages), [], isinstance(module, nn.Conv2d)
+            images = _is_of_images(module, images)
+            waiting, averages = _averaged(affine_map(module), averages), []
         elif isinstance(module, LayerStack) and waiting is None and not averages:
             layers += _stacked(module)
+            images = _is_of_images(layers[-1].map.module, images)
         elif isinstance(module, nn.AvgPool2d | nn.Flatten) and waiting is None:
             images = images and not isinstance(module, nn.Flatten)
             averages += _squares(module)
@@ -94,7 +95,8 @@ def require_fit(layers: Sequence[SplitLayer], shape: tuple[int, ...]) -> None:
     """Raise `InputError` where samples of a shape, without the batch, do not go through the layers."""
     for layer in layers:
         after = layer.map.shape_after(shape)
-        if layer.skip and after != shape:
+        flat = (torch.Size(shape).numel(),)  # a skip may go through Flatten
+        if layer.skip and after not in (shape, flat):
             raise InputError(f"layers that fit: shape after {layer.map.module} of a LayerStack", after, f"{shape}")
         shape = after
 
@@ -111,6 +113,13 @@ def _modules(network: nn.Module) -> Iterator[nn.Module]:
             yield from _modules(child)
     else:
         yield network
+
+
+def _is_of_images(module: nn.Module, images: bool) -> bool:
+    """Whether states after an affine map are images; `InputError` where those before are, and are not flattened."""
+    if images and isinstance(module, nn.Linear):
+        raise InputError("layers to split", f"{module} after images", "Flatten between them")
+    return isinstance(module, nn.Conv2d)
 
 
 def _averaged(map: AffineMap, averages: list[tuple[int, int]]) -> AffineMap:

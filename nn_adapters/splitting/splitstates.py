@@ -104,7 +104,8 @@ class SplitStates:
         right = after.map.transpose(W, residual, target.shape).add_(target - self.a[k], alpha=penalty)
         self.work.products += residual.numel() * W.shape[1]
         if after.skip:
-            right = right + self.gamma[k + 1] * (self.a[k + 1] - after.after(self.a[k], self.z[k + 1]))
+            missing = self.a[k + 1] - after.after(self.a[k], self.z[k + 1])
+            right = right + self.gamma[k + 1] * missing.reshape(right.shape)
         self.a[k] = finite(self.a[k] + solver(right))
         self._mapped.pop(k + 1, None)
 
@@ -114,8 +115,9 @@ class SplitStates:
         if k == len(self.layers):
             z = self.loss.proximal(m - self.multiplier / (2 * self.beta[k]), self.y, self.beta[k])
         else:
-            layer = self.layers[k - 1]
-            a = (self.a[k] - layer.skip * self.a[k - 1]) / layer.step if layer.skip else self.a[k]
+            layer, a = self.layers[k - 1], self.a[k]
+            if layer.skip:
+                a = (a - layer.skip * self.a[k - 1].reshape(m.shape)) / layer.step
             z = layer.activation.proximal(m, a, self.beta[k], layer.step**2 * self.gamma[k])
         self.z[k] = finite(z)
 

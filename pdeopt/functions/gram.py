@@ -6,6 +6,8 @@ and random features share: everything that linear least squares min sum |X a - z
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from scipy.linalg import blas
 from torch import Tensor
@@ -172,6 +174,11 @@ class GramSum:
         matrix.diagonal().add_(shift)
         if not (bool(matrix.tril().isfinite().all()) and bool(right.isfinite().all())):
             raise SolveFailure("least squares: the sums are not finite", "smaller steps, or scaled samples")
+        warnings.warn(
+            f"a Gram matrix of {self.inputs} inputs is singular, as with entries that are always 0: of all solutions "
+            "the one of least norm is taken; a ridge avoids it",
+            stacklevel=3,
+        )
         values, vectors = torch.linalg.eigh(matrix)
         keep = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
         inverse = torch.where(keep, 1.0 / values, 0.0)

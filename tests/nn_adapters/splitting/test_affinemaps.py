@@ -190,6 +190,7 @@ def shrinking():
         ([nn.AvgPool2d(3, 2), nn.Conv2d(1, 4, 3)], "do not overlap"),
         ([nn.AvgPool2d(7), nn.Conv2d(1, 4, 1)], "averages"),
         ([nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Linear(4, 4)], "Flatten between"),
+        ([shrinking(), nna.LayerStack(lambda: nna.dense(4, "relu"), 2), nn.Linear(4, 4)], "Flatten between"),
         ([nn.Flatten(2), nn.Linear(36, 4)], r"Flatten\(\)"),
         ([nn.Conv2d(1, 4, 3), nn.AvgPool2d(2)], "Linear, Conv2d"),
         (

@@ -17,6 +17,7 @@ from pdeopt.optimize.splitting import ADMM
 from tests.helpers.parallel_splitting import FORMS, network, samples, splitting_of, weights
 from tests.helpers.splitting import never_rises
 from tests.helpers.support import python
+from tests.helpers.threads import on_threads
 
 ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, lambda: nn.Hardtanh(0.0, 1.0), nn.Tanh, nn.Softplus, nn.Identity]
 
@@ -231,7 +232,8 @@ def test_a_dead_entry_of_the_samples_is_no_obstacle():
     x, y = samples()
     x[:, 1] = 0.0
     splitting = WholeLayers(network(), x, y, SplitTrainingSettings(form="seed", ridge=0.0))
-    result = ADMM(splitting, max_it=3).solve()
+    with pytest.warns(UserWarning, match="5 inputs is singular"):
+        result = ADMM(splitting, max_it=3).solve()
     assert result.reason == Reason.DIVERGED_MAX_IT and bool(result.design.isfinite().all())
 
 
@@ -240,6 +242,35 @@ def test_numbers_that_overflow_name_the_block_and_keep_the_last_weights():
     result = ADMM(splitting, max_it=5, multipliers=False, rtol=0.0).solve()
     assert not result.converged and "block" in result.message and "iteration" in result.message
     assert bool(result.design.isfinite().all())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_numbers_that_overflow_on_one_rank_end_all(form):
+    x, y = samples()
+    x[-1] *= 1e300
+    networks = [network(), network()]
+    settings = SplitTrainingSettings(form=form, batch=40, loss="squared", precision="float64")
+
+    def run(team):
+        words = networks[team.rank], x.chunk(2)[team.rank], y.chunk(2)[team.rank], settings, team
+        splitting = splitting_of(form, 5, *words)
+        return ADMM(splitting, max_it=5, multipliers=form != "streaming", rtol=0.0).solve()
+
+    for result in on_threads(2, run):
+        assert result.reason == Reason.DIVERGED_LINEAR_SOLVE and "iteration 1, block" in result.message
+        assert bool(result.design.isfinite().all())
+
+
+def test_more_ranks_than_samples_are_refused():
+    x, y = samples()
+    networks = [network(), network()]
+
+    def start(team):
+        own = slice(0, 1 - team.rank)
+        with pytest.raises(InputError, match=">= 2, the ranks"):
+            WholeLayers(networks[team.rank], x[own], y[own], None, team)
+
+    on_threads(2, start)
 
 
 def test_all_activations_by_name_are_used():

@@ -72,6 +72,13 @@ def test_squared_loss_takes_targets():
     assert torch.allclose(LOSSES["squared"].proximal(m, y, 1.0), torch.tensor([[2.0, 1.0]]).double())
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_sample_is_no_obstacle(name):
+    """As on a rank that has none of a batch."""
+    m, y = torch.empty(0, 3), torch.empty(0, dtype=torch.int64)
+    assert LOSSES[name].proximal(m, y, 1.0).shape == LOSSES[name].value(m, y)[:, None].expand(0, 3).shape
+
+
 def test_labels_outside_are_named():
     with pytest.raises(InputError, match="0 to 9"):
         require_classes(torch.tensor([3, 10]), 10)
