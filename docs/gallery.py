@@ -189,8 +189,8 @@ ENTRIES = [
     Entry(
         "admm_mnist",
         "Training without gradients",
-        "networks.md",
-        "Layers are split, and ADMM solves for their weights by least squares of batches.",
+        "splitting.md",
+        "ADMM on split layers: three passes through MNIST, weights by least squares.",
         "-data_dir DATA -epochs 3",
     ),
     Entry(

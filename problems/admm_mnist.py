@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -95,6 +95,7 @@ class SplitScriptSettings(po.Settings):
     max_cpu_seconds: float = po.setting(
         0.0, "seconds of the processor, without evaluations, after which the run ends; 0 for none", at_least=0
     )
+    precision: str = po.setting("single", "precision of the network", choices=("single", "double"))
     seed: int = po.setting(0, "seed of the first weights, batches and random states", at_least=0)
 
 
@@ -156,6 +157,9 @@ def main(argv: Sequence[str] | None = None) -> float:
         shares = [_number(word) for word in own.shares.split(",")] if own.shares else []
         samples = deal(comm, lambda: load(own, name, files), shares, own.samples)
         network = make_network(samples.x.shape[1], widths, layers, own, samples.classes)
+        if own.precision == "double":
+            network.double()
+            samples = replace(samples, x=samples.x.double(), x_test=samples.x_test.double())
         forget_peak()
         training = prepare(own, how, network, samples, epochs)
         parameters = {**vars(own), "epochs": epochs, **_named(how), **_named(limits)}

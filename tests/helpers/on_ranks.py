@@ -16,7 +16,7 @@ RUNS = {
     "logistic": "-data generated -samples 200 -features 20",
     "resnet_multilevel": "-data digits -samples 60 -layers 8 -width 4 -opt_max_it 3",
     "apts_mnist": "-data digits -samples 120 -opt_max_it 3 -opt_max_work 8",
-    "admm_mnist": "-data digits -samples 200 -widths 12 -split_batch 50 -epochs 2",
+    "admm_mnist": "-samples 200 -widths 12 -split_batch 50 -epochs 2 -precision double -split_precision float64",
     "pinn_burgers": "-points 60 -width 4 -opt_max_it 6",
     "pinn_klein_gordon": "-points 60 -width 4 -opt_max_it 3 -optimizer spqn",
     "pinn_diffusion_transport": "-points 60 -width 4 -opt_max_it 6",

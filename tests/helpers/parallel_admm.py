@@ -5,7 +5,7 @@ import sys
 from problems import admm_mnist
 
 #: A short run in float64 messages.
-TEXT = "-data digits -samples 200 -widths 12 -split_batch 50 -epochs 3 -split_precision float64"
+TEXT = "-data digits -samples 200 -widths 12 -split_batch 50 -epochs 3 -precision double -split_precision float64"
 WORDS = TEXT.split()
 
 if __name__ == "__main__":

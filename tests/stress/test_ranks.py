@@ -14,7 +14,7 @@ from tests.helpers.support import python
 TOLERANCE = 1e-6
 
 #: What a summary says of the run itself.
-OF_RANKS = ("ranks", "size", "processes", "message", "krylov", "summary")
+OF_RANKS = ("ranks", "size", "processes", "message", "krylov", "summary", "bytes", "products", "solves")
 
 
 def close(a, b, where=""):
