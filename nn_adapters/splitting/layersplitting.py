@@ -8,6 +8,8 @@ Training neural networks without gradients: A scalable ADMM approach, ICML 2016)
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -19,11 +21,18 @@ from nn_adapters.splitting.proximal import LOSSES, require_classes
 from nn_adapters.splitting.splitlayers import require_fit, split_layers
 from nn_adapters.splitting.splitstates import SplitStates
 from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.memory import used_memory
 from pdeopt.core.messages import PRECISIONS
 from pdeopt.core.settings import Settings, check, setting
 from pdeopt.core.team import Team
 from pdeopt.functions.sharedgrams import SharedGrams
 from pdeopt.optimize.splitting import SplitConstraint, SplitWork
+
+#: Bytes of the process with what this module imports.
+IMPORTED = int(used_memory()[0])
+
+#: Bytes that the first calls of PyTorch and of two libraries of linear algebra touch, measured with tiny layers.
+LIBRARIES = 18_000_000
 
 #: Rows that are added to Gram sums at once.
 ROWS = 2**17
@@ -105,6 +114,7 @@ class LayerSplitting(SplitConstraint):
         own = rows - self.first_row
         own = own[(own >= 0) & (own < len(self.x))]
         self.count = len(rows)
+        vars(self).pop("states", None)  # room for those that come
         self.states = SplitStates(self.layers, self.W, self.loss, penalties, self.work, self.x[own], self.y[own])
 
     def add(self, grams: SharedGrams, place: int, k: int, a: Tensor, z: Tensor) -> None:
@@ -161,6 +171,33 @@ class LayerSplitting(SplitConstraint):
         """The ridge of the weights, ridge sum_k beta_k |W_k|^2."""
         sizes = (beta * float(W.square().sum()) for beta, W in zip(self.states.beta[1:], self.W))
         return self.settings.ridge * sum(sizes)
+
+    @abstractmethod
+    def predicted_memory(self) -> dict[str, int]:
+        """Bytes of this rank at the most, by parts, from shapes alone but for the first.
+
+        Returns:
+            `process`: as measured when this module had been imported; `libraries`: what their first calls touch;
+            `data`; `weights`: of the network, of the split form and of increments; `states`; `multiplier`; `grams`;
+            `messages`; `workspace`. Their sum is the prediction.
+        """
+
+    def _footprint(self, grams: Sequence[SharedGrams], states: int, multiplier: int, workspace: int) -> dict[str, int]:
+        """The parts, with those that all forms have alike; messages and solves of one of the Gram sums at a time."""
+        own = sum(W.nbytes for W in self.W)
+        module = sum(each.nbytes for layer in self.layers for each in layer.map.module.parameters())
+        each = [one.footprint() for one in grams]
+        return {
+            "process": IMPORTED,
+            "libraries": LIBRARIES,
+            "data": self.x.nbytes + self.y.nbytes,
+            "weights": own + module,
+            "states": states,
+            "multiplier": multiplier,
+            "grams": sum(one["sums"] for one in each),
+            "messages": max(one["messages"] for one in each),
+            "workspace": workspace + max(one["solve"] for one in each),
+        }
 
     def design(self) -> Tensor:
         """All weights in a row; they are also written into the network."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nn_adapters.splitting.affinemaps import finite
 from nn_adapters.splitting.layersplitting import LayerSplitting
+from nn_adapters.splitting.wholestates import AT_ONCE
 from pdeopt.functions.sharedgrams import SharedGrams
 from pdeopt.optimize.descent.minimizer import part_of
 
@@ -142,6 +143,18 @@ class StreamedLayers(LayerSplitting):
             loss = self.over_ranks(float(self.loss.value(outputs, states.y).sum()))
             self._known = loss, math.sqrt(self.over_ranks(float((states.z[-1] - outputs).square().sum())))
         return self._known
+
+    def predicted_memory(self) -> dict[str, int]:
+        """States, as long as no batch has more samples of this rank than its share: those of two batches, one of them
+        before and after its updates; a few copies of the largest while a proximal map works; an order of the samples.
+        """
+        states, share = self.states, math.ceil(self.count * len(self.x) / self.samples)
+        each = [kept.nbytes // max(1, len(kept)) for kept in states.a[1:] + states.z[1:]]
+        row = 3 * sum(each) + 2 * self.x.nbytes // max(1, len(self.x))
+        weights = sum(W.nbytes for W in self.W)
+        found = self._footprint([self._grams], share * row, 0, AT_ONCE * share * max(each))
+        order = 2 * self._order.element_size() * self.samples
+        return found | {"data": found["data"] + order, "weights": found["weights"] + 4 * weights}
 
     def memory(self) -> dict[str, Any]:
         kept = {f"V{k}": V.clone() for k, V in enumerate(self._increments)}

@@ -116,6 +116,11 @@ class WholeLayers(LayerSplitting):
         L = len(self.layers)
         return math.sqrt(self._total(lambda part: float((part.z[L] - part.mapped(L)).square().sum()))), self.moved
 
+    def predicted_memory(self) -> dict[str, int]:
+        states = self.states
+        whole = sum(each.nbytes for each in states.a[1:] + states.z[1:])
+        return self._footprint(self._grams, whole, states.multiplier.nbytes, states.footprint)
+
     def memory(self) -> dict[str, Any]:
         memories = [grams.memory() for grams in self._grams]
         kept = {f"grams{k}.{name}": each for k, memory in enumerate(memories) for name, each in memory.items()}

@@ -16,6 +16,9 @@ from pdeopt.optimize.splitting import SplitWork
 #: Numbers of a state, or of its patches, in a chunk of samples.
 NUMBERS = 2**17
 
+#: Numbers that the work on one number of a chunk has at once, at the most.
+AT_ONCE = 8
+
 #: Samples whose random states are drawn at once; a multiple of 16, by which the numbers do not depend on it.
 DRAWN = 1024
 
@@ -53,6 +56,11 @@ class WholeStates(SplitStates):
         """One chunk of samples after the other."""
         for begin in range(0, len(self.y), self.chunk):
             yield self.part(slice(begin, begin + self.chunk))
+
+    @property
+    def footprint(self) -> int:
+        """Bytes of what the work on a chunk takes: the proximal maps have the most at once."""
+        return AT_ONCE * NUMBERS * self.a[0].element_size()
 
     def go_forward(self) -> None:
         """The states of a forward pass."""

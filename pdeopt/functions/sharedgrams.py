@@ -150,6 +150,20 @@ class SharedGrams:
             own[layer] = float((X * sums.cross).sum()) / sums.weights[1] - ridge * float(X.square().sum())
         return own
 
+    def footprint(self) -> dict[str, int]:
+        """Bytes of this rank at the most.
+
+        Returns:
+            `sums`: what stays; `messages`: while sums leave; `solve`: while the largest matrix is solved with.
+        """
+        item, largest = self.dtype.itemsize, [0]
+        kept = [(n, self.shares.height(k, self.rank)) for k, (n, _) in enumerate(self.shapes) if k in self.sums]
+        numbers = sum((1 + self.fixed) * n * n + rows * n for n, rows in kept)
+        largest += [n * n + 2 * rows * n for n, rows in kept]
+        if self.ranks > 1:
+            numbers += sum(n * n + m * n for n, m in self.shapes)
+        return {"sums": item * numbers, "messages": self._traffic.footprint(item), "solve": item * max(largest)}
+
     def memory(self) -> dict[str, Tensor]:
         """What a restart with the same ranks needs of this rank."""
         own = {f"{layer}.{name}": each for layer, sums in self.sums.items() for name, each in _tensors(sums).items()}
@@ -273,6 +287,13 @@ class GramTraffic:
                 part.copy_(numbers[: part.numel()].reshape(part.shape))
                 numbers = numbers[part.numel() :]
         return found
+
+    def footprint(self, item: int) -> int:
+        """Bytes while sums leave: triangles, all numbers in a row, and three copies as they are sent and come."""
+        if self.shares.ranks == 1:
+            return 0
+        there, width = self._messages["sums"], self._messages["sums"].precision.itemsize
+        return item * (sum(self.shares.filled) + there.size) + 3 * width * there.size
 
     def memory(self) -> dict[str, Tensor]:
         """What rounding took of the messages."""

@@ -12,6 +12,7 @@ from nn_adapters.splitting import SplitTrainingSettings, StreamedLayers, WholeLa
 from nn_adapters.splitting.proximal import SPLIT_ACTIVATIONS
 from nn_adapters.splitting.splitlayers import split_layers
 from pdeopt.core.errors import InputError
+from pdeopt.core.memory import forget_peak, used_memory
 from pdeopt.core.monitor import Reason
 from pdeopt.optimize.splitting import ADMM
 from tests.helpers.parallel_splitting import FORMS, network, samples, splitting_of, weights
@@ -277,3 +278,30 @@ def test_all_activations_by_name_are_used():
     assert {type(layer.activation) for layer in split_layers(network())} <= {
         type(a) for a in SPLIT_ACTIVATIONS.values()
     }
+
+
+def test_memory_is_that_of_the_states():
+    """The whole forms keep nothing a second time, and say what they take."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30_000, 20, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (30_000,), generator=generator)
+    net = nn.Sequential(nn.Linear(20, 60), nn.Hardtanh(0.0, 1.0), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 3))
+    net = net.double()
+    small = WholeLayers(net, x[:100], y[:100], SplitTrainingSettings(form="seed"))
+    ADMM(small, max_it=1).solve()  # what libraries take
+    forget_peak()
+    before = used_memory()[0]
+    splitting = WholeLayers(net, x, y, SplitTrainingSettings(form="seed", states="random"))
+    ADMM(splitting, max_it=1, rtol=0.0).solve()
+    predicted = splitting.predicted_memory()
+    expected = sum(predicted.values()) - sum(predicted[part] for part in ("process", "libraries", "data"))
+    assert predicted["states"] + predicted["multiplier"] == 30_000 * 8 * (4 * 60 + 2 * 3)
+    assert used_memory()[1] - before < 1.1 * expected + 1e7
+
+
+def test_memory_of_a_stream_does_not_depend_on_the_samples():
+    parts = [split(network(), "streaming", batch=8).predicted_memory()]
+    x, y = samples(400)
+    parts.append(StreamedLayers(5, network(), x, y, SplitTrainingSettings(batch=8)).predicted_memory())
+    rest = [sum(each.values()) - each["data"] for each in parts]
+    assert rest[0] == rest[1] and parts[1]["data"] == 10 * parts[0]["data"]
