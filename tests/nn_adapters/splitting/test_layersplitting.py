@@ -287,7 +287,7 @@ def test_memory_is_that_of_the_states():
     y = torch.randint(0, 3, (30_000,), generator=generator)
     net = nn.Sequential(nn.Linear(20, 60), nn.Hardtanh(0.0, 1.0), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 3))
     net = net.double()
-    small = WholeLayers(net, x[:100], y[:100], SplitTrainingSettings(form="seed"))
+    small = WholeLayers(net, x[:5000], y[:5000], SplitTrainingSettings(form="seed"))
     ADMM(small, max_it=1).solve()  # what libraries take
     forget_peak()
     before = used_memory()[0]
@@ -296,7 +296,7 @@ def test_memory_is_that_of_the_states():
     predicted = splitting.predicted_memory()
     expected = sum(predicted.values()) - sum(predicted[part] for part in ("process", "libraries", "data"))
     assert predicted["states"] + predicted["multiplier"] == 30_000 * 8 * (4 * 60 + 2 * 3)
-    assert used_memory()[1] - before < 1.1 * expected + 1e7
+    assert used_memory()[1] - before < 1.1 * expected + 2e7  # a second copy were 6e7
 
 
 def test_memory_of_a_stream_does_not_depend_on_the_samples():
