@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -133,7 +133,12 @@ class SharedGrams:
         Raises:
             SolveFailure: sums that are not finite, on all ranks.
         """
-        own = self._together(lambda: [self._solved(k, ridge[k]) for k in self.layers])
+        team = self._team
+
+        def solved() -> list[Tensor]:
+            return [self._solved(k, ridge[k]) for k in self.layers]
+
+        own = solved() if team is None else together(team, solved)
         if self.ranks == 1:
             return [own[self.layers.index(layer)] for layer in range(len(self.shapes))]
         return self._traffic.gather(own, self.dtype)
@@ -209,9 +214,6 @@ class SharedGrams:
             self._factors[layer] = ridge, factor
         self.solves += sums.outputs * n**2
         return sums.solve(ridge, factor=factor)
-
-    def _together(self, function: Callable[[], list[Tensor]]) -> list[Tensor]:
-        return function() if self._team is None else together(self._team, function)
 
 
 def _tensors(sums: GramSum) -> dict[str, Tensor]:
