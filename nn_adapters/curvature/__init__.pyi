@@ -12,6 +12,11 @@ from nn_adapters.curvature.products import FisherMatrix as FisherMatrix, by_laye
 
 # Optimizers.
 from nn_adapters.curvature.kfac import KFAC as KFAC, KFACSettings as KFACSettings
+from nn_adapters.curvature.hessianfree import (
+    NATURAL as NATURAL,
+    HessianFree as HessianFree,
+    HessianFreeSettings as HessianFreeSettings,
+)
 from nn_adapters.curvature.secondorder import SecondOrder as SecondOrder
 
 __all__: list[str]

@@ -27,6 +27,8 @@ def by_layer(layers: Sequence[CurvedLayer], vector: Tensor) -> list[list[Tensor]
 class FisherMatrix:
     """F = weight sum_s J_s'H_s J_s of a batch at the present parameters, as products with flat vectors.
 
+    The parameters must stay while it is used.
+
     Args:
         network, layers, likelihood: see `KroneckerFactors`.
         inputs: arguments of the network, of each part of the batch.
@@ -43,6 +45,7 @@ class FisherMatrix:
         names = {id(p): name for name, p in network.named_parameters()}
         self._names = [[names[id(p)] for p in layer.parameters] for layer in layers]
         self._values = dict(network.named_parameters())
+        self._graphs: list[Tensor] = []  # outputs of the parts, for many backward derivatives at one point
 
     def gram(self, directions: Sequence[Tensor]) -> Tensor:
         """d_i'F d_j of a few directions, (directions, directions), by forward derivatives alone."""
@@ -60,12 +63,14 @@ class FisherMatrix:
     def times(self, v: Tensor) -> Tensor:
         """F v, (size,): a forward and a backward derivative."""
         total, samples = torch.zeros_like(v), 0
-        for arguments in self.inputs:
-            outputs, (tangent,) = self._forward(arguments, [v])
+        if not self._graphs:
             with torch.enable_grad():
-                value = self._call(dict(self._values), arguments)
-            parameters = [p for layer in self.layers for p in layer.parameters]
-            found = torch.autograd.grad(value, parameters, self.likelihood.times(outputs, tangent), allow_unused=True)
+                self._graphs = [self._call(dict(self._values), arguments) for arguments in self.inputs]
+        parameters = [p for layer in self.layers for p in layer.parameters]
+        for arguments, value in zip(self.inputs, self._graphs):
+            outputs, (tangent,) = self._forward(arguments, [v])
+            cotangent = self.likelihood.times(outputs, tangent)
+            found = torch.autograd.grad(value, parameters, cotangent, allow_unused=True, retain_graph=True)
             gradients = iter(torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters))
             total += flat(self.layers, [[next(gradients) for _ in layer.parameters] for layer in self.layers])
             samples += len(outputs)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ class Before:
     """What a batch B finds before the last step s, at theta - s.
 
     Attributes:
-        loss: f_B(theta - s), where f_B(theta) has no regularization.
+        loss: f_B(theta - s), with its regularization.
         gradient: of f_B there.
         curvature: s.(F_B + l2)s there.
     """
@@ -74,12 +75,14 @@ class SecondOrder(torch.optim.Optimizer):
         """The step from here, flat.
 
         Args:
-            loss: of the batch; NaN where it is not known.
+            loss: of the batch, with its regularization; NaN where it is not known.
             g: its gradient, (size,).
             again: () -> the batch before the last step; None where there is no closure.
         """
 
+    #: The last step, and inside of `advance` the loss of the batch at theta + shift, where there is a closure.
     last: Tensor | None
+    value: Callable[[Tensor], float] | None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and forget the inputs of the batch."""
@@ -112,9 +115,11 @@ class SecondOrder(torch.optim.Optimizer):
             raise SolveFailure(f"a loss of {loss}, or its gradient, is not finite", "smaller steps, or other samples")
         self._watching = False  # what follows calls the network for its derivatives
         try:
+            loss += self.l2 * _half_square(self.parameters())
+            self.value = None if closure is None else lambda shift: self._value(closure, shift)
             step = self.advance(loss, g, None if closure is None else lambda: self._before(closure))
         finally:
-            self._watching = True
+            self._watching, self.value = True, None
         self.move(step)
         self._forget()
         self.steps += 1
@@ -147,21 +152,37 @@ class SecondOrder(torch.optim.Optimizer):
                 p.add_(part)
 
     def _before(self, closure: Callable[[], Any]) -> Before:
-        """The batch at theta - `last`; parameters, gradients and buffers are then as they were."""
+        """The batch at theta - `last`."""
         assert self.last is not None
+        with self._moved(-self.last):
+            loss = self._loss(closure)
+            g = self.gradient()
+            _, Q = self.quadratic([self.last], g, 0.0)
+        return Before(loss, g, float(Q[0, 0]))
+
+    def _value(self, closure: Callable[[], Any], shift: Tensor) -> float:
+        with self._moved(shift):
+            return self._loss(closure)
+
+    def _loss(self, closure: Callable[[], Any]) -> float:
+        """The loss and its regularization; what the closure clears stays."""
+        inputs, targets = self.inputs, self.targets
+        with torch.enable_grad():
+            loss = float(torch.as_tensor(closure()).detach())
+        self.inputs, self.targets = inputs, targets
+        return loss + self.l2 * _half_square(self.parameters())
+
+    @contextmanager
+    def _moved(self, shift: Tensor) -> Iterator[None]:
+        """Inside, the parameters are theta + shift; then they, gradients and buffers are as they were."""
         parameters = [p for layer in self.layers for p in layer.parameters]
         kept = [(p, p.detach().clone(), p.grad) for p in parameters]
         buffers = [(each, each.clone()) for each in self.network.buffers()]
-        inputs, targets, theta = self.inputs, self.targets, self.l2 * _half_square(self.parameters())
+        for p in parameters:
+            p.grad = None
         try:
-            for p in parameters:
-                p.grad = None
-            self.move(-self.last, decay=False)
-            with torch.enable_grad():
-                loss = float(torch.as_tensor(closure()).detach()) + self.l2 * _half_square(self.parameters()) - theta
-            self.inputs, self.targets = inputs, targets
-            g = self.gradient()
-            _, Q = self.quadratic([self.last], g, 0.0)
+            self.move(shift, decay=False)
+            yield
         finally:
             with torch.no_grad():
                 for p, old, grad in kept:
@@ -169,7 +190,6 @@ class SecondOrder(torch.optim.Optimizer):
                     p.grad = grad
                 for each, old in buffers:
                     each.copy_(old)
-        return Before(loss, g, float(Q[0, 0]))
 
     def watch(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Keep what the network is called with."""

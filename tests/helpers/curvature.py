@@ -1,6 +1,7 @@
 """Slow and obviously right: dense Fisher matrices, and gradients of single samples."""
 
 import torch
+from torch import nn
 
 from nn_adapters.curvature.layers import curved_layers
 from nn_adapters.curvature.products import flat
@@ -39,3 +40,36 @@ def _hessian(likelihood, output, target):
 
 def _classifies(likelihood):
     return type(likelihood).__name__ == "CrossEntropy"
+
+
+def problem(seed=0, samples=40):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, 4, generator=generator, dtype=torch.float64)
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 3)).double()
+    return network, x, (x[:, 0] * x[:, 1] > 0).long() + (x[:, 2] > 1)
+
+
+def closure_of(optimizer, network, loss, x, y):
+    def closure():
+        optimizer.zero_grad()
+        value = loss(network(x), y)
+        value.backward()
+        return value
+
+    return closure
+
+
+def train(optimizer, network, loss, x, y, steps, begin=0, batch=10):
+    losses = []
+    for k in range(begin, begin + steps):
+        rows = torch.arange(k * batch, (k + 1) * batch) % len(x)
+        losses.append(float(optimizer.step(closure_of(optimizer, network, loss, x[rows], y[rows])).detach()))
+    return losses
+
+
+def flat_gradient(network, loss, x, y, l2=0.0):
+    """The gradient with its regularization, in the order of Kronecker blocks; the network's own are added to."""
+    loss(network(x), y).backward()
+    layers = curved_layers(network)
+    return flat(layers, [[p.grad + l2 * p.detach() for p in layer.parameters] for layer in layers])

@@ -10,34 +10,8 @@ from torch import nn
 from nn_adapters.curvature.kfac import KFAC, KFACSettings, minimizer
 from nn_adapters.curvature.likelihoods import CrossEntropy, SquaredError
 from pdeopt.core.errors import InputError, SolveFailure
-from tests.helpers.curvature import dense_fisher
+from tests.helpers.curvature import closure_of, dense_fisher, flat_gradient, problem, train
 from tests.helpers.support import relative
-
-
-def problem(seed=0, samples=40):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(samples, 4, generator=generator, dtype=torch.float64)
-    torch.manual_seed(seed)
-    network = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 3)).double()
-    return network, x, (x[:, 0] * x[:, 1] > 0).long() + (x[:, 2] > 1)
-
-
-def closure_of(optimizer, network, loss, x, y):
-    def closure():
-        optimizer.zero_grad()
-        value = loss(network(x), y)
-        value.backward()
-        return value
-
-    return closure
-
-
-def train(optimizer, network, loss, x, y, steps, begin=0, batch=10):
-    losses = []
-    for k in range(begin, begin + steps):
-        rows = torch.arange(k * batch, (k + 1) * batch) % len(x)
-        losses.append(float(optimizer.step(closure_of(optimizer, network, loss, x[rows], y[rows])).detach()))
-    return losses
 
 
 def test_one_linear_layer_is_solved_in_a_step():
@@ -66,18 +40,9 @@ def test_steps_minimize_the_quadratic_model():
     assert 0.0 < mu < 0.9
     F = dense_fisher(before, loss, x[10:20]) + 0.11 * torch.eye(len(step), dtype=torch.float64)
     d = (step - mu * last) / alpha
-    loss(before(x[10:20]), y[10:20]).backward()
-    parameters = list(before.parameters())
-    g = _flat([p.grad + 0.01 * p.detach() for p in parameters])
+    g = flat_gradient(before, loss, x[10:20], y[10:20], l2=0.01)
     residual = torch.stack([d, last]) @ (g + F @ step)
     assert float(residual.abs().max()) <= 1e-10 * float((d @ g).abs())
-
-
-def _flat(parts):
-    """In the order of Kronecker blocks: weights with their bias as the last column."""
-    w1, b1, w2, b2, w3, b3 = parts
-    pair = lambda w, b: torch.cat([w, b[:, None]], 1).reshape(-1)  # noqa: E731
-    return torch.cat([pair(w1, b1), w2, b2, pair(w3, b3)])
 
 
 def test_the_momentum_stays_in_its_bounds():
