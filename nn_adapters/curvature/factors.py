@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from nn_adapters.curvature.layers import CurvedLayer, NormCurved
 from nn_adapters.curvature.likelihoods import Likelihood
 from pdeopt.core.errors import InputError
+from pdeopt.core.messages import PRECISIONS, Messages
+from pdeopt.core.team import Team
 from pdeopt.functions.gram import GramSum
 from pdeopt.lowrank.kronecker import KroneckerBlocks
 
@@ -35,12 +37,16 @@ class KroneckerFactors:
         likelihood: of the loss.
         fisher: as above.
         generator: of sampled targets.
+        team: of ranks, each with samples of its own; None for one. A layer belongs to one of them, which alone has its
+            averages: the sums of all ranks are reduced to the owners, in one message.
+        precision: of that message, see `Messages`.
 
     Attributes:
-        sums: A and G of each layer, as running sums.
+        owners: rank of each layer; the one whose inverses take most is given away first, to the idlest.
+        sums: A and G of each layer of this rank, as running sums.
 
     Raises:
-        InputError: another kind of Fisher matrix.
+        InputError: another kind of Fisher matrix, or another precision.
 
     Example:
         >>> factors = KroneckerFactors(network, curved_layers(network), CrossEntropy())
@@ -55,12 +61,35 @@ class KroneckerFactors:
         likelihood: Likelihood,
         fisher: str = "exact",
         generator: torch.Generator | None = None,
+        team: Team | None = None,
+        precision: str = "float32",
     ) -> None:
         if fisher not in FISHER:
             raise InputError("Fisher matrix", fisher, " | ".join(FISHER))
         self.network, self.layers, self.likelihood = network, list(layers), likelihood
-        self.fisher, self.generator = fisher, generator
-        self.sums = self._empty()
+        self.fisher, self.generator, self.team = fisher, generator, team
+        self.rank, ranks = (0, 1) if team is None else (team.rank, team.size)
+        self.owners = owners([layer.shape for layer in self.layers], ranks)
+        fresh = self._empty()
+        self.sums = {layer: fresh[layer] for layer in self.own(self.rank)}
+        self._order = [layer for rank in range(ranks) for layer in self.own(rank)]
+        packed = [sum(map(_packed, pair)) for pair in fresh]
+        parts = [sum(packed[layer] for layer in self.own(rank)) for rank in range(ranks)]
+        self._statistics = Messages(team, sum(parts), precision, parts)
+        sizes = [sum(layer.shape[0] * layer.shape[1] for layer in self._layers_of(rank)) for rank in range(ranks)]
+        self._steps = Messages(team, sum(sizes), _precision(self.layers[0]), sizes, feedback=False)
+
+    @property
+    def sent(self) -> int:
+        """Bytes that this rank has sent."""
+        return self._statistics.sent + self._steps.sent
+
+    def own(self, rank: int) -> list[int]:
+        """The layers of a rank."""
+        return [layer for layer, owner in enumerate(self.owners) if owner == rank]
+
+    def _layers_of(self, rank: int) -> list[CurvedLayer]:
+        return [self.layers[layer] for layer in self.own(rank)]
 
     def average(self, inputs: Sequence[tuple[Any, ...]], targets: Sequence[Any] = (), forget: float = 0.0) -> None:
         """Take a batch into the averages.
@@ -70,46 +99,75 @@ class KroneckerFactors:
             targets: of each part, for the empirical Fisher matrix.
             forget: factor of the weights of all batches so far.
         """
-        fresh = self.fresh(inputs, targets)
-        for own, new in zip(self.sums, fresh):
-            for a, b in zip(own, new):
+        samples = sum(len(arguments[0]) for arguments in inputs)
+        whole = samples if self.team is None else self.team.allreduce(samples)
+        fresh = self.fresh(inputs, targets, whole)
+        if self.team is not None and self.team.size > 1:
+            self._reduce(fresh, samples)
+        for layer, own in self.sums.items():
+            for a, b in zip(own, fresh[layer]):
                 a.forget(forget)
                 a.merge(b)
 
-    def fresh(self, inputs: Sequence[tuple[Any, ...]], targets: Sequence[Any] = ()) -> list[tuple[GramSum, GramSum]]:
-        """The sums of one batch alone, as `average`."""
+    def _reduce(self, fresh: list[tuple[GramSum, GramSum]], samples: int) -> None:
+        """Bring the sums of all ranks to the owners of the layers. Collective."""
+        buffer = torch.cat([sums.triangle for layer in self._order for sums in fresh[layer]])
+        own, weight = self._statistics.reduce_scatter(buffer, samples)
+        mine = [sums for layer in self.sums for sums in fresh[layer]]
+        for sums, numbers in zip(mine, own.split([_packed(each) for each in mine])):
+            sums.triangle, sums.weights = numbers, (weight, weight)
+
+    def precondition(self, inverse: KroneckerBlocks, g: Tensor) -> Tensor:
+        """The inverse times the gradient, equal on all ranks. Collective.
+
+        Args:
+            inverse: that of `blocks()`, the layers of this rank.
+            g: this rank's part of the gradient, (size,); they add up to it.
+        """
+        if self.team is None or self.team.size == 1:
+            return inverse.apply(g)
+        sizes = [layer.shape[0] * layer.shape[1] for layer in self.layers]
+        pieces = g.split(sizes)
+        own, _ = self._steps.reduce_scatter(torch.cat([pieces[layer] for layer in self._order]))
+        whole = self._steps.allgather(inverse.apply(own) if len(own) else own)
+        found = dict(zip(self._order, whole.split([sizes[layer] for layer in self._order])))
+        return torch.cat([found[layer] for layer in range(len(sizes))])
+
+    def fresh(
+        self, inputs: Sequence[tuple[Any, ...]], targets: Sequence[Any] = (), whole: int | None = None
+    ) -> list[tuple[GramSum, GramSum]]:
+        """The sums of one batch, those of this rank for all layers, as `average`; `whole` samples on all ranks."""
         if self.fisher == "empirical" and len(targets) != len(inputs):
             got = f"{len(targets)} for {len(inputs)} parts of a batch"
             raise InputError("targets of the empirical Fisher matrix", got, "a loss computed by the likelihood itself")
-        sums, samples = self._empty(), sum(len(arguments[0]) for arguments in inputs)
+        sums, samples = self._empty(), whole or sum(len(arguments[0]) for arguments in inputs)
         for number, arguments in enumerate(inputs):
             self._add(sums, arguments, targets[number] if self.fisher == "empirical" else None, samples)
         return sums
 
     def blocks(self) -> KroneckerBlocks:
-        """The averages as a matrix."""
-        A = [
-            _mean(a) if not layer.is_dense else torch.ones_like(a.lower)
-            for layer, (a, _) in zip(self.layers, self.sums)
-        ]
-        return KroneckerBlocks(A, [_mean(g) for _, g in self.sums])
+        """The averages as a matrix, of the layers of this rank."""
+        A = [torch.ones_like(a.lower) if self.layers[k].is_dense else _mean(a) for k, (a, _) in self.sums.items()]
+        return KroneckerBlocks(A, [_mean(g) for _, g in self.sums.values()])
 
     def memory(self) -> dict[str, Any]:
         """What `recall` takes."""
         found: dict[str, Any] = {}
-        for number, pair in enumerate(self.sums):
+        for number, pair in self.sums.items():
             for kind, sums in zip("AG", pair):
                 found[f"{kind}{number}"] = sums.lower.tril()
                 found[f"weight.{kind}{number}"] = sums.weights[0]
-        return found
+        return found | {f"lost.{name}": lost for name, lost in self._statistics.memory().items()}
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Go on from what `memory` gave."""
-        for number, pair in enumerate(self.sums):
+        for number, pair in self.sums.items():
             for kind, sums in zip("AG", pair):
                 sums.lower.copy_(memory[f"{kind}{number}"])
                 weight = float(memory[f"weight.{kind}{number}"])
                 sums.weights = weight, weight
+        lost = {name.removeprefix("lost."): value for name, value in memory.items() if name.startswith("lost.")}
+        self._statistics.recall(lost)
 
     def _empty(self) -> list[tuple[GramSum, GramSum]]:
         return [tuple(GramSum(k, 0, p.dtype) for k in reversed(layer.shape)) for layer, p in self._firsts]  # type: ignore[misc]
@@ -133,8 +191,10 @@ class KroneckerFactors:
         samples = len(outputs)
         unit = (whole * self.likelihood.weight(whole)) ** 0.5
         for layer, made, (A, _) in zip(self.layers, uses, sums):
-            for x, _ in made if not layer.is_dense else ():
-                A.add(layer.inputs(x).flatten(0, 1))
+            rows = [] if layer.is_dense else [layer.inputs(x).flatten(0, 1) for x, _ in made]
+            scale = (samples / max(sum(map(len, rows)), 1)) ** 0.5
+            for number, part in enumerate(rows or [A.lower[:0]]):
+                A.add(scale * part, samples=samples if number == 0 else 0)
         made = [y for each in uses for _, y in each]
         for number, cotangent in enumerate(cotangents):
             keep = number + 1 < len(cotangents)
@@ -154,6 +214,30 @@ def _rows(layer: CurvedLayer, uses: list[tuple[Tensor, Tensor]], samples: int) -
         return torch.zeros(samples, layer.shape[0])
     rows = torch.cat([layer.derivatives(g) for _, g in uses], 1)
     return rows.flatten(0, 1)
+
+
+def owners(shapes: Sequence[tuple[int, int]], ranks: int) -> list[int]:
+    """A rank for each layer (m, n), so that the busiest has little to do, of m^3 + n^3 an inverse: the largest first.
+
+    Args:
+        shapes: of the layers.
+        ranks: their number.
+    """
+    work = [m**3 + n**3 for m, n in shapes]
+    busy, found = [0] * ranks, [0] * len(shapes)
+    for layer in sorted(range(len(shapes)), key=lambda layer: -work[layer]):
+        found[layer] = busy.index(min(busy))
+        busy[found[layer]] += work[layer]
+    return found
+
+
+def _packed(sums: GramSum) -> int:
+    """Numbers of a triangle."""
+    return sums.inputs * (sums.inputs + 1) // 2
+
+
+def _precision(layer: CurvedLayer) -> str:
+    return next((name for name, dtype in PRECISIONS.items() if dtype == layer.parameters[0].dtype), "float32")
 
 
 def _mean(sums: GramSum) -> Tensor:

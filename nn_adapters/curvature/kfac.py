@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from nn_adapters.curvature.factors import FISHER, KroneckerFactors
 from nn_adapters.curvature.likelihoods import Likelihood
 from nn_adapters.curvature.secondorder import Before, SecondOrder, chosen
+from pdeopt.core.errors import together
+from pdeopt.core.messages import PRECISIONS
 from pdeopt.core.settings import Settings, setting
+from pdeopt.core.team import Team
 from pdeopt.lowrank.kronecker import KroneckerBlocks
 
 #: A batch whose loss is so many times that of the batch before asks whether the step between them has failed; it has,
@@ -43,6 +46,7 @@ class KFACSettings(Settings, prefix="kfac_"):
     decay: float = setting(
         0.0, "share of the weights, without biases and normalizations, that a step takes away", at_least=0, at_most=1
     )
+    messages: str = setting("float32", "precision of the factors' sums between ranks", choices=tuple(PRECISIONS))
     rate: float = setting(None, "learning rate; by default that of the quadratic model", above=0, kind=float)
     momentum: float = setting(0.9, "factor of the last step (with -kfac_rate)", at_least=0, at_most=1)
 
@@ -66,7 +70,11 @@ class KFAC(SecondOrder):
             arguments in training mode are the batch. Nothing random, as dropout is.
         likelihood: of its loss, see `CrossEntropy`, `SquaredError`.
         settings: keywords replace single ones: `KFAC(network, CrossEntropy(), damping=1e-2)`.
-        seed: of sampled targets.
+        seed: of sampled targets, which are drawn by each rank for its samples.
+        team: ranks that share a batch: the closure has the samples of this rank, and the mean is over all of them. All
+            start with the same parameters, which stay equal to the last bit. A layer belongs to one rank, which has its
+            factors and inverses, preconditions its part of the gradient, and sends the step to all: what is sent is
+            less than an allreduce of gradient and factors takes. `step` is then collective.
 
     Attributes:
         damping, ratio: now, and the last rho.
@@ -94,11 +102,15 @@ class KFAC(SecondOrder):
         likelihood: Likelihood,
         settings: KFACSettings | None = None,
         seed: int = 0,
+        team: Team | None = None,
         **words: Any,
     ) -> None:
         self.settings: KFACSettings = chosen(KFACSettings, settings, words)
-        super().__init__(network, likelihood, self.settings.l2, self.settings.decay, seed)
-        self.factors = KroneckerFactors(network, self.layers, likelihood, self.settings.fisher, self.generator)
+        super().__init__(network, likelihood, self.settings.l2, self.settings.decay, seed, team)
+        own = self.settings
+        self.factors = KroneckerFactors(
+            network, self.layers, likelihood, own.fisher, self.generator, team, own.messages
+        )
         self.damping, self.ratio, self.coefficients = self.settings.damping, math.nan, (1.0, 0.0)
         self.inverse = KroneckerBlocks([], [])
         self.last: Tensor | None = None
@@ -111,13 +123,16 @@ class KFAC(SecondOrder):
         if self.steps % own.statistics_every == 0:
             self.factors.average(self.inputs, self.targets, own.average)
         if self.steps % own.inverse_every == 0 or self.last is None:
-            self.inverse = self.factors.blocks().inverse(self.damping + own.l2)
-        d = -self.inverse.apply(g)
+            self.inverse = self._together(lambda: self.factors.blocks().inverse(self.damping + own.l2))
+        d = -self.factors.precondition(self.inverse, g)
         self.coefficients = (own.rate, own.momentum) if own.rate is not None else self._minimizer(d, g)
         alpha, mu = self.coefficients
         self.last = alpha * d if self.last is None else alpha * d + mu * self.last
         self.loss = loss
         return self.last
+
+    def _together(self, function: Callable[[], KroneckerBlocks]) -> KroneckerBlocks:
+        return function() if self.team is None else together(self.team, function)
 
     def _minimizer(self, d: Tensor, g: Tensor) -> tuple[float, float]:
         """alpha and mu of the quadratic model."""
@@ -133,7 +148,7 @@ class KFAC(SecondOrder):
         """Adapt the damping, and take the last step back where it was a failure; the gradient where we are then."""
         assert self.last is not None
         model = before.curvature + self.damping * float(self.last.double().square().sum())
-        risen = loss - before.loss - float(before.gradient.double() @ self.last.double())
+        risen = loss - before.loss - before.slope
         self.ratio = 2.0 - 2.0 * risen / model if model > 0.0 else math.nan
         if self.ratio > 0.75:
             self.damping = max(self.damping * self.settings.change, self.settings.least)

@@ -19,6 +19,7 @@ from nn_adapters.curvature.products import FisherMatrix, by_layer, flat
 from nn_adapters.layers.batching import is_random
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.settings import Settings, check
+from pdeopt.core.team import Team
 
 S = TypeVar("S", bound=Settings)
 
@@ -29,12 +30,14 @@ class Before:
 
     Attributes:
         loss: f_B(theta - s), with its regularization.
-        gradient: of f_B there.
+        gradient: of f_B there; of several ranks, the part of this one.
+        slope: gradient.s.
         curvature: s.(F_B + l2)s there.
     """
 
     loss: float
     gradient: Tensor
+    slope: float
     curvature: float
 
 
@@ -52,16 +55,20 @@ class SecondOrder(torch.optim.Optimizer):
         network, likelihood, seed: see `KFAC`.
         l2: weight of |theta|^2 / 2, which the closure does not have.
         decay: share of the weights that a step takes away.
+        team: ranks with samples of their own, see `KFAC`.
 
     Raises:
         InputError: a network with random numbers in training mode, or a layer without a block of curvature.
     """
 
-    def __init__(self, network: nn.Module, likelihood: Likelihood, l2: float, decay: float, seed: int) -> None:
+    def __init__(
+        self, network: nn.Module, likelihood: Likelihood, l2: float, decay: float, seed: int, team: Team | None = None
+    ) -> None:
         noisy = next((part for part in network.modules() if part.training and is_random(part)), None)
         if noisy is not None:
             raise InputError("network", f"{type(noisy).__name__} in training mode", "a network without random numbers")
         self.network, self.likelihood, self.l2, self.decay = network, likelihood, l2, decay
+        self.team, self._share = team, 1.0
         self.layers = curved_layers(network)
         self.generator = torch.Generator().manual_seed(seed)
         self.steps, self._watching = 0, True
@@ -110,8 +117,9 @@ class SecondOrder(torch.optim.Optimizer):
         self.targets = list(self.likelihood.seen)
         if not self.inputs:
             raise InputError(f"{type(self).__name__}.step", "no inputs", "a network in training mode, called before")
-        loss, g = math.nan if value is None else float(torch.as_tensor(value).detach()), self.gradient()
-        if not bool(g.isfinite().all()) or (value is not None and not math.isfinite(loss)):
+        self._share = self._share_of(sum(len(arguments[0]) for arguments in self.inputs))
+        loss, g = math.nan if value is None else self.over_ranks(self._own_loss(value)), self.gradient()
+        if self.over_ranks(float(not bool(g.isfinite().all()))) or (value is not None and not math.isfinite(loss)):
             raise SolveFailure(f"a loss of {loss}, or its gradient, is not finite", "smaller steps, or other samples")
         self._watching = False  # what follows calls the network for its derivatives
         try:
@@ -125,11 +133,24 @@ class SecondOrder(torch.optim.Optimizer):
         self.steps += 1
         return value
 
+    def over_ranks(self, own: float) -> float:
+        """The sum over the ranks."""
+        return own if self.team is None else float(self.team.allreduce(own))
+
+    def _share_of(self, samples: int) -> float:
+        """The weight of this rank's loss in that of all."""
+        return samples / self.over_ranks(samples) if self.likelihood.reduction == "mean" else 1.0
+
+    def _own_loss(self, value: Any) -> float:
+        return self._share * float(torch.as_tensor(value).detach())
+
     def gradient(self) -> Tensor:
-        """The gradient of the batch with its regularization, flat."""
+        """The gradient of the batch with its regularization, flat; of several ranks, the part that is this one's."""
         parts = [[_or_zero(p) for p in layer.parameters] for layer in self.layers]
         g = flat(self.layers, parts)
-        return g + self.l2 * self.parameters() if self.l2 else g
+        if self.team is not None:
+            g = self._share * g
+        return g + self.l2 / (1 if self.team is None else self.team.size) * self.parameters() if self.l2 else g
 
     def parameters(self) -> Tensor:
         """theta, flat."""
@@ -139,8 +160,11 @@ class SecondOrder(torch.optim.Optimizer):
         """b_i = g.d_i and Q_ij = d_i.(F + damping + l2)d_j, float64, F that of the batch."""
         V = torch.stack(directions)
         F = FisherMatrix(self.network, self.layers, self.likelihood, self.inputs)
-        Q = F.gram(directions) + (damping + self.l2) * (V @ V.T).double().cpu()
-        return (V @ g).double().cpu(), Q
+        b, Q = (V @ g).double().cpu(), F.gram(directions)
+        if self.team is not None:
+            whole = self.team.allreduce(torch.cat([b[:, None], self._share * Q], 1).numpy())
+            b, Q = torch.from_numpy(whole[:, 0].copy()), torch.from_numpy(whole[:, 1:].copy())
+        return b, Q + (damping + self.l2) * (V @ V.T).double().cpu()
 
     @torch.no_grad()
     def move(self, step: Tensor, decay: bool = True) -> None:
@@ -157,8 +181,8 @@ class SecondOrder(torch.optim.Optimizer):
         with self._moved(-self.last):
             loss = self._loss(closure)
             g = self.gradient()
-            _, Q = self.quadratic([self.last], g, 0.0)
-        return Before(loss, g, float(Q[0, 0]))
+            b, Q = self.quadratic([self.last], g, 0.0)
+        return Before(loss, g, float(b[0]), float(Q[0, 0]))
 
     def _value(self, closure: Callable[[], Any], shift: Tensor) -> float:
         with self._moved(shift):
@@ -168,7 +192,7 @@ class SecondOrder(torch.optim.Optimizer):
         """The loss and its regularization; what the closure clears stays."""
         inputs, targets = self.inputs, self.targets
         with torch.enable_grad():
-            loss = float(torch.as_tensor(closure()).detach())
+            loss = self.over_ranks(self._own_loss(closure()))
         self.inputs, self.targets = inputs, targets
         return loss + self.l2 * _half_square(self.parameters())
 
