@@ -8,6 +8,8 @@ from nn_adapters.curvature.likelihoods import (
 # Layers, their Kronecker factors, and products without any.
 from nn_adapters.curvature.layers import CurvedLayer as CurvedLayer, curved_layers as curved_layers
 from nn_adapters.curvature.factors import KroneckerFactors as KroneckerFactors
+from nn_adapters.curvature.chains import SerialChain as SerialChain, shared_copy as shared_copy
+from nn_adapters.curvature.curvednetwork import CurvedNetwork as CurvedNetwork
 from nn_adapters.curvature.products import FisherMatrix as FisherMatrix, by_layer as by_layer, flat as flat
 
 # Optimizers.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nn_adapters.curvature.chains import chains
 from nn_adapters.curvature.layers import CurvedLayer, NormCurved
 from nn_adapters.curvature.likelihoods import Likelihood
 from pdeopt.core.errors import InputError
@@ -196,9 +197,10 @@ class KroneckerFactors:
             for number, part in enumerate(rows or [A.lower[:0]]):
                 A.add(scale * part, samples=samples if number == 0 else 0)
         made = [y for each in uses for _, y in each]
+        entries = [chain.entries.pop() for chain in chains(self.network)]
         for number, cotangent in enumerate(cotangents):
             keep = number + 1 < len(cotangents)
-            found = torch.autograd.grad(outputs, made, cotangent, retain_graph=keep, allow_unused=True)
+            found = torch.autograd.grad(outputs, made + entries, cotangent, retain_graph=keep, allow_unused=True)
             derivatives = iter(torch.zeros_like(y) if g is None else g for g, y in zip(found, made))
             for layer, each, (_, G) in zip(self.layers, uses, sums):
                 rows = _rows(layer, [(x, next(derivatives)) for x, _ in each], samples)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from nn_adapters.curvature.factors import KroneckerFactors
 from nn_adapters.curvature.likelihoods import Likelihood
-from nn_adapters.curvature.products import FisherMatrix
-from nn_adapters.curvature.secondorder import Before, SecondOrder, chosen
+from nn_adapters.curvature.secondorder import SecondOrder, chosen
 from pdeopt.core.arrays import assign, copy
+from pdeopt.core.errors import InputError
 from pdeopt.core.settings import Settings, setting
 from pdeopt.lowrank.kronecker import KroneckerPC
 
@@ -82,34 +82,36 @@ class HessianFree(SecondOrder):
     ) -> None:
         self.settings: HessianFreeSettings = chosen(HessianFreeSettings, settings, words)
         super().__init__(network, likelihood, self.settings.l2, self.settings.decay, seed)
-        self.factors = KroneckerFactors(network, self.layers, likelihood, "sampled", self.generator)
+        if self.model.serial is not network:
+            raise InputError("network of Hessian-free optimization", "LayerParallel", "layers that are not in parallel")
+        self.factors = KroneckerFactors(self.model.serial, self.model.layers, likelihood, "sampled", self.generator)
         self.damping, self.ratio, self.iterations = self.settings.damping, math.nan, 0
         self.last: Tensor | None = None
 
-    def advance(self, loss: float, g: Tensor, again: Callable[[], Before] | None) -> Tensor:
+    def advance(self, loss: float, g: Tensor) -> Tensor:
         own = self.settings
         if own.precond == "kfac":
-            self.factors.average(self.inputs, (), own.average)
-        fisher = FisherMatrix(self.network, self.layers, self.likelihood, self.inputs)
+            self.factors.average(self.model.inputs, (), own.average)
+        fisher = self.model.fisher()
         shift = self.damping + own.l2
         kept = self._solve(lambda v: fisher.times(v) + shift * v, g)
         step = kept[-1]
         decrease = -0.5 * float(step.double() @ (2.0 * g + fisher.times(step) + shift * step).double())
-        if self.value is not None:
-            step = self._search(self.value, loss, kept, decrease)
+        if self.can_try:
+            step = self._search(loss, kept, decrease)
         self.last = step
         return step
 
-    def _search(self, value: Callable[[Tensor], float], loss: float, kept: list[Tensor], decrease: float) -> Tensor:
+    def _search(self, loss: float, kept: list[Tensor], decrease: float) -> Tensor:
         """The iterate of CG that is best for the loss, going back from the last; none of them if none is better."""
-        own, found = self.settings, value(kept[-1])
+        own, found = self.settings, self.value(kept[-1])
         self.ratio = (loss - found) / decrease if decrease > 0.0 else math.nan
         if self.ratio > 0.75:
             self.damping = max(self.damping * own.change, own.least)
         elif not self.ratio >= 0.25:
             self.damping /= own.change
         best = len(kept) - 1
-        while own.backtrack and best > 0 and not (before := value(kept[best - 1])) >= found:
+        while own.backtrack and best > 0 and not (before := self.value(kept[best - 1])) >= found:
             best, found = best - 1, before
         if found < loss:
             return kept[best]

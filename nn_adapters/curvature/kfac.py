@@ -66,8 +66,9 @@ class KFAC(SecondOrder):
     doubles the loss of B against the model is taken back.
 
     Args:
-        network: of Linear, Conv2d and normalization layers, and of what has no parameters of its own. Its last
-            arguments in training mode are the batch. Nothing random, as dropout is.
+        network: of Linear, Conv2d and normalization layers, of what has no parameters of its own, and of one
+            `LayerParallel` of such layers, each of which has its factors on the rank that owns it. The arguments of its
+            calls in training mode are the batch. Nothing random, as dropout is.
         likelihood: of its loss, see `CrossEntropy`, `SquaredError`.
         settings: keywords replace single ones: `KFAC(network, CrossEntropy(), damping=1e-2)`.
         seed: of sampled targets, which are drawn by each rank for its samples.
@@ -109,19 +110,19 @@ class KFAC(SecondOrder):
         super().__init__(network, likelihood, self.settings.l2, self.settings.decay, seed, team)
         own = self.settings
         self.factors = KroneckerFactors(
-            network, self.layers, likelihood, own.fisher, self.generator, team, own.messages
+            self.model.serial, self.model.layers, likelihood, own.fisher, self.generator, team, own.messages
         )
         self.damping, self.ratio, self.coefficients = self.settings.damping, math.nan, (1.0, 0.0)
         self.inverse = KroneckerBlocks([], [])
         self.last: Tensor | None = None
         self.loss, self.taken_back = math.inf, 0
 
-    def advance(self, loss: float, g: Tensor, again: Callable[[], Before] | None) -> Tensor:
+    def advance(self, loss: float, g: Tensor) -> Tensor:
         own = self.settings
-        if again is not None and self.last is not None and self._is_due(loss):
-            g = self._judge(loss, g, again())
+        if self.can_try and self.last is not None and self._is_due(loss):
+            g = self._judge(loss, g, self.before())
         if self.steps % own.statistics_every == 0:
-            self.factors.average(self.inputs, self.targets, own.average)
+            self.factors.average(self.model.inputs, self.model.targets, own.average)
         if self.steps % own.inverse_every == 0 or self.last is None:
             self.inverse = self._together(lambda: self.factors.blocks().inverse(self.damping + own.l2))
         d = -self.factors.precondition(self.inverse, g)
@@ -132,12 +133,12 @@ class KFAC(SecondOrder):
         return self.last
 
     def _together(self, function: Callable[[], KroneckerBlocks]) -> KroneckerBlocks:
-        return function() if self.team is None else together(self.team, function)
+        return function() if self.model.team is None else together(self.model.team, function)
 
     def _minimizer(self, d: Tensor, g: Tensor) -> tuple[float, float]:
         """alpha and mu of the quadratic model."""
         directions = [d] if self.last is None else [d, self.last]
-        return minimizer(*self.quadratic(directions, g, self.damping))
+        return minimizer(*self.model.quadratic(directions, g, self.damping))
 
     def _is_due(self, loss: float) -> bool:
         """Whether to look at the last step: now and then, and where the loss has risen beyond chance."""
@@ -147,7 +148,7 @@ class KFAC(SecondOrder):
     def _judge(self, loss: float, g: Tensor, before: Before) -> Tensor:
         """Adapt the damping, and take the last step back where it was a failure; the gradient where we are then."""
         assert self.last is not None
-        model = before.curvature + self.damping * float(self.last.double().square().sum())
+        model = before.curvature + self.damping * self.model.square(self.last)
         risen = loss - before.loss - before.slope
         self.ratio = 2.0 - 2.0 * risen / model if model > 0.0 else math.nan
         if self.ratio > 0.75:
@@ -156,7 +157,7 @@ class KFAC(SecondOrder):
             self.damping /= self.settings.change
         if self.ratio >= 0.25 or not loss > FAILED * before.loss:
             return g
-        self.move(-self.last, decay=False)
+        self.model.move(-self.last)
         self.last, self.loss = None, before.loss
         self.damping *= 4.0
         self.taken_back += 1

@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from nn_adapters.curvature.layers import curved_layers
+from nn_adapters.curvature.curvednetwork import CurvedNetwork
 from nn_adapters.curvature.likelihoods import Likelihood
-from nn_adapters.curvature.products import FisherMatrix, by_layer, flat
-from nn_adapters.layers.batching import is_random
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.settings import Settings, check
 from pdeopt.core.team import Team
@@ -52,44 +49,39 @@ class SecondOrder(torch.optim.Optimizer):
     A subclass writes `advance`.
 
     Args:
-        network, likelihood, seed: see `KFAC`.
+        network, likelihood, seed, team: see `KFAC`.
         l2: weight of |theta|^2 / 2, which the closure does not have.
         decay: share of the weights that a step takes away.
-        team: ranks with samples of their own, see `KFAC`.
+
+    Attributes:
+        model: the network as a function of a flat vector.
+        steps: so far.
+        last: the last step, flat.
 
     Raises:
-        InputError: a network with random numbers in training mode, or a layer without a block of curvature.
+        InputError: what `CurvedNetwork` refuses.
     """
+
+    last: Tensor | None
 
     def __init__(
         self, network: nn.Module, likelihood: Likelihood, l2: float, decay: float, seed: int, team: Team | None = None
     ) -> None:
-        noisy = next((part for part in network.modules() if part.training and is_random(part)), None)
-        if noisy is not None:
-            raise InputError("network", f"{type(noisy).__name__} in training mode", "a network without random numbers")
-        self.network, self.likelihood, self.l2, self.decay = network, likelihood, l2, decay
-        self.team, self._share = team, 1.0
-        self.layers = curved_layers(network)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.model = CurvedNetwork(network, likelihood, l2, team)
+        self.decay, self.generator = decay, torch.Generator().manual_seed(seed)
         self.steps, self._watching = 0, True
-        self.inputs: list[tuple[Any, ...]] = []
-        self.targets: list[Any] = []
-        super().__init__([p for layer in self.layers for p in layer.parameters], {})
+        self._closure: Callable[[], Any] | None = None
+        super().__init__([p for p in network.parameters() if p.requires_grad], {})
         network.register_forward_pre_hook(_Watcher(weakref.ref(self)))
 
     @abstractmethod
-    def advance(self, loss: float, g: Tensor, again: Callable[[], Before] | None) -> Tensor:
+    def advance(self, loss: float, g: Tensor) -> Tensor:
         """The step from here, flat.
 
         Args:
             loss: of the batch, with its regularization; NaN where it is not known.
-            g: its gradient, (size,).
-            again: () -> the batch before the last step; None where there is no closure.
+            g: its gradient, (size,); of a team, the part of this rank.
         """
-
-    #: The last step, and inside of `advance` the loss of the batch at theta + shift, where there is a closure.
-    last: Tensor | None
-    value: Callable[[Tensor], float] | None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and forget the inputs of the batch."""
@@ -109,123 +101,66 @@ class SecondOrder(torch.optim.Optimizer):
             InputError: no input of the network is known.
             SolveFailure: a loss or a gradient that is not finite; nothing has changed.
         """
-        value = None
+        value, model = None, self.model
         if closure is not None:
             self._forget()
             with torch.enable_grad():
                 value = closure()
-        self.targets = list(self.likelihood.seen)
-        if not self.inputs:
+        model.targets = list(model.likelihood.seen)
+        if not model.inputs:
             raise InputError(f"{type(self).__name__}.step", "no inputs", "a network in training mode, called before")
-        self._share = self._share_of(sum(len(arguments[0]) for arguments in self.inputs))
-        loss, g = math.nan if value is None else self.over_ranks(self._own_loss(value)), self.gradient()
-        if self.over_ranks(float(not bool(g.isfinite().all()))) or (value is not None and not math.isfinite(loss)):
+        model.weigh()
+        loss, g = math.nan if value is None else model.loss(value), model.gradient()
+        if not model.is_finite(g) or (value is not None and not math.isfinite(loss)):
             raise SolveFailure(f"a loss of {loss}, or its gradient, is not finite", "smaller steps, or other samples")
-        self._watching = False  # what follows calls the network for its derivatives
+        self._watching, self._closure = False, closure  # what follows calls the network for its derivatives
         try:
-            loss += self.l2 * _half_square(self.parameters())
-            self.value = None if closure is None else lambda shift: self._value(closure, shift)
-            step = self.advance(loss, g, None if closure is None else lambda: self._before(closure))
+            step = self.advance(loss, g)
         finally:
-            self._watching, self.value = True, None
-        self.move(step)
+            self._watching, self._closure = True, None
+        model.move(step, self.decay)
         self._forget()
         self.steps += 1
         return value
 
-    def over_ranks(self, own: float) -> float:
-        """The sum over the ranks."""
-        return own if self.team is None else float(self.team.allreduce(own))
+    @property
+    def can_try(self) -> bool:
+        """Whether the loss is known at other parameters, inside of `advance`."""
+        return self._closure is not None
 
-    def _share_of(self, samples: int) -> float:
-        """The weight of this rank's loss in that of all."""
-        return samples / self.over_ranks(samples) if self.likelihood.reduction == "mean" else 1.0
+    def value(self, shift: Tensor) -> float:
+        """The loss of the batch at theta + shift, inside of `advance`. Collective."""
+        with self.model.moved(shift):
+            return self._again()
 
-    def _own_loss(self, value: Any) -> float:
-        return self._share * float(torch.as_tensor(value).detach())
-
-    def gradient(self) -> Tensor:
-        """The gradient of the batch with its regularization, flat; of several ranks, the part that is this one's."""
-        parts = [[_or_zero(p) for p in layer.parameters] for layer in self.layers]
-        g = flat(self.layers, parts)
-        if self.team is not None:
-            g = self._share * g
-        return g + self.l2 / (1 if self.team is None else self.team.size) * self.parameters() if self.l2 else g
-
-    def parameters(self) -> Tensor:
-        """theta, flat."""
-        return flat(self.layers, [[p.detach() for p in layer.parameters] for layer in self.layers])
-
-    def quadratic(self, directions: list[Tensor], g: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        """b_i = g.d_i and Q_ij = d_i.(F + damping + l2)d_j, float64, F that of the batch."""
-        V = torch.stack(directions)
-        F = FisherMatrix(self.network, self.layers, self.likelihood, self.inputs)
-        b, Q = (V @ g).double().cpu(), F.gram(directions)
-        if self.team is not None:
-            whole = self.team.allreduce(torch.cat([b[:, None], self._share * Q], 1).numpy())
-            b, Q = torch.from_numpy(whole[:, 0].copy()), torch.from_numpy(whole[:, 1:].copy())
-        return b, Q + (damping + self.l2) * (V @ V.T).double().cpu()
-
-    @torch.no_grad()
-    def move(self, step: Tensor, decay: bool = True) -> None:
-        """theta += step; weights decay first."""
-        for layer, parts in zip(self.layers, by_layer(self.layers, step)):
-            for p, part in zip(layer.parameters, parts):
-                if decay and self.decay and p.dim() > 1:
-                    p.mul_(1.0 - self.decay)
-                p.add_(part)
-
-    def _before(self, closure: Callable[[], Any]) -> Before:
-        """The batch at theta - `last`."""
+    def before(self) -> Before:
+        """The batch before the last step, inside of `advance`. Collective."""
         assert self.last is not None
-        with self._moved(-self.last):
-            loss = self._loss(closure)
-            g = self.gradient()
-            b, Q = self.quadratic([self.last], g, 0.0)
+        with self.model.moved(-self.last):
+            loss, g = self._again(), self.model.gradient()
+            b, Q = self.model.quadratic([self.last], g, 0.0)
         return Before(loss, g, float(b[0]), float(Q[0, 0]))
 
-    def _value(self, closure: Callable[[], Any], shift: Tensor) -> float:
-        with self._moved(shift):
-            return self._loss(closure)
-
-    def _loss(self, closure: Callable[[], Any]) -> float:
-        """The loss and its regularization; what the closure clears stays."""
-        inputs, targets = self.inputs, self.targets
+    def _again(self) -> float:
+        """The closure at other parameters; the batch that it clears stays."""
+        assert self._closure is not None
+        inputs, targets = self.model.inputs, self.model.targets
         with torch.enable_grad():
-            loss = self.over_ranks(self._own_loss(closure()))
-        self.inputs, self.targets = inputs, targets
-        return loss + self.l2 * _half_square(self.parameters())
-
-    @contextmanager
-    def _moved(self, shift: Tensor) -> Iterator[None]:
-        """Inside, the parameters are theta + shift; then they, gradients and buffers are as they were."""
-        parameters = [p for layer in self.layers for p in layer.parameters]
-        kept = [(p, p.detach().clone(), p.grad) for p in parameters]
-        buffers = [(each, each.clone()) for each in self.network.buffers()]
-        for p in parameters:
-            p.grad = None
-        try:
-            self.move(shift, decay=False)
-            yield
-        finally:
-            with torch.no_grad():
-                for p, old, grad in kept:
-                    p.copy_(old)
-                    p.grad = grad
-                for each, old in buffers:
-                    each.copy_(old)
+            value = self._closure()
+        self.model.inputs, self.model.targets = inputs, targets
+        return self.model.loss(value)
 
     def watch(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Keep what the network is called with."""
-        if self._watching and module is self.network and module.training and torch.is_grad_enabled():
-            self.inputs.append(arguments)
+        if self._watching and module is self.model.network and module.training and torch.is_grad_enabled():
+            self.model.inputs.append(arguments)
 
     def _forget(self) -> None:
-        self.inputs, self.targets = [], []
-        self.likelihood.seen.clear()
+        self.model.inputs, self.model.targets = [], []
+        self.model.likelihood.seen.clear()
 
     def memory(self) -> dict[str, Any]:
-        """What `recall` takes: tensors and numbers by name."""
+        """What `recall` takes: tensors and numbers by name, those of this rank."""
         return {"steps": self.steps, "random": self.generator.get_state()}
 
     def recall(self, memory: dict[str, Any]) -> None:
@@ -253,10 +188,6 @@ def chosen(kind: type[S], settings: S | None, words: dict[str, Any]) -> S:
     return found
 
 
-def _half_square(theta: Tensor) -> float:
-    return 0.5 * float(theta.double().square().sum())
-
-
 class _Watcher:
     """The hook of a network that tells its optimizer; copies of the network have none."""
 
@@ -273,7 +204,3 @@ class _Watcher:
 
 def _nobody() -> None:
     return None
-
-
-def _or_zero(p: Tensor) -> Tensor:
-    return torch.zeros_like(p) if p.grad is None else p.grad.detach()

@@ -146,7 +146,7 @@ def test_decay_is_of_weights_alone():
 def _parts(optimizer):
     from nn_adapters.curvature.products import by_layer
 
-    return by_layer(optimizer.layers, optimizer.last)
+    return by_layer(optimizer.model.layers, optimizer.last)
 
 
 def test_a_batch_that_is_not_finite_changes_nothing():
