@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,10 +25,22 @@ def window_problem(problem: ControlProblem, begin: int, end: int, start: Tensor,
         start: the state u_begin, (n,).
         slope: what the steps after the window say about its last state: slope.u_end is added to the objective, (n,).
     """
-    start, objective = start.clone(), problem.objective + LinearTerminal(slope, end)
+    start = start.clone()
+    window = window_from(problem, begin, end, lambda: start)
+    window.objective = problem.objective + LinearTerminal(slope, end)
+    return window
+
+
+def window_from(problem: ControlProblem, begin: int, end: int, start: Callable[[], Tensor]) -> ControlProblem:
+    """The steps begin + 1 to end of a problem, on this rank alone, with the objective of all steps.
+
+    Args:
+        problem, begin, end: see `window_problem`.
+        start: gives the state u_begin, (n,), whenever the window is evaluated.
+    """
     window = copy.copy(problem)  # its parts are checked, and there are many windows
-    window.grid, window.objective = problem.grid.window(begin, end), objective
-    window.initial_state = StateFunction(lambda p: start, problem.n)
+    window.grid = problem.grid.window(begin, end)
+    window.initial_state = StateFunction(lambda p: start(), problem.n)
     window.controls = StepControls(window.grid, problem.m)
     window.layout = VectorLayout(window.grid, problem.n, window.controls.size, problem.param_dim)
     window.propagator = Propagator(window.grid)

@@ -150,7 +150,7 @@ class KKTAssembly:
         step, dof = np.arange(grid.begin, grid.end)[:, None], np.arange(n)
         old = layout.old_state(step, dof)
         parts = [
-            *([self._initial_rows(p)] if grid.is_first else []),
+            *([self._initial_rows(p)] if (old < 0).any() else []),
             selection(old[old >= 0], width),
             selection(layout.state(step, dof), width),
             layout.control_rows(),

@@ -17,10 +17,11 @@ from petsc4py import PETSc
 
 import pdeopt as po
 from pdeopt.control import PropagatorSettings
-from pdeopt.core import interruptible, on_root, require_memory, sections, unread
+from pdeopt.core import Section, SplitRecord, freed, interruptible, on_root, require_memory, sections, unread
 from pdeopt.core.memory import DOUBLE
-from pdeopt.optimize import TaoSettings
+from pdeopt.optimize import TaoSettings, read_memory, write_memory
 from pdeopt.optimize.fullspace import SQPSettings
+from pdeopt.optimize.splitting import ADMM, CONTROL_DEFAULTS, AdmmSettings, TimeSplitting, TimeSplittingSettings
 from pdeopt.steps import StepSettings
 from problems.shared import pictures
 from problems.shared.command_line import finish
@@ -38,6 +39,9 @@ from problems.shared.pictures import Panel
 #: Solvers that honor bounds on the control.
 BOUNDED = ("active_set", "tao")
 
+#: Ends of a run by ADMM other than converged from which it can go on: not in the middle of an iteration.
+GOES_ON = (po.Reason.DIVERGED_MAX_IT, po.Reason.INTERRUPTED)
+
 
 @dataclass(frozen=True)
 class SolverSettings(po.Settings, includes=(PropagatorSettings,)):
@@ -45,13 +49,14 @@ class SolverSettings(po.Settings, includes=(PropagatorSettings,)):
 
     solver: str = po.setting(
         "sqp",
-        "full space: composite step, Newton, or Newton with bounds; or any TAO solver",
-        choices=("sqp", "newton", "active_set", "tao"),
+        "full space: composite step, Newton, or Newton with bounds; any TAO solver; or windows of time in turn",
+        choices=("sqp", "newton", "active_set", "tao", "admm"),
         reads={
             "sqp": (SQPSettings,),
             "newton": (SQPSettings,),
             "active_set": (SQPSettings,),
             "tao": (TaoSettings, StepSettings),
+            "admm": (Section(AdmmSettings, defaults=CONTROL_DEFAULTS), TimeSplittingSettings),
         },
     )
     lower: float = po.setting(None, "lower bound on the control (-solver active_set or tao)", kind=float)
@@ -137,6 +142,8 @@ class Run:
 
     def solve(self) -> po.Result:
         """Solve; see `run`."""
+        if self.settings.solver == "admm":
+            return self._split()
         saved = self._restart()
         result = self._tao(saved) if self.settings.solver == "tao" else self._full_space(saved)
         if saved is not None:
@@ -193,6 +200,33 @@ class Run:
         self.files.end(result.iterations, save)
         return result
 
+    def _split(self) -> po.Result:
+        """By ADMM on windows of time; checkpoints hold what the windows remember."""
+        mpi, history = self.case.problem.grid.mpi, None
+        constraint = TimeSplitting(self.case.problem)
+        with freed(constraint):
+            method = ADMM(constraint, **CONTROL_DEFAULTS)
+            fingerprint = self._fingerprint | constraint.fingerprint | method.fingerprint()
+            if self.checkpoints.restart:
+                memory, history = read_memory(self.checkpoints.restart, fingerprint, mpi, SplitRecord)
+                method.recall(memory)
+
+            def save(history: po.History) -> None:
+                write_memory(self.checkpoints.checkpoint, fingerprint, method.memory(), history, mpi)
+
+            def observe(_: Any, history: po.History) -> None:
+                self._count += 1
+                if self._count == 2:
+                    po.require_all_read()
+                self.files.after(history[-1].iteration, lambda: save(history))
+
+            result = method.solve(observers=[observe], history=history)
+            if result.reason >= po.Reason.ITERATING or result.reason in GOES_ON:
+                self.files.end(result.iterations, lambda: save(result.history))
+        if history is not None:
+            self.files.tell_if_finished(self.case.name, history, result)
+        return result
+
     def _write(self, checkpoint: po.Checkpoint) -> None:
         po.write_checkpoint(self.checkpoints.checkpoint, self.case.problem, self._fingerprint, checkpoint)
 
@@ -226,7 +260,7 @@ class Run:
             "optimality": last.optimality,
             "feasibility": last.feasibility,
             "iterations": last.iteration,
-            "krylov_iterations": _by_iteration(result.history["krylov"]),
+            "krylov_iterations": _by_iteration(result.history.columns().get("krylov", [])),
             "wall_time_s": seconds,
             "peak_memory_mb": problem.grid.mpi.allreduce(memory, MPI.MAX),
             "ranks": problem.grid.mpi.size,

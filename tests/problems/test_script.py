@@ -43,7 +43,10 @@ def summary(folder, *words):
 # -- what is written -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [(), ("-solver", "newton"), ("-solver", "active_set"), ("-solver", "tao")])
+@pytest.mark.parametrize(
+    "words",
+    [(), ("-solver", "newton"), ("-solver", "active_set"), ("-solver", "tao"), ("-solver", "admm", "-admm_rtol", 1e-9)],
+)
 def test_the_summary_says_what_was_solved_and_how(tmp_path, words):
     found = summary(tmp_path, *words)
     assert set(found) >= KEYS
@@ -180,7 +183,7 @@ BAD = {
     "T 0": (("-T", 0), "-T", "> 0"),
     "flux inf": (("-flux", "inf"), "-flux", "finite"),
     "control": (("-control", "splines"), "-control", "interval | nodal"),
-    "solver": (("-solver", "lbfgs"), "-solver", "sqp | newton | active_set | tao"),
+    "solver": (("-solver", "lbfgs"), "-solver", "sqp | newton | active_set | tao | admm"),
     "sqp_type": (("-sqp_max_it", -1), "-sqp_max_it", ">= 0"),
     "misspelt": (("-aplha", 0.1), "-aplha", "-alpha"),
     "misspelt later": (("-sqp_max_itt", 3), "-sqp_max_itt", "-sqp_max_it"),

@@ -9,11 +9,12 @@ from typing import Any
 
 from petsc4py import PETSc
 
-from pdeopt.core.errors import SolveFailure
+from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import History, Monitor, Reason, Result, SplitRecord, print_monitor, remedy
 from pdeopt.core.settings import Settings, read, setting
 from pdeopt.optimize.parts.loop import Observer, iterate
-from pdeopt.optimize.splitting.splitconstraint import SplitConstraint
+from pdeopt.optimize.splitting.acceleration import Acceleration
+from pdeopt.optimize.splitting.splitconstraint import PairedConstraint, SplitConstraint
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,17 @@ class AdmmSettings(Settings, prefix="admm_"):
     multipliers: bool = setting(True, "move the multipliers")
     rtol: float = setting(
         1e-6, "residuals, relative to the largest so far, at which a run has converged; 0: it goes on", at_least=0
+    )
+    relax: float = setting(
+        1.0, "over-relaxation: how far the second block sees the first one's move (two blocks)", above=0, at_most=1.95
+    )
+    penalty: str = setting(
+        "fixed",
+        "the penalty stays, or is chosen in the first iterations by the curvature that both blocks show (two blocks)",
+        choices=("fixed", "spectral"),
+    )
+    anderson: int = setting(
+        0, "iterations that Anderson acceleration looks back on; 0: none (two blocks)", at_least=0, at_most=1000
     )
     monitor: bool = setting(False, "print a line an iteration")
 
@@ -38,6 +50,9 @@ class ADMM:
         prefix: of the options.
         **defaults: settings that replace the defaults; options win.
 
+    Raises:
+        InputError: settings that a `PairedConstraint` alone has, for another constraint.
+
     Example:
         >>> result = ADMM(constraint, warm_up=10).solve()
         >>> result.history["feasibility"]
@@ -49,8 +64,19 @@ class ADMM:
         self.constraint = constraint
         self.settings = read(AdmmSettings, prefix, **defaults) if settings is None else settings
         self.note = "start"
+        self._acceleration = self._accelerated()
         self._iteration = 0
         self._largest = (0.0, 0.0)
+
+    def _accelerated(self) -> Acceleration | None:
+        settings = self.settings
+        if isinstance(self.constraint, PairedConstraint):
+            self.constraint.pair.relaxation = settings.relax
+            return Acceleration(self.constraint.pair, settings.penalty, settings.anderson)
+        if (settings.relax, settings.penalty, settings.anderson) != (1.0, "fixed", 0):
+            got = f"a {type(self.constraint).__name__}, which is no pair of blocks"
+            raise InputError("-admm_relax, -admm_penalty, -admm_anderson", got, "1, fixed, 0")
+        return None
 
     def solve(
         self,
@@ -103,6 +129,7 @@ class ADMM:
     def step(self) -> Reason:
         """One sweep, and one step of the multipliers."""
         self._iteration += 1
+        note = self._acceleration.prepare(self._iteration) if self._acceleration is not None else ""
         for block in self.constraint.sweep(self._iteration):
             try:
                 self.constraint.update(block)
@@ -113,7 +140,7 @@ class ADMM:
         moves = self.settings.multipliers and self._iteration > self.settings.warm_up
         if moves:
             self.constraint.ascend()
-        self.note = "" if moves else "blocks alone"
+        self.note = note if moves else "blocks alone"
         return Reason.ITERATING
 
     def unsolved(self) -> SplitRecord:
@@ -126,7 +153,24 @@ class ADMM:
 
     def result(self, reason: Reason, message: str, history: History) -> Result:
         """The design, with why the run ended."""
-        return Result(self.constraint.design(), reason, message, history)
+        return self.constraint.result(reason, message, history)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that must be equal at a restart, by their options."""
+        names = ("warm_up", "multipliers", "relax", "penalty", "anderson")
+        return {f"{AdmmSettings.prefix}{name}": getattr(self.settings, name) for name in names}
+
+    def memory(self) -> dict[str, Any]:
+        """What a restart needs: that of the constraint, and of the acceleration. Collective."""
+        own = {} if self._acceleration is None else self._acceleration.memory()
+        return self.constraint.memory() | {f"admm.{name}": each for name, each in own.items()}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go on from what `memory` gave; the history goes to `solve`."""
+        own = {name[5:]: each for name, each in memory.items() if name.startswith("admm.")}
+        self.constraint.recall({name: each for name, each in memory.items() if not name.startswith("admm.")})
+        if self._acceleration is not None:
+            self._acceleration.recall(own)
 
     def _test(self, record: SplitRecord) -> Reason:
         if not all(map(math.isfinite, (record.objective, record.feasibility, record.optimality))):

@@ -7,6 +7,9 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from pdeopt.core.monitor import History, Reason, Result
+from pdeopt.optimize.splitting.pair import Pair
+
 
 @dataclass
 class SplitWork:
@@ -81,3 +84,20 @@ class SplitConstraint(ABC):
     @abstractmethod
     def recall(self, memory: dict[str, Any]) -> None:
         """Go on from what `memory` gave."""
+
+    def result(self, reason: Reason, message: str, history: History) -> Result:
+        """What a run returns."""
+        return Result(self.design(), reason, message, history)
+
+
+class PairedConstraint(SplitConstraint):
+    """A split constraint of two blocks x and y with residuals r = a(x) - b(y), a and b linear.
+
+    What an iteration hands to the next one is b and the multipliers, so that ADMM is a fixed-point iteration for them,
+    which can be accelerated, and its penalty can be chosen by the curvature that both blocks show.
+
+    Attributes:
+        pair: both sides, multipliers and penalty, which the next update of a block sees.
+    """
+
+    pair: Pair
