@@ -28,7 +28,7 @@ from problems.benchmarks.processes import Row, measure, plain, table
 STEPS = (1e-3, 3e-3, 1e-2)
 
 #: Samples of a batch of the split network.
-BATCHES = (250, 1000)
+BATCHES = (250,)
 
 #: Epochs done, and seconds and test accuracy after them.
 Mark = tuple[float, float, float]
