@@ -227,5 +227,8 @@ def _check(splitting: LayerSplitting) -> None:
     require_fit(layers, tuple(x.shape[1:]))
     if not y.is_floating_point():
         require_classes(y, layers[-1].outputs)
+    elif splitting.settings.loss != "squared" or y.shape != (len(x), layers[-1].outputs):
+        legal = f"classes, or (samples, {layers[-1].outputs}) with the squared loss"
+        raise InputError(f"targets with the loss {splitting.settings.loss}", tuple(y.shape), legal)
     if x.numel() and not all(map(math.isfinite, map(float, x.aminmax()))):
         raise InputError("samples", "NaN or infinite entries", "finite numbers")

@@ -220,6 +220,9 @@ def test_samples_that_do_not_fit_are_refused():
         WholeLayers(network(), x * np.nan, y)
     with pytest.raises(InputError, match=">= 1"):
         WholeLayers(network(), x[:0], y[:0])
+    for loss, targets in (("hinge", x[:, :3]), ("squared", x)):
+        with pytest.raises(InputError, match=r"\(samples, 3\) with the squared loss"):
+            WholeLayers(network(), x, targets, SplitTrainingSettings(loss=loss))
 
 
 @pytest.mark.parametrize("name", ["beta", "gamma", "step", "softness"])
