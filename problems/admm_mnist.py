@@ -51,11 +51,11 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 #: What is right for each data set: widths of the hidden layers, layers of the ODE network, and epochs.
 PRESETS: dict[str, tuple[str, int, int]] = {
-    "mnist": ("500,500", 0, 4),
-    "fashion_mnist": ("500,500", 0, 4),
-    "har": ("200,200", 0, 30),
-    "digits": ("100,100", 0, 100),
-    "peaks": ("32", 16, 100),
+    "mnist": ("500,500", 0, 3),
+    "fashion_mnist": ("500,500", 0, 3),
+    "har": ("200,200", 0, 10),
+    "digits": ("100,100", 0, 40),
+    "peaks": ("32", 16, 40),
 }
 
 #: When ADMM stops and when its multipliers move, by default: epochs and seconds end a run.

@@ -279,9 +279,13 @@ def summary(name: str, training: SplitTraining, result: po.Result, imports: floa
         parameters: what the options said.
     """
     last, comm, work = training.marks[-1], training.comm, training.splitting.work
+    samples = training.samples
+    tests = samples.x_test.nbytes + samples.y_test.nbytes
+    predicted = {**training.splitting.predicted_memory(), "test samples": tests}
     own = {
-        "samples": training.samples.counts[comm.rank],
-        "observed_mb": {"imports": imports / 1e6, "above_imports": (used_memory()[1] - imports) / 1e6},
+        "samples": samples.counts[comm.rank],
+        "predicted_mb": {part: size / 1e6 for part, size in {**predicted, "all": sum(predicted.values())}.items()},
+        "observed_mb": {"imports": imports / 1e6, "all": used_memory()[1] / 1e6},
     }
     sent = comm.allgather(work.bytes)
     return {
