@@ -41,14 +41,15 @@ MAPS = {
 
 @pytest.fixture(params=MAPS, scope="module")
 def case(request):
-    """Map, its modules, weights, states, and the dense matrix T of its linear part, by derivatives of the modules."""
+    """Map, its modules, weights, states, and the dense matrix T of its linear part, by its columns."""
     torch.manual_seed(0)
     modules, shape = MAPS[request.param]
     net = nn.Sequential(*modules).double()
     ends = [nn.ReLU(), nn.Flatten(), nn.Linear(1, 1)]
     map = split_layers(nn.Sequential(net, *ends))[0].map
     a = torch.randn(5, *shape, dtype=torch.float64)
-    T = torch.func.jacrev(lambda each: net(each[None])[0].reshape(-1))(a[0]).reshape(-1, a[0].numel())
+    units = torch.eye(a[0].numel(), dtype=torch.float64).reshape(-1, *shape)
+    T = (net(units) - net(0 * units)).flatten(1).T
     return map, net, map.read(), a, T.detach()
 
 
