@@ -289,13 +289,20 @@ def _solve_through(
 
 
 def solver_of_rows(W: Tensor, beta: float, gamma: float, work: SplitWork) -> Solver:
-    """(beta W'W + gamma)^-1 for rows of right-hand sides, by the smaller of the matrices W'W and WW'."""
+    """(beta W'W + gamma)^-1 for rows of right-hand sides, by the smaller of the matrices W'W and WW'.
+
+    Raises:
+        SolveFailure: gamma is lost in the rounding of beta W'W, or W is not finite.
+    """
     outputs, inputs = W.shape
     small = outputs < inputs  # then by the formula of Woodbury
     factor = W.new_zeros(min(W.shape), min(W.shape))
     add_gram(factor, W.T if small else W)
     factor.diagonal().add_(gamma / beta)
-    factor = torch.linalg.cholesky_ex(factor).L
+    factor, info = torch.linalg.cholesky_ex(factor)
+    if int(info):
+        what = f"states: beta W'W + gamma is singular to rounding, beta {beta:g}, gamma {gamma:g}"
+        raise SolveFailure(what, "penalties that differ less, or double precision")
     work.products += len(factor) * (len(factor) + 1) / 2 * max(W.shape)
     work.solves += len(factor) ** 3 / 3
 

@@ -89,6 +89,12 @@ def test_weights_go_back_into_their_modules(case):
     map.write(W)
 
 
+def test_a_gamma_that_is_lost_in_rounding_is_named():
+    map = split_layers(nn.Linear(20, 20))[0].map
+    with pytest.raises(SolveFailure, match="singular to rounding"):
+        map.solver(torch.ones(20, 21), 1e12, 1.0, SplitWork())
+
+
 def test_conjugate_gradients_stop_where_each_sample_asks_them_to():
     """What a sample gets depends on no other, so that ranks and batches do not matter."""
     torch.manual_seed(0)
