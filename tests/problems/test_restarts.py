@@ -22,6 +22,7 @@ RUNS = {
     "multilevel": ("resnet_multilevel", "-data digits -samples 40 -pool 2 -layers 4 -width 4 -opt_max_it 4"),
     "apts": ("apts_mnist", "-data digits -samples 100 -opt_max_work 12"),
     "adam": ("apts_mnist", "-data digits -samples 100 -optimizer adam -batch 20 -opt_max_work 2"),
+    "windows": ("burgers", "-nx 8 -nt 8 -solver admm -admm_windows 3 -admm_max_it 5"),
     "lsgd": ("function_regression", "-steps 8"),
     "regression by adam": ("function_regression", "-method adam -steps 8"),
     "box": ("box_init", "-depth 4 -seeds 2 -points 3"),

@@ -19,7 +19,7 @@ from pdeopt.optimize.splitting.splitconstraint import PairedConstraint, SplitWor
 from pdeopt.optimize.splitting.timewindows import EVEN, ODD, TimeWindows
 
 #: Settings of `ADMM` that serve these constraints: see docs/benchmarks.md.
-CONTROL_DEFAULTS: dict[str, Any] = {"anderson": 20, "rtol": 1e-7, "max_it": 200}
+CONTROL_DEFAULTS: dict[str, Any] = {"anderson": 20, "rtol": 1e-7}
 
 #: Windows where no number is asked for, if there are so many steps.
 WINDOWS = 8
