@@ -194,6 +194,20 @@ ENTRIES = [
         "-data_dir DATA -epochs 3",
     ),
     Entry(
+        "kfac_mnist",
+        "K-FAC on digits",
+        "kfac.md",
+        "A dense network by Kronecker-factored curvature, without a learning rate.",
+        "-data_dir DATA -batch 1024 -target_loss 0.05",
+    ),
+    Entry(
+        "autoencoder",
+        "Autoencoder",
+        "kfac.md",
+        "Images of 196 pixels through a code of ten numbers.",
+        "-data_dir DATA -target_loss 1.4",
+    ),
+    Entry(
         "apts_cifar",
         "APTS on CIFAR-10",
         "optimizers.md#trust-regions",

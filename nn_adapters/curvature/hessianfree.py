@@ -160,13 +160,14 @@ class HessianFree(SecondOrder):
         return kept
 
     def memory(self) -> dict[str, Any]:
-        numbers = {"damping": self.damping, "ratio": self.ratio, "iterations": self.iterations}
+        numbers = {"damping": self.damping, "iterations": self.iterations}
+        numbers |= {"ratio": self.ratio} if math.isfinite(self.ratio) else {}
         last = {} if self.last is None else {"last": self.last.clone()}
         return super().memory() | numbers | last | self.factors.memory()
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
-        self.damping, self.ratio = float(memory["damping"]), float(memory["ratio"])
+        self.damping, self.ratio = float(memory["damping"]), float(memory.get("ratio", math.nan))
         self.iterations = int(memory["iterations"])
         self.last = memory["last"].clone() if "last" in memory else None
         self.factors.recall(memory)

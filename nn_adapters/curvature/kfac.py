@@ -165,8 +165,8 @@ class KFAC(SecondOrder):
 
     def memory(self) -> dict[str, Any]:
         chosen = torch.tensor(self.coefficients, dtype=torch.float64)
-        numbers = {"damping": self.damping, "ratio": self.ratio, "coefficients": chosen}
-        numbers |= {"loss": self.loss, "taken_back": self.taken_back}
+        numbers = {"damping": self.damping, "coefficients": chosen, "taken_back": self.taken_back}
+        numbers |= {name: each for name, each in (("ratio", self.ratio), ("loss", self.loss)) if math.isfinite(each)}
         last = {} if self.last is None else {"last": self.last.clone()}
         inverse = {
             f"inverse.{kind}{k}": factor for kind in "AG" for k, factor in enumerate(getattr(self.inverse, kind))
@@ -175,8 +175,8 @@ class KFAC(SecondOrder):
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
-        self.damping, self.ratio = float(memory["damping"]), float(memory["ratio"])
-        self.loss, self.taken_back = float(memory["loss"]), int(memory["taken_back"])
+        self.damping, self.ratio = float(memory["damping"]), float(memory.get("ratio", math.nan))
+        self.loss, self.taken_back = float(memory.get("loss", math.inf)), int(memory["taken_back"])
         alpha, mu = memory["coefficients"].tolist()
         self.coefficients = alpha, mu
         self.last = memory["last"].clone() if "last" in memory else None

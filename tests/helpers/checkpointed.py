@@ -53,6 +53,16 @@ RUNS = {
         "-data digits -samples 100 -widths 12 -form seed -epochs 4 -checkpoint_every 1",
         "-samples 1000 -epochs 100",
     ),
+    "kfac_mnist": (
+        "kfac_mnist",
+        "-data digits -samples 120 -batch 30 -max_steps 12 -checkpoint_every 1",
+        "-samples 1000 -max_steps 600",
+    ),
+    "autoencoder": (
+        "autoencoder",
+        "-data digits -samples 120 -batch 60 -max_steps 6 -checkpoint_every 1 -optimizer hessian_free",
+        "-samples 1000 -max_steps 100",
+    ),
     "function_regression": ("function_regression", "-steps 60", "-steps 500"),
     "box_init": ("box_init", "-seeds 2 -depth 3", "-seeds 8 -depth 8"),
 }

@@ -8,6 +8,7 @@ from importlib import import_module
 
 from mpi4py import MPI
 
+KFAC = "-data digits -samples 120 -batch 60 -max_steps 4 -precision double -kfac_fisher exact -kfac_messages float64"
 #: Runs of every script that end by a number of iterations, so that counts are compared, too.
 RUNS = {
     "burgers": "-nx 12 -nt 16",
@@ -17,6 +18,8 @@ RUNS = {
     "resnet_multilevel": "-data digits -samples 60 -layers 8 -width 4 -opt_max_it 3",
     "apts_mnist": "-data digits -samples 120 -opt_max_it 3 -opt_max_work 8",
     "admm_mnist": "-samples 200 -widths 12 -split_batch 50 -epochs 2 -precision double -split_precision float64",
+    "kfac_mnist": KFAC,
+    "autoencoder": KFAC,
     "pinn_burgers": "-points 60 -width 4 -opt_max_it 6",
     "pinn_klein_gordon": "-points 60 -width 4 -opt_max_it 3 -optimizer spqn",
     "pinn_diffusion_transport": "-points 60 -width 4 -opt_max_it 6",

@@ -21,6 +21,8 @@ SMALL = {
     "apts_mnist": CLASSIFIER,
     "apts_cifar": CLASSIFIER,
     "admm_mnist": ["-epochs", "1", "-samples", "40", "-widths", "6"],
+    "kfac_mnist": ["-samples", "40", "-max_steps", "2", "-widths", "6"],
+    "autoencoder": ["-samples", "40", "-max_steps", "2", "-widths", "6"],
     "pinn_burgers": PINN,
     "pinn_klein_gordon": PINN,
     "pinn_diffusion_transport": PINN,

@@ -28,6 +28,9 @@ RUNS = {
     "box": ("box_init", "-depth 4 -seeds 2 -points 3"),
     "admm": ("admm_mnist", "-data digits -samples 100 -widths 8 -split_batch 25 -epochs 2"),
     "admm, seed": ("admm_mnist", "-data digits -samples 100 -widths 8 -form seed -activation hard_sigmoid -epochs 5"),
+    "kfac": ("kfac_mnist", "-data digits -samples 100 -widths 8 -batch 20 -max_steps 12"),
+    "kfac by adam": ("kfac_mnist", "-data digits -samples 100 -widths 8 -optimizer adam -max_steps 4"),
+    "hessian-free": ("autoencoder", "-data digits -samples 60 -widths 6 -optimizer hessian_free -max_steps 4"),
     "nested": ("peaks", "-layers 8 -samples 60 -batch 20 -epochs 2 -nested 2"),
 }
 #: What of a summary is of the machine or of the command line.

@@ -1,0 +1,66 @@
+"""Digits (or other small images) by a dense or a convolutional network, trained by K-FAC or a rival.
+
+python -m problems.kfac_mnist                                            # scikit-learn's digits
+python -m problems.kfac_mnist -data_dir DATA -batch 8192 -target_loss 0.05
+python -m problems.kfac_mnist -data_dir DATA -optimizer sgd -lr 0.3 -target_loss 0.05 -max_steps 2000
+python -m problems.kfac_mnist -data cifar10 -data_dir DATA -network cnn -pool 0 -samples 8000
+mpiexec -n 2 python -m problems.kfac_mnist -data_dir DATA -batch 8192 -target_loss 0.05
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+import nn_adapters as nna
+import pdeopt as po
+from pdeopt.core import require_memory
+from problems.shared.command_line import start
+from problems.shared.curvature_training import CurvatureScript, StepSettings, Task, dense_network, hidden_widths
+
+
+@dataclass(frozen=True)
+class ClassifierKind(po.Settings):
+    """The kind of network."""
+
+    network: str = po.setting("mlp", "dense layers, or convolutions and a dense layer", choices=("mlp", "cnn"))
+
+
+def convolutions(depth: int, height: int, width: int, channels: Sequence[int], act: str, classes: int) -> nn.Sequential:
+    """Convolutions of 3x3, each followed by an activation and means of 2x2 while they fit, and a dense layer."""
+    parts: list[nn.Module] = []
+    for number in channels:
+        require_memory(32 * 9 * depth * number, "-widths", number, "fewer channels")
+        parts += [nn.Conv2d(depth, number, 3, padding=1), nna.activation(act)]
+        depth = number
+        if min(height, width) >= 4:
+            parts.append(nn.AvgPool2d(2))
+            height, width = height // 2, width // 2
+    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(depth * height * width, classes))
+
+
+def task(own: StepSettings, data: nna.Dataset) -> Task:
+    """Cross-entropy of the classes."""
+    shape, act = data.x_train.shape[1:], own.activation
+    if po.read(ClassifierKind).network == "cnn":
+        depth, height, width = shape
+        network = convolutions(depth, height, width, hidden_widths(own.widths, (16, 32)), act, data.classes)
+    else:
+        network = dense_network([shape.numel(), *hidden_widths(own.widths, (100, 100)), data.classes], act)
+    network.to(data.x_train.dtype)
+    return Task(network, nna.CrossEntropy(), data.x_train, data.y_train, data.x_test, data.y_test, True)
+
+
+SCRIPT = CurvatureScript("kfac_mnist", __doc__, task, (ClassifierKind,), {})
+OPTIONS = SCRIPT.options
+
+
+def main(argv: Sequence[str] | None = None) -> float:
+    """Train; the loss of all training samples."""
+    return SCRIPT.run(argv)
+
+
+if __name__ == "__main__":
+    start(main)

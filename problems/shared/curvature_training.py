@@ -1,0 +1,353 @@
+"""What the scripts of second-order training share: options, rivals, steps until a loss is reached, summary, picture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from mpi4py import MPI
+from torch import Tensor, nn
+
+import nn_adapters as nna
+import pdeopt as po
+from pdeopt.core import DescentRecord, Interrupted, Section, digest, interruptible, on_root, require_memory, sections
+from pdeopt.optimize import read_memory, write_memory
+from problems.shared import pictures
+from problems.shared.command_line import command_line, finish
+from problems.shared.files import CheckpointFiles, DataFiles, ReportFiles, check_targets, choose, write_report
+
+#: Steps from checkpoint to checkpoint.
+EVERY = 20
+#: Samples of the batches between two evaluations of the whole loss, by default.
+BETWEEN = 1024
+#: Samples that are evaluated at a time.
+CHUNK = 4096
+
+#: The natural gradient has the settings of Hessian-free optimization, with a prefix and defaults of its own.
+NATURAL = Section(nna.HessianFreeSettings, outer="natural_", defaults=nna.NATURAL)
+READS = {"kfac": (nna.KFACSettings,), "hessian_free": (nna.HessianFreeSettings,), "natural": (NATURAL,)}
+FIRST_ORDER = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
+
+@dataclass(frozen=True)
+class StepSettings(po.Settings):
+    """Data, network and optimizer."""
+
+    data: str = po.setting(
+        "auto",
+        "images; auto: mnist with -data_dir or -fetch, else scikit-learn's digits",
+        choices=("auto", "digits", "mnist", "fashion_mnist", "cifar10"),
+    )
+    samples: int = po.setting(16_384, "training samples at most; 0 for all", at_least=0)
+    pool: bool = po.setting(True, "means of 2x2 pixels")
+    widths: str = po.setting("", "neurons of the hidden layers, or channels, as 100,100; by default the script's")
+    activation: str = po.setting("tanh", "activation", choices=tuple(nna.ACTIVATIONS))
+    optimizer: str = po.setting("kfac", "optimizer", choices=(*READS, *FIRST_ORDER), reads=READS)
+    lr: float = po.setting(0.1, "learning rate of sgd, which has momentum 0.9, and of adam", above=0, at_most=1e30)
+    batch: int = po.setting(512, "samples of a batch", at_least=1)
+    target_loss: float = po.setting(None, "loss of all training samples that ends the run", above=0, kind=float)
+    max_steps: int = po.setting(200, "steps at most", at_least=0)
+    check_every: int = po.setting(
+        0, f"steps from one evaluation of all samples to the next; 0 for those of {BETWEEN} samples", at_least=0
+    )
+    precision: str = po.setting("single", "precision of the network", choices=("single", "double"))
+    seed: int = po.setting(0, "seed of the first weights, of batches and of sampled targets", at_least=0)
+
+
+def hidden_widths(text: str, default: Sequence[int]) -> list[int]:
+    """The numbers in `100,100`."""
+    words = text.split(",") if text else [str(each) for each in default]
+    if not all(word.strip().isdecimal() and 0 < int(word) < 2**31 for word in words):
+        raise po.InputError("-widths", text, "integers >= 1 with commas between them, as 100,100")
+    return [int(word) for word in words]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained.
+
+    Attributes:
+        network: of the samples.
+        loss: of outputs and targets.
+        x, y: training samples and targets.
+        x_test, y_test: samples and classes, or targets, for tests.
+        classes: whether targets are classes.
+    """
+
+    network: nn.Module
+    loss: nna.CrossEntropy | nna.SquaredError
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: bool
+
+
+class Steps:
+    """Steps of an optimizer on batches in a random order of the samples; ranks share each batch.
+
+    Args:
+        task: what is trained; its network is changed.
+        own: settings.
+        comm: of all ranks.
+    """
+
+    def __init__(self, task: Task, own: StepSettings, comm: Any) -> None:
+        self.task, self.own, self.comm = task, own, comm
+        self.optimizer = _optimizer(task, own, comm)
+        self.order, self.generator = torch.empty(0, dtype=torch.int64), torch.Generator().manual_seed(own.seed)
+        self.count, self.seconds = 0, 0.0
+
+    def step(self) -> float:
+        """Take one; the loss of the batch before it, of this rank's samples. Collective."""
+        begin = time.process_time()
+        if len(self.order) < min(self.own.batch, len(self.task.x)):
+            self.order = torch.randperm(len(self.task.x), generator=self.generator)
+        rows, self.order = self.order[: self.own.batch], self.order[self.own.batch :]
+        own = rows[self.comm.rank :: self.comm.size]
+        x, y = self.task.x[own], self.task.y[own]
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            value = self.task.loss(self.task.network(x), y)
+            value.backward()
+            if self.comm.size > 1 and self.own.optimizer in FIRST_ORDER:
+                _average(list(self.task.network.parameters()), len(own) / len(rows), self.comm)
+            return value
+
+        value = float(self.optimizer.step(closure).detach())
+        self.count += 1
+        self.seconds += time.process_time() - begin
+        return value
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """That of all training samples."""
+        network, x, y = self.task.network, self.task.x, self.task.y
+        parts = [self.task.loss.each(network(a), b).sum() for a, b in zip(x.split(CHUNK), y.split(CHUNK))]
+        return float(torch.stack(parts).double().sum()) / len(x)
+
+    @torch.no_grad()
+    def test(self) -> float:
+        """Share of the test samples that are classified rightly; else their loss."""
+        network, x, y = self.task.network, self.task.x_test, self.task.y_test
+        found = torch.cat([network(part) for part in x.split(CHUNK)])
+        right = (found.argmax(1) == y).double() if self.task.classes else self.task.loss.each(found, y).double()
+        return float(right.mean())
+
+    def memory(self) -> dict[str, Any]:
+        """What `recall` takes."""
+        theta = nn.utils.parameters_to_vector(self.task.network.parameters()).detach()
+        place = {"theta": theta, "order": self.order.clone(), "generator": self.generator.get_state()}
+        counts = {"count": self.count, "seconds": self.seconds}
+        if isinstance(self.optimizer, nna.SecondOrder):
+            state = self.optimizer.memory()
+        else:
+            states = self.optimizer.state_dict()["state"]
+            state = {f"{k}.{name}": torch.as_tensor(each) for k, all_ in states.items() for name, each in all_.items()}
+        return place | counts | {f"optimizer.{name}": value for name, value in state.items()}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go on from what `memory` gave."""
+        with torch.no_grad():
+            nn.utils.vector_to_parameters(memory["theta"], self.task.network.parameters())
+        self.order, self.count, self.seconds = memory["order"], int(memory["count"]), float(memory["seconds"])
+        self.generator.set_state(memory["generator"])
+        state = {name[10:]: value for name, value in memory.items() if name.startswith("optimizer.")}
+        if isinstance(self.optimizer, nna.SecondOrder):
+            self.optimizer.recall(state)
+            return
+        states: dict[int, dict[str, Any]] = {}
+        for name, value in state.items():
+            number, _, kind = name.partition(".")
+            states.setdefault(int(number), {})[kind] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+
+
+def _optimizer(task: Task, own: StepSettings, comm: Any) -> Any:
+    """The optimizer that the settings name; reads its options."""
+    if own.optimizer in FIRST_ORDER:
+        words = {"momentum": 0.9} if own.optimizer == "sgd" else {}
+        return FIRST_ORDER[own.optimizer](task.network.parameters(), lr=own.lr, **words)
+    if own.optimizer == "kfac":
+        team = comm if comm.size > 1 else None
+        return nna.KFAC(task.network, task.loss, po.read(nna.KFACSettings), own.seed, team)
+    if comm.size > 1:
+        raise po.InputError("ranks", f"{comm.size} with -optimizer {own.optimizer}", "1, or kfac | sgd | adam")
+    natural = own.optimizer == "natural"
+    settings = po.read(nna.HessianFreeSettings, *(("natural_",) if natural else ()), **(nna.NATURAL if natural else {}))
+    return nna.HessianFree(task.network, task.loss, settings, own.seed)
+
+
+def _average(parameters: list[nn.Parameter], share: float, comm: Any) -> None:
+    """Gradients of the whole batch from those of the ranks."""
+    flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+    whole = torch.from_numpy(comm.allreduce((share * flat).numpy()))
+    for p, part in zip(parameters, whole.split([p.numel() for p in parameters])):
+        p.grad = part.reshape(p.shape)
+
+
+@dataclass(frozen=True)
+class CurvatureScript:
+    """A script that trains a network until its loss is reached.
+
+    Attributes:
+        name, doc: of the script.
+        task: (settings, data in the precision of the run) -> what is trained.
+        more: groups of options that `task` reads.
+        defaults: of `StepSettings`.
+    """
+
+    name: str
+    doc: str | None
+    task: Callable[[StepSettings, nna.Dataset], Task]
+    more: tuple[type[po.Settings], ...]
+    defaults: dict[str, Any]
+
+    @property
+    def options(self) -> list[Section]:
+        """All that the script reads."""
+        own = [*sections(StepSettings, **self.defaults), *(part for each in self.more for part in sections(each))]
+        files = [*sections(DataFiles), *sections(ReportFiles), *sections(CheckpointFiles, checkpoint_every=EVERY)]
+        return [*own, *files]
+
+    def run(self, argv: Sequence[str] | None) -> float:
+        """Train as the options say; the last loss. Collective."""
+        comm = MPI.COMM_WORLD
+        with command_line(argv, self.doc, self.options):
+            own, files = po.read(StepSettings, **self.defaults), po.read(DataFiles)
+            report, kept = po.read(ReportFiles), po.read(CheckpointFiles, checkpoint_every=EVERY)
+            name = choose(own.data, files, "mnist", "digits")
+            torch.manual_seed(own.seed)
+            hidden_widths(own.widths, (1,))
+            data = on_root(comm, lambda: files.load(name, own.seed))
+            task = self.task(own, _prepared(data, own))
+            steps = Steps(task, own, comm)
+            po.require_all_read()
+            check_targets(comm, report, kept)
+            if kept.checkpoint and comm.size > 1:
+                raise po.InputError("-checkpoint", f"{comm.size} ranks", "1 rank")
+            run = _Run(self.name, own, steps, kept, comm)
+            with interruptible():
+                found = run.train()
+            write_report(comm, report, found, lambda: _picture(self.name, found))
+            if comm.rank == 0:
+                tested = "test_accuracy" if task.classes else "test_loss"
+                print(
+                    f"{self.name}: loss {found['train_loss']:.5g}, {tested.replace('_', ' ')} {found[tested]:.4f} "
+                    f"after {found['steps']} steps, {found['epochs']:.2f} epochs ({found['cpu_seconds']:.2f} CPU s)"
+                )
+            run.file.leave()
+            missed = own.target_loss is not None and not found["reached"]
+            finish(self.name, not missed, f"loss {found['train_loss']:.4g}: more -max_steps, or a larger -target_loss")
+            return float(found["train_loss"])
+
+
+class _Run:
+    """One run: steps, evaluations, checkpoints."""
+
+    def __init__(self, name: str, own: StepSettings, steps: Steps, kept: CheckpointFiles, comm: Any) -> None:
+        self.own, self.steps, self.kept = own, steps, kept
+        self.file = kept.of_run(comm, "step")
+        free = ("max_steps", "target_loss")
+        task = steps.task
+        self.print = {"problem": name, **{k: v for k, v in vars(own).items() if k not in free}}
+        self.print |= {"data": digest(task.x, task.y, task.x_test, task.y_test)}
+        if isinstance(steps.optimizer, nna.SecondOrder):
+            self.print |= {f"settings.{k}": v for k, v in vars(steps.optimizer.settings).items()}
+        self.history = po.History()
+        self.every = own.check_every or max(1, BETWEEN // own.batch)
+        if kept.restart:
+            memory, self.history = read_memory(kept.restart, self.print)
+            steps.recall(memory)
+
+    def train(self) -> dict[str, Any]:
+        """Steps until the loss is reached; the summary."""
+        steps, own = self.steps, self.own
+        message = "all steps done"
+        if not len(self.history):
+            self._record(steps.loss())
+        before = self.history[-1].iteration
+        try:
+            while steps.count < own.max_steps and not self._reached:
+                steps.step()
+                if steps.count % self.every == 0 or steps.count == own.max_steps:
+                    self._record(steps.loss())
+                self.file.after(steps.count, self._save)
+        except Interrupted:  # the file of checkpoints knows
+            message = "interrupted"
+        if self.history[-1].iteration != steps.count:
+            self._record(steps.loss())
+        self.file.end(steps.count, self._save)
+        if self.kept.restart and before == steps.count:
+            self.file.tell_if_finished(self.print["problem"], self.history, _Ended(steps.count))
+        last, task = self.history[-1], steps.task
+        found = {
+            "problem": {"name": self.print["problem"], **vars(own)},
+            "message": "loss reached" if self._reached else message,
+            "steps": steps.count,
+            "epochs": steps.count * own.batch / len(task.x),
+            "reached": self._reached,
+            "train_loss": last.objective,
+            "test_accuracy" if task.classes else "test_loss": steps.test(),
+            "cpu_seconds": steps.seconds,
+            "ranks": steps.comm.size,
+            "history": {"steps": self.history["iteration"], "loss": self.history["objective"]},
+        }
+        optimizer = steps.optimizer
+        return found | {k: getattr(optimizer, k) for k in ("damping", "taken_back") if hasattr(optimizer, k)}
+
+    @property
+    def _reached(self) -> bool:
+        return self.own.target_loss is not None and self.history[-1].objective <= self.own.target_loss
+
+    def _record(self, loss: float) -> None:
+        if not torch.isfinite(torch.tensor(loss)):
+            raise po.SolveFailure(f"the loss is {loss} after step {self.steps.count}", "a smaller -lr")
+        work = self.steps.count * self.own.batch / len(self.steps.task.x)
+        self.history.append(DescentRecord(self.steps.count, loss, 0.0, 0.0, 0, self.steps.count, 0, work))
+
+    def _save(self) -> None:
+        write_memory(self.kept.checkpoint, self.print, self.steps.memory(), self.history)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What is asked of a result where a run was finished before it began."""
+
+    iterations: int
+
+
+def _prepared(data: nna.Dataset, own: StepSettings) -> nna.Dataset:
+    """Some of the samples, pooled, in the precision of the run."""
+    dtype = torch.float32 if own.precision == "single" else torch.float64
+    count = min(own.samples or len(data.x_train), len(data.x_train))
+
+    def ready(x: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(x, 2).to(dtype) if own.pool else x.to(dtype)
+
+    return nna.Dataset(
+        data.name, ready(data.x_train[:count]), data.y_train[:count], ready(data.x_test), data.y_test, data.classes
+    )
+
+
+def dense_network(sizes: Sequence[int], activation: str) -> nn.Sequential:
+    """Linear layers with an activation after each but the last."""
+    numbers = sum(a * b + 2 * (a * a + b * b) for a, b in pairwise(sizes))  # weights, factors, inverses
+    require_memory(4 * numbers, "-widths", str(list(sizes)), "smaller ones")
+    parts: list[nn.Module] = [nn.Flatten()]
+    for before, after in pairwise(sizes):
+        parts += [nn.Linear(before, after), nna.activation(activation)]
+    return nn.Sequential(*parts[:-1])
+
+
+def _picture(name: str, found: dict[str, Any]) -> Any:
+    figure = pictures.new_figure(6, 4)
+    axis = figure.subplots()
+    axis.semilogy(found["history"]["steps"], found["history"]["loss"])
+    axis.set(title=f"{name}: {found['problem']['optimizer']}", xlabel="step", ylabel="loss of all training samples")
+    return figure
