@@ -11,19 +11,19 @@ from collections.abc import Sequence
 
 import nn_adapters as nna
 from problems.shared.command_line import start
-from problems.shared.curvature_training import CurvatureScript, StepSettings, Task, dense_network, hidden_widths
+from problems.shared.curvature_training import CurvatureScript, Fit, FitSettings, dense_network, hidden_widths
 
 #: Neurons from the image to the code.
 WIDTHS = 120, 60, 30, 10
 
 
-def task(own: StepSettings, data: nna.Dataset) -> Task:
+def task(own: FitSettings, data: nna.Dataset) -> Fit:
     """|x - x^|^2 / 2 of the images; the decoder mirrors the encoder."""
     x, x_test = data.x_train.flatten(1), data.x_test.flatten(1)
     down = [x.shape[1], *hidden_widths(own.widths, WIDTHS)]
     network = dense_network([*down, *down[-2::-1]], own.activation)
     network.to(x.dtype)
-    return Task(network, nna.SquaredError(), x, x, x_test, x_test, False)
+    return Fit(network, nna.SquaredError(), x, x, x_test, x_test, False)
 
 
 SCRIPT = CurvatureScript("autoencoder", __doc__, task, (), {})

@@ -18,7 +18,7 @@ import nn_adapters as nna
 import pdeopt as po
 from pdeopt.core import require_memory
 from problems.shared.command_line import start
-from problems.shared.curvature_training import CurvatureScript, StepSettings, Task, dense_network, hidden_widths
+from problems.shared.curvature_training import CurvatureScript, Fit, FitSettings, dense_network, hidden_widths
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def convolutions(depth: int, height: int, width: int, channels: Sequence[int], a
     return nn.Sequential(*parts, nn.Flatten(), nn.Linear(depth * height * width, classes))
 
 
-def task(own: StepSettings, data: nna.Dataset) -> Task:
+def task(own: FitSettings, data: nna.Dataset) -> Fit:
     """Cross-entropy of the classes."""
     shape, act = data.x_train.shape[1:], own.activation
     if po.read(ClassifierKind).network == "cnn":
@@ -50,7 +50,7 @@ def task(own: StepSettings, data: nna.Dataset) -> Task:
     else:
         network = dense_network([shape.numel(), *hidden_widths(own.widths, (100, 100)), data.classes], act)
     network.to(data.x_train.dtype)
-    return Task(network, nna.CrossEntropy(), data.x_train, data.y_train, data.x_test, data.y_test, True)
+    return Fit(network, nna.CrossEntropy(), data.x_train, data.y_train, data.x_test, data.y_test, True)
 
 
 SCRIPT = CurvatureScript("kfac_mnist", __doc__, task, (ClassifierKind,), {})

@@ -20,7 +20,7 @@ from problems.shared import pictures
 from problems.shared.command_line import command_line, finish
 from problems.shared.files import CheckpointFiles, DataFiles, ReportFiles, check_targets, choose, write_report
 
-#: Steps from checkpoint to checkpoint.
+#: FitSteps from checkpoint to checkpoint.
 EVERY = 20
 #: Samples of the batches between two evaluations of the whole loss, by default.
 BETWEEN = 1024
@@ -34,7 +34,7 @@ FIRST_ORDER = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
 @dataclass(frozen=True)
-class StepSettings(po.Settings):
+class FitSettings(po.Settings):
     """Data, network and optimizer."""
 
     data: str = po.setting(
@@ -67,7 +67,7 @@ def hidden_widths(text: str, default: Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Task:
+class Fit:
     """What is trained.
 
     Attributes:
@@ -87,8 +87,8 @@ class Task:
     classes: bool
 
 
-class Steps:
-    """Steps of an optimizer on batches in a random order of the samples; ranks share each batch.
+class FitSteps:
+    """FitSteps of an optimizer on batches in a random order of the samples; ranks share each batch.
 
     Args:
         task: what is trained; its network is changed.
@@ -96,7 +96,7 @@ class Steps:
         comm: of all ranks.
     """
 
-    def __init__(self, task: Task, own: StepSettings, comm: Any) -> None:
+    def __init__(self, task: Fit, own: FitSettings, comm: Any) -> None:
         self.task, self.own, self.comm = task, own, comm
         self.optimizer = _optimizer(task, own, comm)
         self.order, self.generator = torch.empty(0, dtype=torch.int64), torch.Generator().manual_seed(own.seed)
@@ -168,7 +168,7 @@ class Steps:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
 
 
-def _optimizer(task: Task, own: StepSettings, comm: Any) -> Any:
+def _optimizer(task: Fit, own: FitSettings, comm: Any) -> Any:
     """The optimizer that the settings name; reads its options."""
     if own.optimizer in FIRST_ORDER:
         words = {"momentum": 0.9} if own.optimizer == "sgd" else {}
@@ -199,19 +199,19 @@ class CurvatureScript:
         name, doc: of the script.
         task: (settings, data in the precision of the run) -> what is trained.
         more: groups of options that `task` reads.
-        defaults: of `StepSettings`.
+        defaults: of `FitSettings`.
     """
 
     name: str
     doc: str | None
-    task: Callable[[StepSettings, nna.Dataset], Task]
+    task: Callable[[FitSettings, nna.Dataset], Fit]
     more: tuple[type[po.Settings], ...]
     defaults: dict[str, Any]
 
     @property
     def options(self) -> list[Section]:
         """All that the script reads."""
-        own = [*sections(StepSettings, **self.defaults), *(part for each in self.more for part in sections(each))]
+        own = [*sections(FitSettings, **self.defaults), *(part for each in self.more for part in sections(each))]
         files = [*sections(DataFiles), *sections(ReportFiles), *sections(CheckpointFiles, checkpoint_every=EVERY)]
         return [*own, *files]
 
@@ -219,14 +219,14 @@ class CurvatureScript:
         """Train as the options say; the last loss. Collective."""
         comm = MPI.COMM_WORLD
         with command_line(argv, self.doc, self.options):
-            own, files = po.read(StepSettings, **self.defaults), po.read(DataFiles)
+            own, files = po.read(FitSettings, **self.defaults), po.read(DataFiles)
             report, kept = po.read(ReportFiles), po.read(CheckpointFiles, checkpoint_every=EVERY)
             name = choose(own.data, files, "mnist", "digits")
             torch.manual_seed(own.seed)
             hidden_widths(own.widths, (1,))
             data = on_root(comm, lambda: files.load(name, own.seed))
             task = self.task(own, _prepared(data, own))
-            steps = Steps(task, own, comm)
+            steps = FitSteps(task, own, comm)
             po.require_all_read()
             check_targets(comm, report, kept)
             if kept.checkpoint and comm.size > 1:
@@ -250,7 +250,7 @@ class CurvatureScript:
 class _Run:
     """One run: steps, evaluations, checkpoints."""
 
-    def __init__(self, name: str, own: StepSettings, steps: Steps, kept: CheckpointFiles, comm: Any) -> None:
+    def __init__(self, name: str, own: FitSettings, steps: FitSteps, kept: CheckpointFiles, comm: Any) -> None:
         self.own, self.steps, self.kept = own, steps, kept
         self.file = kept.of_run(comm, "step")
         free = ("max_steps", "target_loss")
@@ -266,7 +266,7 @@ class _Run:
             steps.recall(memory)
 
     def train(self) -> dict[str, Any]:
-        """Steps until the loss is reached; the summary."""
+        """FitSteps until the loss is reached; the summary."""
         steps, own = self.steps, self.own
         message = "all steps done"
         if not len(self.history):
@@ -322,7 +322,7 @@ class _Ended:
     iterations: int
 
 
-def _prepared(data: nna.Dataset, own: StepSettings) -> nna.Dataset:
+def _prepared(data: nna.Dataset, own: FitSettings) -> nna.Dataset:
     """Some of the samples, pooled, in the precision of the run."""
     dtype = torch.float32 if own.precision == "single" else torch.float64
     count = min(own.samples or len(data.x_train), len(data.x_train))
