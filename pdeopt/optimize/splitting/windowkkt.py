@@ -136,7 +136,8 @@ def _factor(matrix: PETSc.Mat, layout: WindowLayout) -> Factors:
     ksp.setOptionsPrefix(PREFIX)
     ksp.setOperators(own)
     ksp.setType("preonly")
-    set_default(f"{PREFIX}mat_mumps_icntl_7", ORDERING)
+    if PETSc.Sys.hasExternalPackage("mumps"):
+        set_default(f"{PREFIX}mat_mumps_icntl_7", ORDERING)
     use_direct(ksp.getPC(), layout)
     ksp.setUp()
     if ksp.getPC().getType() != "cholesky":

@@ -6,7 +6,15 @@ import torch
 
 import pdeopt as po
 from pdeopt.core.errors import InputError
-from pdeopt.optimize.splitting import ADMM, CONTROL_DEFAULTS, SplitConstraint, TimeSplitting, TimeSplittingSettings
+from pdeopt.optimize.splitting import (
+    ADMM,
+    CONTROL_DEFAULTS,
+    SplitConstraint,
+    TimeSplitting,
+    TimeSplittingSettings,
+    windowkkt,
+)
+from pdeopt.precond.direct import KKTDirectPC
 from problems.burgers import BurgersCase, BurgersSettings
 from problems.heat import HeatCase, HeatSettings
 from tests.helpers.support import python, relative
@@ -80,11 +88,9 @@ def test_the_fixed_point_is_the_optimum_of_the_whole_problem(optima, name, windo
     assert relative(result.multiplier.getArray(), expected.multiplier.getArray()) < 1e-6
 
 
-@pytest.mark.parametrize(
-    "settings", [{"anderson": 0, "relax": 1.6}, {"anderson": 0, "penalty": "spectral"}, {"relax": 1.3}]
-)
-def test_other_ways_end_at_the_same_optimum(optima, settings):
-    result = solve(splitting_of(windows=4), **settings)
+def test_a_chosen_penalty_and_over_relaxation_end_at_the_same_optimum(optima):
+    result = solve(splitting_of(windows=4), anderson=0, relax=1.6, penalty="spectral")
+    assert any(note.startswith("penalty x") for note in result.history["note"])
     assert result.converged, result.message
     assert relative(result.design.getArray(), optima["heat"].design.getArray()) < 1e-5
 
@@ -122,7 +128,7 @@ def test_a_block_of_an_indefinite_matrix_descends_by_a_convex_one():
     assert result.converged and result.objective < 0.6
 
 
-@pytest.mark.parametrize("settings", [{}, {"penalty": "spectral", "relax": 1.5}])
+@pytest.mark.parametrize("settings", [{}, pytest.param({"penalty": "spectral", "relax": 1.5}, marks=pytest.mark.slow)])
 def test_restarts_bit_for_bit(settings):
     words = CONTROL_DEFAULTS | settings | {"rtol": 0.0}
     whole, first, second = (splitting_of("burgers") for _ in range(3))
@@ -134,6 +140,37 @@ def test_restarts_bit_for_bit(settings):
     found = after.solve(history=done.history)
     assert np.array_equal(found.design.getArray(), expected.design.getArray())
     assert found.history.columns() == expected.history.columns()
+
+
+def own_direct(pc, layout):
+    """What stands for MUMPS where PETSc has none."""
+    pc.setType("python")
+    pc.setPythonContext(KKTDirectPC(layout))
+
+
+@pytest.mark.parametrize("has_mumps", [True, False])
+def test_factors_are_of_the_matrix_with_penalties_at_both_ends(monkeypatch, has_mumps):
+    """K + 2 beta M at start and end, by MUMPS and by PETSc's own LU; equal matrices share factors."""
+    if not has_mumps:
+        monkeypatch.setattr(windowkkt, "use_direct", own_direct)
+    splitting = splitting_of("burgers", windows=4)
+    window, mass = splitting.windows.windows[1], splitting.problem.state_mass.as_csr().toarray()
+    matrices = []
+    for beta in (0.0, 0.25):
+        window._operator.set_point(window.lin, window.problem.create_multiplier())
+        matrices.append(window._operator.with_penalty(beta)[:, :])
+    n, layout = splitting.problem.n, window._operator.unknowns
+    penalty = matrices[1] - matrices[0]
+    for places in (layout.start, layout.state(np.array([1]), np.arange(n)).ravel()):
+        assert np.allclose(penalty[np.ix_(places, places)], 0.5 * mass, atol=1e-14)
+    assert np.count_nonzero(penalty) == 2 * np.count_nonzero(mass)
+    pool, right = window.pool, torch.linspace(-1, 1, len(penalty)).double()
+    (key, factors, is_new), again = pool.take(window._operator, 0.25), pool.take(window._operator, 0.25)
+    assert is_new and again == (key, factors, False)
+    assert np.allclose(matrices[1] @ factors.solve(right).numpy(), right, atol=1e-10)
+    pool.give_back(key)
+    pool.give_back(key)
+    assert not pool.found
 
 
 def test_numbers_that_are_not_finite_name_iteration_block_and_window():
@@ -173,7 +210,7 @@ def test_settings_of_pairs_are_refused_for_other_constraints():
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("ranks", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_find_the_same_solution(tmp_path, ranks):
     """Windows and steps do not end at the same places on the ranks; only messages differ."""
     from problems import burgers
