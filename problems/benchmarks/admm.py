@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -154,56 +155,51 @@ class Benchmark:
             found = model.iteration(samples, ranks)
             predicted = found.local + found.solves
             rows.append(plain(f"all samples, {ranks} ranks, predicted / measured work", predicted / own[ranks], "x"))
-        return [*rows, *self._scaling(model, samples)]
+        return [*rows, *self._scaling(model, samples, everything)]
 
-    def _scaling(self, model: Prediction, samples: int) -> list[Row]:
-        rows, lines, one = [], {}, model.iteration(samples, 1).seconds
+    def _scaling(self, model: Prediction, samples: int, measured: Mapping[int, float]) -> list[Row]:
+        """Strong scaling, with the numbers of ranks from which its parts are large, and weak scaling."""
+        one, before = (model.iteration(samples, 1, published).seconds for published in (False, True))
         strong = [2**k for k in range(16) if 2**k <= samples]
+        trees = Prediction(WIDTHS, replace(model.costs, tree=True), share_of_states=model.share_of_states)
+        lines = {}
         for ranks in strong:
             found, talk = model.iteration(samples, ranks), PUBLISHED_SECONDS.get(ranks)
-            before = model.iteration(samples, 1, published=True).seconds / model.iteration(samples, ranks, True).seconds
-            published = (talk, talk and PUBLISHED_SECONDS[1] / talk)
-            parts = (found.local, found.solves, found.messages, found.hidden)
-            lines[f"{ranks:,}"] = (
-                *published,
-                *(1e3 * part for part in parts),
-                1e3 * found.seconds,
-                one / found.seconds,
-                before,
+            parts = (found.local, found.solves, found.messages, found.hidden, found.seconds)
+            others = (
+                before / model.iteration(samples, ranks, published=True).seconds,
+                one / trees.iteration(samples, ranks).seconds,
             )
+            published = (talk, talk and PUBLISHED_SECONDS[1] / talk)
+            lines[f"{ranks:,}"] = (*published, *(1e3 * part for part in parts), one / found.seconds, *others)
         columns = [
             "talk, s",
             "talk, x",
-            "local, ms",
+            "samples, ms",
             "solves, ms",
             "messages, ms",
-            "hidden, ms",
+            "of these hidden, ms",
             "all, ms",
-            "speed-up",
-            "inverses everywhere",
+            "x",
+            "x, inverses everywhere",
+            "x, sums by trees",
         ]
         table("ranks", columns, lines)
-        rows.append(
-            bar("64 ranks, predicted speed-up", one / model.iteration(samples, 64).seconds, "x", 20, at_most=False)
-        )
-        for part in ("solves", "messages"):
-            rows.append(
-                plain(
-                    f"{part} outweigh the work on samples from",
-                    model.crossover(samples, strong, part) or float("inf"),
-                    "ranks",
-                )
-            )
         late = (each for each in strong if (it := model.iteration(samples, each)).hidden < it.beside)
-        hidden = next(late, None)
-        rows.append(plain("sums take longer than the states they travel beside from", hidden or float("inf"), "ranks"))
+        points = {
+            f"{part} outweigh the work on samples from": model.crossover(samples, strong, part)
+            for part in ("solves", "messages")
+        }
+        points["sums take longer than the states they travel beside from"] = next(late, None)
+        rows = [bar("64 ranks, predicted speed-up", one / model.iteration(samples, 64).seconds, "x", 20, at_most=False)]
+        rows += [plain(name, ranks or float("inf"), "ranks") for name, ranks in points.items()]
         weak = {ranks: model.iteration(1000 * ranks, ranks).seconds for ranks in (2**k for k in range(0, 17, 2))}
         rows += [
             plain(f"1000 samples a rank, {ranks} ranks: efficiency", 100 * weak[1] / s, "%")
             for ranks, s in weak.items()
         ]
         if self.options.plot:
-            picture(self.options.plot, model, samples, strong, PUBLISHED_SECONDS)
+            picture(self.options.plot, model, samples, strong, PUBLISHED_SECONDS, measured)
         return rows
 
     def _counts(self) -> list[Row]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -12,7 +14,6 @@ from nn_adapters.splitting import SplitTrainingSettings, WholeLayers
 from pdeopt.functions.gram import GramSum
 from problems.benchmarks.admm_model import Costs, shapes_of
 from problems.benchmarks.admm_work import WIDTHS, published_network
-from problems.benchmarks.processes import median_seconds
 
 #: Samples of a rank whose seconds are measured.
 MEASURED = (1, 4, 16, 64, 160, 640, 2560)
@@ -31,7 +32,7 @@ def measured_costs(latency: float, bandwidth: float) -> tuple[Costs, float]:
         shares.append(each["a"] / local[-1][1])
     solves = [_of_solves(n, m) for n, m in shapes_of(WIDTHS)]
     buffer = torch.rand(10**6, dtype=torch.float64)
-    number = median_seconds(lambda: buffer + buffer, 9) / len(buffer)
+    number = cpu_seconds(lambda: buffer + buffer) / len(buffer)
     factor, row = [each[0] for each in solves], [each[1:] for each in solves]
     return Costs(local, factor, row, number, latency, bandwidth), statistics.median(shares)
 
@@ -42,9 +43,9 @@ def _of_solves(n: int, m: int) -> tuple[float, float, float]:
     for rows in (1, m):
         sums = GramSum(n, rows)
         sums.add(torch.rand(2 * n, n, dtype=torch.float64), torch.rand(2 * n, rows, dtype=torch.float64))
-        seconds[rows] = median_seconds(partial(sums.solve, 0.1, factor=sums.factor(0.1)), 9)
+        seconds[rows] = cpu_seconds(partial(sums.solve, 0.1, factor=sums.factor(0.1)))
     slope = (seconds[m] - seconds[1]) / (m - 1)
-    return median_seconds(partial(sums.factor, 0.1), 9), max(seconds[1] - slope, 0.0), slope
+    return cpu_seconds(partial(sums.factor, 0.1)), max(seconds[1] - slope, 0.0), slope
 
 
 def _by_kinds(splitting: WholeLayers, iteration: int) -> dict[str, float]:
@@ -57,3 +58,13 @@ def _by_kinds(splitting: WholeLayers, iteration: int) -> dict[str, float]:
     begin = time.process_time()
     splitting.ascend()
     return found | {"ascend": time.process_time() - begin}
+
+
+def cpu_seconds(function: Callable[[], Any], repeat: int = 15) -> float:
+    """Median of the processor's seconds that a call takes."""
+    seconds = []
+    for _ in range(repeat):
+        begin = time.process_time()
+        function()
+        seconds.append(time.process_time() - begin)
+    return statistics.median(seconds)

@@ -9,8 +9,21 @@ from matplotlib.figure import Figure
 from problems.benchmarks.admm_model import Prediction
 
 
-def picture(file: str, model: Prediction, samples: int, ranks: Sequence[int], published: Mapping[int, float]) -> None:
-    """Speed-up against ranks, and what an iteration takes."""
+def picture(
+    file: str,
+    model: Prediction,
+    samples: int,
+    ranks: Sequence[int],
+    published: Mapping[int, float],
+    measured: Mapping[int, float],
+) -> None:
+    """Speed-up against ranks, and what an iteration takes.
+
+    Args:
+        file: to write.
+        model, samples, ranks: what is predicted.
+        published, measured: seconds of runs.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     found = [model.iteration(samples, each) for each in ranks]
@@ -21,9 +34,10 @@ def picture(file: str, model: Prediction, samples: int, ranks: Sequence[int], pu
     left.loglog(
         list(published), [published[1] / each for each in published.values()], "s-", ms=4, label="published run"
     )
+    left.loglog(list(measured), [measured[1] / each for each in measured.values()], "k*", ms=9, label="measured")
     left.set(title=f"speed-up, {samples:,} samples in every iteration", xlabel="ranks", ylim=(0.8, 2 * ranks[-1]))
     for name, label in (("local", "work on samples"), ("solves", "factors and solves"), ("messages", "messages")):
-        right.loglog(ranks, [getattr(each, name) for each in found], ".-", label=label)
+        right.loglog(ranks, [getattr(each, name) for each in found], ".-", label=label, nonpositive="mask")
     right.loglog(ranks, [each.seconds for each in found], color="0.3", label="an iteration")
     costs = model.costs
     network = f"{1e6 * costs.latency:g} µs a message, {1e-9 * costs.bandwidth:g} GB/s"

@@ -86,10 +86,10 @@ def share_of(samples: int, comm: Any, dtype: torch.dtype, data_dir: str = "") ->
 def run(form: str, samples: int, batch: int, iterations: int, precision: str, data_dir: str = "") -> dict[str, Any]:
     """What one rank finds. Collective."""
     comm = MPI.COMM_WORLD
-    imports = used_memory()[0]
     dtype = torch.float32 if form == "streaming" else torch.float64
     x, y = share_of(samples, comm, dtype, data_dir)
     forget_peak()
+    imports = used_memory()[0] - x.nbytes - y.nbytes  # with what reading has left behind
     team, network = TimedTeam(comm), published_network(dtype=dtype)
     settings = SplitTrainingSettings(form=form, batch=batch, precision=precision)
     words = (network, x, y, settings, None if comm.size == 1 else team)
