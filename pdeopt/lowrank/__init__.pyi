@@ -25,7 +25,7 @@ from pdeopt.lowrank.features import (
     NystromFeatures as NystromFeatures,
     RandomFeatures as RandomFeatures,
 )
-from pdeopt.lowrank.ridge import KernelRidge as KernelRidge, RidgeSettings as RidgeSettings
+from pdeopt.lowrank.ridge import METHODS as METHODS, KernelRidge as KernelRidge, RidgeSettings as RidgeSettings
 
 # Kronecker factors.
 from pdeopt.lowrank.kronecker import (

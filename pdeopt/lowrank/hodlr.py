@@ -79,6 +79,14 @@ class HierarchicalKernel:
         """Largest rank of a block, by levels, the largest blocks first. Collective."""
         return [max(each) for each in zip(*self.tree.comm.allgather(self._ranks))]
 
+    def block_ranks(self) -> list[list[int]]:
+        """Of all blocks of each level, in order, the largest blocks first; on each rank. Collective."""
+        own: list[list[int]] = []
+        for level, bases in zip(self.tree.levels, self.bases):
+            filled = (level.pairs(np.abs(bases).sum(axis=1)) > 0.0).sum(axis=-1)[:, 0]
+            own.append([int(rank) for rank in filled] if level.team is None or level.team.rank == 0 else [])
+        return [[rank for part in level for rank in part] for level in zip(*self.tree.comm.allgather(own))]
+
     @property
     def error(self) -> float:
         """Estimate of the Frobenius norm of K - H, from sampled rows. Collective."""

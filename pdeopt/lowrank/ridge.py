@@ -22,17 +22,13 @@ from pdeopt.lowrank.kernels import Array, Kernel, require_positive
 #: Points by which the ranks of blocks are measured, and the part of full rank up to which a hierarchy pays.
 MEASURED, LOW = 2048, 0.25
 
+METHODS = ("auto", "hodlr", "nystrom", "features")
+
 
 @dataclass(frozen=True)
 class RidgeSettings(Settings, prefix="ridge_"):
     """Kernel ridge regression."""
 
-    method: str = setting(
-        "auto",
-        "blocks of low rank, features by some of the points, or random ones; auto: by measured ranks",
-        choices=("auto", "hodlr", "nystrom", "features"),
-        reads={"auto": (HierarchicalSettings,), "hodlr": (HierarchicalSettings,)},
-    )
     centers: int = setting(1000, "points, or random features, of a method with features, at most", at_least=1)
     rtol: float = setting(1e-10, "residual of the system with blocks of low rank, relative", above=0)
     single: bool = setting(False, "features in single precision, their sums in double")
@@ -46,18 +42,20 @@ class KernelRidge:
 
     - `hodlr`: K by hierarchical blocks, and CG with their symmetric factor, by default exact: a direct solve;
     - `nystrom`, `features`: f in the span of `centers` features, see `NystromFeatures` and `RandomFeatures`;
-    - `auto`: hodlr for few points, or where blocks of 2048 of the points have at most a quarter of full rank; else
-      nystrom, whose features follow the data.
+    - `auto`, at the first `fit`: hodlr for few points, or where blocks of 2048 of them have at most a quarter of full
+      rank; else nystrom, whose features follow the data.
 
     Args:
         kernel: k.
         shift: lambda.
+        method: auto | hodlr | nystrom | features.
         settings: by default from the options -ridge_*.
         comm: PETSc communicator whose ranks share the work; default PETSc.COMM_WORLD.
 
     Attributes:
         method: that was taken.
         ranks: largest rank of a block by levels, the largest blocks first: of hodlr, or of what auto measured.
+        block_ranks: the same of all blocks, see `HierarchicalKernel.block_ranks`; of `measured` points.
         residual: |(K_compressed + lambda) alpha - y| / |y| of hodlr; NaN of the others.
         iterations: of CG, of all columns.
         nbytes: of what the method keeps to solve with, of all ranks.
@@ -71,12 +69,22 @@ class KernelRidge:
         >>> model.predict(x_test)
     """
 
-    def __init__(self, kernel: Kernel, shift: float, settings: RidgeSettings | None = None, comm: Any = None) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        shift: float,
+        method: str = "auto",
+        settings: RidgeSettings | None = None,
+        comm: Any = None,
+    ) -> None:
+        if method not in METHODS:
+            raise InputError("method of kernel ridge regression", method, " | ".join(METHODS))
         self.kernel, self.shift = kernel, require_positive("shift of kernel ridge regression", shift)
         self.settings = read(RidgeSettings) if settings is None else settings
         self.comm = PETSc.COMM_WORLD if comm is None else comm
         self.mpi = self.comm.tompi4py()
-        self.method, self.ranks = self.settings.method, list[int]()
+        self.method, self.ranks = method, list[int]()
+        self.block_ranks, self.measured = list[list[int]](), 0
         self.residual, self.iterations, self.nbytes = math.nan, 0, 0
         self.alpha = np.zeros((0, 0))
 
@@ -96,7 +104,7 @@ class KernelRidge:
         y = table_of(values.reshape(len(values), -1) if values.ndim else values, "values")
         if len(y) != len(self.x):
             raise InputError("values of kernel ridge regression", len(y), f"{len(self.x)}, as many as points")
-        if self.settings.method == "auto":
+        if self.method == "auto":
             self.method = self._choose()
         if self.method == "hodlr":
             self._solve_blocks(y)
@@ -126,8 +134,11 @@ class KernelRidge:
         own = read(HierarchicalSettings)
         limit = int(LOW * MEASURED / 2)
         sample = HierarchicalKernel(self.kernel, self.x[rows], own.leaf, own.rtol, most_rank=limit + 1)
-        self.ranks = sample.ranks
+        self._look_at(sample)
         return "hodlr" if self.ranks[0] <= limit else "nystrom"
+
+    def _look_at(self, hierarchy: HierarchicalKernel) -> None:
+        self.ranks, self.block_ranks, self.measured = hierarchy.ranks, hierarchy.block_ranks(), hierarchy.tree.n
 
     def _features(self) -> KernelFeatures:
         size = min(self.settings.centers, len(self.x))
@@ -152,7 +163,7 @@ class KernelRidge:
         solver.setFromOptions()
         try:
             self._solve_columns(solver, matrix, y)
-            self.ranks = operator.hierarchy.ranks
+            self._look_at(operator.hierarchy)
             self.nbytes = operator.hierarchy.nbytes + context.factor.nbytes
         finally:
             solver.destroy()

@@ -14,6 +14,8 @@ CLASSIFIER = ["-opt_max_it", "1", "-opt_max_work", "1", "-samples", "40"]
 #: The scripts, and options that make them small.
 SMALL = {
     "burgers": CONTROL,
+    "kernel_ridge": ["-samples", "60"],
+    "kernel_svm": ["-samples", "60", "-admm_max_it", "1"],
     "heat": [*CONTROL, "-ny", "3"],
     "klein_gordon": CONTROL,
     "logistic": ["-samples", "60", "-features", "5", "-opt_max_it", "1"],

@@ -133,6 +133,13 @@ BAD = {
         "levels.*fewer",
     ),
     "dense matrix": (("pinn_burgers", "-points", 30, "-width", 2000), "dense inverse Hessian.* PB"),
+    "points with a kernel": (("kernel_ridge", "-samples", HUGE), "-samples.* memory|-samples.*B"),
+    "data for a kernel": (("kernel_ridge", "-data", "nowhere"), "-data.*generated"),
+    "bound of support vectors": (("kernel_svm", "-bound", 0), "-bound.*> 0"),
+    "classes of support vectors": (("kernel_svm", "-data", "digits"), "10 classes"),
+    "ridge": (("kernel_ridge", "-lambda", 0), "-lambda.*> 0"),
+    "width of a kernel": (("kernel_ridge", "-width", -1), "-width.*> 0"),
+    "smoothness of a kernel": (("kernel_ridge", "-kernel", "matern", "-smoothness", 1), "smoothness.*2.5"),
     "generated samples": (("logistic", "-samples", HUGE), "-samples.* TB"),
     **{
         f"no folder, {script}": ((script, *words, "-summary", "/nonexistent/x.json"), "-summary.*folder")
@@ -146,6 +153,8 @@ BAD = {
             "pinn_burgers": (),
             "box_init": (),
             "function_regression": (),
+            "kernel_ridge": (),
+            "kernel_svm": (),
         }.items()
     },
 }

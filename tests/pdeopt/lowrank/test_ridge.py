@@ -26,8 +26,8 @@ def samples(n=400, d=2, seed=0):
     return x, np.stack([np.sin(4.0 * x[:, 0]), x[:, -1] ** 2], axis=1) + 0.1 * generator.standard_normal((n, 2))
 
 
-def ridge(kernel, shift=0.1, **settings):
-    return KernelRidge(kernel, shift, RidgeSettings(**settings), PETSc.COMM_SELF)
+def ridge(kernel, shift=0.1, method="auto", **settings):
+    return KernelRidge(kernel, shift, method, RidgeSettings(**settings), PETSc.COMM_SELF)
 
 
 @pytest.mark.parametrize("method", ["hodlr", "nystrom", "auto"])
@@ -96,6 +96,7 @@ def test_ranks_decide():
     "make, what",
     [
         (lambda x, y: ridge(Gaussian(1.0), shift=-1.0), "shift"),
+        (lambda x, y: ridge(Gaussian(1.0), method="dense"), "method"),
         (lambda x, y: ridge(Gaussian(1.0)).fit(x, y[:-1]), "as many as points"),
         (lambda x, y: ridge(Gaussian(1.0)).fit(x, y * np.nan), "finite"),
         (lambda x, y: ridge(Gaussian(1.0)).fit(x * np.nan, y), "finite"),
