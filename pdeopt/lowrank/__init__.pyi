@@ -18,6 +18,9 @@ from pdeopt.lowrank.hierarchical import (
     KernelMatrix as KernelMatrix,
 )
 
+# Priors of fields.
+from pdeopt.lowrank.prior import GaussianPrior as GaussianPrior
+
 # Many dimensions, and regression.
 from pdeopt.lowrank.features import (
     FeatureRidge as FeatureRidge,

@@ -42,7 +42,7 @@ class KernelFeatures(ABC):
 
 
 class NystromFeatures(KernelFeatures):
-    """phi(x) = K_cc^(-1/2) k(c, x) of some of the points, c: k_xc K_cc^-1 k_cy, exact where x or y is one of them.
+    """phi(x) = T k(c, x), T'T = K_cc^-1, of some points c: k_xc K_cc^-1 k_cy, exact where x or y is one of them.
 
     C. Williams, M. Seeger, Using the Nystrom method to speed up kernel machines, NIPS 2000. Eigenvalues of K_cc below
     rounding are left out: centers may be equal.
@@ -57,14 +57,25 @@ class NystromFeatures(KernelFeatures):
 
     def __init__(self, kernel: Kernel, centers: Array) -> None:
         self.kernel, self.centers, self.size = kernel, torch.from_numpy(centers), len(centers)
-        values, vectors = torch.linalg.eigh(torch.from_numpy(kernel.block(centers, centers)))
-        kept = values > self.size * torch.finfo(values.dtype).eps * values[-1]
-        roots = torch.where(kept, values.clamp(min=torch.finfo(values.dtype).tiny).rsqrt(), 0.0)
-        self.transform = roots[:, None] * vectors.T
+        self.transform = _inverse_root(torch.from_numpy(kernel.block(centers, centers)))
 
     def raw(self, x: Tensor) -> Tensor:
         """k(x, c)."""
         return torch.from_numpy(self.kernel.block(x.numpy(), self.centers.to(x).numpy()))
+
+
+def _inverse_root(matrix: Tensor) -> Tensor:
+    """T with T'T = matrix^-1, or its pseudoinverse without the eigenvalues below rounding."""
+    least = len(matrix) * torch.finfo(matrix.dtype).eps
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    pivots = factor.diagonal().square()
+    if int(info) == 0 and bool(pivots.min() > least * pivots.max()):
+        inverse: Tensor = torch.linalg.solve_triangular(factor, torch.eye(len(matrix), dtype=matrix.dtype), upper=False)
+        return inverse
+    values, vectors = torch.linalg.eigh(matrix)
+    roots = torch.where(values > least * values[-1], values.clamp(min=least * values[-1]).rsqrt(), 0.0)
+    root: Tensor = roots[:, None] * vectors.T
+    return root
 
 
 class RandomFeatures(KernelFeatures):
