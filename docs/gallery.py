@@ -173,6 +173,20 @@ ENTRIES = [
         "-data australian -data_dir DATA -optimizer astrom",
     ),
     Entry(
+        "kernel_ridge",
+        "Kernel ridge regression",
+        "kernels.md",
+        "A matrix of 16,384 points in blocks of low rank, factored at once.",
+        "-samples 16384",
+    ),
+    Entry(
+        "kernel_svm",
+        "Support vectors",
+        "kernels.md",
+        "A decision function, its margin, and the few points that hold it.",
+        "-samples 4096 -noise 0.3",
+    ),
+    Entry(
         "resnet_multilevel",
         "Residual network on three levels",
         "optimizers.md#levels",

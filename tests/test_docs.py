@@ -13,6 +13,7 @@ from tests.helpers.support import ROOT
 EXAMPLES = [
     "README.md",
     "docs/guide.md",
+    "docs/kernels.md",
     "docs/networks.md",
     "docs/optimizers.md",
     "docs/package.md",

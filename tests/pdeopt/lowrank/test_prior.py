@@ -17,7 +17,7 @@ def test_precision_price_and_samples_belong_to_the_covariance():
     p = torch.from_numpy(np.sin(6.0 * x[:, 0])).requires_grad_()
     value = prior.penalty(p)
     expected = np.linalg.solve(covariance, p.detach().numpy())
-    assert np.isclose(float(value), 0.5 * float(p.detach().numpy() @ expected), rtol=1e-7)
+    assert np.isclose(float(value.detach()), 0.5 * float(p.detach().numpy() @ expected), rtol=1e-7)
     assert relative(torch.autograd.grad(value, p)[0].numpy(), expected) < 1e-6
     S = np.stack([prior.sample(column) for column in np.eye(300)], axis=1)
     assert relative(S @ S.T, covariance) < 1e-9 and torch.equal(prior.field(torch.eye(300).double()), prior.root)
