@@ -26,7 +26,7 @@ from pdeopt.lowrank import METHODS, HierarchicalSettings, KernelRidge, RidgeSett
 from problems.shared import pictures
 from problems.shared.command_line import command_line, start
 from problems.shared.files import DataFiles, ReportFiles, check_targets, versions, write_report
-from problems.shared.kernel_data import KernelSettings, LambdaSettings, Samples, draw_blocks, load, make_kernel
+from problems.shared.kernel_data import KernelSamples, KernelSettings, LambdaSettings, draw_blocks, load, make_kernel
 
 #: Rows of the exact matrix that are compared.
 EXACT_ROWS = 1000
@@ -96,21 +96,21 @@ def main(argv: Sequence[str] | None = None) -> float:
         return error
 
 
-def targets(samples: Samples) -> np.ndarray:
+def targets(samples: KernelSamples) -> np.ndarray:
     """What is regressed: the values; or for each class 1 where a sample belongs to it, else -1."""
     if not samples.classes:
         return samples.y
     return 2.0 * np.eye(samples.classes)[samples.y] - 1.0
 
 
-def test_error(samples: Samples, found: np.ndarray) -> float:
+def test_error(samples: KernelSamples, found: np.ndarray) -> float:
     """Of predictions at the test samples."""
     if samples.classes:
         return float(np.mean(found.argmax(axis=1) != samples.y_test))
     return float(np.linalg.norm(found - samples.y_test) / np.linalg.norm(samples.y_test))
 
 
-def exact_error(model: KernelRidge, samples: Samples, shift: float) -> float:
+def exact_error(model: KernelRidge, samples: KernelSamples, shift: float) -> float:
     """|(K + lambda) alpha - y| / |y| of some rows of the exact matrix; NaN for a method without alpha."""
     if model.method != "hodlr":
         return float("nan")
@@ -120,7 +120,7 @@ def exact_error(model: KernelRidge, samples: Samples, shift: float) -> float:
     return float(np.linalg.norm(left) / np.linalg.norm(y))
 
 
-def _picture(model: KernelRidge, samples: Samples, found: np.ndarray) -> Any:
+def _picture(model: KernelRidge, samples: KernelSamples, found: np.ndarray) -> Any:
     """Ranks of the blocks; beside them the function, or which classes are confused."""
     figure = pictures.new_figure(9.5, 4.2)
     left, right = figure.subplots(1, 2)

@@ -27,7 +27,7 @@ from problems.shared import pictures
 from problems.shared.checkpoints import SplitCheckpoints
 from problems.shared.command_line import command_line, finish, start
 from problems.shared.files import CheckpointFiles, DataFiles, ReportFiles, check_targets, versions, write_report
-from problems.shared.kernel_data import KernelSettings, Samples, load, make_kernel
+from problems.shared.kernel_data import KernelSamples, KernelSettings, load, make_kernel
 
 #: Iterations from checkpoint to checkpoint; points of the picture in each direction.
 EVERY, GRID = 100, 120
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         return objective
 
 
-def labels(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+def labels(samples: KernelSamples) -> tuple[np.ndarray, np.ndarray]:
     """-1 or 1 of the training and of the test samples.
 
     Raises:
@@ -128,13 +128,13 @@ def decision(kernel: Any, x: np.ndarray, z: np.ndarray, offset: float, points: n
     return np.concatenate(parts) + offset
 
 
-def fingerprint(settings: KernelSettings, own: MachineSettings, samples: Samples) -> dict[str, Any]:
+def fingerprint(settings: KernelSettings, own: MachineSettings, samples: KernelSamples) -> dict[str, Any]:
     """What must be equal where a run goes on."""
     data = digest(*(torch.from_numpy(np.ascontiguousarray(each, dtype=float)) for each in (samples.x, samples.y)))
     return {"problem": "kernel_svm", **asdict(settings), **asdict(own), "data_digest": data}
 
 
-def _picture(kernel: Any, samples: Samples, y: np.ndarray, machine: SupportVectors, result: po.Result) -> Any:
+def _picture(kernel: Any, samples: KernelSamples, y: np.ndarray, machine: SupportVectors, result: po.Result) -> Any:
     """The decision function in the plane, or its values at the test samples; and convergence."""
     figure = pictures.new_figure(9.5, 4.2)
     left, right = figure.subplots(1, 2)

@@ -44,7 +44,7 @@ class LambdaSettings(po.Settings, prefix="lamb"):  # `lambda` itself is a word o
 
 
 @dataclass(frozen=True)
-class Samples:
+class KernelSamples:
     """Points with values or classes, all of them on each rank.
 
     Attributes:
@@ -62,7 +62,7 @@ class Samples:
     classes: int
 
 
-def load(settings: KernelSettings, files: DataFiles) -> Samples:
+def load(settings: KernelSettings, files: DataFiles) -> KernelSamples:
     """The samples of the settings.
 
     Raises:
@@ -75,7 +75,7 @@ def load(settings: KernelSettings, files: DataFiles) -> Samples:
         x = np.random.default_rng(settings.seed).random((n + TESTS, settings.dim))
         y = waves(x, settings.seed)
         noise = settings.noise * np.random.default_rng(settings.seed + 1).standard_normal(n)
-        return Samples("generated", x[:n], y[:n] + noise, x[n:], y[n:], 0)
+        return KernelSamples("generated", x[:n], y[:n] + noise, x[n:], y[n:], 0)
     if settings.data not in DATASET_NAMES:
         raise po.InputError("-data", settings.data, "generated | " + " | ".join(DATASET_NAMES))
     data: nna.Dataset = files.load(settings.data, settings.seed)
@@ -83,7 +83,7 @@ def load(settings: KernelSettings, files: DataFiles) -> Samples:
     if settings.samples:
         rows = np.random.default_rng(settings.seed).permutation(rows)[: settings.samples]
     x, x_test = (each.flatten(1).double().numpy() for each in (data.x_train, data.x_test))
-    return Samples(data.name, x[rows], data.y_train.numpy()[rows], x_test, data.y_test.numpy(), data.classes)
+    return KernelSamples(data.name, x[rows], data.y_train.numpy()[rows], x_test, data.y_test.numpy(), data.classes)
 
 
 def waves(x: np.ndarray, seed: int) -> np.ndarray:
