@@ -29,7 +29,7 @@ BATCHES = 64, 128, 256, 512, 1024, 2048, 4096, 8192
 #: Batches at which the rates of rivals are tried.
 RIVAL_BATCHES = 64, 256, 1024, 8192
 #: Rates that are tried.
-SGD, ADAM = (0.03, 0.1, 0.3, 1.0), (1e-3, 3e-3, 1e-2)
+SGD, ADAM = (0.03, 0.1, 0.3, 1.0, 2.0), (1e-3, 3e-3, 1e-2)
 SGD_CODE = (1e-3, 3e-3, 1e-2, 3e-2)
 #: Epochs of rivals on CIFAR-10; K-FAC has half of them.
 EPOCHS, CIFAR = 8, ("-data", "cifar10", "-network", "cnn", "-samples", 4000, "-batch", 100)
@@ -83,7 +83,8 @@ class Benchmark:
         seconds = {b: _mean(found, "cpu_seconds") or float("inf") for b, found in runs.items()}
         rows = [plain(f"autoencoder: K-FAC at {b}, {seconds[b]:.1f} CPU s", steps[b], "steps") for b in runs]
         for name, rates in (("adam", ADAM), ("sgd", SGD_CODE)):
-            found, cpu = self._best(autoencoder, name, rates, *words, "-batch", 512, "-max_steps", 2000)
+            more = ("-batch", 512, "-max_steps", 2000, "-check_every", 20)
+            found, cpu = self._best(autoencoder, name, rates, *words, *more)
             if found is None:
                 rows.append(plain(f"autoencoder: {name} has not reached it in so many steps, batch 512", 2000, "steps"))
                 continue
