@@ -198,7 +198,7 @@ def prepare(
     """The training of a network, whose clock runs from here; `say` tells what evaluations find."""
     n = sum(samples.counts)
     team = comm if comm.size > 1 else None
-    per_epoch = n / min(how.batch, n) if how.form == "streaming" else 1.0
+    per_epoch = n / how.batch_of(n) if how.form == "streaming" else 1.0
     iterations = math.ceil(epochs * per_epoch - 1e-9)
 
     def make() -> LayerSplitting:

@@ -48,7 +48,9 @@ class SplitTrainingSettings(Settings, prefix="split_"):
         "increments from batches; all samples in the published order; or all samples from the last layer backward",
         choices=("streaming", "seed", "backward"),
     )
-    batch: int = setting(1000, "samples of a batch, those of all ranks together (streaming)", at_least=1)
+    batch: int = setting(
+        0, "samples of a batch, of all ranks together; 0: a tenth of all, but 1000 at the most (streaming)", at_least=0
+    )
     step: float = setting(0.1, "length of the increments at the start; it falls to 0 over the run (streaming)", above=0)
     scaling: str = setting(
         "layers",
@@ -58,14 +60,21 @@ class SplitTrainingSettings(Settings, prefix="split_"):
     momentum: float = setting(0.9, "of the increments (streaming)", at_least=0, at_most=0.999)
     forgetting: float = setting(0.9, "weight of earlier batches in Gram matrices (streaming)", at_least=0, at_most=1)
     ridge: float = setting(0.1, "Tikhonov parameter of the weights' least squares", at_least=0)
+    ridge_share: float = setting(
+        0.006, "more of it, relative to the mean of |a|^2 of the samples that come to a layer (streaming)", at_least=0
+    )
     softness: float = setting(
-        0.1, "penalties of a layer relative to those of the layer after it (streaming)", above=0, at_most=1
+        0.3, "penalty of z = W a relative to those of a = h(z) before and after it (streaming)", above=0, at_most=1
     )
     beta: float = setting(0.2, "penalty of z = W a (seed, backward)", above=0)
     gamma: float = setting(20.0, "penalty of a = h(z) (seed, backward)", above=0)
     states: str = setting("forward", "first states (seed, backward)", choices=("forward", "random"))
     precision: str = setting("float32", "precision of messages between ranks", choices=tuple(PRECISIONS))
     seed: int = setting(0, "seed of the batches and of random states", at_least=0)
+
+    def batch_of(self, samples: int) -> int:
+        """Samples of a batch, of so many on all ranks."""
+        return min(self.batch or max(1, min(1000, samples // 10)), samples)
 
 
 class LayerSplitting(SplitConstraint):
@@ -150,11 +159,11 @@ class LayerSplitting(SplitConstraint):
             block[k] = torch.full_like(block[k], torch.nan)
             states.forget()
 
-    def solve(self, grams: SharedGrams) -> list[Tensor]:
-        """The least squares of all samples that were added, after `begin`. Collective."""
+    def solve(self, grams: SharedGrams, share: float = 0.0) -> list[Tensor]:
+        """The least squares of all samples that were added, after `begin`; with `share`, see there. Collective."""
         sent, solves = grams.sent, grams.solves
         grams.finish()
-        found = [finite(X) for X in grams.solve([self.settings.ridge] * len(grams.shapes))]
+        found = [finite(X) for X in grams.solve([self.settings.ridge] * len(grams.shapes), share)]
         self.work.bytes += grams.sent - sent
         self.work.solves += grams.solves - solves
         return found

@@ -127,8 +127,12 @@ class SharedGrams:
                 sums.weights = (sums.weights[0] + samples, sums.weights[1])
         self._is_known = self.fixed
 
-    def solve(self, ridge: Sequence[float]) -> list[Tensor]:
+    def solve(self, ridge: Sequence[float], share: float = 0.0) -> list[Tensor]:
         """X of each layer, (outputs, inputs), with its own ridge; equal on all ranks to the last bit. Collective.
+
+        Args:
+            ridge: of each layer.
+            share: what is added to it, relative to the trace of G/w, the mean of |a|^2.
 
         Raises:
             SolveFailure: sums that are not finite, on all ranks.
@@ -136,15 +140,15 @@ class SharedGrams:
         team = self._team
 
         def solved() -> list[Tensor]:
-            return [self._solved(k, ridge[k]) for k in self.layers]
+            return [self._solved(k, _ridge(self.sums[k], ridge[k], share)) for k in self.layers]
 
         own = solved() if team is None else together(team, solved)
         if self.ranks == 1:
             return [own[self.layers.index(layer)] for layer in range(len(self.shapes))]
         return self._traffic.gather(own, self.dtype)
 
-    def squares(self, found: Sequence[Tensor], ridge: float) -> Tensor:
-        """The mean of |X a|^2 under G of each layer's X, which `solve` has found with this ridge, (layers,).
+    def squares(self, found: Sequence[Tensor], ridge: Sequence[float], share: float = 0.0) -> Tensor:
+        """The mean of |X a|^2 under G of each layer's X, which `solve` has found with the same ridge, (layers,).
 
         With X (G/w + ridge) = R/v it is <X, R/v> - ridge |X|^2. This rank's rows of X: the sum over the ranks is asked
         for.
@@ -152,7 +156,8 @@ class SharedGrams:
         own = torch.zeros(len(self.shapes), dtype=torch.float64)
         for layer, sums in self.sums.items():
             X = found[layer][self.shares.rows(layer, self.rank)]
-            own[layer] = float((X * sums.cross).sum()) / sums.weights[1] - ridge * float(X.square().sum())
+            own[layer] = float((X * sums.cross).sum()) / sums.weights[1]
+            own[layer] -= _ridge(sums, ridge[layer], share) * float(X.square().sum())
         return own
 
     def footprint(self) -> dict[str, int]:
@@ -214,6 +219,11 @@ class SharedGrams:
             self._factors[layer] = ridge, factor
         self.solves += sums.outputs * n**2
         return sums.solve(ridge, factor=factor)
+
+
+def _ridge(sums: GramSum, ridge: float, share: float) -> float:
+    """The ridge with a share of the mean of |a|^2."""
+    return ridge + share * float(sums.lower.diagonal().sum()) / sums.weights[0] if share else ridge
 
 
 def _tensors(sums: GramSum) -> dict[str, Tensor]:

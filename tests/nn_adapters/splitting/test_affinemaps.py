@@ -144,7 +144,9 @@ def test_weights_of_convolutions_are_least_squares_over_samples_and_positions(mo
     """Also where the rows do not fit into one piece."""
     monkeypatch.setattr(layersplitting, "ROWS", rows)
     x, y = images()
-    settings = SplitTrainingSettings(batch=30, momentum=0.0, forgetting=0.0, ridge=0.0, step=1.0, scaling="none")
+    settings = SplitTrainingSettings(
+        batch=30, momentum=0.0, forgetting=0.0, ridge=0.0, step=1.0, scaling="none", ridge_share=0.0
+    )
     splitting = StreamedLayers(1, convolutions(), x, y, settings)
     for block in splitting.sweep(1):
         splitting.update(block)

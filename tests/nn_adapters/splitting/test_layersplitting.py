@@ -49,7 +49,17 @@ def test_no_block_of_an_ode_network_raises_the_augmented_lagrangian():
 
 def test_a_stream_of_all_samples_without_forgetting_is_the_direct_form():
     """One increment of length 1 gives the least squares of the same states; a and m are those of the forward pass."""
-    stream = split(network(), "streaming", batch=40, momentum=0.0, forgetting=0.0, ridge=0.0, step=1.0, scaling="none")
+    stream = split(
+        network(),
+        "streaming",
+        batch=40,
+        momentum=0.0,
+        forgetting=0.0,
+        ridge=0.0,
+        step=1.0,
+        scaling="none",
+        ridge_share=0.0,
+    )
     for block in stream.sweep(1):
         stream.update(block)
     a = stream.states.start[0]
@@ -101,7 +111,7 @@ def test_a_linear_network_is_least_squares(widths):
     hidden = [each for n, m in zip((4, *widths), widths) for each in (nn.Linear(n, m), nn.Identity())]
     net = nn.Sequential(*hidden, nn.Linear(widths[-1], 3)).double()
     settings = SplitTrainingSettings(
-        loss="squared", batch=40, momentum=0.0, forgetting=0.0, ridge=1e-9, step=1.0, scaling="none"
+        loss="squared", batch=40, momentum=0.0, forgetting=0.0, ridge=1e-9, step=1.0, scaling="none", ridge_share=0.0
     )
     ADMM(StreamedLayers(150, net, x, y, settings), max_it=150, multipliers=False, rtol=0.0).solve()
     rows = np.c_[x, np.ones(len(x))]
