@@ -8,7 +8,7 @@ from nn_adapters.curvature.factors import owners
 from tests.helpers.parallel_kfac import LAYERS, STEPS, WIDTH
 from tests.helpers.support import python, relative
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.slow]  # four processes that each import PyTorch
 
 
 @pytest.fixture(scope="module")
