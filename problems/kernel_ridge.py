@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     """Fit; the error of the test samples: the share that is classified wrongly, or relative in the 2-norm."""
     with command_line(argv, __doc__, OPTIONS):
         settings, files, report = po.read(KernelSettings), po.read(DataFiles), po.read(ReportFiles)
-        shift = po.read(LambdaSettings).da
+        shift = po.read(LambdaSettings).lambda_
         check_targets(MPI.COMM_WORLD, report)
         samples = load(settings, files)
         kernel = make_kernel(settings, samples.x)

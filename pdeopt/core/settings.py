@@ -1,7 +1,8 @@
 """Settings: dataclasses whose values come from options, checked, with the help that -help prints.
 
 A group of options is a frozen dataclass that inherits `Settings`. It states its prefix, its fields state help, default
-and legal values, and a field that chooses states which other groups each choice reads::
+and legal values, and a field that chooses states which other groups each choice reads. An underscore at the end of a
+field's name, as of `lambda_`, is not a part of the option's::
 
     @dataclass(frozen=True)
     class WathenSettings(Settings, prefix="wathen_"):
@@ -116,10 +117,11 @@ def read(cls: type[T], outer: str = "", **defaults: Any) -> T:
     database = PETSc.Options(prefix)
     values: dict[str, Any] = {}
     for each in dataclasses.fields(cls):
-        name = prefix + each.name
+        word = option_of(each)
+        name = prefix + word
         remember(name)
         warn_if_not_read(name)
-        text = database.getString(each.name, None) if database.hasName(each.name) else None
+        text = database.getString(word, None) if database.hasName(word) else None
         values[each.name] = defaults.get(each.name, each.default) if text is None else _convert(name, each, text)
         _check("-" + name, each, values[each.name])
     return cls(**values)
@@ -144,6 +146,11 @@ def check(settings: Settings) -> None:
     """
     for each in dataclasses.fields(settings):
         _check(each.name, each, getattr(settings, each.name))
+
+
+def option_of(each: dataclasses.Field[Any]) -> str:
+    """The name of a field's option, without the prefix."""
+    return each.name.removesuffix("_")
 
 
 # -- help --------------------------------------------------------------------------------------------------
@@ -174,7 +181,8 @@ class Section:
         """Names without dash, and defaults."""
         prefix = self.outer + self.settings.prefix
         return {
-            prefix + each.name: self.defaults.get(each.name, each.default) for each in dataclasses.fields(self.settings)
+            prefix + option_of(each): self.defaults.get(each.name, each.default)
+            for each in dataclasses.fields(self.settings)
         }
 
     def text(self) -> str:

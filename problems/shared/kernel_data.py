@@ -37,10 +37,12 @@ class KernelSettings(po.Settings):
 
 
 @dataclass(frozen=True)
-class LambdaSettings(po.Settings, prefix="lamb"):  # `lambda` itself is a word of Python
+class LambdaSettings(po.Settings):
     """The ridge."""
 
-    da: float = po.setting(0.1, "ridge of the regression: the variance of the noise of a Gaussian process", above=0)
+    lambda_: float = po.setting(
+        0.1, "ridge of the regression: the variance of the noise of a Gaussian process", above=0
+    )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 
+from pdeopt.core.settings import option_of
 from tests.helpers.scripts import SMALL, options_of
 
 #: What no option of a kind may be.
@@ -72,7 +73,7 @@ def all_bad_options(folder):
             choices = [word for option, value in section.when[0] for word in (f"-{option}", value)]
             prefix = section.outer + section.settings.prefix
             for each in dataclasses.fields(section.settings):
-                name = prefix + each.name
+                name = prefix + option_of(each)
                 if f"-{name}" in choices[::2]:
                     continue
                 names.add(name)
