@@ -121,11 +121,12 @@ class StreamedLayers(LayerSplitting):
         return whole.clamp(min=0.0) / torch.tensor(entries)
 
     def _scales(self, changes: Tensor, iteration: int) -> list[float]:
-        """What to divide the increments of each layer by; 1 where there was none so far."""
+        """What to divide the increments of each layer by; 1 where they were rounding so far, as before dead neurons."""
         if self.settings.scaling == "none":
             return [1.0] * len(changes)
-        means = (changes / iteration).sqrt().tolist()
-        return [mean if mean > 0.0 else 1.0 for mean in means]
+        means = (changes / iteration).sqrt()
+        least = 10.0 * torch.finfo(self.W[0].dtype).eps * float(means.max())  # below it they are rounding
+        return [mean if mean > least else 1.0 for mean in means.tolist()]
 
     def ascend(self) -> None:
         """Nothing: a stream keeps no multipliers, as each batch has samples of its own."""
