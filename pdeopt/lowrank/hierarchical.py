@@ -71,7 +71,7 @@ class KernelMatrix:
         self._scatter = PETSc.Scatter().create(self._rows, there, self._slots, here)
 
     def shell(self) -> PETSc.Mat:
-        """A new Mat with this context."""
+        """A new Mat with this context; `destroy()` it before the program ends, as PETSc then no longer has Python."""
         size = self._rows.getSizes()
         matrix = PETSc.Mat().createPython((size, size), self, comm=self.comm)
         matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
