@@ -28,19 +28,20 @@ POINTS, NEWTON_STEPS = 17, 12
 
 @dataclass(frozen=True)
 class PiecewiseLinear:
-    """h(z) = slope z + offset on intervals that cover the line.
+    """h(z) = slope z + offset on intervals that cover the line; h is continuous.
 
     Args:
-        pieces: slope, offset, lower and upper end of each.
+        pieces: slope, offset, lower and upper end of each, from the left to the right.
     """
 
     pieces: tuple[tuple[float, float, float, float], ...]
 
     def __call__(self, z: Tensor) -> Tensor:
         """h(z)."""
-        value = torch.zeros_like(z)
-        for slope, offset, lower, upper in self.pieces:
-            value = torch.where((z >= lower) & (z <= upper), slope * z + offset, value)
+        (slope, offset, _, _), *others = self.pieces
+        value = slope * z + offset
+        for slope, offset, lower, _ in others:
+            value = torch.where(z > lower, slope * z + offset, value)
         return value
 
     def proximal(self, m: Tensor, a: Tensor, beta: float, gamma: float) -> Tensor:

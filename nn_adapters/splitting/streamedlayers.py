@@ -24,13 +24,12 @@ class StreamedLayers(LayerSplitting):
         X = mean (z - m) a' (G + ridge)^-1,    V <- momentum V + (1 - momentum) X / change,    W <- W + step V,
 
     with a and m of the forward pass and G the forgetting mean of aa'. To the ridge comes a share of the trace of G, the
-    mean of |a|^2: directions in which samples hardly differ are noise, which whitening would blow up (on HAR's raw
-    signals 91 % where 86 was had). `change`, a number for each layer, is what makes
-    one step fit all networks: the root mean square, over the iterations so far and the entries of m, of the change of m
-    by X. Targets say into which direction m has to go, and for which samples how far; how far all in all depends on
-    penalties, depth, loss and data. It falls with the errors, by which the X do, and the mean over all iterations
-    remembers how large they were. With `-split_scaling none` it is 1: one increment of length 1 is then the least
-    squares of the targets. Blocks are `("z", k)`, `("a", k)` and `("increments", iteration)`.
+    mean of |a|^2, so that it knows the scale of the samples. `change`, a number for each layer, is what makes one step
+    fit all networks: the root mean square, over the iterations so far and the entries of m, of the change of m by X.
+    Targets say into which direction m has to go, and for which samples how far; how far all in all depends on
+    penalties, depth, loss and data. X falls with the errors, and the mean over all iterations remembers how large they
+    were. With `-split_scaling none` it is 1: one increment of length 1 is then the least squares of the targets.
+    Blocks are `("z", k)`, `("a", k)` and `("increments", iteration)`.
 
     Args:
         iterations: of the run, over which the length of the increments falls to zero.

@@ -288,6 +288,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("-latency", type=float, default=2e-6, help="predicted: seconds of a message")
     parser.add_argument("-bandwidth", type=float, default=1e10, help="predicted: bytes a second")
     options = parser.parse_args(argv)
+    if "accuracy" in options.only and not options.data_dir:
+        parser.error("-only accuracy needs -data_dir, the folder of the data sets")
     return measure(cases, options.only, Benchmark(options), options.json)
 
 

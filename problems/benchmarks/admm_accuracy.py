@@ -75,7 +75,7 @@ class Problem:
     """A data set and the network of `problems.admm_mnist` for it."""
 
     def __init__(self, data: str, data_dir: str, limit: int = 0) -> None:
-        self.own = SplitScriptSettings(data=data, evaluate_every=1.0)
+        self.own = SplitScriptSettings(data=data, evaluate_every=0.25)
         self.samples: Samples = deal(
             MPI.COMM_SELF, lambda: admm_mnist.load(self.own, data, DataFiles(data_dir=data_dir)), [], limit
         )
