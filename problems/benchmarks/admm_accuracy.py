@@ -144,11 +144,18 @@ def by_lbfgs(problem: Problem, seconds: float, seed: int) -> Curve:
 
 
 def by_admm(
-    problem: Problem, form: str, states: str, seed: int, epochs: int, seconds: float = 0.0, **more: Any
+    problem: Problem,
+    form: str,
+    states: str,
+    seed: int,
+    epochs: int,
+    seconds: float = 0.0,
+    split: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Curve:
-    """ADMM with its default settings."""
+    """ADMM with its default settings, but for those of `split`."""
     own = replace(problem.own, seed=seed, form=form, states=states, max_cpu_seconds=seconds, **more)
-    how = SplitTrainingSettings(form=form, states=states, seed=seed, loss=own.loss)
+    how = SplitTrainingSettings(**{"form": form, "states": states, "seed": seed, "loss": own.loss, **(split or {})})
     limits = AdmmSettings(**admm_mnist.ADMM_DEFAULTS, multipliers=form != "streaming")
     training = admm_mnist.prepare(own, how, problem.network(own), problem.samples, epochs, MPI.COMM_SELF, say=None)
     checkpoints = SplitCheckpoints(CheckpointFiles(), MPI.COMM_SELF, {}, training.memory)
