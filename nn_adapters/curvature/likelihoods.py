@@ -34,11 +34,12 @@ class Likelihood(ABC):
         if reduction not in REDUCTIONS:
             raise InputError("reduction of a loss", reduction, " | ".join(REDUCTIONS))
         self.reduction = reduction
-        self.seen: list[Tensor] = []  # targets of the calls with gradients, for the empirical Fisher matrix
+        # targets of the calls with gradients, for the empirical Fisher matrix; None where no optimizer asks for them
+        self.seen: list[Tensor] | None = None
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of a batch, a scalar: as those of `torch.nn.functional`."""
-        if outputs.requires_grad:
+        if self.seen is not None and outputs.requires_grad:
             self.seen.append(targets)
         each = self.each(outputs, targets)
         return each.mean() if self.reduction == "mean" else each.sum()

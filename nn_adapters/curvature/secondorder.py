@@ -72,6 +72,7 @@ class SecondOrder(torch.optim.Optimizer):
         self.steps, self._watching = 0, True
         self._closure: Callable[[], Any] | None = None
         super().__init__([p for p in network.parameters() if p.requires_grad], {})
+        self._forget()
         network.register_forward_pre_hook(_Watcher(weakref.ref(self)))
 
     @abstractmethod
@@ -106,7 +107,7 @@ class SecondOrder(torch.optim.Optimizer):
             self._forget()
             with torch.enable_grad():
                 value = closure()
-        model.targets = list(model.likelihood.seen)
+        model.targets = list(model.likelihood.seen or [])
         if not model.inputs:
             raise InputError(f"{type(self).__name__}.step", "no inputs", "a network in training mode, called before")
         model.weigh()
@@ -157,7 +158,7 @@ class SecondOrder(torch.optim.Optimizer):
 
     def _forget(self) -> None:
         self.model.inputs, self.model.targets = [], []
-        self.model.likelihood.seen.clear()
+        self.model.likelihood.seen = []
 
     def memory(self) -> dict[str, Any]:
         """What `recall` takes: tensors and numbers by name, those of this rank."""

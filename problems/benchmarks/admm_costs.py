@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -14,6 +12,10 @@ from nn_adapters.splitting import SplitTrainingSettings, WholeLayers
 from pdeopt.functions.gram import GramSum
 from problems.benchmarks.admm_model import Costs, shapes_of
 from problems.benchmarks.admm_work import WIDTHS, published_network
+from problems.benchmarks.processes import median_seconds
+
+#: Median of the processor's seconds that a call takes.
+cpu_seconds = partial(median_seconds, repeat=15, clock=time.process_time)
 
 #: Samples of a rank whose seconds are measured.
 MEASURED = (1, 4, 16, 64, 160, 640, 2560)
@@ -58,13 +60,3 @@ def _by_kinds(splitting: WholeLayers, iteration: int) -> dict[str, float]:
     begin = time.process_time()
     splitting.ascend()
     return found | {"ascend": time.process_time() - begin}
-
-
-def cpu_seconds(function: Callable[[], Any], repeat: int = 15) -> float:
-    """Median of the processor's seconds that a call takes."""
-    seconds = []
-    for _ in range(repeat):
-        begin = time.process_time()
-        function()
-        seconds.append(time.process_time() - begin)
-    return statistics.median(seconds)

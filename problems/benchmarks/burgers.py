@@ -22,6 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from problems.benchmarks.processes import median_seconds
+
 OURS = {
     "newton": "pdeopt Newton-KKT",
     "sqp": "pdeopt inexact SQP",
@@ -213,16 +215,6 @@ def sweep_ratio(nx: int, nt: int, repeat: int) -> float:
 
     assert torch.allclose(loop(), batched())
     return median_seconds(loop, repeat) / median_seconds(batched, 5 * repeat)
-
-
-def median_seconds(function: Callable[[], Any], repeat: int) -> float:
-    """Median of the seconds that a call takes."""
-    seconds = []
-    for _ in range(repeat):
-        begin = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds)
 
 
 def bar(case: str, measured: float, unit: str, limit: float, at_most: bool = False) -> Row:

@@ -203,3 +203,10 @@ def test_what_is_refused():
         KFAC(network, CrossEntropy(), damping=-1.0)
     with pytest.raises(InputError, match="no inputs"):
         KFAC(network, CrossEntropy()).step()
+
+
+def test_a_loss_without_an_optimizer_keeps_no_targets():
+    loss, network = CrossEntropy(), nn.Linear(2, 3)
+    for _ in range(3):
+        loss(network(torch.randn(5, 2)), torch.zeros(5, dtype=torch.int64)).backward()
+    assert not loss.seen
