@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -47,6 +48,7 @@ def anchors(text):
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     """The blocks of a page share their names, as a reader who types them in would."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [page])  # the command line of pytest is not that of the page
     names = {"__name__": "example"}
     text = (ROOT / page).read_text()
     for match in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
