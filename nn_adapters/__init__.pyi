@@ -25,6 +25,7 @@ from nn_adapters.layers.blocks import (
     activation as activation,
     conv as conv,
     dense as dense,
+    weight_norm as weight_norm,
 )
 from nn_adapters.layers.init import INITIALIZATIONS as INITIALIZATIONS, initialize as initialize
 
@@ -49,6 +50,11 @@ from nn_adapters.curvature.hessianfree import (
     NATURAL as NATURAL,
     HessianFree as HessianFree,
     HessianFreeSettings as HessianFreeSettings,
+)
+from nn_adapters.curvature.spectrum import (
+    HessianMatrix as HessianMatrix,
+    largest_eigenvalue as largest_eigenvalue,
+    spectral_density as spectral_density,
 )
 
 # Physics-informed networks.
@@ -76,6 +82,9 @@ from nn_adapters.training.nested import (
     refine_weights as refine_weights,
 )
 from nn_adapters.training.regularize import smoothness as smoothness, tikhonov as tikhonov
+from nn_adapters.training.layerwise import LAMB as LAMB, LARS as LARS, layerwise_groups as layerwise_groups
+from nn_adapters.training.rates import Course as Course, scaled_rate as scaled_rate
+from nn_adapters.training.augment import RunningMixup as RunningMixup, erase_rectangles as erase_rectangles
 
 # Training by splitting.
 from nn_adapters.splitting.layersplitting import SplitTrainingSettings as SplitTrainingSettings

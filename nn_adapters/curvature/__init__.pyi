@@ -12,6 +12,16 @@ from nn_adapters.curvature.chains import SerialChain as SerialChain, shared_copy
 from nn_adapters.curvature.curvednetwork import CurvedNetwork as CurvedNetwork
 from nn_adapters.curvature.products import FisherMatrix as FisherMatrix, by_layer as by_layer, flat as flat
 
+from nn_adapters.curvature.spectrum import (
+    Eigenvalue as Eigenvalue,
+    HessianMatrix as HessianMatrix,
+    Spectrum as Spectrum,
+    Tridiagonal as Tridiagonal,
+    lanczos as lanczos,
+    largest_eigenvalue as largest_eigenvalue,
+    spectral_density as spectral_density,
+)
+
 # Optimizers.
 from nn_adapters.curvature.kfac import KFAC as KFAC, KFACSettings as KFACSettings
 from nn_adapters.curvature.hessianfree import (

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from pdeopt.core.errors import InputError
 
@@ -166,6 +167,9 @@ def curved_layers(network: nn.Module) -> list[CurvedLayer]:
 
 
 def _curved(name: str, module: nn.Module) -> CurvedLayer:
+    if isinstance(module, parametrize.ParametrizationList):
+        legal = "torch.nn.utils.parametrize.remove_parametrizations: a natural gradient does not depend on it"
+        raise InputError(f"layer {name.rsplit('.parametrizations.')[0]}", "a parametrized weight", legal)
     if isinstance(module, nn.Linear):
         return LinearCurved(name, module)
     if isinstance(module, nn.Conv2d) and not isinstance(module, nn.modules.lazy.LazyModuleMixin):

@@ -17,6 +17,7 @@ from nn_adapters.layers.parallelmodule import (
     mgrit_solvers as mgrit_solvers,
     parameter_groups as parameter_groups,
     serial_network as serial_network,
+    stacked_parameters as stacked_parameters,
 )
 from nn_adapters.layers.stacking import ParameterStack as ParameterStack
 from nn_adapters.layers.stackedlayers import StackedLayers as StackedLayers
@@ -28,9 +29,11 @@ from nn_adapters.layers.blocks import (
     LayerStack as LayerStack,
     SmoothReLU as SmoothReLU,
     SteppingBlock as SteppingBlock,
+    WeightNormalization as WeightNormalization,
     activation as activation,
     conv as conv,
     dense as dense,
+    weight_norm as weight_norm,
 )
 
 # First weights.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from pdeopt.core.errors import InputError
 from pdeopt.core.memory import require_memory
@@ -72,6 +73,55 @@ def conv(channels: int, kernel: int = 3, act: str = "tanh", dim: int = 2) -> nn.
     """
     kind = {1: nn.Conv1d, 2: nn.Conv2d}[dim]
     return nn.Sequential(kind(channels, channels, kernel, padding=kernel // 2), activation(act))
+
+
+class WeightNormalization(nn.Module):
+    """W = g v / |v|, a length g and a direction v for each row of W, that is, for each neuron or filter.
+
+    A parametrization of PyTorch as `torch.nn.utils.parametrizations.weight_norm` is, whose kernel `torch.vmap` cannot
+    batch over layers. Here g is a vector, as biases and scales are, so that groups of an optimizer find it among them.
+    """
+
+    def forward(self, g: Tensor, v: Tensor) -> Tensor:
+        return (g / _row_norms(v)).reshape(-1, *[1] * (v.dim() - 1)) * v
+
+    def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        """g and v of a given W; a row of zeros has any direction."""
+        g = _row_norms(W)
+        return g, torch.where((g > 0.0).reshape(-1, *[1] * (W.dim() - 1)), W, 1.0)
+
+
+def _row_norms(v: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(v, dim=tuple(range(1, v.dim())))
+
+
+def weight_norm(module: nn.Module) -> nn.Module:
+    """Parametrize the weights of all dense and convolutional layers of a module by length and direction.
+
+    The function stays the same; gradient steps differ, as the length of a row is learned apart from its direction
+    (T. Salimans, D. P. Kingma, Weight normalization, NeurIPS 2016). The way back is
+    `torch.nn.utils.parametrize.remove_parametrizations`. K-FAC refuses the layers by name: a natural gradient does not
+    depend on how weights are parametrized.
+
+    Args:
+        module: is changed, layers inside it, too.
+
+    Returns:
+        the same module.
+
+    Raises:
+        InputError: no such layer, or one whose weight has a parametrization.
+
+    Example:
+        >>> layers = LayerParallel(None, lambda: weight_norm(dense(8)), 64)
+    """
+    layers = [part for part in module.modules() if isinstance(part, (nn.Linear, nn.modules.conv._ConvNd))]
+    if not layers or any(parametrize.is_parametrized(part, "weight") for part in layers):
+        got = f"{type(module).__name__} with " + ("a parametrized weight" if layers else "no such layer")
+        raise InputError("module of weight_norm", got, "Linear or convolutional layers with weights of their own")
+    for part in layers:
+        parametrize.register_parametrization(part, "weight", WeightNormalization())
+    return module
 
 
 class SteppingBlock(nn.Module):

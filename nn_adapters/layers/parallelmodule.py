@@ -140,7 +140,7 @@ def measure_bias(network: nn.Module, loss: Callable[[], Tensor]) -> float:
         loss: evaluates the network and its loss, with the same data each time.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
-    stacked = _stacked(network)
+    stacked = stacked_parameters(network)
 
     def gradient() -> list[Tensor]:
         found = torch.autograd.grad(loss(), parameters, allow_unused=True)
@@ -174,7 +174,7 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     """
     if not weight_decay >= 0:
         raise InputError("weight_decay", weight_decay, "a number >= 0")
-    stacked = _stacked(network)
+    stacked = stacked_parameters(network)
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for parameter in network.parameters():
@@ -198,12 +198,22 @@ def clip_grad_norm_(network: nn.Module, max_norm: float) -> Tensor:
         The norm before.
     """
     gradients = {id(p): p.grad for p in network.parameters() if p.grad is not None}
-    stacked = _stacked(network)
+    stacked = stacked_parameters(network)
     norm = _square(network, list(gradients.values()), [at in stacked for at in gradients]).sqrt()
     factor = float((max_norm / (norm + 1e-6)).clamp(max=1.0))
     for g in gradients.values():
         g.mul_(factor)
     return norm
+
+
+def stacked_parameters(network: nn.Module) -> set[int]:
+    """The identities, `id(p)`, of parameters that have a leading axis of layers.
+
+    Args:
+        network: any module; without a `LayerParallel` there are none.
+    """
+    stacks = (module for module in network.modules() if isinstance(module, ParameterStack))
+    return {id(parameter) for stack in stacks for parameter in stack.parameters()}
 
 
 def _square(network: nn.Module, tensors: Sequence[Tensor], is_stacked: Sequence[bool]) -> Tensor:
@@ -214,9 +224,3 @@ def _square(network: nn.Module, tensors: Sequence[Tensor], is_stacked: Sequence[
     for solver in mgrit_solvers(network)[:1]:
         shares[1] = solver.grid.sum(shares[1])
     return shares.sum()
-
-
-def _stacked(network: nn.Module) -> set[int]:
-    """The identities of parameters that have a leading axis of layers."""
-    stacks = (module for module in network.modules() if isinstance(module, ParameterStack))
-    return {id(parameter) for stack in stacks for parameter in stack.parameters()}

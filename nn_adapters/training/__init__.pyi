@@ -9,6 +9,22 @@ from nn_adapters.training.groups import RankGroups as RankGroups
 from nn_adapters.training.checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
 from nn_adapters.training.regularize import smoothness as smoothness, tikhonov as tikhonov
 
+# Large batches.
+from nn_adapters.training.layerwise import (
+    LAMB as LAMB,
+    LARS as LARS,
+    LayerwiseOptimizer as LayerwiseOptimizer,
+    layerwise_groups as layerwise_groups,
+)
+
+from nn_adapters.training.rates import (
+    COURSES as COURSES,
+    SCALINGS as SCALINGS,
+    Course as Course,
+    scaled_rate as scaled_rate,
+)
+from nn_adapters.training.augment import RunningMixup as RunningMixup, erase_rectangles as erase_rectangles
+
 # Ways to train.
 from nn_adapters.training.last_layer import (
     LSGD as LSGD,
