@@ -215,6 +215,13 @@ ENTRIES = [
         "-data_dir DATA -batch 1024 -target_loss 0.05",
     ),
     Entry(
+        "compress",
+        "Compression",
+        "compression.md",
+        "A trained network in fewer bytes, and what an attack makes of it before and after.",
+        "-data_dir DATA -max_steps 1000",
+    ),
+    Entry(
         "autoencoder",
         "Autoencoder",
         "kfac.md",

@@ -39,6 +39,7 @@ ROOMS = {
         "curvature": (2,),
         "training": (0,),
         "splitting": (1,),
+        "compression": (2,),
     },
 }
 

@@ -8,6 +8,7 @@ training and data. A name is loaded when it is first asked for. Rooms, in the or
     losses    losses of networks as smooth functions, hierarchies in depth
     pinn      physics-informed networks, alone
     training  what a training run needs beside an optimizer
+    compression  trained networks made smaller
 """
 
 from pdeopt.core.lazy import attach

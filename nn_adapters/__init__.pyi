@@ -91,6 +91,13 @@ from nn_adapters.splitting.layersplitting import SplitTrainingSettings as SplitT
 from nn_adapters.splitting.streamedlayers import StreamedLayers as StreamedLayers
 from nn_adapters.splitting.wholelayers import WholeLayers as WholeLayers
 
+# Compression of trained networks.
+from nn_adapters.compression.choice import Compressed as Compressed, compress as compress
+from nn_adapters.compression.lowrank import LowRankLayers as LowRankLayers
+from nn_adapters.compression.methods import Pruning as Pruning, Quantization as Quantization
+from nn_adapters.compression.forms import multiplications as multiplications, stored_bytes as stored_bytes
+from nn_adapters.compression.attacks import accuracy as accuracy, fgsm as fgsm
+
 # Data.
 from nn_adapters.data.dataset import Dataset as Dataset, make_dataset as make_dataset
 from nn_adapters.data.datasets import DATASET_NAMES as DATASET_NAMES, load_dataset as load_dataset

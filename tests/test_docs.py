@@ -14,6 +14,7 @@ from tests.helpers.support import ROOT
 EXAMPLES = [
     "README.md",
     "docs/guide.md",
+    "docs/compression.md",
     "docs/kernels.md",
     "docs/networks.md",
     "docs/optimizers.md",

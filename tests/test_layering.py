@@ -29,6 +29,7 @@ ROOMS = {
         "nn_adapters.pinn",
         "nn_adapters.training",
         "nn_adapters.splitting",
+        "nn_adapters.compression",
     ],
     "problems": ["problems.shared", "problems", "problems.benchmarks"],
 }

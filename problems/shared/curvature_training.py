@@ -225,13 +225,13 @@ class CurvatureScript:
             torch.manual_seed(own.seed)
             hidden_widths(own.widths, (1,))
             data = on_root(comm, lambda: files.load(name, own.seed))
-            task = self.task(own, _prepared(data, own))
+            task = self.task(own, prepared(data, own))
             steps = FitSteps(task, own, comm)
             po.require_all_read()
             check_targets(comm, report, kept)
             if kept.checkpoint and comm.size > 1:
                 raise po.InputError("-checkpoint", f"{comm.size} ranks", "1 rank")
-            run = _Run(self.name, own, steps, kept, comm)
+            run = FitRun(self.name, own, steps, kept, comm)
             with interruptible():
                 found = run.train()
             write_report(comm, report, found, lambda: _picture(self.name, found))
@@ -247,8 +247,15 @@ class CurvatureScript:
             return float(found["train_loss"])
 
 
-class _Run:
-    """One run: steps, evaluations, checkpoints."""
+class FitRun:
+    """One run: steps, evaluations, checkpoints.
+
+    Args:
+        name: of the script.
+        own, steps: what is done.
+        kept: files of checkpoints; where to go on is read here.
+        comm: of all ranks.
+    """
 
     def __init__(self, name: str, own: FitSettings, steps: FitSteps, kept: CheckpointFiles, comm: Any) -> None:
         self.own, self.steps, self.kept = own, steps, kept
@@ -322,7 +329,7 @@ class _Ended:
     iterations: int
 
 
-def _prepared(data: nna.Dataset, own: FitSettings) -> nna.Dataset:
+def prepared(data: nna.Dataset, own: FitSettings) -> nna.Dataset:
     """Some of the samples, pooled, in the precision of the run."""
     dtype = torch.float32 if own.precision == "single" else torch.float64
     count = min(own.samples or len(data.x_train), len(data.x_train))

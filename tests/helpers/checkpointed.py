@@ -63,6 +63,11 @@ RUNS = {
         "-data digits -samples 120 -batch 60 -max_steps 6 -checkpoint_every 1 -optimizer hessian_free",
         "-samples 1000 -max_steps 100",
     ),
+    "compress": (
+        "compress",
+        "-data digits -samples 120 -batch 30 -max_steps 12 -checkpoint_every 1 -how quantization",
+        "-samples 1000 -max_steps 2000",
+    ),
     "function_regression": ("function_regression", "-steps 60", "-steps 500"),
     "box_init": ("box_init", "-seeds 2 -depth 3", "-seeds 8 -depth 8"),
 }

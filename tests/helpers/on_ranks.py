@@ -21,6 +21,7 @@ RUNS = {
     "apts_mnist": "-data digits -samples 120 -opt_max_it 3 -opt_max_work 8",
     "admm_mnist": "-samples 200 -widths 12 -split_batch 50 -epochs 2 -precision double -split_precision float64",
     "kfac_mnist": KFAC,
+    "compress": "-data digits -samples 120 -batch 60 -max_steps 10 -precision double -optimizer sgd -how low_rank",
     "autoencoder": KFAC,
     "pinn_burgers": "-points 60 -width 4 -opt_max_it 6",
     "pinn_klein_gordon": "-points 60 -width 4 -opt_max_it 3 -optimizer spqn",
