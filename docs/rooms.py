@@ -34,9 +34,10 @@ ROOMS = {
     "nn_adapters": {
         "data": (0,),
         "layers": (1,),
+        "parallel": (3,),
         "pinn": (2,),
         "losses": (2,),
-        "curvature": (2,),
+        "curvature": (3,),
         "training": (0,),
         "splitting": (1,),
         "compression": (2,),

@@ -37,6 +37,11 @@ from nn_adapters.layers.constraint import (
     regression_loss as regression_loss,
 )
 
+# How ranks share the training of a network.
+from nn_adapters.parallel.groups import Groups as Groups
+from nn_adapters.parallel.gradientsums import GradientSums as GradientSums, share_weights as share_weights
+from nn_adapters.parallel.twolevel import TwoLevelSums as TwoLevelSums
+
 # Losses as smooth functions, and networks of several depths.
 from nn_adapters.losses.network import NetworkLoss as NetworkLoss
 from nn_adapters.losses.logistic import LogisticLoss as LogisticLoss
@@ -75,7 +80,6 @@ from nn_adapters.pinn.points import (
 # Training.
 from nn_adapters.training.last_layer import LSGD as LSGD, least_squares as least_squares, lsgd as lsgd
 from nn_adapters.training.loop import Epoch as Epoch, Training as Training, TrainingSettings as TrainingSettings
-from nn_adapters.training.groups import RankGroups as RankGroups
 from nn_adapters.training.nested import (
     deepen as deepen,
     nested_epochs as nested_epochs,

@@ -24,6 +24,7 @@ ROOMS = {
     "nn_adapters": [
         "nn_adapters.data",
         "nn_adapters.layers",
+        "nn_adapters.parallel",
         "nn_adapters.losses",
         "nn_adapters.curvature",
         "nn_adapters.pinn",

@@ -5,7 +5,6 @@ from nn_adapters.training.loop import (
     Training as Training,
     TrainingSettings as TrainingSettings,
 )
-from nn_adapters.training.groups import RankGroups as RankGroups
 from nn_adapters.training.checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
 from nn_adapters.training.regularize import smoothness as smoothness, tikhonov as tikhonov
 

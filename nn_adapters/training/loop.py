@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from nn_adapters.data.dataset import Dataset
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import exactly, measure_bias, mgrit_solvers
+from nn_adapters.parallel.gradientsums import GradientSums
+from nn_adapters.parallel.groups import Groups
 from nn_adapters.training.checkpoint import load_checkpoint, save_checkpoint
-from nn_adapters.training.groups import RankGroups
 from nn_adapters.training.regularize import smoothness, tikhonov
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import SolveFailure
@@ -148,7 +149,7 @@ class Training:
     network: nn.Module
     data: Dataset
     settings: TrainingSettings
-    groups: RankGroups = field(default_factory=lambda: RankGroups(MPI.COMM_SELF))
+    groups: Groups = field(default_factory=lambda: Groups(MPI.COMM_SELF))
     observe: Callable[[Epoch], None] = lambda epoch: None
     problem: Mapping[str, Any] = field(default_factory=dict)
     history: list[Epoch] = field(default_factory=list)
@@ -162,6 +163,8 @@ class Training:
         self._seconds, self._batches_done = 0.0, 0
         self._losses: list[float] = []  # of the batches of an epoch that is not done
         self.residuals: tuple[list[float], list[float]] = ([], [])
+        data = self.groups.data
+        self._sums = GradientSums(self.network, data) if data.size > 1 else None
         self.files = CheckpointFile(self.settings.checkpoint, 1, self.groups.all, "batch")
         if self.settings.restart:
             self._resume()
@@ -203,11 +206,9 @@ class Training:
         """The samples of each batch, those of this rank's group; the same whatever the ranks."""
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
         order = torch.randperm(self.samples, generator=generator)
-        groups = self.groups.data
         for rows in order.split(self.settings.batch):
-            own = rows[groups.rank :: groups.size]
-            if len(rows) >= groups.size:  # every group has a sample
-                yield own
+            if len(rows) >= self.groups.data.size:  # every group has a sample
+                yield self.groups.rows(rows)
 
     def _batch(self, rows: Tensor, epoch: int, number: int) -> float:
         """One step of the optimizer; the loss before it."""
@@ -216,16 +217,19 @@ class Training:
             self._measure(rows)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(rows)
-        value = float(self.groups.data.allreduce(float(loss.detach())) / self.groups.data.size)
+        value = _mean(float(loss.detach()), len(rows), self.groups.data)
         if not math.isfinite(value):
             raise SolveFailure(
                 f"the loss is {value} in epoch {epoch}, batch {number}",
                 "a smaller -lr; -restart goes on from the last checkpoint",
             )
+        if self._sums is not None:
+            self._sums.samples = len(rows)
         loss.backward()
         for solver in mgrit_solvers(self.network)[:1]:
             self.residuals = solver.residuals
-        self.groups.average([p.grad for p in self.network.parameters() if p.grad is not None])
+        if self._sums is not None:
+            self._sums.finish()
         self.optimizer.step()
         return value
 
@@ -321,6 +325,14 @@ class Training:
         if self.settings.bias_limit is not None:
             for solver, (forward, adjoint) in zip(mgrit_solvers(self.network), run["cycles"]):
                 solver.forward.cycles, solver.adjoint.cycles = forward, adjoint
+
+
+def _mean(own: float, samples: int, comm: Any) -> float:
+    """The mean over the samples of all ranks."""
+    if comm.size == 1:
+        return own
+    total, count = comm.allreduce(np.array([own * samples, samples]))
+    return float(total / count)
 
 
 def _rate(settings: TrainingSettings, epoch: int) -> float:

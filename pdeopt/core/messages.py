@@ -6,8 +6,8 @@ factor them need, and solutions that all ranks need.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,12 @@ from pdeopt.core.team import Team, TorchTeam
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+#: Messages in several rounds: yields the requests of a round, returns the result.
+Course: TypeAlias = Generator[list[Any], None, T]
+
+#: For each rank its pieces in a row: their sizes, and the ranks to which they go.
+Routes: TypeAlias = Sequence[Sequence[tuple[int, Sequence[int]]]]
 
 #: How the numbers of a message are written.
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,27 +37,115 @@ class Arrival(Generic[T]):
     """What is on its way: messages that have been sent, and what becomes of those that come.
 
     Args:
-        request: of mpi4py; None where nothing is sent.
-        result: makes the result from what has come.
+        course: sends, yields the requests of mpi4py that must be done before it goes on, and so on; its return value is
+            the result. The first messages leave at once.
+
+    Attributes:
+        has_come: whether the result is there.
     """
 
-    def __init__(self, request: Any, result: Callable[[], T]) -> None:
-        self._request, self._result = request, result
+    _result: T
 
-    def advance(self) -> None:
-        """Let the library below move bytes: without a thread of its own, MPI does so in its calls alone."""
-        if self._request is not None:
-            self._request.Test()
+    def __init__(self, course: Course[T]) -> None:
+        self._course, self._requests = course, list[Any]()
+        self.has_come = False
+        self._go_on()
+
+    def _go_on(self) -> None:
+        try:
+            self._requests = next(self._course)
+        except StopIteration as end:
+            self.has_come, self._result = True, end.value
+
+    def advance(self) -> bool:
+        """Let the library below move bytes: without a thread of its own, MPI does so in its calls alone.
+
+        Returns:
+            `has_come`.
+        """
+        while not self.has_come and all(request.Test() for request in self._requests):
+            self._go_on()
+        return self.has_come
+
+    def rest(self) -> Course[T]:
+        """What is still to do, for a course that goes on with the result."""
+        while not self.has_come:
+            yield self._requests
+            self._go_on()
+        return self._result
 
     def then(self, make: Callable[[T], U]) -> Arrival[U]:
         """The same messages, with what `make` makes of their result."""
-        return Arrival(self._request, lambda: make(self._result()))
+
+        def course() -> Course[U]:
+            return make((yield from self.rest()))
+
+        return Arrival(course())
 
     def finish(self) -> T:
-        """Wait, and give the result; once."""
-        if self._request is not None:
-            self._request.Wait()
-        return self._result()
+        """Wait, and give the result."""
+        while not self.has_come:
+            for request in self._requests:
+                request.Wait()
+            self._go_on()
+        return self._result
+
+
+class Rounding:
+    """How numbers become bytes, and what the next ones bring of that which rounding took.
+
+    Args:
+        precision, feedback: see `Messages`.
+
+    Raises:
+        InputError: an unknown precision.
+    """
+
+    def __init__(self, precision: str, feedback: bool) -> None:
+        if precision not in PRECISIONS:
+            raise InputError("precision of messages", precision, " | ".join(PRECISIONS))
+        self.precision, self.feedback = PRECISIONS[precision], feedback
+        self._lost: dict[str, Tensor] = {}
+
+    def write(self, kind: str, pieces: Sequence[Tensor]) -> list[Tensor]:
+        """Messages, tensors of bytes; what rounding takes is kept for the next of this kind."""
+        if self.precision == pieces[0].dtype and kind not in self._lost:  # nothing is rounded
+            return [_bytes(piece) for piece in pieces]
+        whole = torch.cat(list(pieces))
+        lengths = [len(piece) for piece in pieces]
+        if self.feedback and kind in self._lost:
+            whole = whole + self._lost[kind].to(whole)
+        written = [self._round(piece) for piece in whole.split(lengths)]
+        if self.feedback:
+            self._lost[kind] = whole - torch.cat([self.read(message, whole) for message in written])
+        return written
+
+    def _round(self, numbers: Tensor) -> Tensor:
+        """Bytes of numbers; float16 in units of the largest, which stand in front in single precision."""
+        if self.precision != torch.float16:
+            return _bytes(numbers.to(self.precision))
+        largest = float(numbers.abs().max()) if len(numbers) else 1.0
+        unit = torch.tensor([largest or 1.0], dtype=torch.float32)
+        return torch.cat([_bytes(unit), _bytes((numbers / unit.to(numbers)).to(self.precision))])
+
+    def read(self, message: Tensor, like: Tensor) -> Tensor:
+        """The numbers of a message in the dtype and on the device of `like`."""
+        if self.precision != torch.float16:
+            return _numbers(message, self.precision).to(like)
+        unit = _numbers(message[:_UNIT], torch.float32)
+        return _numbers(message[_UNIT:], self.precision).to(like) * unit.to(like)
+
+    def length(self, numbers: int) -> int:
+        """Bytes of a message of so many numbers."""
+        return (_UNIT if self.precision == torch.float16 else 0) + self.precision.itemsize * numbers
+
+    def memory(self) -> dict[str, Tensor]:
+        """What rounding took and the next messages bring, for a restart."""
+        return {name: lost.clone() for name, lost in self._lost.items()}
+
+    def recall(self, memory: dict[str, Tensor]) -> None:
+        """Go on from what `memory` gave."""
+        self._lost = {name: lost.clone() for name, lost in memory.items()}
 
 
 class Messages:
@@ -72,7 +166,7 @@ class Messages:
         feedback: whether what rounding took is kept for the next message.
 
     Attributes:
-        sent: bytes that this rank has sent so far.
+        sent, sends: bytes and messages that this rank has sent so far.
 
     Raises:
         InputError: an unknown precision, or parts that do not add up to the buffer.
@@ -93,16 +187,14 @@ class Messages:
         parts: Sequence[int] | None = None,
         feedback: bool = True,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise InputError("precision of messages", precision, " | ".join(PRECISIONS))
+        self.rounding = Rounding(precision, feedback)
         self.team: Any = team
         self.rank, self.ranks = (0, 1) if team is None else (team.rank, team.size)
-        self.size, self.precision, self.feedback = size, PRECISIONS[precision], feedback
+        self.size = size
         self.parts = even_parts(size, self.ranks) if parts is None else list(parts)
         if len(self.parts) != self.ranks or sum(self.parts) != size or min(self.parts) < 0:
             raise InputError("parts of a message", self.parts, f"{self.ranks} numbers >= 0 that add up to {size}")
-        self.sent = 0
-        self._lost: dict[str, Tensor] = {}
+        self.sent, self.sends = 0, 0
 
     def reduce_scatter(self, buffer: Tensor, weight: float = 0.0) -> tuple[Tensor, float]:
         """The sum over the ranks of this rank's part of the buffer, (parts[rank],), and of the weights. Collective.
@@ -116,18 +208,17 @@ class Messages:
     def begin_reduce(self, buffer: Tensor, weight: float = 0.0) -> Arrival[tuple[Tensor, float]]:
         """`reduce_scatter`, of which only the messages leave here; the buffer may change at once. Collective."""
         if self.ranks == 1:
-            own = buffer.clone()
-            return Arrival(None, lambda: (own, weight))
+            return Arrival(_here((buffer.clone(), weight)))
         pieces = buffer.split(self.parts)
         own = pieces[self.rank].clone()
         head = _bytes(torch.tensor([weight], dtype=torch.float64))
-        messages = [torch.cat([head, message]) for message in self._write("reduce", pieces)]
-        arrival = self._exchange(messages, [len(head) + self._length(len(own))] * self.ranks)
+        messages = [torch.cat([head, message]) for message in self.rounding.write("reduce", pieces)]
+        arrival = self._exchange(messages, [len(head) + self.rounding.length(len(own))] * self.ranks)
 
         def total_of(received: list[Tensor]) -> tuple[Tensor, float]:
             total, weights = torch.zeros_like(own), 0.0
             for rank, message in enumerate(received):
-                total += own if rank == self.rank else self._read(message[len(head) :], own)
+                total += own if rank == self.rank else self.rounding.read(message[len(head) :], own)
                 weights += weight if rank == self.rank else float(_numbers(message[: len(head)], torch.float64))
             return total, weights
 
@@ -139,15 +230,33 @@ class Messages:
         Args:
             own: this rank's part, (parts[rank],).
         """
+        return self.begin_allgather(own).finish()
+
+    def begin_allgather(self, own: Tensor) -> Arrival[Tensor]:
+        """`allgather`, of which only the messages leave here. Collective."""
         if self.ranks == 1:
-            return own.clone()
-        return torch.cat(self.spread(own, [[(part, range(self.ranks))] for part in self.parts]))
+            return Arrival(_here(own.clone()))
+        return self.begin_spread(own, [[(part, range(self.ranks))] for part in self.parts]).then(torch.cat)
 
     def sum(self, buffer: Tensor) -> Tensor:
         """The sum over the ranks, (size,), on all of them. Collective."""
-        return self.allgather(self.reduce_scatter(buffer)[0])
+        return self.begin_sum(buffer).finish()[0]
 
-    def spread(self, own: Tensor, routes: Sequence[Sequence[tuple[int, Sequence[int]]]]) -> list[Tensor]:
+    def begin_sum(self, buffer: Tensor, weight: float = 0.0) -> Arrival[tuple[Tensor, float]]:
+        """The sums of the buffers and of the weights, on all ranks; the second half leaves when the first has come.
+
+        Collective. Two such sums that are on their way at once need teams of their own: ranks differ in when the second
+        halves leave.
+        """
+        reduced = self.begin_reduce(buffer, weight)
+
+        def course() -> Course[tuple[Tensor, float]]:
+            own, weights = yield from reduced.rest()
+            return (yield from self.begin_allgather(own).rest()), weights
+
+        return Arrival(course())
+
+    def spread(self, own: Tensor, routes: Routes) -> list[Tensor]:
         """Pieces of each rank's part to the ranks that need them, all of which see the same. Collective.
 
         Args:
@@ -157,65 +266,40 @@ class Messages:
         Returns:
             The pieces for this rank, those of rank 0 first; one of its own that goes to others, too, as they see it.
         """
+        return self.begin_spread(own, routes).finish()
+
+    def begin_spread(self, own: Tensor, routes: Routes) -> Arrival[list[Tensor]]:
+        """`spread`, of which only the messages leave here. Collective."""
         pieces = routes[self.rank]
-        written = self._write("gather", own.split([size for size, _ in pieces])) if pieces else []
+        written = self.rounding.write("gather", own.split([size for size, _ in pieces])) if pieces else []
         nothing = torch.empty(0, dtype=torch.uint8)
         sent = [
             torch.cat([nothing, *(message for message, (_, targets) in zip(written, pieces) if rank in targets)])
             for rank in range(self.ranks)
         ]
-        lengths = [[self._length(size) for size, targets in each if self.rank in targets] for each in routes]
-        received = self._exchange(sent, list(map(sum, lengths))).finish()
-        received[self.rank] = sent[self.rank]
-        return [self._read(piece, own) for message, each in zip(received, lengths) for piece in message.split(each)]
+        lengths = [[self.rounding.length(size) for size, targets in each if self.rank in targets] for each in routes]
+
+        def read(received: list[Tensor]) -> list[Tensor]:
+            received[self.rank] = sent[self.rank]
+            pairs = zip(received, lengths)
+            return [self.rounding.read(piece, own) for message, each in pairs for piece in message.split(each)]
+
+        return self._exchange(sent, list(map(sum, lengths))).then(read)
 
     def memory(self) -> dict[str, Tensor]:
         """What rounding took and the next messages bring, for a restart."""
-        return {name: lost.clone() for name, lost in self._lost.items()}
+        return self.rounding.memory()
 
     def recall(self, memory: dict[str, Tensor]) -> None:
         """Go on from what `memory` gave."""
-        self._lost = {name: lost.clone() for name, lost in memory.items()}
-
-    # -- one message ---------------------------------------------------------------------------------------
-
-    def _write(self, kind: str, pieces: Sequence[Tensor]) -> list[Tensor]:
-        """Messages, tensors of bytes; what rounding takes is kept for the next of this kind."""
-        if self.precision == pieces[0].dtype and kind not in self._lost:  # nothing is rounded
-            return [_bytes(piece) for piece in pieces]
-        whole = torch.cat(list(pieces))
-        lengths = [len(piece) for piece in pieces]
-        if self.feedback and kind in self._lost:
-            whole = whole + self._lost[kind].to(whole)
-        written = [self._round(piece) for piece in whole.split(lengths)]
-        if self.feedback:
-            self._lost[kind] = whole - torch.cat([self._read(message, whole) for message in written])
-        return written
-
-    def _round(self, numbers: Tensor) -> Tensor:
-        """Bytes of numbers; float16 in units of the largest, which stand in front in single precision."""
-        if self.precision != torch.float16:
-            return _bytes(numbers.to(self.precision))
-        largest = float(numbers.abs().max()) if len(numbers) else 1.0
-        unit = torch.tensor([largest or 1.0], dtype=torch.float32)
-        return torch.cat([_bytes(unit), _bytes((numbers / unit.to(numbers)).to(self.precision))])
-
-    def _read(self, message: Tensor, like: Tensor) -> Tensor:
-        """The numbers of a message in the dtype and on the device of `like`."""
-        if self.precision != torch.float16:
-            return _numbers(message, self.precision).to(like)
-        unit = _numbers(message[:_UNIT], torch.float32)
-        return _numbers(message[_UNIT:], self.precision).to(like) * unit.to(like)
-
-    def _length(self, numbers: int) -> int:
-        """Bytes of a message of so many numbers."""
-        return (_UNIT if self.precision == torch.float16 else 0) + self.precision.itemsize * numbers
+        self.rounding.recall(memory)
 
     def _exchange(self, messages: Sequence[Tensor], lengths: Sequence[int]) -> Arrival[list[Tensor]]:
         """What each rank has for this one, of so many bytes; nothing is sent to the rank itself."""
         lengths = [length if rank != self.rank else 0 for rank, length in enumerate(lengths)]
         sent = [message if rank != self.rank else message[:0] for rank, message in enumerate(messages)]
         self.sent += sum(map(len, sent))
+        self.sends += sum(len(message) > 0 for message in sent)
         return exchange(self.team, sent, lengths)
 
 
@@ -231,6 +315,12 @@ def _numbers(message: Tensor, dtype: torch.dtype) -> Tensor:
     return message.clone().view(dtype)  # the copy is aligned
 
 
+def _here(result: T) -> Course[T]:
+    """That of a team of one."""
+    yield from ()
+    return result
+
+
 def exchange(team: Any, messages: Sequence[Tensor], lengths: Sequence[int]) -> Arrival[list[Tensor]]:
     """All to all: this rank's bytes for each rank, for those that each rank has for it. Collective.
 
@@ -241,10 +331,12 @@ def exchange(team: Any, messages: Sequence[Tensor], lengths: Sequence[int]) -> A
     """
     sizes = [len(message) for message in messages]
     sent = torch.cat(list(messages))
-    received = torch.empty(sum(lengths), dtype=torch.uint8)
-    request = None
-    if isinstance(team, TorchTeam):
-        received = team.alltoall(sent, sizes, lengths)
-    else:
-        request = team.Ialltoallv([sent.numpy(), sizes], [received.numpy(), list(lengths)])
-    return Arrival(request, lambda: list(received.split(list(lengths))))
+
+    def course() -> Course[list[Tensor]]:
+        if isinstance(team, TorchTeam):
+            return list(team.alltoall(sent, sizes, lengths).split(list(lengths)))
+        received = torch.empty(sum(lengths), dtype=torch.uint8)
+        yield [team.Ialltoallv([sent.numpy(), sizes], [received.numpy(), list(lengths)])]
+        return list(received.split(list(lengths)))
+
+    return Arrival(course())

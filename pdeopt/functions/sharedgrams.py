@@ -304,7 +304,7 @@ class GramTraffic:
         """Bytes while sums leave: triangles, all numbers in a row, and three copies as they are sent and come."""
         if self.shares.ranks == 1:
             return 0
-        there, width = self._messages["sums"], self._messages["sums"].precision.itemsize
+        there, width = self._messages["sums"], self._messages["sums"].rounding.precision.itemsize
         return item * (sum(self.shares.filled) + there.size) + 3 * width * there.size
 
     def memory(self) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ class LayerTraining:
         self, own: Any, settings: nna.TrainingSettings, mgrit: nna.MgritSettings, samples: nna.Dataset
     ) -> tuple[Any, str]:
         """Train on each level of nested iteration, shallowest first; the last training, and why it failed."""
-        levels, groups = _levels(own, settings), nna.RankGroups(MPI.COMM_WORLD, settings.layer_ranks)
+        levels, groups = _levels(own, settings), nna.Groups(MPI.COMM_WORLD, settings.layer_ranks)
         epochs = nna.nested_epochs(settings.epochs, settings.nested) if settings.nested > 1 else [settings.epochs]
         training, failure = None, ""
         first = on_root(MPI.COMM_WORLD, lambda: _first_level(settings.restart, len(levels)))

@@ -16,7 +16,7 @@ import nn_adapters as nna
 from nn_adapters.data.generated import peaks
 from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.layerparallel import LayerParallel
-from nn_adapters.training.groups import RankGroups
+from nn_adapters.parallel.groups import Groups
 from nn_adapters.training.loop import Training, TrainingSettings
 from nn_adapters.training.nested import nested_epochs
 from pdeopt.core.errors import InputError, SolveFailure
@@ -132,7 +132,7 @@ def training(epochs=1, **words):
     network = torch.nn.Sequential(
         torch.nn.Linear(2, 4), LayerParallel(None, lambda: dense(4), 16, coarsening="4"), torch.nn.Linear(4, 5)
     )
-    return Training(network, peaks(0), TrainingSettings(epochs=epochs, **words), RankGroups(MPI.COMM_SELF))
+    return Training(network, peaks(0), TrainingSettings(epochs=epochs, **words), Groups(MPI.COMM_SELF))
 
 
 def test_a_loss_that_is_not_finite_is_named_and_the_checkpoint_stays(tmp_path):

@@ -1,0 +1,5 @@
+"""How ranks share the training of a network."""
+
+from pdeopt.core.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)
