@@ -40,6 +40,8 @@ from nn_adapters.layers.constraint import (
 # How ranks share the training of a network.
 from nn_adapters.parallel.groups import Groups as Groups
 from nn_adapters.parallel.gradientsums import GradientSums as GradientSums, share_weights as share_weights
+from nn_adapters.parallel.pipeline import Pipeline as Pipeline
+from nn_adapters.parallel.domainparallel import DomainParallel as DomainParallel
 from nn_adapters.parallel.twolevel import TwoLevelSums as TwoLevelSums
 
 # Losses as smooth functions, and networks of several depths.

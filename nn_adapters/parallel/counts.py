@@ -97,3 +97,35 @@ def two_level_sum(size: float, node_size: int, nodes: int) -> Traffic:
         nodes: their number.
     """
     return Traffic(ring_sum(size, node_size), rabenseifner_sum(size / node_size, nodes))
+
+
+def pipeline_traffic(size: float, microbatches: int) -> Count:
+    """Features forward and derivatives back, of a `Pipeline`'s rank in the middle.
+
+    Args:
+        size: bytes of the features of a batch between two stages.
+        microbatches: M.
+    """
+    return Count(2 * microbatches, 2 * size)
+
+
+def pipeline_idle(ranks: int, microbatches: int) -> float:
+    """The share of the time in which a rank of a `Pipeline` waits, of stages that take the same time.
+
+    Args:
+        ranks: S.
+        microbatches: M.
+    """
+    return (ranks - 1) / (microbatches + ranks - 1)
+
+
+def halo_traffic(row: float, reach: int, stride: int = 1) -> Count:
+    """Rows beside its own that a rank of a `DomainParallel` needs for one layer, forward and backward.
+
+    Args:
+        row: bytes of a row of the layer's inputs, of all samples and channels.
+        reach: rows from the first to the last of a window.
+        stride: of the windows.
+    """
+    rows = max(reach - stride, 0)
+    return Count(2 * min(rows, 2), 2 * rows * row)

@@ -5,6 +5,7 @@ Each part is compared with the serial network on every rank.
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import torch
@@ -201,7 +202,81 @@ def groups():
         close(hybrid.eval()(x), serial(x), 1e-10)
 
 
-PARTS = [gradient_sums, gradients_leave_early, failures, two_levels, groups]
+def image_network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 20)),
+        *(nn.LayerNorm(20), nn.Tanh(), nn.Linear(20, 4)),
+    ).double()
+
+
+def images(*shape):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+
+def pipeline():
+    """Loss, gradients and outputs of the serial network, and as few micro-batches at once as the schedule promises."""
+    x, y, serial = images(23, 1, 6, 6), torch.arange(23) % 4, image_network()
+    value = nn.functional.cross_entropy(serial(x), y)
+    value.backward()
+    expected = {name: p.grad for name, p in serial.named_parameters()}
+    for schedule, microbatches in (("1f1b", 5), ("gpipe", 5), ("1f1b", 30)):
+        pipe = nna.Pipeline(image_network(), WORLD, microbatches, schedule)
+        assert abs(pipe.step(x, y, nn.functional.cross_entropy) - float(value.detach())) <= 1e-14
+        for name, p in pipe.stage.named_parameters():
+            close(p.grad, expected[name])
+        micro = min(microbatches, 23)
+        assert pipe.held == (micro if schedule == "gpipe" else min(pipe.ranks - pipe.rank, micro))
+        assert pipe.sends == micro * ((pipe.rank > 0) + (pipe.rank < pipe.ranks - 1))
+        assert torch.equal(pipe(x), serial(x).detach())
+        state = pipe.full_state_dict()
+        assert list(state) == list(serial.state_dict())
+        pipe.load_state_dict({key: 2.0 * each for key, each in state.items()})
+        assert all(torch.equal(each, 2.0 * state[key]) for key, each in pipe.stage.state_dict().items())
+    raises(po.SolveFailure, "is nan", lambda: pipe.step(torch.nan * x, y, nn.functional.cross_entropy))
+    if WORLD.size % 2 == 0:
+        box = nna.Groups(WORLD, layers=2)
+        pipe = nna.Pipeline(image_network(), box.layers, 4)
+        sums = nna.GradientSums(pipe.stage, box.data, passes=4, bucket=100)
+        sums.samples = len(box.rows(x))
+        pipe.step(box.rows(x), box.rows(y), nn.functional.cross_entropy)
+        assert sums.begun > 0
+        sums.finish()
+        for name, p in pipe.stage.named_parameters():
+            close(p.grad, expected[name])
+
+
+def bodies():
+    """Strides, dilation, groups, any padding, windows that reach over several ranks."""
+    torch.manual_seed(0)
+    pooled = [nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    yield nn.Sequential(*pooled, nn.Conv2d(4, 4, 5, stride=2, padding=2, groups=2), nn.Tanh())
+    inner = nn.Sequential(nn.Conv2d(4, 3, 4, padding="same", bias=False), nn.GELU())
+    yield nn.Sequential(nn.Conv2d(2, 4, (5, 3), dilation=(3, 1), padding=(6, 1)), nn.AvgPool2d(2, padding=1), inner)
+    yield nn.Sequential(nn.Conv2d(2, 3, 9, padding="same", dilation=2), nn.Conv2d(3, 2, 1, stride=2))
+
+
+def domain():
+    """Features, gradients of weights and of images are those of the serial network, the same on all ranks."""
+    for body in bodies():
+        body.double()
+        split = nna.DomainParallel(copy.deepcopy(body), WORLD)
+        x = images(3, 2, 19, 11).requires_grad_()
+        other = x.detach().clone().requires_grad_()
+        outputs, found = body(x), split(other)
+        weights = images(*outputs.shape)
+        (outputs * weights).sum().backward()
+        (found * weights).sum().backward()
+        close(found.detach(), outputs.detach())
+        for p, q in zip((x, *body.parameters()), (other, *split.parameters())):
+            close(q.grad, p.grad)
+            same_on_all(q.grad)
+    if WORLD.size > 1:
+        assert split.sent > 0
+        raises(po.InputError, "at most its 1 rows", lambda: split(images(1, 2, 1, 5)))
+
+
+PARTS = [gradient_sums, gradients_leave_early, failures, two_levels, groups, pipeline, domain]
 
 if __name__ == "__main__":
     for part in PARTS:
