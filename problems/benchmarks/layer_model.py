@@ -25,17 +25,27 @@ WIDTH, BATCH = 8, 500
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """Seconds of a call and of a layer in it, forward and adjoint; of a message without content; bytes a second."""
+    """Seconds of a call and of a layer in it, forward and adjoint; of a message without content; bytes a second.
+
+    Beside them the features of a sample, and the samples.
+    """
 
     forward: tuple[float, float]
     adjoint: tuple[float, float]
     latency: float = 2e-6
     bandwidth: float = 1e10
+    width: int = WIDTH
+    batch: int = BATCH
+
+    @property
+    def bytes(self) -> int:
+        """Of the features of one layer."""
+        return 4 * self.width * self.batch
 
     @property
     def message(self) -> float:
         """Features of one layer, from a rank to the next."""
-        return self.latency + 4 * WIDTH * BATCH / self.bandwidth
+        return self.latency + self.bytes / self.bandwidth
 
 
 @dataclass
@@ -132,7 +142,7 @@ def predict(layers: int, ranks: int, settings: MgritSettings, costs: LayerCosts)
     """Seconds of forward and gradient."""
     factors = settings.factors(layers)
     steps = shares(layers, factors, ranks)
-    at_once = 1024 * settings.cache // (4 * WIDTH * BATCH)
+    at_once = max(1, 1024 * settings.cache // costs.bytes)
     ways = ((costs.forward, settings.cycles), (costs.adjoint, settings.adjoint_cycles))
     return sum(
         float(schedule(LayerClocks(ranks, call, costs.message), steps, factors, settings, cycles, at_once).time.max())
