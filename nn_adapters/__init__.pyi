@@ -52,6 +52,7 @@ from nn_adapters.losses.depth import ResNet as ResNet, depth_hierarchy as depth_
 # Curvature of networks, and optimizers made of it.
 from nn_adapters.curvature.likelihoods import CrossEntropy as CrossEntropy, SquaredError as SquaredError
 from nn_adapters.curvature.kfac import KFAC as KFAC, KFACSettings as KFACSettings
+from nn_adapters.curvature.networkmetric import FactorSettings as FactorSettings
 from nn_adapters.curvature.secondorder import SecondOrder as SecondOrder
 from nn_adapters.curvature.hessianfree import (
     NATURAL as NATURAL,

@@ -22,6 +22,13 @@ from nn_adapters.curvature.spectrum import (
     spectral_density as spectral_density,
 )
 
+# Metrics of trust regions.
+from nn_adapters.curvature.networkmetric import (
+    FactorSettings as FactorSettings,
+    NetworkMetric as NetworkMetric,
+    likelihood_of as likelihood_of,
+)
+
 # Optimizers.
 from nn_adapters.curvature.kfac import KFAC as KFAC, KFACSettings as KFACSettings
 from nn_adapters.curvature.hessianfree import (

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nn_adapters.curvature.networkmetric import FactorSettings, NetworkMetric
 from nn_adapters.layers.batching import is_random, shares_nothing, with_parameters
 from nn_adapters.layers.parallelmodule import exactly
 from pdeopt.core.errors import InputError
+from pdeopt.core.settings import read
 from pdeopt.functions.decomposition import Decomposition
-from pdeopt.functions.smooth import Costs, Restriction, SampledFunction, SmoothFunction, Tally
+from pdeopt.functions.smooth import Costs, Metric, Restriction, SampledFunction, SmoothFunction, Tally
 
 #: (outputs of the network, targets) -> their mean loss.
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -40,6 +42,7 @@ class NetworkLoss(SampledFunction):
         free: for each parameter of the network, whether it is differentiated; all are by default. The entries of the
             gradient for the others are those of the regularization alone.
         constant: number added to f.
+        factors: settings of `metric`; by default from the options `-metric_*`.
         costs, tally: see `SmoothFunction`.
 
     Attributes:
@@ -68,6 +71,7 @@ class NetworkLoss(SampledFunction):
         chunk: int = 10_000,
         free: Sequence[bool] | None = None,
         constant: float = 0.0,
+        factors: FactorSettings | None = None,
         costs: Costs | None = None,
         tally: Tally | None = None,
     ) -> None:
@@ -81,7 +85,7 @@ class NetworkLoss(SampledFunction):
             raise InputError("network", type(network).__name__ + " without parameters", "a network with parameters")
         super().__init__(sum(p.numel() for _, p in named), len(x), costs=costs, tally=tally)
         self.network, self.loss, self.precision = network, loss, precision
-        self.tikhonov, self.chunk, self.constant = tikhonov, chunk, constant
+        self.tikhonov, self.chunk, self.constant, self.factors = tikhonov, chunk, constant, factors
         self.x, self.y = _in_precision(x, precision), _in_precision(y, precision)
         self._shapes = {name: p.shape for name, p in named}
         self._sizes = [p.numel() for _, p in named]
@@ -98,7 +102,7 @@ class NetworkLoss(SampledFunction):
 
     def _like(self, network: nn.Module, x: Tensor, y: Tensor, **words: Any) -> NetworkLoss:
         """Another loss in the same precision, chunks and tally."""
-        words = {"tikhonov": self.tikhonov, "tally": self.tally, **words}
+        words = {"tikhonov": self.tikhonov, "tally": self.tally, "factors": self.factors, **words}
         return NetworkLoss(network, self.loss, x, y, precision=self.precision, chunk=self.chunk, **words)
 
     def parameters(self) -> Tensor:
@@ -123,6 +127,12 @@ class NetworkLoss(SampledFunction):
         rows = indices.to(self.x.device)
         costs = self.costs.times(len(indices) / self.samples)
         return self._like(self.network, self.x[rows], self.y[rows], costs=costs)
+
+    def metric(self, kind: str) -> Metric:
+        """Of kind "kfac": damped Kronecker factors of the Fisher matrix; see `NetworkMetric`."""
+        if kind != "kfac":
+            raise InputError("metric of a NetworkLoss", kind, "none | kfac")
+        return NetworkMetric(self.network, self.loss, self.x, self.factors or read(FactorSettings))
 
     def decompose(self, parts: int | None = None, overlap: int = 0, team: Any = None) -> Decomposition:
         """The parameters in parts of neighboring layers."""

@@ -22,15 +22,15 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.control.linearization import Linearization
-from pdeopt.control.metric import DesignForm
+from pdeopt.control.metric import DesignForm, RieszMetric
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.time_windows import window_problem
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.autodiff import plainly
-from pdeopt.core.errors import SolveFailure
+from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.settings import Settings, read, setting
 from pdeopt.functions.decomposition import Decomposition, number_of_parts
-from pdeopt.functions.smooth import Costs, Operator, Restriction, SmoothFunction
+from pdeopt.functions.smooth import Costs, DiagonalMetric, Metric, Operator, Restriction, SmoothFunction
 from pdeopt.steps.innerproduct import InnerProduct
 
 #: A state solve and an adjoint solve; a Hessian product takes one of each, too.
@@ -187,6 +187,12 @@ class ReducedObjective(SmoothFunction):
     def preconditioner(self) -> Operator | None:
         """The inverse of the objective's own Hessian in the controls: the whole is this plus a compact operator."""
         return None if self.control_form is None else DesignForm(self.problem, self.control_form).solve
+
+    def metric(self, kind: str) -> Metric:
+        """Of kind "riesz": that of functions in space-time, lumped; see `RieszMetric.root`."""
+        if kind != "riesz":
+            raise InputError("metric of a reduced objective", kind, "none | riesz")
+        return DiagonalMetric(copy(RieszMetric(self.problem).root()))
 
     @cached_property
     def control_form(self) -> InnerProduct | None:

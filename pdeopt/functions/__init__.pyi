@@ -16,7 +16,10 @@ from pdeopt.functions.sharing import alone as alone, settle as settle, share as 
 from pdeopt.functions.petsc import PetscFunction as PetscFunction
 from pdeopt.functions.smooth import (
     Costs as Costs,
+    DiagonalMetric as DiagonalMetric,
     FirstOrderConsistent as FirstOrderConsistent,
+    FixedMetric as FixedMetric,
+    Metric as Metric,
     Restriction as Restriction,
     SampledFunction as SampledFunction,
     ScaledFunction as ScaledFunction,

@@ -10,12 +10,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from pdeopt.core.errors import InputError
 from pdeopt.functions import differences
 from pdeopt.functions.checked import CheckedFunction
 from pdeopt.functions.decomposition import Decomposition
@@ -69,6 +70,73 @@ class Tally:
     def copy(self) -> Tally:
         """The present state."""
         return Tally(**asdict(self))
+
+
+class Metric(Protocol):
+    """An inner product u.Mv = (R u).(R v) of the unknowns, which may follow the point: a Riesz map.
+
+    In the coordinates w = R v it is the Euclidean one; gradients there are R^-T g. Trust-region methods measure their
+    steps in the one that a function supplies as `metric`. All vectors are (size,).
+    """
+
+    def refresh(self, function: SmoothFunction, x: Tensor) -> None:
+        """Take in the function, or a batch of it, at x."""
+
+    def root(self, v: Tensor) -> Tensor:
+        """R v."""
+
+    def root_solve(self, w: Tensor) -> Tensor:
+        """R^-1 w."""
+
+    def adjoint(self, w: Tensor) -> Tensor:
+        """R' w."""
+
+    def adjoint_solve(self, g: Tensor) -> Tensor:
+        """R^-T g."""
+
+    def local(self, indices: Tensor) -> Metric:
+        """That of some of the unknowns, int64; raises `InputError` where it couples them with others."""
+
+    def memory(self) -> dict[str, Any]:
+        """What `recall` takes."""
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go on from what `memory` gave."""
+
+
+class FixedMetric:
+    """What metrics have in common that are the same at all points."""
+
+    def refresh(self, function: SmoothFunction, x: Tensor) -> None:
+        """There is nothing to refresh."""
+
+    def memory(self) -> dict[str, Any]:
+        return {}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """There is nothing to recall."""
+
+
+class DiagonalMetric(FixedMetric):
+    """R = diag(scale), positive, (size,)."""
+
+    def __init__(self, scale: Tensor) -> None:
+        self.scale = scale
+
+    def root(self, v: Tensor) -> Tensor:
+        return self.scale * v
+
+    def root_solve(self, w: Tensor) -> Tensor:
+        return w / self.scale
+
+    def adjoint(self, w: Tensor) -> Tensor:
+        return self.scale * w
+
+    def adjoint_solve(self, g: Tensor) -> Tensor:
+        return g / self.scale
+
+    def local(self, indices: Tensor) -> DiagonalMetric:
+        return DiagonalMetric(self.scale[indices])
 
 
 class SmoothFunction(CheckedFunction):
@@ -181,6 +249,14 @@ class SmoothFunction(CheckedFunction):
         Quasi-Newton methods start from it. None where nothing is known.
         """
         return None
+
+    def metric(self, kind: str) -> Metric:
+        """The inner product of this kind, in which steps are measured; `kind` as in `-tr_metric`.
+
+        Raises:
+            InputError: a function that has none.
+        """
+        raise InputError(f"metric {kind} of {type(self).__name__}", "none", "none, or a function that defines it")
 
     def products(self, rows: Tensor | Sequence[Tensor], x: Tensor) -> Tensor:
         """Inner products of several vectors, (m, size), with x, in one message: (m,)."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from pdeopt.functions.border import order
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.hierarchy import Hierarchy
-from pdeopt.functions.smooth import Operator, SampledFunction, SmoothFunction
+from pdeopt.functions.smooth import Metric, Operator, SampledFunction, SmoothFunction
 from pdeopt.functions.subsampling import WeightedSamples
 
 #: Between one over it and it, values and gradients are taken as they are.
@@ -34,6 +34,37 @@ def unit_of(value: float, norm: float, usual: float = USUAL) -> float:
     if not math.isfinite(size) or size == 0.0 or 1.0 / usual <= size <= usual:
         return 1.0
     return 2.0 ** max(min(order(size), 1000), -1000)
+
+
+class MetricInUnits:
+    """M / unit, that of f / unit where M is that of f."""
+
+    def __init__(self, whole: Metric, unit: float) -> None:
+        self.whole, self.unit, self._factor = whole, unit, 1.0 / math.sqrt(unit)
+
+    def refresh(self, function: SmoothFunction, x: Tensor) -> None:
+        self.whole.refresh(function.whole, x)  # type: ignore[attr-defined]
+
+    def root(self, v: Tensor) -> Tensor:
+        return self._factor * self.whole.root(v)
+
+    def root_solve(self, w: Tensor) -> Tensor:
+        return self.whole.root_solve(w / self._factor)
+
+    def adjoint(self, w: Tensor) -> Tensor:
+        return self._factor * self.whole.adjoint(w)
+
+    def adjoint_solve(self, g: Tensor) -> Tensor:
+        return self.whole.adjoint_solve(g / self._factor)
+
+    def local(self, indices: Tensor) -> MetricInUnits:
+        return MetricInUnits(self.whole.local(indices), self.unit)
+
+    def memory(self) -> dict[str, Any]:
+        return self.whole.memory()
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        self.whole.recall(memory)
 
 
 class InUnits(SmoothFunction):
@@ -67,6 +98,9 @@ class InUnits(SmoothFunction):
     def preconditioner(self) -> Operator | None:
         inverse, unit = self.whole.preconditioner(), self.unit
         return None if inverse is None else lambda g: inverse(g * unit)
+
+    def metric(self, kind: str) -> Metric:
+        return MetricInUnits(self.whole.metric(kind), self.unit)
 
 
 class SampledInUnits(InUnits, SampledFunction):

@@ -36,6 +36,7 @@ from pdeopt.lowrank.kronecker import (
     KroneckerMetric as KroneckerMetric,
     KroneckerPC as KroneckerPC,
     inverse_factor as inverse_factor,
+    root_factor as root_factor,
 )
 
 __all__: list[str]

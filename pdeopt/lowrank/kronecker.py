@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.functions.smooth import FixedMetric
 from pdeopt.precond.base import Preconditioner
 
 #: Eigenvalues below this share of the largest count as zero, and those that rounding alone may have made.
@@ -149,29 +150,33 @@ class KroneckerPC(Preconditioner):
         assign(y, self._inverse.apply(vector.to(like)).to(vector))
 
 
-class KroneckerMetric:
+class KroneckerMetric(FixedMetric):
     """The inner product of damped Kronecker blocks, u.(G (x) A)v, and its Riesz map.
+
+    With A = L L' and G = K K' its coordinates are R V = K'V L. Of singular factors, components that they know nothing
+    of have no length, and stay as they are.
 
     Args:
         blocks: of the matrix.
         damping: > 0 where factors are singular: else it is a seminorm.
+        order: place in the vectors of each entry of the blocks, int64, (size,); by default the same.
 
     Example:
         >>> metric = KroneckerMetric(blocks, 1e-2)
         >>> step = -metric.solve(gradient)                # steepest descent in this metric
     """
 
-    def __init__(self, blocks: KroneckerBlocks, damping: float = 0.0) -> None:
+    def __init__(self, blocks: KroneckerBlocks, damping: float = 0.0, order: Tensor | None = None) -> None:
         self._blocks = blocks.damped(damping) if damping else blocks
-        self._inverse = self._blocks.inverse()
+        self._order = torch.arange(blocks.size) if order is None else order
 
     def multiply(self, v: Tensor) -> Tensor:
         """The matrix times v, (size,)."""
-        return self._blocks.apply(v)
+        return self._times(self._blocks, v)
 
     def solve(self, g: Tensor) -> Tensor:
         """Its inverse times a gradient, (size,): the Riesz representative."""
-        return self._inverse.apply(g)
+        return self._times(self._inverse, g)
 
     def norm(self, v: Tensor) -> float:
         """sqrt(v.(G (x) A)v)."""
@@ -180,6 +185,66 @@ class KroneckerMetric:
     def dual_norm(self, g: Tensor) -> float:
         """sqrt(g.(G (x) A)^-1 g) of a gradient."""
         return math.sqrt(max(float(g @ self.solve(g)), 0.0))
+
+    def root(self, v: Tensor) -> Tensor:
+        return self._times(self._roots[0], v)
+
+    def root_solve(self, w: Tensor) -> Tensor:
+        return self._times(_transposed(self._roots[1]), w)
+
+    def adjoint(self, w: Tensor) -> Tensor:
+        return self._times(_transposed(self._roots[0]), w)
+
+    def adjoint_solve(self, g: Tensor) -> Tensor:
+        return self._times(self._roots[1], g)
+
+    def local(self, indices: Tensor) -> KroneckerMetric:
+        places = torch.full((self._blocks.size,), -1)
+        places[indices] = torch.arange(len(indices))
+        orders = places[self._order].split(self._blocks.sizes)
+        if any(bool((own < 0).any()) and bool((own >= 0).any()) for own in orders):
+            raise InputError("part of the unknowns with a metric", "a part of a layer", "whole layers")
+        own = [k for k, order in enumerate(orders) if bool((order >= 0).all())]
+        A, G = ([factors[k] for k in own] for factors in (self._blocks.A, self._blocks.G))
+        return KroneckerMetric(KroneckerBlocks(A, G), 0.0, torch.cat([orders[k] for k in own]))
+
+    def _times(self, blocks: KroneckerBlocks, v: Tensor) -> Tensor:
+        found = torch.empty_like(v)
+        found[self._order] = blocks.apply(v[self._order])
+        return found
+
+    @cached_property
+    def _inverse(self) -> KroneckerBlocks:
+        return self._blocks.inverse()
+
+    @cached_property
+    def _roots(self) -> tuple[KroneckerBlocks, KroneckerBlocks]:
+        """K'V L, and K^-1 V L^-T."""
+        A, G = ([root_factor(each) for each in factors] for factors in (self._blocks.A, self._blocks.G))
+        root = KroneckerBlocks([L for L, _ in A], [K.T for K, _ in G])
+        return root, KroneckerBlocks([L.T for _, L in A], [K for _, K in G])
+
+
+def _transposed(blocks: KroneckerBlocks) -> KroneckerBlocks:
+    return KroneckerBlocks([a.T for a in blocks.A], [g.T for g in blocks.G])
+
+
+def root_factor(factor: Tensor) -> tuple[Tensor, Tensor]:
+    """L with L L' the positive part of a symmetric matrix, and the inverse of L, or its pseudo-inverse.
+
+    Args:
+        factor: (n, n).
+
+    Raises:
+        SolveFailure: entries that are not finite.
+    """
+    lower = _cholesky(factor)
+    if lower is not None:
+        eye = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+        return lower, torch.linalg.solve_triangular(lower, eye, upper=False)
+    values, vectors = _spectrum(factor)
+    roots = values.sqrt()
+    return (vectors * roots).to(factor), (vectors * torch.where(roots > 0.0, 1.0 / roots, 0.0)).T.to(factor)
 
 
 def inverse_factor(factor: Tensor) -> Tensor:
@@ -193,14 +258,19 @@ def inverse_factor(factor: Tensor) -> Tensor:
     """
     if len(factor) == 1 and float(factor) > 0.0 and math.isfinite(float(factor)):
         return 1.0 / factor
-    lower, info = torch.linalg.cholesky_ex(factor)
-    pivots = lower.diagonal().square()
-    rounding = len(factor) * torch.finfo(factor.dtype).eps
-    if int(info) == 0 and bool(pivots.min() > rounding * pivots.max()):
+    if (lower := _cholesky(factor)) is not None:
         return torch.cholesky_inverse(lower)
     values, vectors = _spectrum(factor)
     inverse = torch.where(values > 0.0, 1.0 / values, 0.0)
     return ((vectors * inverse) @ vectors.T).to(factor)
+
+
+def _cholesky(factor: Tensor) -> Tensor | None:
+    """The Cholesky factor of a matrix that is definite beyond rounding; None of others."""
+    lower, info = torch.linalg.cholesky_ex(factor)
+    pivots = lower.diagonal().square()
+    rounding = len(factor) * torch.finfo(factor.dtype).eps
+    return lower if int(info) == 0 and bool(pivots.min() > rounding * pivots.max()) else None
 
 
 def _spectrum(factor: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,9 @@ STOCHASTIC = {"model": "first", "batch": 100}
 #: A step of a whole batch after the parts costs work and gains nothing here.
 STOCHASTIC_APTS = STOCHASTIC | {"global_it": 0}
 
+#: The choices of the trust-region method with Kronecker factors as its metric.
+_KFAC_OF_TR = ("optimizer", "tr"), ("tr_metric", "kfac")
+
 METHODS = {"apts": (po.APTS, STOCHASTIC_APTS), "tr": (po.TrustRegionMinimizer, STOCHASTIC), "lbfgs": (po.LBFGS, {})}
 
 
@@ -156,7 +159,8 @@ class ClassifierScript:
         """All that the script reads."""
         own = sections(ClassifierSettings, **self.defaults)
         files = [*sections(DataFiles), *sections(ReportFiles), *sections(CheckpointFiles, checkpoint_every=EVERY)]
-        return [*own, *self.optimizers.options("apts"), *files]
+        factors = Section(nna.FactorSettings, when=((("apts_metric", "kfac"),), _KFAC_OF_TR))
+        return [*own, *self.optimizers.options("apts"), factors, *files]
 
     def run(self, argv: Sequence[str] | None) -> float:
         """Train as the options say; the test accuracy of the weights that are best in validation. Collective."""
@@ -164,8 +168,11 @@ class ClassifierScript:
             settings, files = po.read(ClassifierSettings, **self.defaults), po.read(DataFiles)
             report, kept = po.read(ReportFiles), po.read(CheckpointFiles, checkpoint_every=EVERY)
             stop = po.read(StopSettings, **self.optimizers.stop)
+            factors = None
             if settings.optimizer in METHODS:
-                self.optimizers.make(settings.optimizer)  # reads its options before the data come
+                method = self.optimizers.make(settings.optimizer)  # reads its options before the data come
+                has_factors = getattr(method.settings, "metric", "none") == "kfac"
+                factors = po.read(nna.FactorSettings) if has_factors else None
             po.require_all_read()
             check_targets(MPI.COMM_WORLD, report, kept)
             team = team_of(settings.backend)
@@ -175,10 +182,12 @@ class ClassifierScript:
             training, validation, test = split(data, settings)
             precision = torch.float32 if settings.precision == "single" else torch.float64
             mean = nn.functional.cross_entropy
-            loss = nna.NetworkLoss(self.network(data), mean, *training, precision=precision, chunk=1000)
+            words = {"precision": precision, "chunk": 1000, "factors": factors}
+            loss = nna.NetworkLoss(self.network(data), mean, *training, **words)
             watch = Accuracies(loss, (validation[0], validation[1]), (test[0], test[1]), stop.max_work)
             data_print = digest(loss.x, loss.y, *validation, *test)
             print_of = {"problem": self.name, **vars(settings), "samples": data_print}
+            print_of |= {f"metric_{name}": value for name, value in (vars(factors) if factors else {}).items()}
             checkpoints = DescentCheckpoints(kept, team, print_of, watch.memory)
             with interruptible():
                 theta, converged, message, own = self._minimize(loss, settings, stop, team, watch, checkpoints)

@@ -56,6 +56,7 @@ def runs(team):
         ("data", dict(data=4)),
         ("both", dict(weights=2, data=2)),
         ("batches", dict(data=2, batch=24)),
+        ("metric", dict(weights=2, data=2, metric="kfac", metric_every=2)),
     ):
         f = network()
         result = APTS(f, team=team, max_it=5, **words).minimize(f.parameters())

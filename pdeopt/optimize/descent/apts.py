@@ -17,14 +17,13 @@ from pdeopt.functions.sharing import share
 from pdeopt.functions.smooth import FirstOrderConsistent, SmoothFunction
 from pdeopt.optimize.descent.minimizer import Minimizer
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer, TrustSettings
-from pdeopt.optimize.descent.trustsettings import BatchSettings, ModelSettings, RadiusSettings
+from pdeopt.optimize.descent.trustsettings import BatchSettings, MetricSettings, RadiusSettings
 from pdeopt.optimize.parts.trustmodel import TrustModel
 from pdeopt.optimize.parts.trustregion import reduction_ratio
-from pdeopt.optimize.parts.trustsubproblem import length
 
 
 @dataclass(frozen=True)
-class APTSSettings(BatchSettings, RadiusSettings, ModelSettings, prefix="apts_"):
+class APTSSettings(BatchSettings, RadiusSettings, MetricSettings, prefix="apts_"):
     """Additively preconditioned trust-region method (APTS)."""
 
     overlap: float = setting(0.25, "share of a batch that the next one has, too", at_least=0, at_most=0.5)
@@ -129,11 +128,11 @@ class APTS(Minimizer):
     def _solve(self, part: int, data: int) -> tuple[Tensor, float]:
         """The local step of a part, and how much the local function decreases."""
         function, z, value, model = self._local(part, data)
-        g, norm, left = self.method.g[self.decomposition.parts[part]], self.settings.norm, self.settings.local_it
+        g, left = self.method.g[self.decomposition.parts[part]], self.settings.local_it
         bound = self._bound()
         rule, radius = replace(self.method.rule, smallest=0.0, largest=bound), bound / left
         d, decrease = torch.zeros_like(g), 0.0
-        while (reach := min(radius, bound - length(function, d, norm))) > 1e-12 * bound:
+        while (reach := min(radius, bound - model.length(d))) > 1e-12 * bound:
             step, left = model.step(z + d, g, reach), left - 1
             if left == 0:
                 return d + step.d, decrease + step.decrease
@@ -141,7 +140,7 @@ class APTS(Minimizer):
             ratio = reduction_ratio(value, trial, step.decrease)
             if math.isfinite(ratio):
                 model.update(step.d, trial_g - g)
-            radius = rule.after(ratio, reach, length(function, step.d, norm))
+            radius = rule.after(ratio, reach, model.length(step.d))
             if ratio >= rule.accept:
                 d, decrease, value, g = d + step.d, decrease + value - trial, trial, trial_g
         return d, decrease

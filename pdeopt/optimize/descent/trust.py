@@ -14,11 +14,10 @@ from pdeopt.core.team import Team
 from pdeopt.functions.minibatch import Batches, Evaluation
 from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize.descent.minimizer import Minimizer, flattened, part_of
-from pdeopt.optimize.descent.trustsettings import BatchSettings, ModelSettings, RadiusSettings
+from pdeopt.optimize.descent.trustsettings import BatchSettings, MetricSettings, RadiusSettings
 from pdeopt.optimize.parts.progress import Doubt
 from pdeopt.optimize.parts.trustmodel import TrustModel
 from pdeopt.optimize.parts.trustregion import NEAR_THE_BOUNDARY, RatioRule, has_vanished, reduction_ratio
-from pdeopt.optimize.parts.trustsubproblem import length
 
 #: Length of the step that finds the first radius, relative to max(1, |x|).
 PROBE_LENGTH = 1e-3
@@ -27,7 +26,7 @@ TINY = 1e-3
 
 
 @dataclass(frozen=True)
-class TrustSettings(BatchSettings, RadiusSettings, ModelSettings, prefix="tr_"):
+class TrustSettings(BatchSettings, RadiusSettings, MetricSettings, prefix="tr_"):
     """Trust-region method, on all samples or on batches."""
 
 
@@ -81,6 +80,8 @@ class TrustRegionMinimizer(Minimizer):
             self.highest = math.inf
         self.doubt = Doubt()
         self._start, self.mean, self._count = (x.clone() if self.settings.batch else None), x.clone(), 1
+        if math.isfinite(self.f):
+            self.model.refresh(x)
         self._scale = self._length() if math.isfinite(self.f) else 1.0
         self.radius = self.settings.radius or (self._probe() if math.isfinite(self.f) else math.nan)
 
@@ -101,15 +102,17 @@ class TrustRegionMinimizer(Minimizer):
         return own if 0.0 < own < TINY else max(1.0, size)
 
     def _probe(self) -> float:
-        """The length of the Cauchy step, by a gradient difference along the steepest descent."""
+        """The length of the Cauchy step, by a gradient difference along the steepest descent, in the metric."""
         function, scale = self.function, self._scale
-        slope = function.norm(self.g)
-        if slope == 0.0:
+        direction = self.model.riesz(self.g)
+        length = function.norm(direction)
+        if length == 0.0:
             return scale
-        s = self.g * (-PROBE_LENGTH * scale / slope)
+        s = direction * (-PROBE_LENGTH * scale / length)
         y = self.batches.evaluate(self.x + s).g - self.g
-        curvature = function.dot(s, y) / function.dot(s, s)
-        radius = min(slope / curvature, scale) if curvature > 0 else scale
+        slope, unit = self.model.size(direction), self.model.size(s)
+        curvature, most = function.dot(s, y) / unit**2, unit / PROBE_LENGTH
+        radius = min(slope / curvature, most) if curvature > 0 else most
         if self.settings.norm == "inf":
             radius /= math.sqrt(float(function.comm.allreduce(function.size)))
         if math.isfinite(curvature):
@@ -136,7 +139,7 @@ class TrustRegionMinimizer(Minimizer):
         ratio = ratio if usable and f <= self.highest else -math.inf
         taken = ratio >= self.rule.accept
         self.doubt.judge(self.f, f, self.function.dot(self.g, d), lambda: self.function.dot(g, d))
-        size = length(self.function, d, self.settings.norm)
+        size = self.model.length(d)
         self.is_limited = size >= NEAR_THE_BOUNDARY * self.radius
         self.radius = self.rule.after(ratio, self.radius, size)
         self.radius = self.radius if taken else self.radius * self.doubt.shrink
@@ -156,7 +159,8 @@ class TrustRegionMinimizer(Minimizer):
                 self.note = f"{self.note} batch {self.batches.size}".strip()
             self._set(self.x, self.batches.advance(self.x, self.at))
             self.model.function = self.batches.batch
-        vanished = has_vanished(self.radius, self.function.norm(self.x), min(self._scale, 1.0)) or self.doubt.is_settled
+        self.model.refresh(self.x)
+        vanished = has_vanished(self.radius, self.model.size(self.x), min(self._scale, 1.0)) or self.doubt.is_settled
         return Reason.DIVERGED_STAGNATION if vanished else Reason.ITERATING
 
     def result(self, reason: Reason, message: str, history: History) -> Result:

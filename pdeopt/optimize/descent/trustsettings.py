@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pdeopt.core.errors import InputError
 from pdeopt.core.settings import Settings, setting
 from pdeopt.functions.smooth import SmoothFunction
+from pdeopt.optimize.parts.metricmodel import METRICS, MetricModel
 from pdeopt.optimize.parts.trustmodel import MODELS, NORMS, TrustModel, trust_model
 from pdeopt.optimize.parts.trustregion import RatioRule
 
@@ -15,7 +17,9 @@ class ModelSettings(Settings):
     """The model of a trust region."""
 
     model: str = setting(
-        "lsr1", "model of the function: first order, secant pairs (L-SR1), or Hessian products", choices=MODELS
+        "lsr1",
+        "model of the function: first order, the metric as Hessian, secant pairs (L-SR1), or Hessian products",
+        choices=MODELS,
     )
     memory: int = setting(10, "secant pairs of the model lsr1", at_least=1)
     cg_rtol: float = setting(
@@ -26,6 +30,26 @@ class ModelSettings(Settings):
     def trust_model(self, function: SmoothFunction, norm: str = "2") -> TrustModel:
         """The model of a function, within a radius in this norm."""
         return trust_model(function, self.model, norm, self.memory, self.cg_rtol, self.cg_max_it)
+
+
+@dataclass(frozen=True)
+class MetricSettings(ModelSettings):
+    """The model of a trust region, and the metric in which it is made."""
+
+    metric: str = setting(
+        "none",
+        "inner product that measures steps: that of numbers, Kronecker factors of a network, functions in space-time",
+        choices=METRICS,
+    )
+    metric_every: int = setting(10, "iterations from one refresh of the metric to the next", at_least=1)
+
+    def trust_model(self, function: SmoothFunction, norm: str = "2") -> TrustModel:
+        inner = super().trust_model(function, norm)
+        if self.metric == "none":
+            return inner
+        if norm != "2":
+            raise InputError(f"norm of a trust region with metric {self.metric}", norm, "2")
+        return MetricModel(function, inner, function.metric(self.metric), self.metric_every)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,18 @@ from pdeopt.optimize.parts.linesearch import (
     StrongWolfe as StrongWolfe,
 )
 from pdeopt.optimize.parts.lsr1 import LSR1 as LSR1, LowRank as LowRank, SR1 as SR1
+from pdeopt.optimize.parts.metricmodel import (
+    METRICS as METRICS,
+    InCoordinates as InCoordinates,
+    MetricModel as MetricModel,
+)
 from pdeopt.optimize.parts.progress import Doubt as Doubt, Stagnation as Stagnation
 from pdeopt.optimize.parts.subspace import Columns as Columns, Correction as Correction
 from pdeopt.optimize.parts.trustmodel import (
+    EuclideanModel as EuclideanModel,
     FirstOrder as FirstOrder,
     HessianProducts as HessianProducts,
+    MetricAlone as MetricAlone,
     Secant as Secant,
     TrustModel as TrustModel,
     trust_model as trust_model,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from pdeopt.core.errors import InputError
 from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize.parts.trustsubproblem import TrustStep, boxed, spectral
+
+#: From one kind of vectors to another.
+Map = Callable[[Tensor], Tensor]
 
 #: |s.(y - B s)| must exceed this fraction of |s||y - B s|.
 SMALLEST_DENOMINATOR = 1e-8
@@ -114,6 +118,17 @@ class LSR1(LowRank):
         self.S, self.Y = torch.cat([self.S[first:], s[None]]), torch.cat([self.Y[first:], y[None]])
         self._compact(yy / sy if sy > SMALLEST_DENOMINATOR * math.sqrt(ss * yy) else self.c)
         return True
+
+    def pairs_by(self, of_s: Map, of_y: Map) -> tuple[list[Tensor], list[Tensor]]:
+        """The pairs in other coordinates, oldest first."""
+        return [of_s(s) for s in self.S], [of_y(y) for y in self.Y]
+
+    def learn_again(self, S: list[Tensor], Y: list[Tensor], of_s: Map, of_y: Map) -> None:
+        """Take these pairs, oldest first, in other coordinates, in place of all."""
+        if S:
+            self.S, self.Y = torch.stack([of_s(s) for s in S]), torch.stack([of_y(y) for y in Y])
+            sy, yy = self.function.sum(torch.stack([self.S[-1] @ self.Y[-1], self.Y[-1] @ self.Y[-1]])).tolist()
+            self._compact(yy / sy if sy > 0.0 else 1.0)
 
     def _compact(self, c: float) -> None:
         """B from the pairs; the oldest go where this c makes M singular."""

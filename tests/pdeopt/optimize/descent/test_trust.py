@@ -161,7 +161,7 @@ def test_a_radius_that_vanishes_is_a_reason():
 @pytest.mark.parametrize(
     "words, message",
     [
-        (dict(model="third"), "first | lsr1 | hvp"),
+        (dict(model="third"), "first | metric | lsr1 | hvp"),
         (dict(norm="1"), "2 | inf"),
         (dict(memory=0), ">= 1"),
         (dict(batch=5), "no samples"),
