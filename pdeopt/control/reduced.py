@@ -98,7 +98,7 @@ class ReducedObjective(SmoothFunction):
     @plainly
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
         lam = None if self.gauss_newton else self.multiplier(x)
-        return reduced_hessian(self.problem, self.linearization(x), lam, self._design_vector(d))
+        return reduced_hessian(self.problem, self.linearization(x), lam, _design_vector(self.problem, d))
 
     # -- the point -------------------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ class ReducedObjective(SmoothFunction):
         if not self.is_at(x):
             jacobian = None if self._lin is None else self._lin.jacobian
             self._lin = self._multiplier = None
-            z = self._design_vector(x)
+            z = _design_vector(self.problem, x)
             self._state = self.problem.solve_state(z, self._state, jacobian)
             self._design = x.clone()
             self._lin = self.problem.at(self.problem.join(self._state, z))
@@ -136,11 +136,6 @@ class ReducedObjective(SmoothFunction):
         if self._multiplier is None:
             self._multiplier = self.problem.solve_adjoint(lin)
         return self._multiplier
-
-    def _design_vector(self, x: Tensor) -> PETSc.Vec:
-        z = self.problem.create_design()
-        assign(z, x)
-        return z
 
     # -- windows of time ---------------------------------------------------------------------------------------
 
@@ -207,6 +202,12 @@ class ReducedObjective(SmoothFunction):
         if problem.grid.mpi.allreduce(int(bool(form.zero_rows().any()))):
             return None
         return form
+
+
+def _design_vector(problem: ControlProblem, x: Tensor) -> PETSc.Vec:
+    z = problem.create_design()
+    assign(z, x)
+    return z
 
 
 def reduced_hessian(problem: ControlProblem, lin: Linearization, lam: PETSc.Vec | None, design: PETSc.Vec) -> Tensor:
