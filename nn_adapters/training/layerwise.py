@@ -199,12 +199,12 @@ class LAMB(LayerwiseOptimizer):
     def move(self, p: Tensor, g: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
         if not state:
             state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        state["step"] += 1
+        t = state["step"] = int(state["step"]) + 1
         (a, b), m, v = group["betas"], state["exp_avg"], state["exp_avg_sq"]
         m.mul_(a).add_(g, alpha=1.0 - a)
         v.mul_(b).addcmul_(g, g, value=1.0 - b)
-        root = (v / (1.0 - b ** state["step"])).sqrt_().add_(group["eps"])
-        r = (m / (1.0 - a ** state["step"])).div_(root).add_(p, alpha=group["weight_decay"])
+        root = (v / (1.0 - b**t)).sqrt_().add_(group["eps"])
+        r = (m / (1.0 - a**t)).div_(root).add_(p, alpha=group["weight_decay"])
         rate: Any = group["lr"]
         if self.is_adapted(p, group):
             rate = rate * _quotient(_norm(p, group).clamp(max=group["most"]), _norm(r, group))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mpi4py import MPI
@@ -96,11 +96,44 @@ class FitSteps:
         comm: of all ranks.
     """
 
+    #: Settings that may change where a run goes on.
+    free: ClassVar[tuple[str, ...]] = ("max_steps", "target_loss")
+
     def __init__(self, task: Fit, own: FitSettings, comm: Any) -> None:
         self.task, self.own, self.comm = task, own, comm
-        self.optimizer = _optimizer(task, own, comm)
+        self.optimizer = self.make_optimizer()
         self.order, self.generator = torch.empty(0, dtype=torch.int64), torch.Generator().manual_seed(own.seed)
         self.count, self.seconds = 0, 0.0
+
+    def make_optimizer(self) -> Any:
+        """The optimizer that the settings name; reads its options."""
+        return _optimizer(self.task, self.own, self.comm)
+
+    @property
+    def most(self) -> int:
+        """Steps of the run."""
+        return self.own.max_steps
+
+    @property
+    def every(self) -> int:
+        """Steps from one evaluation of all samples to the next."""
+        return self.own.check_every or max(1, BETWEEN // self.own.batch)
+
+    @property
+    def epochs(self) -> float:
+        """Passes through the samples so far."""
+        return self.count * min(self.own.batch, len(self.task.x)) / len(self.task.x)
+
+    def samples(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples and targets of a batch, the same on all ranks."""
+        return self.task.x[rows], self.task.y[rows]
+
+    def observe(self) -> None:
+        """Called after each evaluation of all samples. Collective."""
+
+    def found(self) -> dict[str, Any]:
+        """More for the summary. Collective."""
+        return {}
 
     def step(self) -> float:
         """Take one; the loss of the batch before it, of this rank's samples. Collective."""
@@ -108,15 +141,15 @@ class FitSteps:
         if len(self.order) < min(self.own.batch, len(self.task.x)):
             self.order = torch.randperm(len(self.task.x), generator=self.generator)
         rows, self.order = self.order[: self.own.batch], self.order[self.own.batch :]
-        own = rows[self.comm.rank :: self.comm.size]
-        x, y = self.task.x[own], self.task.y[own]
+        own = slice(self.comm.rank, None, self.comm.size)
+        x, y = (part[own] for part in self.samples(rows))
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
             value = self.task.loss(self.task.network(x), y)
             value.backward()
-            if self.comm.size > 1 and self.own.optimizer in FIRST_ORDER:
-                _average(list(self.task.network.parameters()), len(own) / len(rows), self.comm)
+            if self.comm.size > 1 and not isinstance(self.optimizer, nna.SecondOrder):
+                _average(list(self.task.network.parameters()), len(x) / len(rows), self.comm)
             return value
 
         value = float(self.optimizer.step(closure).detach())
@@ -191,6 +224,15 @@ def _average(parameters: list[nn.Parameter], share: float, comm: Any) -> None:
         p.grad = part.reshape(p.shape)
 
 
+def loss_picture(name: str, found: dict[str, Any]) -> Any:
+    """The loss over the steps."""
+    figure = pictures.new_figure(6, 4)
+    axis = figure.subplots()
+    axis.semilogy(found["history"]["steps"], found["history"]["loss"])
+    axis.set(title=f"{name}: {found['problem']['optimizer']}", xlabel="step", ylabel="loss of all training samples")
+    return figure
+
+
 @dataclass(frozen=True)
 class CurvatureScript:
     """A script that trains a network until its loss is reached.
@@ -199,7 +241,9 @@ class CurvatureScript:
         name, doc: of the script.
         task: (settings, data in the precision of the run) -> what is trained.
         more: groups of options that `task` reads.
-        defaults: of `FitSettings`.
+        defaults: of `settings`.
+        settings, steps: how it is trained.
+        picture: (name, summary) -> a figure.
     """
 
     name: str
@@ -207,11 +251,14 @@ class CurvatureScript:
     task: Callable[[FitSettings, nna.Dataset], Fit]
     more: tuple[type[po.Settings], ...]
     defaults: dict[str, Any]
+    settings: type[FitSettings] = FitSettings
+    steps: type[FitSteps] = FitSteps
+    picture: Callable[[str, dict[str, Any]], Any] = loss_picture
 
     @property
     def options(self) -> list[Section]:
         """All that the script reads."""
-        own = [*sections(FitSettings, **self.defaults), *(part for each in self.more for part in sections(each))]
+        own = [*sections(self.settings, **self.defaults), *(part for each in self.more for part in sections(each))]
         files = [*sections(DataFiles), *sections(ReportFiles), *sections(CheckpointFiles, checkpoint_every=EVERY)]
         return [*own, *files]
 
@@ -219,14 +266,14 @@ class CurvatureScript:
         """Train as the options say; the last loss. Collective."""
         comm = MPI.COMM_WORLD
         with command_line(argv, self.doc, self.options):
-            own, files = po.read(FitSettings, **self.defaults), po.read(DataFiles)
+            own, files = po.read(self.settings, **self.defaults), po.read(DataFiles)
             report, kept = po.read(ReportFiles), po.read(CheckpointFiles, checkpoint_every=EVERY)
             name = choose(own.data, files, "mnist", "digits")
             torch.manual_seed(own.seed)
             hidden_widths(own.widths, (1,))
             data = on_root(comm, lambda: files.load(name, own.seed))
             task = self.task(own, prepared(data, own))
-            steps = FitSteps(task, own, comm)
+            steps = self.steps(task, own, comm)
             po.require_all_read()
             check_targets(comm, report, kept)
             if kept.checkpoint and comm.size > 1:
@@ -234,7 +281,7 @@ class CurvatureScript:
             run = FitRun(self.name, own, steps, kept, comm)
             with interruptible():
                 found = run.train()
-            write_report(comm, report, found, lambda: _picture(self.name, found))
+            write_report(comm, report, found, lambda: self.picture(self.name, found))
             if comm.rank == 0:
                 tested = "test_accuracy" if task.classes else "test_loss"
                 print(
@@ -260,14 +307,12 @@ class FitRun:
     def __init__(self, name: str, own: FitSettings, steps: FitSteps, kept: CheckpointFiles, comm: Any) -> None:
         self.own, self.steps, self.kept = own, steps, kept
         self.file = kept.of_run(comm, "step")
-        free = ("max_steps", "target_loss")
         task = steps.task
-        self.print = {"problem": name, **{k: v for k, v in vars(own).items() if k not in free}}
+        self.print = {"problem": name, **{k: v for k, v in vars(own).items() if k not in steps.free}}
         self.print |= {"data": digest(task.x, task.y, task.x_test, task.y_test)}
         if isinstance(steps.optimizer, nna.SecondOrder):
             self.print |= {f"settings.{k}": v for k, v in vars(steps.optimizer.settings).items()}
         self.history = po.History()
-        self.every = own.check_every or max(1, BETWEEN // own.batch)
         if kept.restart:
             memory, self.history = read_memory(kept.restart, self.print)
             steps.recall(memory)
@@ -280,9 +325,9 @@ class FitRun:
             self._record(steps.loss())
         before = self.history[-1].iteration
         try:
-            while steps.count < own.max_steps and not self._reached:
+            while steps.count < steps.most and not self._reached:
                 steps.step()
-                if steps.count % self.every == 0 or steps.count == own.max_steps:
+                if steps.count % steps.every == 0 or steps.count == steps.most:
                     self._record(steps.loss())
                 self.file.after(steps.count, self._save)
         except Interrupted:  # the file of checkpoints knows
@@ -297,7 +342,7 @@ class FitRun:
             "problem": {"name": self.print["problem"], **vars(own)},
             "message": "loss reached" if self._reached else message,
             "steps": steps.count,
-            "epochs": steps.count * own.batch / len(task.x),
+            "epochs": steps.epochs,
             "reached": self._reached,
             "train_loss": last.objective,
             "test_accuracy" if task.classes else "test_loss": steps.test(),
@@ -305,7 +350,7 @@ class FitRun:
             "ranks": steps.comm.size,
             "history": {"steps": self.history["iteration"], "loss": self.history["objective"]},
         }
-        optimizer = steps.optimizer
+        optimizer, found = steps.optimizer, found | steps.found()
         return found | {k: getattr(optimizer, k) for k in ("damping", "taken_back") if hasattr(optimizer, k)}
 
     @property
@@ -315,8 +360,9 @@ class FitRun:
     def _record(self, loss: float) -> None:
         if not torch.isfinite(torch.tensor(loss)):
             raise po.SolveFailure(f"the loss is {loss} after step {self.steps.count}", "a smaller -lr")
-        work = self.steps.count * self.own.batch / len(self.steps.task.x)
-        self.history.append(DescentRecord(self.steps.count, loss, 0.0, 0.0, 0, self.steps.count, 0, work))
+        steps = self.steps
+        self.history.append(DescentRecord(steps.count, loss, 0.0, 0.0, 0, steps.count, 0, steps.epochs))
+        steps.observe()
 
     def _save(self) -> None:
         write_memory(self.kept.checkpoint, self.print, self.steps.memory(), self.history)
@@ -350,11 +396,3 @@ def dense_network(sizes: Sequence[int], activation: str) -> nn.Sequential:
     for before, after in pairwise(sizes):
         parts += [nn.Linear(before, after), nna.activation(activation)]
     return nn.Sequential(*parts[:-1])
-
-
-def _picture(name: str, found: dict[str, Any]) -> Any:
-    figure = pictures.new_figure(6, 4)
-    axis = figure.subplots()
-    axis.semilogy(found["history"]["steps"], found["history"]["loss"])
-    axis.set(title=f"{name}: {found['problem']['optimizer']}", xlabel="step", ylabel="loss of all training samples")
-    return figure

@@ -58,6 +58,11 @@ RUNS = {
         "-data digits -samples 120 -batch 30 -max_steps 12 -checkpoint_every 1",
         "-samples 1000 -max_steps 600",
     ),
+    "large_batch": (
+        "large_batch",
+        "-data digits -samples 120 -widths 12 -batch 30 -epochs 3 -mixup 0.4 -checkpoint_every 1",
+        "-samples 1000 -epochs 100",
+    ),
     "autoencoder": (
         "autoencoder",
         "-data digits -samples 120 -batch 60 -max_steps 6 -checkpoint_every 1 -optimizer hessian_free",

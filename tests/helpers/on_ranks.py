@@ -23,6 +23,7 @@ RUNS = {
     "kfac_mnist": KFAC,
     "compress": "-data digits -samples 120 -batch 60 -max_steps 10 -precision double -optimizer sgd -how low_rank",
     "autoencoder": KFAC,
+    "large_batch": "-data digits -samples 120 -widths 8 -batch 60 -epochs 2 -mixup 0.4 -precision double",
     "pinn_burgers": "-points 60 -width 4 -opt_max_it 6",
     "pinn_klein_gordon": "-points 60 -width 4 -opt_max_it 3 -optimizer spqn",
     "pinn_diffusion_transport": "-points 60 -width 4 -opt_max_it 6",

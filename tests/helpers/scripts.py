@@ -25,6 +25,7 @@ SMALL = {
     "admm_mnist": ["-epochs", "1", "-samples", "40", "-widths", "6"],
     "kfac_mnist": ["-samples", "40", "-max_steps", "2", "-widths", "6"],
     "compress": ["-samples", "60", "-max_steps", "2", "-widths", "6", "-sizes", "0.1"],
+    "large_batch": ["-samples", "40", "-max_steps", "2", "-widths", "6"],
     "autoencoder": ["-samples", "40", "-max_steps", "2", "-widths", "6"],
     "pinn_burgers": PINN,
     "pinn_klein_gordon": PINN,

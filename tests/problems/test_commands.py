@@ -115,6 +115,8 @@ BAD = {
     "data without files": (("admm_mnist", "-data", "mnist"), "mnist.*-data_dir"),
     "widths of K-FAC": (("kfac_mnist", "-widths", "8,x"), "-widths.*100,100"),
     "a large width of K-FAC": (("autoencoder", "-widths", HUGE), "-widths.* EB"),
+    "a summary of another script": (("large_batch", "-beside", "README.md"), "-beside.*README.md.*-summary FILE"),
+    "a scaling": (("large_batch", "-scaling", "cubic"), r"-scaling.*none \| linear \| sqrt"),
     "damping": (("kfac_mnist", "-kfac_damping", "0"), "-kfac_damping.*> 0"),
     "beta": (("admm_mnist", "-split_beta", "0"), "-split_beta.*> 0"),
     "width of a regression": (("function_regression", "-width", HUGE), "-width.* EB"),

@@ -30,6 +30,10 @@ RUNS = {
     "admm, seed": ("admm_mnist", "-data digits -samples 100 -widths 8 -form seed -activation hard_sigmoid -epochs 5"),
     "kfac": ("kfac_mnist", "-data digits -samples 100 -widths 8 -batch 20 -max_steps 12"),
     "kfac by adam": ("kfac_mnist", "-data digits -samples 100 -widths 8 -optimizer adam -max_steps 4"),
+    "large batches": (
+        "large_batch",
+        "-data digits -samples 60 -widths 6 -batch 20 -epochs 3 -optimizer lamb -mixup 0.3 -erase 0.5 -sharpness true",
+    ),
     "hessian-free": ("autoencoder", "-data digits -samples 60 -widths 6 -optimizer hessian_free -max_steps 4"),
     "support vectors": ("kernel_svm", "-samples 80 -checkpoint_every 1 -admm_max_it 8"),
     "nested": ("peaks", "-layers 8 -samples 60 -batch 20 -epochs 2 -nested 2"),

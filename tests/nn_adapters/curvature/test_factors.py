@@ -8,6 +8,7 @@ from nn_adapters.curvature.factors import KroneckerFactors, recorded
 from nn_adapters.curvature.layers import NormCurved, curved_layers
 from nn_adapters.curvature.likelihoods import CrossEntropy, SquaredError
 from nn_adapters.curvature.products import FisherMatrix
+from nn_adapters.layers.blocks import weight_norm
 from pdeopt.core.errors import InputError
 from tests.helpers.curvature import dense_fisher, jacobians
 from tests.helpers.support import relative
@@ -216,6 +217,7 @@ def test_averages_are_without_the_bias_of_their_start():
     [
         (lambda: nn.Sequential(nn.Embedding(3, 2)), "Embedding"),
         (lambda: nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), "2 groups"),
+        (lambda: nn.Sequential(nn.Tanh(), weight_norm(nn.Linear(2, 2))), "layer 1: got a parametrized weight"),
         (lambda: nn.Sequential(nn.Tanh()), "without parameters"),
     ],
 )

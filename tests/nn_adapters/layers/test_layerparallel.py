@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nn_adapters.layers.batching import batched
-from nn_adapters.layers.blocks import ACTIVATIONS, Direct, LayerStack, conv, dense
+from nn_adapters.layers.blocks import ACTIVATIONS, Direct, LayerStack, conv, dense, weight_norm
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import exactly, measure_bias
 from nn_adapters.training.nested import deepen, refine_weights
@@ -25,6 +25,7 @@ BLOCKS = {
     "convolution": (lambda: conv(2), (3, 2, 5, 5)),
     "signal": (lambda: conv(2, dim=1), (3, 2, 7)),
     "two layers": (lambda: nn.Sequential(nn.Linear(4, 6), nn.SiLU(), nn.Linear(6, 4)), (6, 4)),
+    "normalized weights": (lambda: weight_norm(dense(4)), (6, 4)),
     "by vmap": (lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.Tanh()), (6, 4)),
     "feedforward": (lambda: Direct(dense(4)), (6, 4)),
 }
