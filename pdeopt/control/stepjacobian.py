@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.autodiff import columns, jvp, vjp
-from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.errors import InputError, StepFailure
+from pdeopt.steps.bands import NOT_FINITE, SINGULAR_STEP
 from pdeopt.steps.sparse import StepMatrix, StepPattern
-from pdeopt.steps.stepsolve import StagedSubstitution, StepFactor, StepKrylov, Substitution, step_solver, substitution
+from pdeopt.steps.stepsolve import StepSolver, step_solver
+from pdeopt.steps.substitution import StagedSubstitution, Substitution, substitution
 from pdeopt.steps.timegrid import Steps
 
 
@@ -116,8 +118,11 @@ class StepJacobian:
     @cached_property
     def _lu(self) -> tuple[Tensor, Tensor]:
         factors, pivots, info = torch.linalg.lu_factor_ex(self.A)
-        if info.any() or not factors.isfinite().all():
-            raise SolveFailure("a step matrix dF/du_new is singular", "check that each step has a unique solution")
+        bad = (info != 0) | ~factors.isfinite().flatten(1).all(1)
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            with self.steps.naming():
+                raise StepFailure(*(SINGULAR_STEP if self.A[row].isfinite().all() else NOT_FINITE), row)
         return factors, pivots
 
     def solve(self, r: Tensor) -> Tensor:
@@ -239,12 +244,14 @@ class SparseStepJacobian(StepJacobian):
         return self._factor.solve(r, transpose=True)
 
     @cached_property
-    def _factor(self) -> StepFactor | StepKrylov:
-        return step_solver(self.blocks["A"])
+    def _factor(self) -> StepSolver:
+        with self.steps.naming():
+            return step_solver(self.blocks["A"])
 
     @cached_property
     def _sweeps(self) -> Substitution | StagedSubstitution:
-        return substitution(self.blocks["A"], self.blocks["B"], len(self.steps))
+        with self.steps.naming():
+            return substitution(self.blocks["A"], self.blocks["B"], len(self.steps))
 
     def forward_sweep(self, r: Tensor) -> Tensor:
         return self._sweeps.forward(r)

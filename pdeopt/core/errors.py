@@ -61,6 +61,25 @@ class SolveFailure(PdeoptError, ArithmeticError):
         return (type(self), (self.what, self.remedy))
 
 
+class StepFailure(SolveFailure):
+    """A step of a batch cannot be solved.
+
+    Args:
+        what, remedy: as of `SolveFailure`.
+        row: of the batch; None where all its steps are alike.
+    """
+
+    def __init__(self, what: str, remedy: str, row: int | None = None) -> None:
+        super().__init__(what, remedy)
+        self.row = row
+
+    def bare(self) -> StepFailure:
+        return type(self)(self.what, self.remedy, self.row)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.what, self.remedy, self.row))
+
+
 class DerivativeError(PdeoptError, AssertionError):
     """A derivative does not belong to its function."""
 

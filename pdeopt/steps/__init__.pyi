@@ -1,3 +1,4 @@
+from pdeopt.steps.bands import BandFactor as BandFactor
 from pdeopt.steps.forms import real_matrix as real_matrix, require_form as require_form
 from pdeopt.steps.innerproduct import InnerProduct as InnerProduct
 from pdeopt.steps.linear_mgrit import (
@@ -24,15 +25,19 @@ from pdeopt.steps.sparse import (
     serial_aij as serial_aij,
 )
 from pdeopt.steps.stepsolve import (
-    StagedSubstitution as StagedSubstitution,
     StepFactor as StepFactor,
+    StepInverse as StepInverse,
     StepKrylov as StepKrylov,
     StepSettings as StepSettings,
-    Substitution as Substitution,
+    StepSolver as StepSolver,
     natural_lu as natural_lu,
     step_solver as step_solver,
-    substitution as substitution,
     superlu as superlu,
+)
+from pdeopt.steps.substitution import (
+    StagedSubstitution as StagedSubstitution,
+    Substitution as Substitution,
+    substitution as substitution,
 )
 from pdeopt.steps.timegrid import Steps as Steps, TimeGrid as TimeGrid
 from pdeopt.steps.transfer import (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pdeopt.core.errors import SolveFailure
 from pdeopt.steps.sparse import Sparsity, StepMatrix, combination
-from pdeopt.steps.stepsolve import StepFactor, StepKrylov, step_solver
+from pdeopt.steps.stepsolve import StepSolver, step_solver
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.windows import Windows, alike
 
@@ -117,7 +117,7 @@ class InnerProduct:
         return self.row_sums() == 0
 
     @cached_property
-    def _solver(self) -> StepFactor | StepKrylov:
+    def _solver(self) -> StepSolver:
         return step_solver(self.matrix)
 
 

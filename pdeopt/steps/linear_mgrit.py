@@ -23,7 +23,7 @@ from torch import Tensor
 from pdeopt.core.errors import together
 from pdeopt.core.settings import Settings, setting
 from pdeopt.steps.sparse import StepMatrix, combination
-from pdeopt.steps.stepsolve import StagedSubstitution, Substitution, substitution
+from pdeopt.steps.substitution import StagedSubstitution, Substitution, substitution
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.windows import Windows, alike
 
@@ -53,7 +53,8 @@ class TimeSystem:
 
     @cached_property
     def _sweeps(self) -> Substitution | StagedSubstitution:
-        return substitution(self.A, self.B, self.grid.n_local, self.windows.starts)
+        with self.grid.steps.naming():
+            return substitution(self.A, self.B, self.grid.n_local, self.windows.starts)
 
     def factor(self) -> TimeSystem:
         """Make the factors now, and return the system. Collective.

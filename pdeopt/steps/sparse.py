@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from petsc4py import PETSc
-from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
 from pdeopt.core.arrays import Array, index_array
@@ -70,11 +70,16 @@ class Sparsity:
         keys: Array = self.rows * self.shape[1] + self.cols
         return keys
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sparsity) and self._digest == other._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
     @cached_property
-    def bandwidth(self) -> int:
-        """The largest distance of an entry from the diagonal, in `bandwidth_order`."""
-        place = np.argsort(self.bandwidth_order)
-        return int(np.abs(place[self.rows] - place[self.cols]).max(initial=0))
+    def _digest(self) -> bytes:
+        """Of the entries: what is kept for a pattern serves all that are equal."""
+        return sha256(repr(self.shape).encode() + self._keys.tobytes()).digest()
 
     @cached_property
     def colors(self) -> Array:
@@ -102,12 +107,6 @@ class Sparsity:
         color, row = torch.from_numpy(self.colors[self.cols]), torch.from_numpy(self.rows)
         compressed = columns(product, self.seeds)  # (colors, batch, rows)
         return compressed[color, :, row].T.contiguous()
-
-    @cached_property
-    def bandwidth_order(self) -> Array:
-        """Reverse Cuthill-McKee order of a square pattern: eliminating in it fills little. Shape (rows,)."""
-        symmetric = sp.csr_matrix(self.csr + self.csr.T + sp.eye(self.shape[0]))
-        return np.asarray(reverse_cuthill_mckee(symmetric, symmetric_mode=True))
 
     @cached_property
     def padded(self) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array, real_array, real_number
 from pdeopt.core.autodiff import plainly
-from pdeopt.core.errors import InputError
+from pdeopt.core.errors import InputError, StepFailure
 from pdeopt.core.memory import DOUBLE, require_memory
 from pdeopt.steps.neighbors import Neighbors
 
@@ -66,6 +67,17 @@ class Steps:
     def __getitem__(self, rows: slice) -> Steps:
         fields = {name: getattr(self, name)[rows] for name in ("index", "t_old", "t_new", "weight")}
         return replace(self, **fields)
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Inside, a `StepFailure` says which of these steps it means, and when."""
+        try:
+            yield
+        except StepFailure as failure:
+            if failure.row is None:
+                raise
+            number, t = int(self.index[failure.row]), float(self.t_new[failure.row])
+            raise StepFailure(f"{failure.what}: step {number}, to t = {t:.6g}", failure.remedy, failure.row) from None
 
     def with_parameters(self, p: Tensor) -> Steps:
         """The same steps at the parameters `p`, shape (param_dim,)."""

@@ -12,20 +12,24 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mpi4py import MPI
 from petsc4py import PETSc
 from torch import Tensor
 
 import pdeopt.steps.linear_mgrit
+from pdeopt.core.arrays import Array
 from pdeopt.core.settings import read
 from pdeopt.precond.operator import SchurOperator, blocks_of
 from pdeopt.precond.schur import PropagatedSchur
 from pdeopt.steps.linear_mgrit import LinearMgritSettings
-from pdeopt.steps.stepsolve import StagedSubstitution, Substitution, substitution
+from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.substitution import substitution
 from problems.benchmarks.clocks import Costs, Inner
 from problems.benchmarks.kkt_work import System
 from problems.benchmarks.processes import counted
@@ -69,11 +73,11 @@ class TracedComm(MPI.Intracomm):
 
 
 class TracedSweeps:
-    """Windows of steps that write down how they are solved."""
+    """Windows of steps that write down how they are solved: where steps are alike, a stage is a step of all windows."""
 
-    def __init__(self, sweeps: Substitution | StagedSubstitution, events: list[Event]) -> None:
-        self.sweeps, self.events = sweeps, events
-        self.stages = len(sweeps._stages) if isinstance(sweeps, StagedSubstitution) else 1
+    def __init__(self, events: list[Event], A: StepMatrix, B: StepMatrix, batch: int, starts: Array) -> None:
+        self.sweeps, self.events = substitution(A, B, batch, starts), events
+        self.stages = int(np.diff(np.r_[starts, batch]).max()) if A.is_constant and batch > 1 else 1
 
     def forward(self, rows: Tensor) -> Tensor:
         self.events.append(("solve", self.stages, len(rows)))
@@ -88,7 +92,7 @@ class TracedSweeps:
 def tracing() -> Iterator[TracedComm]:
     """The world as a communicator; what time grids on it do inside the block is in its `events`."""
     comm = TracedComm.of(MPI.COMM_WORLD, [])
-    pdeopt.steps.linear_mgrit.substitution = lambda *words: TracedSweeps(substitution(*words), comm.events)
+    pdeopt.steps.linear_mgrit.substitution = partial(TracedSweeps, comm.events)
     try:
         yield comm
     finally:

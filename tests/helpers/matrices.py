@@ -41,3 +41,11 @@ def coupled(A, B):
     for i in range(1, batch):
         whole[i * n : (i + 1) * n, (i - 1) * n : i * n] = B[i]
     return whole
+
+
+def heat_steps(n, batch):
+    """Step matrices as of a heat equation, symmetric and dominant, and a coupling of all."""
+    A = StepMatrix(Sparsity.banded(n), torch.full((batch, 3 * n - 2), -0.4, dtype=torch.float64))
+    diagonal = torch.from_numpy(A.sparsity.rows == A.sparsity.cols)
+    A.values[:, diagonal] = 1.0 + torch.linspace(0.1, 1.0, batch, dtype=torch.float64)[:, None]
+    return A, random_steps(Sparsity.banded(n), 1, seed=5)

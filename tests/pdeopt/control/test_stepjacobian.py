@@ -3,9 +3,10 @@ import torch
 from torch.func import hessian, jacfwd
 
 from pdeopt.control.stepjacobian import SparseStepJacobian, StepJacobian
-from pdeopt.core.errors import InputError
+from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.steps.sparse import Sparsity, StepPattern
 from tests.helpers import examples
+from tests.helpers.matrices import densify
 
 CONSTRAINTS = ["dense", "layer", "burgers", "burgers theta", "burgers nodal", "heat"]
 
@@ -96,6 +97,19 @@ def test_sparse_and_matrix_free_jacobians_agree(name):
     r = randn(len(steps), c.state_dim)
     for verb in ("solve", "solve_adjoint", "forward_sweep", "backward_sweep"):
         assert torch.allclose(getattr(sparse, verb)(r), getattr(free, verb)(r), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad, what", [(0.0, "singular"), (float("nan"), "not finite")])
+@pytest.mark.parametrize("kind", ["sparse", "free"])
+def test_a_step_that_cannot_be_solved_is_named_with_its_time(kind, bad, what):
+    c, where, steps, randn = examples.step_point("burgers")
+    J = c.linearize(*where, steps)
+    J.blocks["A"].values[1] *= bad
+    if kind == "free":
+        A, J = densify(J.blocks["A"]), StepJacobian(c, *where, steps)
+        J.A = A
+    with pytest.raises(SolveFailure, match=rf"{what}: step {int(steps.index[1])}, to t = {float(steps.t_new[1]):.6g}"):
+        (J.forward_sweep if kind == "sparse" else J.solve)(randn(len(steps), c.state_dim))
 
 
 def test_colored_differentiation_gives_the_coded_jacobian():

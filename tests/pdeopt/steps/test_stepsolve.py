@@ -5,8 +5,8 @@ from petsc4py import PETSc
 
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.steps.sparse import Sparsity, StepMatrix
-from pdeopt.steps.stepsolve import StagedSubstitution, StepFactor, StepKrylov, Substitution, step_solver, substitution
-from tests.helpers.matrices import coupled, densify, randn, random_pattern, random_steps
+from pdeopt.steps.stepsolve import StepFactor, StepKrylov, step_solver
+from tests.helpers.matrices import densify, heat_steps, randn, random_pattern, random_steps
 
 
 @pytest.mark.parametrize("density", [0.4, 1.0])
@@ -42,43 +42,6 @@ def test_a_singular_or_not_finite_step_is_a_solve_failure(bad):
         StepFactor(A).solve(randn(3, 4))
 
 
-@pytest.mark.parametrize("n, batch", [(5, 6), (1, 4), (5, 1)])
-@pytest.mark.parametrize("pivoting", [False, True])
-def test_substitution_inverts_the_coupled_matrix(n, batch, pivoting):
-    A = random_steps(random_pattern(n, n, 0.5, 1, diagonal=True), batch, shift=0.0 if pivoting else 3.0)
-    B = random_steps(random_pattern(n, n, 0.5, 2), batch, seed=5)
-    K, r = coupled(densify(A), densify(B)), randn(batch, n)
-    sweeps = Substitution(A, B)
-    for found, matrix in ((sweeps.forward(r), K), (sweeps.backward(r), K.T)):
-        expected = torch.linalg.solve(matrix, r.ravel())
-        assert (found.ravel() - expected).abs().max() <= 1e-10 * expected.abs().max()
-
-
-@pytest.mark.parametrize("n, batch", [(5, 6), (1, 4)])
-def test_staged_substitution_inverts_the_coupled_matrix(n, batch):
-    A = random_steps(random_pattern(n, n, 0.5, 1, diagonal=True), 1, shift=3.0)
-    B = random_steps(random_pattern(n, n, 0.5, 2), 1, seed=5)
-    K = coupled(*(densify(part).expand(batch, -1, -1) for part in (A, B)))
-    sweeps, r = StagedSubstitution(A, B, batch), randn(batch, n)
-    assert torch.allclose(sweeps.forward(r).ravel(), torch.linalg.solve(K, r.ravel()), atol=1e-12)
-    assert torch.allclose(sweeps.backward(r).ravel(), torch.linalg.solve(K.T, r.ravel()), atol=1e-12)
-
-
-def test_substitution_with_a_constant_coupling_of_varying_steps():
-    A = random_steps(Sparsity.banded(4), 3, shift=4.0)
-    B = random_steps(random_pattern(4, 4, 0.5, 2), 1, seed=5)
-    K, r = coupled(densify(A), densify(B).expand(3, -1, -1)), randn(3, 4)
-    assert torch.allclose(Substitution(A, B).forward(r).ravel(), torch.linalg.solve(K, r.ravel()))
-
-
-def heat_steps(n, batch):
-    """Step matrices as of a heat equation, symmetric and dominant, and couplings."""
-    A = StepMatrix(Sparsity.banded(n), torch.full((batch, 3 * n - 2), -0.4, dtype=torch.float64))
-    diagonal = torch.from_numpy(A.sparsity.rows == A.sparsity.cols)
-    A.values[:, diagonal] = 1.0 + torch.linspace(0.1, 1.0, batch, dtype=torch.float64)[:, None]
-    return A, random_steps(Sparsity.banded(n), 1, seed=5)
-
-
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("pc", ["hypre", "gamg"])
 def test_multigrid_in_space_solves_to_its_tolerance(options, pc, batch):
@@ -105,44 +68,3 @@ def test_an_unknown_step_solver_names_the_legal_ones(options):
     options(step_pc_type="magic")
     with pytest.raises(InputError, match=r"lu \| hypre \| gamg"):
         step_solver(heat_steps(4, 1)[0])
-
-
-@pytest.mark.parametrize("starts", [[0], [0, 2, 4], [0, 3], [0, 1, 2, 3, 4, 5], [0, 5]])
-@pytest.mark.parametrize("batch", [1, 6])
-@pytest.mark.parametrize("kind", [Substitution, StagedSubstitution])
-def test_windows_are_solved_each_from_a_zero_state(kind, batch, starts):
-    N, n = 6, 4
-    A = random_steps(random_pattern(n, n, 0.5, 1, diagonal=True), batch, shift=3.0)
-    B = random_steps(random_pattern(n, n, 0.5, 2), batch, seed=5)
-    dense_B = densify(B).expand(N, -1, -1).clone()
-    dense_B[starts] = 0.0
-    K, r = coupled(densify(A).expand(N, -1, -1), dense_B), randn(N, n)
-    if kind is Substitution:
-        A = StepMatrix(A.sparsity, A.values.expand(N, -1))
-        sweeps = Substitution(A, B, np.array(starts))
-    else:
-        sweeps = StagedSubstitution(A, B, N, np.array(starts))
-    kept = r.clone()
-    assert torch.allclose(sweeps.forward(r).ravel(), torch.linalg.solve(K, r.ravel()), atol=1e-13)
-    assert torch.allclose(sweeps.backward(r).ravel(), torch.linalg.solve(K.T, r.ravel()), atol=1e-13)
-    assert torch.equal(r, kept)  # right-hand sides stay as they are
-
-
-@pytest.mark.parametrize("batch", [1, 5])
-def test_substitution_takes_multigrid_in_space(options, batch):
-    options(step_pc_type="gamg", step_ksp_rtol=1e-13)
-    A, B = heat_steps(30, batch)
-    sweeps, r = substitution(A, B, 5, np.array([0, 3])), randn(5, 30)
-    assert isinstance(sweeps, StagedSubstitution)
-    dense_B = densify(B).expand(5, -1, -1).clone()
-    dense_B[[0, 3]] = 0.0
-    K = coupled(densify(A).expand(5, -1, -1), dense_B)
-    assert torch.allclose(sweeps.forward(r).ravel(), torch.linalg.solve(K, r.ravel()), atol=1e-9)
-    assert torch.allclose(sweeps.backward(r).ravel(), torch.linalg.solve(K.T, r.ravel()), atol=1e-9)
-
-
-def test_the_way_of_substitution_follows_the_matrices():
-    constant, B = heat_steps(4, 1)
-    assert isinstance(substitution(constant, B, 5), StagedSubstitution)
-    assert isinstance(substitution(heat_steps(4, 5)[0], B, 5), Substitution)
-    assert isinstance(substitution(constant, B, 1), Substitution)

@@ -1,0 +1,145 @@
+"""LU of all steps in one call of LAPACK, for steps whose entries stay near the diagonal.
+
+The matrices A_i of the steps stand one after the other on the diagonal of one banded matrix, with zeros between them:
+no pivot is sought in another step. A tridiagonal matrix is factored by `dgttrf`, a wider one by `dgbtrf`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.linalg import lapack
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+from scipy.sparse.linalg import splu
+from torch import Tensor
+
+from pdeopt.core.arrays import Array
+from pdeopt.core.errors import StepFailure
+from pdeopt.steps.sparse import Sparsity, StepMatrix
+
+#: What happened and what to try, where a step cannot be solved.
+NOT_FINITE = ("a step matrix dF/du_new is not finite", "check the residual for NaN, log and division")
+SINGULAR_STEP = (
+    "a step matrix dF/du_new is singular",
+    "check that each step has a unique solution; a smaller time step often mends it",
+)
+
+#: Nested dissection fills less than a band where the band is wider than this.
+NARROW_BAND = 4
+
+#: `dgttrf` of this SciPy refuses fewer rows.
+FEWEST_ROWS = 4
+
+
+def require_finite(A: StepMatrix) -> None:
+    """Raise `StepFailure` where entries are NaN or infinite."""
+    finite = A.values.isfinite()
+    if not bool(finite.all()):
+        raise StepFailure(*NOT_FINITE, row=None if A.is_constant else int((~finite).any(1).nonzero()[0]))
+
+
+@dataclass(frozen=True)
+class Band:
+    """A square pattern in reverse Cuthill-McKee order, which puts entries near the diagonal.
+
+    Attributes:
+        order: the unknown at each place, (n,).
+        places: of the unknowns, (n,).
+        width: the largest distance of an entry from the diagonal.
+    """
+
+    order: Array
+    places: Array
+    width: int
+
+
+@lru_cache(maxsize=64)
+def band_of(pattern: Sparsity) -> Band:
+    """The band of a square pattern."""
+    symmetric = sp.csr_matrix(pattern.csr + pattern.csr.T + sp.eye(pattern.shape[0]))
+    order = np.asarray(reverse_cuthill_mckee(symmetric, symmetric_mode=True))
+    places = np.argsort(order)
+    return Band(order, places, int(np.abs(places[pattern.rows] - places[pattern.cols]).max(initial=0)))
+
+
+@lru_cache(maxsize=16)
+def minimum_degree(pattern: Sparsity) -> Array:
+    """An order of a square pattern in which factors fill less than a wide band, (n,)."""
+    dominant = sp.csc_matrix(pattern.csr + pattern.csr.T + pattern.shape[0] * sp.eye(pattern.shape[0]))
+    return np.argsort(splu(dominant, permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}).perm_c)
+
+
+class BandFactor:
+    """LU factors of the matrices A_i in the order of their band.
+
+    Args:
+        A: the matrices, (n, n).
+        threshold: a row is exchanged only where its entry, on the next diagonal, is larger than the pivot over this;
+            1 for partial pivoting. (The matrix is scaled to D A D^-1 with D_j = threshold^j, whose factors are those of
+            A, scaled alike.)
+
+    Attributes:
+        band: the order, and the width on either side of the diagonal.
+        bands: the factors where nothing was `exchanged`, (2 width + 1, batch, n): [width + k, i, j] is the entry at
+            place (j + k, j) of step i, of U for k <= 0 and of L, whose diagonal is 1, for k > 0.
+        exchanged: whether rows were.
+
+    Raises:
+        StepFailure: a step is singular or not finite.
+    """
+
+    def __init__(self, A: StepMatrix, threshold: float = 1.0) -> None:
+        require_finite(A)
+        self._batch, self._n = len(A.values), A.shape[0]
+        self.band = band_of(A.sparsity)
+        width = self.band.width
+        rows, cols = self.band.places[A.sparsity.rows], self.band.places[A.sparsity.cols]
+        total, self._is_sorted = self._batch * self._n, bool((self.band.order == np.arange(self._n)).all())
+        self._is_tridiagonal = width == 1 and total >= FEWEST_ROWS
+        diagonals = 2 * width + 1 if self._is_tridiagonal else 3 * width + 1
+        self._storage = np.zeros((diagonals, total), order="C" if self._is_tridiagonal else "F")
+        band = self._storage[-2 * width - 1 :]
+        scale = threshold ** (np.arange(-width, width + 1) / max(width, 1))[:, None]
+        for k in np.unique(rows - cols):
+            of_diagonal = rows - cols == k
+            band[width + k].reshape(self._batch, self._n)[:, cols[of_diagonal]] = A.values.numpy()[:, of_diagonal]
+        if threshold != 1.0:
+            band *= scale
+        self._factor()
+        if threshold != 1.0:
+            band /= scale
+        self.bands = band.reshape(len(band), self._batch, self._n)
+
+    def _factor(self) -> None:
+        a, w = self._storage, self.band.width
+        if self._is_tridiagonal:
+            *_, self._second, self._pivots, info = lapack.dgttrf(a[2, :-1], a[1], a[0, 1:], 1, 1, 1)
+            first = 1
+        else:
+            _, self._pivots, info = lapack.dgbtrf(a, w, w, overwrite_ab=1)
+            first = 0  # f2py counts these from 0
+        if info > 0:
+            raise StepFailure(*SINGULAR_STEP, row=(info - 1) // self._n if self._batch > 1 else None)
+        self.exchanged = bool((self._pivots != np.arange(first, first + len(self._pivots))).any())
+
+    def solve(self, rows: Tensor, transpose: bool = False) -> Tensor:
+        """The inverse (or its transpose) applied to `rows`, shape (batch, n); any batch for a constant A."""
+        right = rows.detach().numpy()
+        if not self._is_sorted:
+            right = right[:, self.band.order]
+        right = np.array(right, order="C").reshape(-1, self._storage.shape[1]).T  # a copy, each a column
+        a, w = self._storage, self.band.width
+        if self._is_tridiagonal:
+            factors = (a[2, :-1], a[1], a[0, 1:], self._second, self._pivots)
+            left, _ = lapack.dgttrs(*factors, right, "T" if transpose else "N", 1)
+        else:
+            left, _ = lapack.dgbtrs(a, w, w, right, self._pivots, trans=int(transpose), overwrite_b=1)
+        solution = left.T.reshape(rows.shape)
+        if not self._is_sorted:
+            given, solution = solution, np.empty_like(solution)
+            solution[:, self.band.order] = given
+        return torch.from_numpy(solution)
