@@ -13,7 +13,7 @@ from pdeopt.core.errors import InputError, StepFailure
 from pdeopt.steps.bands import NOT_FINITE, SINGULAR_STEP
 from pdeopt.steps.sparse import StepMatrix, StepPattern
 from pdeopt.steps.stepsolve import StepSolver, step_solver
-from pdeopt.steps.substitution import StagedSubstitution, Substitution, substitution
+from pdeopt.steps.sweeps import StagedSubstitution, Substitution, substitution
 from pdeopt.steps.timegrid import Steps
 
 

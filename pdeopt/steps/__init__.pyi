@@ -34,7 +34,7 @@ from pdeopt.steps.stepsolve import (
     step_solver as step_solver,
     superlu as superlu,
 )
-from pdeopt.steps.substitution import (
+from pdeopt.steps.sweeps import (
     StagedSubstitution as StagedSubstitution,
     Substitution as Substitution,
     substitution as substitution,

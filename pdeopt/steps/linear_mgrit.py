@@ -23,7 +23,7 @@ from torch import Tensor
 from pdeopt.core.errors import together
 from pdeopt.core.settings import Settings, setting
 from pdeopt.steps.sparse import StepMatrix, combination
-from pdeopt.steps.substitution import StagedSubstitution, Substitution, substitution
+from pdeopt.steps.sweeps import StagedSubstitution, Substitution, substitution
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.windows import Windows, alike
 

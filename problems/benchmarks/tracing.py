@@ -29,7 +29,7 @@ from pdeopt.precond.operator import SchurOperator, blocks_of
 from pdeopt.precond.schur import PropagatedSchur
 from pdeopt.steps.linear_mgrit import LinearMgritSettings
 from pdeopt.steps.sparse import StepMatrix
-from pdeopt.steps.substitution import substitution
+from pdeopt.steps.sweeps import substitution
 from problems.benchmarks.clocks import Costs, Inner
 from problems.benchmarks.kkt_work import System
 from problems.benchmarks.processes import counted

@@ -4,11 +4,11 @@ import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import spsolve
 
-import pdeopt.steps.substitution as room
+import pdeopt.steps.sweeps as room
 from pdeopt.core.errors import StepFailure
 from pdeopt.steps.bands import BandFactor, band_of
 from pdeopt.steps.sparse import Sparsity, StepMatrix, block_diagonal
-from pdeopt.steps.substitution import BandTriangles, SparseTriangles, StagedSubstitution, Substitution, substitution
+from pdeopt.steps.sweeps import BandTriangles, SparseTriangles, StagedSubstitution, Substitution, substitution
 from tests.helpers.matrices import coupled, densify, heat_steps, randn, random_pattern, random_steps
 
 
