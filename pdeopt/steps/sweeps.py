@@ -181,7 +181,7 @@ class SparseTriangles:
 
 
 @dataclass(frozen=True)
-class Run:
+class Stretch:
     """Rows begin to end - 1, which one call runs through; the first of their window or not."""
 
     begin: int
@@ -243,13 +243,13 @@ class Substitution:
             after = None if chunk.is_first else work.left[0, 1]
         return torch.from_numpy(put(x, self._triangles.rows))
 
-    def _space(self, chunk: Run) -> Work:
+    def _space(self, chunk: Stretch) -> Work:
         length = chunk.end - chunk.begin
         if length not in self._work:
             self._work[length] = Work(self._n, length)
         return self._work[length]
 
-    def _matrix(self, chunk: Run, transpose: bool) -> PETSc.Mat:
+    def _matrix(self, chunk: Stretch, transpose: bool) -> PETSc.Mat:
         length = chunk.end - chunk.begin
         key = (0 if self._alike else chunk.begin, length, transpose)
         if key not in self._matrices:
@@ -288,11 +288,11 @@ def triangles(A: StepMatrix, B: StepMatrix) -> BandTriangles | SparseTriangles:
     return SparseTriangles(A, B)
 
 
-def chunks(begin: int, end: int, most: int) -> list[Run]:
+def chunks(begin: int, end: int, most: int) -> list[Stretch]:
     """A window in chunks of nearly equal length, of `most` steps or one."""
     number = -(-(end - begin) // max(most, 1))
     ends = [begin + (end - begin) * k // number for k in range(number + 1)]
-    return [Run(a, b, a == begin) for a, b in pairwise(ends)]
+    return [Stretch(a, b, a == begin) for a, b in pairwise(ends)]
 
 
 def taken(rows: Array, order: Array) -> Array:
