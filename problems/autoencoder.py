@@ -26,7 +26,7 @@ def task(own: FitSettings, data: nna.Dataset) -> Fit:
     return Fit(network, nna.SquaredError(), x, x, x_test, x_test, False)
 
 
-SCRIPT = CurvatureScript("autoencoder", __doc__, task, (), {})
+SCRIPT = CurvatureScript("autoencoder", __doc__, task, (), {"averaging": 16.0})
 OPTIONS = SCRIPT.options
 
 

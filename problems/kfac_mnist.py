@@ -3,7 +3,7 @@
 python -m problems.kfac_mnist                                            # scikit-learn's digits
 python -m problems.kfac_mnist -data_dir DATA -batch 8192 -target_loss 0.05
 python -m problems.kfac_mnist -data_dir DATA -optimizer sgd -lr 0.3 -target_loss 0.05 -max_steps 2000
-python -m problems.kfac_mnist -data cifar10 -data_dir DATA -network cnn -pool 0 -samples 8000
+python -m problems.kfac_mnist -data cifar10 -data_dir DATA -network cnn -standardize -activation relu -batch 100
 mpiexec -n 2 python -m problems.kfac_mnist -data_dir DATA -batch 8192 -target_loss 0.05
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 import nn_adapters as nna
 import pdeopt as po
@@ -23,9 +23,10 @@ from problems.shared.curvature_training import CurvatureScript, Fit, FitSettings
 
 @dataclass(frozen=True)
 class ClassifierKind(po.Settings):
-    """The kind of network."""
+    """The kind of network, and of its inputs."""
 
     network: str = po.setting("mlp", "dense layers, or convolutions and a dense layer", choices=("mlp", "cnn"))
+    standardize: bool = po.setting(False, "channels of mean 0 and deviation 1 over the training samples")
 
 
 def convolutions(depth: int, height: int, width: int, channels: Sequence[int], act: str, classes: int) -> nn.Sequential:
@@ -43,17 +44,25 @@ def convolutions(depth: int, height: int, width: int, channels: Sequence[int], a
 
 def task(own: FitSettings, data: nna.Dataset) -> Fit:
     """Cross-entropy of the classes."""
-    shape, act = data.x_train.shape[1:], own.activation
-    if po.read(ClassifierKind).network == "cnn":
+    shape, act, kind = data.x_train.shape[1:], own.activation, po.read(ClassifierKind)
+    x, x_test = _standardized(data.x_train, data.x_test) if kind.standardize else (data.x_train, data.x_test)
+    if kind.network == "cnn":
         depth, height, width = shape
         network = convolutions(depth, height, width, hidden_widths(own.widths, (16, 32)), act, data.classes)
     else:
         network = dense_network([shape.numel(), *hidden_widths(own.widths, (100, 100)), data.classes], act)
     network.to(data.x_train.dtype)
-    return Fit(network, nna.CrossEntropy(), data.x_train, data.y_train, data.x_test, data.y_test, True)
+    return Fit(network, nna.CrossEntropy(), x, data.y_train, x_test, data.y_test, True)
 
 
-SCRIPT = CurvatureScript("kfac_mnist", __doc__, task, (ClassifierKind,), {})
+def _standardized(x: Tensor, x_test: Tensor) -> tuple[Tensor, Tensor]:
+    """Both by the channels' means and deviations over the training samples."""
+    axes = (0, *range(2, x.dim()))
+    mean, deviation = x.mean(axes, keepdim=True), x.std(axes, keepdim=True).clamp_min(1e-12)
+    return (x - mean) / deviation, (x_test - mean) / deviation
+
+
+SCRIPT = CurvatureScript("kfac_mnist", __doc__, task, (ClassifierKind,), {"averaging": 16.0})
 OPTIONS = SCRIPT.options
 
 

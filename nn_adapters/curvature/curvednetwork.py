@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nn_adapters.curvature.chains import chains, gradient_of, shared_copy
+from nn_adapters.curvature.factors import with_buffers
 from nn_adapters.curvature.layers import curved_layers
 from nn_adapters.curvature.likelihoods import Likelihood
 from nn_adapters.curvature.products import FisherMatrix, by_layer, flat
@@ -33,6 +35,7 @@ class CurvedNetwork:
         serial: the network, or a copy with the same weights whose layers go one after the other.
         layers: of `serial`, in the order of the vector.
         inputs, targets: of the batch, by parts.
+        samples: of the batch, on all ranks.
 
     Raises:
         InputError: a network with random numbers in training mode, a layer without a block of curvature, or a team and
@@ -48,7 +51,7 @@ class CurvedNetwork:
         self.layers = curved_layers(self.serial)
         self.inputs: list[tuple[Any, ...]] = []
         self.targets: list[Any] = []
-        self._share = 1.0
+        self.samples, self._own_samples, self._share = 0, 0, 1.0
         self._chain = next(iter(chains(self.serial)), None)
         if self._chain is not None and team is not None:
             raise InputError("team of a network with LayerParallel", "one", "None: its ranks share the layers")
@@ -57,9 +60,10 @@ class CurvedNetwork:
         self._own = torch.cat([torch.full((size,), is_own) for size, is_own in sizes])
 
     def weigh(self) -> None:
-        """Find this rank's share of the batch. Collective."""
-        samples = sum(len(arguments[0]) for arguments in self.inputs)
-        self._share = samples / self.total(samples) if self.likelihood.reduction == "mean" else 1.0
+        """Count the samples of the batch. Collective."""
+        self._own_samples = _count(self.inputs)
+        self.samples = round(self.total(self._own_samples))
+        self._share = self._own_samples / self.samples if self.likelihood.reduction == "mean" else 1.0
 
     # -- sums over ranks -----------------------------------------------------------------------------------
 
@@ -126,20 +130,67 @@ class CurvedNetwork:
         own = self._share * float(torch.as_tensor(value).detach())
         return self.total(own) + (0.5 * self.l2 * self.square(self.parameters()) if self.l2 else 0.0)
 
-    def fisher(self) -> FisherMatrix:
-        """That of this rank's samples, at theta."""
-        self.serial.train(self.network.training)
-        return FisherMatrix(self.serial, self.layers, self.likelihood, self.inputs)
+    def some(self, most: int) -> tuple[list[tuple[Any, ...]], list[Any]]:
+        """Inputs and targets of at most so many samples of all ranks, evenly spaced in each part; 0 for all."""
+        if not 0 < most < self.samples:
+            return self.inputs, self.targets
+        rows = [_spaced(len(arguments[0]), most / self.samples) for arguments in self.inputs]
+        inputs = [tuple(_taken(each, len(part[0]), own) for each in part) for part, own in zip(self.inputs, rows)]
+        return inputs, [target[own] for target, own in zip(self.targets, rows)]
 
-    def quadratic(self, directions: list[Tensor], g: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        """b_i = g.d_i and Q_ij = d_i.(F + damping + l2)d_j, float64. Collective."""
-        V = torch.stack(directions)
-        b, Q = self.dots(V, g[None]), self.fisher().gram(directions)
+    def fisher(self, most: int = 0) -> FisherMatrix:
+        """That of this rank's samples, or of some of them, at theta."""
+        self.serial.train(self.network.training)
+        return FisherMatrix(self.serial, self.layers, self.likelihood, self.some(most)[0])
+
+    def quadratic(self, directions: list[Tensor], g: Tensor, damping: float, most: int = 0) -> tuple[Tensor, Tensor]:
+        """b_i = g.d_i and Q_ij = d_i.(F + damping + l2)d_j, float64; F of at most so many samples. Collective."""
+        V, fisher = torch.stack(directions), self.fisher(most)
+        is_mean = self.likelihood.reduction == "mean"
+        weight = self._share if is_mean else self._own_samples / _count(fisher.inputs)  # some stand for all
+        b, Q = self.dots(V, g[None]), weight * fisher.gram(directions)
         if self.team is not None:
-            whole = self.team.allreduce(torch.cat([b, self._share * Q], 1).numpy())
+            whole = self.team.allreduce(torch.cat([b, Q], 1).numpy())
             b, Q = (part.clone() for part in torch.from_numpy(whole).split([1, len(V)], 1))
+        self._modeled = fisher, weight
         return b[:, 0], Q + (damping + self.l2) * self.dots(V, V)
+
+    @torch.no_grad()
+    def losses(self, step: Tensor, most: int = 0) -> tuple[float, float]:
+        """The loss before and after a step, of the samples of the last quadratic model, in which `most` was the same.
+
+        Without its regularization; NaN where targets are not known, as those of another loss are not. Collective.
+        """
+        inputs, targets = self.some(most)
+        if len(inputs) != len(targets):
+            return math.nan, math.nan
+        fisher, weight = self._modeled
+        with self.moved(step):
+            after = [with_buffers(self.serial)(*arguments) for arguments in inputs]
+        sums = [
+            sum(float(self.likelihood.each(each, y).double().sum()) for each, y in zip(outputs, targets))
+            for outputs in (fisher.outputs, after)
+        ]
+        weight *= self.likelihood.weight(_count(inputs))
+        before, then = (self.total(weight * each) for each in sums)
+        return before, then
 
     def square(self, v: Tensor) -> float:
         """|v|^2."""
         return float(self.dots(v[None], v[None]))
+
+
+def _count(inputs: Sequence[tuple[Any, ...]]) -> int:
+    """The samples of all parts."""
+    return sum(len(arguments[0]) for arguments in inputs)
+
+
+def _spaced(samples: int, share: float) -> Tensor:
+    """Rows, evenly spaced: a batch may be in the order of its classes."""
+    count = min(samples, max(1, round(share * samples)))
+    return torch.arange(count) * samples // count
+
+
+def _taken(argument: Any, samples: int, rows: Tensor) -> Any:
+    """Rows of what has one for each sample."""
+    return argument[rows.to(argument.device)] if isinstance(argument, Tensor) and len(argument) == samples else argument

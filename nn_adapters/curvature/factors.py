@@ -92,16 +92,24 @@ class KroneckerFactors:
     def _layers_of(self, rank: int) -> list[CurvedLayer]:
         return [self.layers[layer] for layer in self.own(rank)]
 
-    def average(self, inputs: Sequence[tuple[Any, ...]], targets: Sequence[Any] = (), forget: float = 0.0) -> None:
+    def average(
+        self,
+        inputs: Sequence[tuple[Any, ...]],
+        targets: Sequence[Any] = (),
+        forget: float = 0.0,
+        whole: int | None = None,
+    ) -> None:
         """Take a batch into the averages.
 
         Args:
             inputs: arguments of the network, of each part of the batch.
             targets: of each part, for the empirical Fisher matrix.
             forget: factor of the weights of all batches so far.
+            whole: samples of the batch on all ranks, where these are some of them; by default, these.
         """
         samples = sum(len(arguments[0]) for arguments in inputs)
-        whole = samples if self.team is None else self.team.allreduce(samples)
+        if whole is None:
+            whole = samples if self.team is None else self.team.allreduce(samples)
         fresh = self.fresh(inputs, targets, whole)
         if self.team is not None and self.team.size > 1:
             self._reduce(fresh, samples)

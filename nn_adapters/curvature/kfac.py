@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,9 @@ from pdeopt.lowrank.kronecker import KroneckerBlocks
 #: and is taken back, where the step made the loss of this batch so many times larger and the model did not foresee it.
 RISEN, FAILED = 1.5, 2.0
 
+#: A step that makes the loss of its own batch so many times larger is refused: more damping, at most so many times.
+MUCH, TRIES = 1.05, 6
+
 #: Legal factors of d and of the last step where the quadratic model chooses: what a small batch, or one that is all
 #: but fitted, says of longer steps is mostly noise.
 LONGEST, MOMENTUM = 1.0, (0.0, 0.9)
@@ -35,6 +37,10 @@ class KFACSettings(Settings, prefix="kfac_"):
     fisher: str = setting("sampled", "targets of the factors G", choices=FISHER)
     average: float = setting(0.95, "factor of the weights of older batches in the factors", at_least=0, at_most=1)
     statistics_every: int = setting(1, "steps from one batch that is taken into the factors to the next", at_least=1)
+    statistics_samples: int = setting(
+        1024, "samples of a batch at most that go into the factors; 0 for all", at_least=0
+    )
+    model_samples: int = setting(2048, "samples of a batch at most in the quadratic model; 0 for all", at_least=0)
     inverse_every: int = setting(5, "steps from one inversion of the factors to the next", at_least=1)
     damping: float = setting(3e-3, "first damping", above=0)
     least: float = setting(1e-3, "damping at least", above=0)
@@ -80,7 +86,7 @@ class KFAC(SecondOrder):
     Attributes:
         damping, ratio: now, and the last rho.
         coefficients: alpha and mu of the last step.
-        taken_back: steps so far.
+        taken_back, refused: steps so far.
         steps: so far.
 
     Raises:
@@ -115,30 +121,50 @@ class KFAC(SecondOrder):
         self.damping, self.ratio, self.coefficients = self.settings.damping, math.nan, (1.0, 0.0)
         self.inverse = KroneckerBlocks([], [])
         self.last: Tensor | None = None
-        self.loss, self.taken_back = math.inf, 0
+        self.loss, self.taken_back, self.refused = math.inf, 0, 0
 
     def advance(self, loss: float, g: Tensor) -> Tensor:
         own = self.settings
         if self.can_try and self.last is not None and self._is_due(loss):
-            g = self._judge(loss, g, self.before())
+            g = self._judge(loss, g, self.before(own.model_samples))
         if self.steps % own.statistics_every == 0:
-            self.factors.average(self.model.inputs, self.model.targets, own.average)
+            some = self.model.some(own.statistics_samples)
+            self.factors.average(*some, own.average, whole=self.model.samples)
         if self.steps % own.inverse_every == 0 or self.last is None:
-            self.inverse = self._together(lambda: self.factors.blocks().inverse(self.damping + own.l2))
-        d = -self.factors.precondition(self.inverse, g)
+            self._invert()
+        step = self._step(g)
+        for _ in range(TRIES if own.rate is None else 0):
+            if not self._raises(step):
+                break
+            self.damping *= 4.0
+            self.refused += 1
+            self._invert()
+            step = self._step(g)
+        self.last, self.loss = step, loss
+        return step
+
+    def _invert(self) -> None:
+        def inverse() -> KroneckerBlocks:
+            return self.factors.blocks().inverse(self.damping + self.settings.l2)
+
+        self.inverse = inverse() if self.model.team is None else together(self.model.team, inverse)
+
+    def _step(self, g: Tensor) -> Tensor:
+        """alpha d + mu s."""
+        d, own = -self.factors.precondition(self.inverse, g), self.settings
         self.coefficients = (own.rate, own.momentum) if own.rate is not None else self._minimizer(d, g)
         alpha, mu = self.coefficients
-        self.last = alpha * d if self.last is None else alpha * d + mu * self.last
-        self.loss = loss
-        return self.last
+        return alpha * d if self.last is None else alpha * d + mu * self.last
 
-    def _together(self, function: Callable[[], KroneckerBlocks]) -> KroneckerBlocks:
-        return function() if self.model.team is None else together(self.model.team, function)
+    def _raises(self, step: Tensor) -> bool:
+        """Whether the loss of the batch itself, which the model lets fall, rises much by a step."""
+        before, after = self.model.losses(step, self.settings.model_samples)
+        return after > MUCH * before or (math.isfinite(before) and not math.isfinite(after))
 
     def _minimizer(self, d: Tensor, g: Tensor) -> tuple[float, float]:
         """alpha and mu of the quadratic model."""
         directions = [d] if self.last is None else [d, self.last]
-        return minimizer(*self.model.quadratic(directions, g, self.damping))
+        return minimizer(*self.model.quadratic(directions, g, self.damping, self.settings.model_samples))
 
     def _is_due(self, loss: float) -> bool:
         """Whether to look at the last step: now and then, and where the loss has risen beyond chance."""
@@ -166,6 +192,7 @@ class KFAC(SecondOrder):
     def memory(self) -> dict[str, Any]:
         chosen = torch.tensor(self.coefficients, dtype=torch.float64)
         numbers = {"damping": self.damping, "coefficients": chosen, "taken_back": self.taken_back}
+        numbers |= {"refused": self.refused}
         numbers |= {name: each for name, each in (("ratio", self.ratio), ("loss", self.loss)) if math.isfinite(each)}
         last = {} if self.last is None else {"last": self.last.clone()}
         inverse = {
@@ -177,6 +204,7 @@ class KFAC(SecondOrder):
         super().recall(memory)
         self.damping, self.ratio = float(memory["damping"]), float(memory.get("ratio", math.nan))
         self.loss, self.taken_back = float(memory.get("loss", math.inf)), int(memory["taken_back"])
+        self.refused = int(memory["refused"])
         alpha, mu = memory["coefficients"].tolist()
         self.coefficients = alpha, mu
         self.last = memory["last"].clone() if "last" in memory else None

@@ -32,6 +32,9 @@ class FisherMatrix:
     Args:
         network, layers, likelihood: see `KroneckerFactors`.
         inputs: arguments of the network, of each part of the batch.
+
+    Attributes:
+        outputs: of the parts, once `gram` was called.
     """
 
     def __init__(
@@ -45,14 +48,17 @@ class FisherMatrix:
         names = {id(p): name for name, p in network.named_parameters()}
         self._names = [[names[id(p)] for p in layer.parameters] for layer in layers]
         self._values = dict(network.named_parameters())
+        self.outputs: list[Tensor] = []
         self._graphs: list[Tensor] = []  # outputs of the parts, for many backward derivatives at one point
 
     def gram(self, directions: Sequence[Tensor]) -> Tensor:
         """d_i'F d_j of a few directions, (directions, directions), by forward derivatives alone."""
         total = torch.zeros(len(directions), len(directions), dtype=torch.float64)
         samples, sums = 0, []
+        self.outputs = []
         for arguments in self.inputs:
             outputs, tangents = self._forward(arguments, directions)
+            self.outputs.append(outputs)
             curved = torch.stack([self.likelihood.times(outputs, each) for each in tangents]).flatten(1)
             sums.append(torch.stack(tangents).flatten(1) @ curved.T)
             samples += len(outputs)

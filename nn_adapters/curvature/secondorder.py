@@ -134,12 +134,12 @@ class SecondOrder(torch.optim.Optimizer):
         with self.model.moved(shift):
             return self._again()
 
-    def before(self) -> Before:
-        """The batch before the last step, inside of `advance`. Collective."""
+    def before(self, most: int = 0) -> Before:
+        """The batch before the last step; curvature of at most so many samples. Inside of `advance`. Collective."""
         assert self.last is not None
         with self.model.moved(-self.last):
             loss, g = self._again(), self.model.gradient()
-            b, Q = self.model.quadratic([self.last], g, 0.0)
+            b, Q = self.model.quadratic([self.last], g, 0.0, most)
         return Before(loss, g, float(b[0]), float(Q[0, 0]))
 
     def _again(self) -> float:

@@ -259,7 +259,7 @@ def inverse_factor(factor: Tensor) -> Tensor:
     if len(factor) == 1 and float(factor) > 0.0 and math.isfinite(float(factor)):
         return 1.0 / factor
     if (lower := _cholesky(factor)) is not None:
-        return torch.cholesky_inverse(lower)
+        return torch.cholesky_inverse(lower).contiguous()  # by rows, as after a restart
     values, vectors = _spectrum(factor)
     inverse = torch.where(values > 0.0, 1.0 / values, 0.0)
     return ((vectors * inverse) @ vectors.T).to(factor)

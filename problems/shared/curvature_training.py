@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from mpi4py import MPI
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import nn_adapters as nna
 import pdeopt as po
@@ -49,6 +50,9 @@ class FitSettings(po.Settings):
     optimizer: str = po.setting("kfac", "optimizer", choices=(*READS, *FIRST_ORDER), reads=READS)
     lr: float = po.setting(0.1, "learning rate of sgd, which has momentum 0.9, and of adam", above=0, at_most=1e30)
     batch: int = po.setting(512, "samples of a batch", at_least=1)
+    averaging: float = po.setting(
+        0.0, "a: weights of step k are (a + 1) / (k + a) of the average that is evaluated; 0 for the last", at_least=0
+    )
     target_loss: float = po.setting(None, "loss of all training samples that ends the run", above=0, kind=float)
     max_steps: int = po.setting(200, "steps at most", at_least=0)
     check_every: int = po.setting(
@@ -90,6 +94,10 @@ class Fit:
 class FitSteps:
     """FitSteps of an optimizer on batches in a random order of the samples; ranks share each batch.
 
+    What is evaluated is an average of the weights over about the last k / a of k steps, by polynomial decay (O. Shamir,
+    T. Zhang, Stochastic gradient descent for non-smooth optimization, ICML 2013, section 4): the noise of small batches
+    is averaged away without a rate that falls, and the first steps are forgotten.
+
     Args:
         task: what is trained; its network is changed.
         own: settings.
@@ -104,6 +112,12 @@ class FitSteps:
         self.optimizer = self.make_optimizer()
         self.order, self.generator = torch.empty(0, dtype=torch.int64), torch.Generator().manual_seed(own.seed)
         self.count, self.seconds = 0, 0.0
+        self.averaged = AveragedModel(task.network, avg_fn=_polynomial(own.averaging), use_buffers=True)
+
+    @property
+    def network(self) -> nn.Module:
+        """What is evaluated."""
+        return self.averaged if self.own.averaging else self.task.network
 
     def make_optimizer(self) -> Any:
         """The optimizer that the settings name; reads its options."""
@@ -154,20 +168,22 @@ class FitSteps:
 
         value = float(self.optimizer.step(closure).detach())
         self.count += 1
+        if self.own.averaging:
+            self.averaged.update_parameters(self.task.network)
         self.seconds += time.process_time() - begin
         return value
 
     @torch.no_grad()
     def loss(self) -> float:
         """That of all training samples."""
-        network, x, y = self.task.network, self.task.x, self.task.y
+        network, x, y = self.network, self.task.x, self.task.y
         parts = [self.task.loss.each(network(a), b).sum() for a, b in zip(x.split(CHUNK), y.split(CHUNK))]
         return float(torch.stack(parts).double().sum()) / len(x)
 
     @torch.no_grad()
     def test(self) -> float:
         """Share of the test samples that are classified rightly; else their loss."""
-        network, x, y = self.task.network, self.task.x_test, self.task.y_test
+        network, x, y = self.network, self.task.x_test, self.task.y_test
         found = torch.cat([network(part) for part in x.split(CHUNK)])
         right = (found.argmax(1) == y).double() if self.task.classes else self.task.loss.each(found, y).double()
         return float(right.mean())
@@ -176,6 +192,7 @@ class FitSteps:
         """What `recall` takes."""
         theta = nn.utils.parameters_to_vector(self.task.network.parameters()).detach()
         place = {"theta": theta, "order": self.order.clone(), "generator": self.generator.get_state()}
+        place["averaged"] = nn.utils.parameters_to_vector(self.averaged.parameters()).detach()
         counts = {"count": self.count, "seconds": self.seconds}
         if isinstance(self.optimizer, nna.SecondOrder):
             state = self.optimizer.memory()
@@ -186,8 +203,9 @@ class FitSteps:
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Go on from what `memory` gave."""
-        with torch.no_grad():
-            nn.utils.vector_to_parameters(memory["theta"], self.task.network.parameters())
+        _fill(self.task.network, memory["theta"])
+        _fill(self.averaged, memory["averaged"])
+        self.averaged.n_averaged.fill_(int(memory["count"]))
         self.order, self.count, self.seconds = memory["order"], int(memory["count"]), float(memory["seconds"])
         self.generator.set_state(memory["generator"])
         state = {name[10:]: value for name, value in memory.items() if name.startswith("optimizer.")}
@@ -214,6 +232,23 @@ def _optimizer(task: Fit, own: FitSettings, comm: Any) -> Any:
     natural = own.optimizer == "natural"
     settings = po.read(nna.HessianFreeSettings, *(("natural_",) if natural else ()), **(nna.NATURAL if natural else {}))
     return nna.HessianFree(task.network, task.loss, settings, own.seed)
+
+
+@torch.no_grad()
+def _fill(network: nn.Module, theta: Tensor) -> None:
+    """The parameters from a vector, where they are: products with views of the vector would round otherwise."""
+    parameters = list(network.parameters())
+    for p, part in zip(parameters, theta.split([p.numel() for p in parameters])):
+        p.copy_(part.reshape(p.shape))
+
+
+def _polynomial(a: float) -> Callable[[Tensor, Tensor, Any], Tensor]:
+    """The average after the next step, the `count + 1`st that is taken into it."""
+
+    def average(averaged: Tensor, p: Tensor, count: Any) -> Tensor:
+        return torch.lerp(averaged, p, (a + 1.0) / (float(count) + 1.0 + a))
+
+    return average
 
 
 def _average(parameters: list[nn.Parameter], share: float, comm: Any) -> None:

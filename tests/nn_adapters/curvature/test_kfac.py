@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -93,15 +94,31 @@ def test_the_damping_follows_the_curvature_of_the_next_batch():
         optimizer.step(closure_of(optimizer, network, loss, x, y))
     assert optimizer.damping == 0.5 and optimizer.ratio >= 1.0
 
-    class Steeper(SquaredError):
-        def each(self, outputs, targets):
-            return 20.0 * super().each(outputs, targets)
-
-    network, loss = nn.Linear(3, 2).double(), Steeper()
-    optimizer = KFAC(network, loss, damping=1.0, judge_every=1)
+    network, loss = nn.Linear(3, 2).double(), Steeper(1.9)
+    optimizer = KFAC(network, loss, damping=0.01, judge_every=1)
     for _ in range(3):
         optimizer.step(closure_of(optimizer, network, loss, x, y))
-    assert optimizer.damping > 1.0 and optimizer.ratio < 0.25
+    assert optimizer.damping > 0.01 and optimizer.ratio < 0.25 and not optimizer.refused
+
+
+class Steeper(SquaredError):
+    """So many times as large as its model knows."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.times_larger = times
+
+    def each(self, outputs, targets):
+        return self.times_larger * super().each(outputs, targets)
+
+
+def test_a_step_that_raises_the_loss_of_its_batch_is_refused():
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 3).double(), torch.randn(20, 2).double()
+    network, loss = nn.Linear(3, 2).double(), Steeper(20.0)
+    optimizer = KFAC(network, loss, judge_every=0)
+    values = [float(optimizer.step(closure_of(optimizer, network, loss, x, y)).detach()) for _ in range(6)]
+    assert optimizer.refused and all(b <= 1.05 * a for a, b in pairwise(values)) and values[-1] < values[0]
 
 
 def test_judging_leaves_no_trace():
@@ -210,3 +227,16 @@ def test_a_loss_without_an_optimizer_keeps_no_targets():
     for _ in range(3):
         loss(network(torch.randn(5, 2)), torch.zeros(5, dtype=torch.int64)).backward()
     assert not loss.seen
+
+
+@pytest.mark.parametrize("kind", ["mean", "sum"])
+def test_a_part_of_the_batch_stands_for_all_of_it(kind):
+    """Of a batch that repeats its samples, every other one has the same factors, model and step, whatever the loss."""
+    network, x, y = problem()
+    x, y, found = x[:20].repeat_interleave(2, 0), y[:20].repeat_interleave(2), []
+    for most in (0, 20):
+        mine, loss = deepcopy(network), CrossEntropy(kind)
+        optimizer = KFAC(mine, loss, fisher="exact", judge_every=1, statistics_samples=most, model_samples=most)
+        losses = [float(optimizer.step(closure_of(optimizer, mine, loss, x, y)).detach()) for _ in range(3)]
+        found.append((torch.cat([optimizer.last, torch.tensor([*losses, optimizer.ratio])]), optimizer.damping))
+    assert relative(found[1][0], found[0][0]) <= 1e-9 and found[0][1] == found[1][1]
