@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import nn_adapters as nna
 from problems.shared.command_line import start
-from problems.shared.curvature_training import CurvatureScript, Fit, FitSettings, dense_network, hidden_widths
+from problems.shared.curvature_training import CurvatureScript, dense_network
+from problems.shared.fit_steps import Fit, FitSettings, hidden_widths
 
 #: Neurons from the image to the code.
 WIDTHS = 120, 60, 30, 10

@@ -25,8 +25,9 @@ from pdeopt.core import interruptible, on_root, sections
 from problems.kfac_mnist import ClassifierKind, task
 from problems.shared import pictures
 from problems.shared.command_line import command_line, finish, start
-from problems.shared.curvature_training import Fit, FitRun, FitSettings, FitSteps, hidden_widths, prepared
+from problems.shared.curvature_training import FitRun, prepared
 from problems.shared.files import CheckpointFiles, DataFiles, ReportFiles, check_targets, choose, write_report
+from problems.shared.fit_steps import Fit, FitSettings, FitSteps, hidden_widths
 
 #: What is done one after the other; each of the stages may take its share of the tolerance.
 WAYS = {

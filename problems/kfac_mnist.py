@@ -18,7 +18,8 @@ import nn_adapters as nna
 import pdeopt as po
 from pdeopt.core import require_memory
 from problems.shared.command_line import start
-from problems.shared.curvature_training import CurvatureScript, Fit, FitSettings, dense_network, hidden_widths
+from problems.shared.curvature_training import CurvatureScript, dense_network
+from problems.shared.fit_steps import Fit, FitSettings, hidden_widths
 
 
 @dataclass(frozen=True)

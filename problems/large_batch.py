@@ -25,7 +25,8 @@ from nn_adapters.curvature import FisherMatrix, curved_layers
 from nn_adapters.training import COURSES, SCALINGS
 from problems.shared import pictures
 from problems.shared.command_line import start
-from problems.shared.curvature_training import CurvatureScript, Fit, FitSettings, FitSteps, dense_network, hidden_widths
+from problems.shared.curvature_training import CurvatureScript, dense_network
+from problems.shared.fit_steps import Fit, FitSettings, FitSteps, hidden_widths
 
 #: Learning rates by default, those of their batches: of sgd and adam 128, of lars and lamb 8192.
 RATES = {"sgd": 0.1, "adam": 1e-3, "lars": 50.0, "lamb": 0.05}
