@@ -1,7 +1,8 @@
-"""A support vector machine with a kernel: its dual by ADMM, with one factorization and a solve an iteration.
+"""A support vector machine with a kernel: its dual by Newton's method, or by ADMM with a solve an iteration.
 
     python -m problems.kernel_svm -samples 4096 -plot svm.png
     python -m problems.kernel_svm -data australian -data_dir DATA -bound 1 -summary svm.json
+    python -m problems.kernel_svm -samples 4096 -kernel laplace -method admm
     mpiexec -n 4 python -m problems.kernel_svm -samples 65536
 
 Generated points are of the unit cube; their label is the sign of a smooth function with noise.
@@ -20,8 +21,9 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 import pdeopt as po
-from pdeopt.core import digest, interruptible, sections
-from pdeopt.lowrank import HierarchicalSettings, KernelMatrix
+from pdeopt.core import Section, digest, interruptible, sections
+from pdeopt.lowrank import HierarchicalSettings, Kernel, KernelMatrix, PivotedCholesky
+from pdeopt.optimize.descent import SupportNewtonSettings, SupportVectorNewton
 from pdeopt.optimize.splitting import ADMM, AdmmSettings, SupportVectors
 from problems.shared import pictures
 from problems.shared.checkpoints import SplitCheckpoints
@@ -32,22 +34,46 @@ from problems.shared.kernel_data import KernelSamples, KernelSettings, load, mak
 #: Iterations from checkpoint to checkpoint; points of the picture in each direction.
 EVERY, GRID = 100, 120
 
+#: Defaults of ADMM that differ from its own.
+ADMM_DEFAULTS = {"max_it": 5000, "rtol": 1e-5}
+
+
+@dataclass(frozen=True)
+class PenaltySettings(po.Settings):
+    """ADMM for a support vector machine."""
+
+    penalty: float = po.setting(1.0, "of ADMM: what is added to the diagonal of the matrix", above=0)
+
+
+@dataclass(frozen=True)
+class FactorSettings(po.Settings):
+    """Newton's method for a support vector machine."""
+
+    factor_rank: int = po.setting(2000, "rows of the factor of the kernel matrix at most", at_least=1)
+
+
+BY_NEWTON, BY_ADMM = (
+    (FactorSettings, SupportNewtonSettings),
+    (PenaltySettings, HierarchicalSettings, Section(AdmmSettings, defaults=ADMM_DEFAULTS)),
+)
+
 
 @dataclass(frozen=True)
 class MachineSettings(po.Settings):
     """The support vector machine."""
 
     bound: float = po.setting(1.0, "C, of the coefficients of the dual", above=0)
-    penalty: float = po.setting(1.0, "of ADMM: what is added to the diagonal of the matrix", above=0)
+    method: str = po.setting(
+        "auto",
+        "Newton's method, where the matrix is one of -factor_rank; ADMM with blocks of low rank; auto: by its rank",
+        choices=("auto", "newton", "admm"),
+        reads={"auto": (*BY_NEWTON, *BY_ADMM), "newton": BY_NEWTON, "admm": BY_ADMM},
+    )
 
 
-#: Defaults of ADMM that differ from its own.
-ADMM_DEFAULTS = {"max_it": 5000, "rtol": 1e-5}
 OPTIONS = [
     *sections(KernelSettings),
     *sections(MachineSettings),
-    *sections(HierarchicalSettings),
-    *sections(AdmmSettings, **ADMM_DEFAULTS),
     *sections(DataFiles),
     *sections(ReportFiles),
     *sections(CheckpointFiles, checkpoint_every=EVERY),
@@ -65,15 +91,17 @@ def main(argv: Sequence[str] | None = None) -> float:
         y, y_test = labels(samples)
         kernel = make_kernel(settings, samples.x)
         begin = time.process_time()
-        machine = SupportVectors(KernelMatrix(kernel, samples.x, own.penalty), y, own.bound)
-        admm = ADMM(machine, **ADMM_DEFAULTS)
+        machine, method = make_machine(kernel, samples.x, y, own)
         po.require_all_read()
         seconds = [time.process_time() - begin]
         checkpoints = SplitCheckpoints(kept, MPI.COMM_WORLD, fingerprint(settings, own, samples))
         with interruptible():
-            going_on = checkpoints.resume_split(machine)
+            if isinstance(machine, SupportVectors):
+                going_on: dict[str, Any] = checkpoints.resume_split(machine) | {"observers": [checkpoints.observe]}
+            else:
+                going_on = {}
             begin = time.process_time()
-            result = admm.solve(observers=[checkpoints.observe], **going_on)
+            result = method.solve(**going_on)
         seconds.append(time.process_time() - begin)
         checkpoints.end("kernel_svm", result)
         found = decision(kernel, samples.x, result.design, machine.offset, samples.x_test)
@@ -82,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> float:
             "problem": "kernel_svm",
             "data": samples.name,
             "samples": len(y),
+            "method": "admm" if isinstance(machine, SupportVectors) else "newton",
             "objective": objective,
             "test_error": error,
             "support_vectors": int(np.count_nonzero(result.design)),
@@ -91,21 +120,41 @@ def main(argv: Sequence[str] | None = None) -> float:
             "message": result.message,
             "cpu_seconds": MPI.COMM_WORLD.allreduce(sum(seconds)),
             "seconds": {"setup": seconds[0], "iterations": seconds[1]},
-            "ranks_by_level": machine.matrix.hierarchy.ranks,
+            "ranks_by_level": ranks_of(machine),
             "ranks": MPI.COMM_WORLD.size,
-            "parameters": {**asdict(settings), **asdict(own), "width": kernel.width, "admm": asdict(admm.settings)},
+            "parameters": {**asdict(settings), **asdict(own), "width": kernel.width, "solver": asdict(method.settings)},
             "versions": versions(),
             "history": result.history.as_rows(),
         }
         PETSc.Sys.Print(
-            f"kernel_svm, {samples.name}, {len(y)} samples: objective {objective:.10g}, test error {error:.4f}, "
-            f"{summary['support_vectors']} support vectors, {result.iterations} iterations "
+            f"kernel_svm, {samples.name}, {len(y)} samples, {summary['method']}: objective {objective:.10g}, "
+            f"test error {error:.4f}, {summary['support_vectors']} support vectors, {result.iterations} iterations "
             f"({summary['cpu_seconds']:.2f} CPU s)"
         )
         write_report(MPI.COMM_WORLD, report, summary, lambda: _picture(kernel, samples, y, machine, result))
         checkpoints.leave()
         finish("kernel_svm", result.reason > 0, result.message)
         return objective
+
+
+Machine = SupportVectors | SupportVectorNewton
+
+
+def make_machine(kernel: Kernel, x: np.ndarray, y: np.ndarray, own: MachineSettings) -> tuple[Machine, Any]:
+    """The machine, and what solves it: Newton's method where the kernel's matrix has a rank that is low enough."""
+    if own.method != "admm":
+        rank = po.read(FactorSettings).factor_rank
+        factor = PivotedCholesky(kernel, x, most=rank, comm=MPI.COMM_WORLD)
+        if own.method == "newton" or factor.rest <= factor.rtol:
+            machine = SupportVectorNewton(factor, y, own.bound)
+            return machine, machine
+    split = SupportVectors(KernelMatrix(kernel, x, po.read(PenaltySettings).penalty), y, own.bound)
+    return split, ADMM(split, **ADMM_DEFAULTS)
+
+
+def ranks_of(machine: Machine) -> list[int]:
+    """Of the blocks by levels; or that of the whole matrix."""
+    return machine.matrix.hierarchy.ranks if isinstance(machine, SupportVectors) else [len(machine.factor.phi)]
 
 
 def labels(samples: KernelSamples) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +183,7 @@ def fingerprint(settings: KernelSettings, own: MachineSettings, samples: KernelS
     return {"problem": "kernel_svm", **asdict(settings), **asdict(own), "data_digest": data}
 
 
-def _picture(kernel: Any, samples: KernelSamples, y: np.ndarray, machine: SupportVectors, result: po.Result) -> Any:
+def _picture(kernel: Any, samples: KernelSamples, y: np.ndarray, machine: Machine, result: po.Result) -> Any:
     """The decision function in the plane, or its values at the test samples; and convergence."""
     figure = pictures.new_figure(9.5, 4.2)
     left, right = figure.subplots(1, 2)

@@ -6,7 +6,8 @@ import numpy as np
 from mpi4py import MPI
 from petsc4py import PETSc
 
-from pdeopt.lowrank import Gaussian, HierarchicalPC, HierarchicalSettings, KernelMatrix
+from pdeopt.lowrank import Gaussian, HierarchicalPC, HierarchicalSettings, KernelMatrix, PivotedCholesky
+from pdeopt.optimize.descent import SupportNewtonSettings, SupportVectorNewton
 
 N = 500
 
@@ -47,6 +48,10 @@ def numbers(comm):
         ksp.destroy()
     PETSc.Options().delValue("hier_rank")
     mpi = comm.tompi4py()
+    factor = PivotedCholesky(Gaussian(0.3), x, 1e-12, comm=mpi)
+    machine = SupportVectorNewton(factor, np.sign(x[:, 0] - 0.5 + 0.1 * b), 1.0, SupportNewtonSettings(rtol=1e-8))
+    machine.solve()
+    steps["solution, dual of support vectors"] = machine.dual()
     whole = {name: np.concatenate(mpi.allgather(vector.getArray().copy())) for name, vector in found.items()}
     return whole | {name: np.array(value) for name, value in steps.items()}
 

@@ -32,6 +32,11 @@ from pdeopt.optimize.descent.schwarz import (
     SPQNSettings as SPQNSettings,
     search_along as search_along,
 )
+from pdeopt.optimize.descent.supportnewton import (
+    SupportNewtonSettings as SupportNewtonSettings,
+    SupportVectorNewton as SupportVectorNewton,
+    labels_of as labels_of,
+)
 from pdeopt.optimize.descent.taotype import Solver as Solver, TaoFunction as TaoFunction, solve as solve
 from pdeopt.optimize.descent.trustsettings import (
     BatchSettings as BatchSettings,

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.errors import SolveFailure
 from pdeopt.lowrank.hierarchical import KernelMatrix
 from pdeopt.lowrank.kernels import Array, require_positive
 from pdeopt.lowrank.symmetric import SymmetricFactor
+from pdeopt.optimize.descent.supportnewton import labels_of
 from pdeopt.optimize.splitting.splitconstraint import SplitConstraint, SplitWork
 
 #: Over-relaxation; 1.5 to 1.8 in Boyd et al. 2011, section 3.4.3.
@@ -48,11 +49,7 @@ class SupportVectors(SplitConstraint):
     def __init__(self, matrix: KernelMatrix, labels: Any, bound: float) -> None:
         self.matrix, self.bound = matrix, require_positive("bound of support vectors", bound)
         self.tree = matrix.hierarchy.tree
-        y = np.asarray(labels, dtype=float)
-        if y.shape != (self.tree.n,) or not np.array_equal(np.unique(y), [-1.0, 1.0]):
-            raise InputError(
-                "labels of support vectors", f"{y.shape}, {np.unique(y)[:4]}", f"({self.tree.n},) -1 and 1"
-            )
+        y = labels_of(labels, self.tree.n)
         self.work = SplitWork()
         self._factor = SymmetricFactor(matrix.hierarchy, matrix.shift)
         self._y = matrix.hierarchy.from_points(y)  # 0 in empty slots, whose a is then 0
