@@ -37,5 +37,6 @@ from nn_adapters.curvature.hessianfree import (
     HessianFreeSettings as HessianFreeSettings,
 )
 from nn_adapters.curvature.secondorder import SecondOrder as SecondOrder
+from nn_adapters.curvature.memories import recall_whole as recall_whole, whole_memory as whole_memory
 
 __all__: list[str]

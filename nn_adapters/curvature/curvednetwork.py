@@ -35,6 +35,8 @@ class CurvedNetwork:
         serial: the network, or a copy with the same weights whose layers go one after the other.
         layers: of `serial`, in the order of the vector.
         inputs, targets: of the batch, by parts.
+        share: weight of this rank's mean in that of all ranks; 1 where losses are sums.
+        chain: the layers in parallel, on the ranks that own them; None where there are none.
         samples: of the batch, on all ranks.
 
     Raises:
@@ -51,11 +53,11 @@ class CurvedNetwork:
         self.layers = curved_layers(self.serial)
         self.inputs: list[tuple[Any, ...]] = []
         self.targets: list[Any] = []
-        self.samples, self._own_samples, self._share = 0, 0, 1.0
-        self._chain = next(iter(chains(self.serial)), None)
-        if self._chain is not None and team is not None:
+        self.samples, self._own_samples, self.share = 0, 0, 1.0
+        self.chain = next(iter(chains(self.serial)), None)
+        if self.chain is not None and team is not None:
             raise InputError("team of a network with LayerParallel", "one", "None: its ranks share the layers")
-        own = set() if self._chain is None else {id(p) for p in self._chain.parameters()}
+        own = set() if self.chain is None else {id(p) for p in self.chain.parameters()}
         sizes = [(layer.shape[0] * layer.shape[1], id(layer.parameters[0]) in own) for layer in self.layers]
         self._own = torch.cat([torch.full((size,), is_own) for size, is_own in sizes])
 
@@ -63,7 +65,7 @@ class CurvedNetwork:
         """Count the samples of the batch. Collective."""
         self._own_samples = _count(self.inputs)
         self.samples = round(self.total(self._own_samples))
-        self._share = self._own_samples / self.samples if self.likelihood.reduction == "mean" else 1.0
+        self.share = self._own_samples / self.samples if self.likelihood.reduction == "mean" else 1.0
 
     # -- sums over ranks -----------------------------------------------------------------------------------
 
@@ -73,16 +75,16 @@ class CurvedNetwork:
 
     def is_finite(self, g: Tensor) -> bool:
         """Whether a vector is, on all ranks."""
-        comm = self.team if self._chain is None else self._chain.comm
+        comm = self.team if self.chain is None else self.chain.comm
         broken = float(not bool(g.isfinite().all()))
         return not (broken if comm is None else comm.allreduce(broken))
 
     def dots(self, V: Tensor, W: Tensor) -> Tensor:
         """Inner products of vectors, (rows, size) each, float64."""
-        if self._chain is None:
+        if self.chain is None:
             return (V @ W.T).double().cpu()
-        own = (V if self._chain.comm.rank == 0 else V * self._own.to(V.device)) @ W.T
-        return torch.from_numpy(self._chain.comm.allreduce(own.double().cpu().numpy()))
+        own = (V if self.chain.comm.rank == 0 else V * self._own.to(V.device)) @ W.T
+        return torch.from_numpy(self.chain.comm.allreduce(own.double().cpu().numpy()))
 
     # -- the vector ----------------------------------------------------------------------------------------
 
@@ -93,7 +95,7 @@ class CurvedNetwork:
     def gradient(self) -> Tensor:
         """The gradient that is in `.grad`, with its regularization, (size,); of a team, the part of this rank."""
         g = flat(self.layers, [[gradient_of(p) for p in layer.parameters] for layer in self.layers])
-        g = g if self.team is None else self._share * g
+        g = g if self.team is None else self.share * g
         return g + self.l2 / (1 if self.team is None else self.team.size) * self.parameters() if self.l2 else g
 
     @torch.no_grad()
@@ -127,7 +129,7 @@ class CurvedNetwork:
 
     def loss(self, value: Any) -> float:
         """The loss with its regularization, from what a closure returned."""
-        own = self._share * float(torch.as_tensor(value).detach())
+        own = self.share * float(torch.as_tensor(value).detach())
         return self.total(own) + (0.5 * self.l2 * self.square(self.parameters()) if self.l2 else 0.0)
 
     def some(self, most: int) -> tuple[list[tuple[Any, ...]], list[Any]]:
@@ -147,7 +149,7 @@ class CurvedNetwork:
         """b_i = g.d_i and Q_ij = d_i.(F + damping + l2)d_j, float64; F of at most so many samples. Collective."""
         V, fisher = torch.stack(directions), self.fisher(most)
         is_mean = self.likelihood.reduction == "mean"
-        weight = self._share if is_mean else self._own_samples / _count(fisher.inputs)  # some stand for all
+        weight = self.share if is_mean else self._own_samples / _count(fisher.inputs)  # some stand for all
         b, Q = self.dots(V, g[None]), weight * fisher.gram(directions)
         if self.team is not None:
             whole = self.team.allreduce(torch.cat([b, Q], 1).numpy())
@@ -178,6 +180,16 @@ class CurvedNetwork:
     def square(self, v: Tensor) -> float:
         """|v|^2."""
         return float(self.dots(v[None], v[None]))
+
+
+def summed(team: Team | None, own: Tensor) -> Tensor:
+    """The sum over the ranks of a team of a vector, equal on all to the last bit. Collective.
+
+    Args:
+        team: None for one rank.
+        own: (size,).
+    """
+    return own if team is None else torch.from_numpy(team.allreduce(own.cpu().numpy())).to(own)
 
 
 def _count(inputs: Sequence[tuple[Any, ...]]) -> int:

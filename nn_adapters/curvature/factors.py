@@ -126,19 +126,21 @@ class KroneckerFactors:
         for sums, numbers in zip(mine, own.split([_packed(each) for each in mine])):
             sums.triangle, sums.weights = numbers, (weight, weight)
 
-    def precondition(self, inverse: KroneckerBlocks, g: Tensor) -> Tensor:
+    def precondition(self, inverse: KroneckerBlocks, g: Tensor, is_whole: bool = False) -> Tensor:
         """The inverse times the gradient, equal on all ranks. Collective.
 
         Args:
             inverse: that of `blocks()`, the layers of this rank.
             g: this rank's part of the gradient, (size,); they add up to it.
+            is_whole: whether each rank has all of it.
         """
         if self.team is None or self.team.size == 1:
             return inverse.apply(g)
         sizes = [layer.shape[0] * layer.shape[1] for layer in self.layers]
         pieces = g.split(sizes)
-        own, _ = self._steps.reduce_scatter(torch.cat([pieces[layer] for layer in self._order]))
-        whole = self._steps.allgather(inverse.apply(own) if len(own) else own)
+        buffer, steps = torch.cat([pieces[layer] for layer in self._order]), self._steps
+        own = buffer.split(steps.parts)[self.rank] if is_whole else steps.reduce_scatter(buffer)[0]
+        whole = steps.allgather(inverse.apply(own) if len(own) else own)
         found = dict(zip(self._order, whole.split([sizes[layer] for layer in self._order])))
         return torch.cat([found[layer] for layer in range(len(sizes))])
 

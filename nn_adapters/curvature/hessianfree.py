@@ -11,13 +11,14 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor, nn
 
-from nn_adapters.curvature.factors import KroneckerFactors
+from nn_adapters.curvature.curvednetwork import summed
+from nn_adapters.curvature.factors import FISHER, KroneckerFactors
 from nn_adapters.curvature.likelihoods import Likelihood
 from nn_adapters.curvature.secondorder import SecondOrder, chosen
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError
 from pdeopt.core.settings import Settings, setting
-from pdeopt.lowrank.kronecker import KroneckerPC
+from pdeopt.core.team import Team
 
 #: Iterates of CG whose numbers grow by this factor are kept for backtracking (Martens 2010, section 4.6).
 SPACING = 1.3
@@ -35,6 +36,7 @@ class HessianFreeSettings(Settings, prefix="hf_"):
     damping: float = setting(0.1, "first damping", above=0)
     least: float = setting(1e-4, "damping at least", above=0)
     change: float = setting(2 / 3, "factor of the damping after a good step", above=0, at_most=1)
+    fisher: str = setting("sampled", "targets of the factors G (with -hf_precond kfac)", choices=FISHER[:2])
     average: float = setting(0.95, "factor of the weights of older batches in the factors", at_least=0, at_most=1)
     l2: float = setting(0.0, "weight of |theta|^2 / 2 in the loss", at_least=0)
     decay: float = setting(
@@ -55,8 +57,11 @@ class HessianFree(SecondOrder):
     preconditioner. The damping is judged on the batch itself, which should be large. A step that does not lower the
     loss is not taken.
 
+    On several ranks gradients and products are sums over the ranks, and every rank runs the same CG, which the first
+    one ends. Factors and their inverses are on the ranks that own the layers.
+
     Args:
-        network, likelihood, seed: see `KFAC`.
+        network, likelihood, seed, team: see `KFAC`; the network is without `LayerParallel`.
         settings: keywords replace single ones.
 
     Attributes:
@@ -78,13 +83,17 @@ class HessianFree(SecondOrder):
         likelihood: Likelihood,
         settings: HessianFreeSettings | None = None,
         seed: int = 0,
+        team: Team | None = None,
         **words: Any,
     ) -> None:
         self.settings: HessianFreeSettings = chosen(HessianFreeSettings, settings, words)
-        super().__init__(network, likelihood, self.settings.l2, self.settings.decay, seed)
+        super().__init__(network, likelihood, self.settings.l2, self.settings.decay, seed, team)
         if self.model.serial is not network:
             raise InputError("network of Hessian-free optimization", "LayerParallel", "layers that are not in parallel")
-        self.factors = KroneckerFactors(self.model.serial, self.model.layers, likelihood, "sampled", self.generator)
+        fisher = self.settings.fisher
+        self.factors = KroneckerFactors(
+            self.model.serial, self.model.layers, likelihood, fisher, self.generator, team, "float64"
+        )
         self.damping, self.ratio, self.iterations = self.settings.damping, math.nan, 0
         self.last: Tensor | None = None
 
@@ -92,11 +101,15 @@ class HessianFree(SecondOrder):
         own = self.settings
         if own.precond == "kfac":
             self.factors.average(self.model.inputs, (), own.average)
-        fisher = self.model.fisher()
-        shift = self.damping + own.l2
-        kept = self._solve(lambda v: fisher.times(v) + shift * v, g)
+        model, fisher, shift = self.model, self.model.fisher(), self.damping + own.l2
+
+        def times(v: Tensor) -> Tensor:
+            return summed(model.team, model.share * fisher.times(v)) + shift * v
+
+        g = summed(model.team, g)
+        kept = self._solve(times, g)
         step = kept[-1]
-        decrease = -0.5 * float(step.double() @ (2.0 * g + fisher.times(step) + shift * step).double())
+        decrease = -0.5 * float(step.double() @ (2.0 * g + times(step)).double())
         if self.can_try:
             step = self._search(loss, kept, decrease)
         self.last = step
@@ -130,12 +143,14 @@ class HessianFree(SecondOrder):
         ksp.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
         ksp.setTolerances(rtol=own.cg_rtol, atol=0.0, max_it=own.cg_max_it)
         if own.precond == "kfac":
+            inverse = self.together(lambda: self.factors.blocks().inverse(self.damping + own.l2))
             ksp.getPC().setType("python")
-            ksp.getPC().setPythonContext(KroneckerPC(self.factors.blocks(), self.damping + own.l2))
+            ksp.getPC().setPythonContext(_Product(lambda r: self.factors.precondition(inverse, r, is_whole=True), g))
         else:
             ksp.getPC().setType("none")
         right, left = matrix.createVecs()
         assign(right, -g.double())
+        ksp.setConvergenceTest(self._ended(own.cg_rtol * right.norm()))
         if self.last is not None and own.warm and bool(self.last.any()):
             assign(left, own.warm * self.last.double())
             ksp.setInitialGuessNonzero(True)
@@ -157,7 +172,18 @@ class HessianFree(SecondOrder):
             kept.append(last)
         for each in (ksp, matrix, right, left):
             each.destroy()
-        return kept
+        return kept if self.model.team is None else list(self.model.team.bcast(torch.stack(kept)))
+
+    def _ended(self, limit: float) -> Callable[[PETSc.KSP, int, float], int]:
+        """Whether the residual has come below a limit, as the first rank sees it: rounding must not part the ranks."""
+        team, reason = self.model.team, PETSc.KSP.ConvergedReason
+
+        def ended(ksp: PETSc.KSP, iteration: int, norm: float) -> int:
+            broken = reason.ITERATING if math.isfinite(norm) else reason.DIVERGED_NANORINF
+            found = int(reason.CONVERGED_RTOL if norm <= limit else broken)
+            return found if team is None else int(team.bcast(found))
+
+        return ended
 
     def memory(self) -> dict[str, Any]:
         numbers = {"damping": self.damping, "iterations": self.iterations}
@@ -174,10 +200,12 @@ class HessianFree(SecondOrder):
 
 
 class _Product:
-    """The context of a matrix of PETSc that multiplies by a function of tensors like g."""
+    """The context of a matrix of PETSc that multiplies by a function of tensors like g, or of such a preconditioner."""
 
     def __init__(self, times: Callable[[Tensor], Tensor], g: Tensor) -> None:
         self.times, self.g = times, g
 
-    def mult(self, matrix: PETSc.Mat, x: PETSc.Vec, y: PETSc.Vec) -> None:
+    def mult(self, _: PETSc.Object, x: PETSc.Vec, y: PETSc.Vec) -> None:
         assign(y, self.times(copy(x).to(self.g)).double())
+
+    apply = mult

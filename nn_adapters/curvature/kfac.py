@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from nn_adapters.curvature.factors import FISHER, KroneckerFactors
 from nn_adapters.curvature.likelihoods import Likelihood
 from nn_adapters.curvature.secondorder import Before, SecondOrder, chosen
-from pdeopt.core.errors import together
 from pdeopt.core.messages import PRECISIONS
 from pdeopt.core.settings import Settings, setting
 from pdeopt.core.team import Team
@@ -147,7 +146,7 @@ class KFAC(SecondOrder):
         def inverse() -> KroneckerBlocks:
             return self.factors.blocks().inverse(self.damping + self.settings.l2)
 
-        self.inverse = inverse() if self.model.team is None else together(self.model.team, inverse)
+        self.inverse = self.together(inverse)
 
     def _step(self, g: Tensor) -> Tensor:
         """alpha d + mu s."""
@@ -195,9 +194,8 @@ class KFAC(SecondOrder):
         numbers |= {"refused": self.refused}
         numbers |= {name: each for name, each in (("ratio", self.ratio), ("loss", self.loss)) if math.isfinite(each)}
         last = {} if self.last is None else {"last": self.last.clone()}
-        inverse = {
-            f"inverse.{kind}{k}": factor for kind in "AG" for k, factor in enumerate(getattr(self.inverse, kind))
-        }
+        factors = {"A": self.inverse.A, "G": self.inverse.G}
+        inverse = {f"inverse.{kind}{k}": each for kind in "AG" for k, each in zip(self.factors.sums, factors[kind])}
         return super().memory() | numbers | last | inverse | self.factors.memory()
 
     def recall(self, memory: dict[str, Any]) -> None:
@@ -208,8 +206,8 @@ class KFAC(SecondOrder):
         alpha, mu = memory["coefficients"].tolist()
         self.coefficients = alpha, mu
         self.last = memory["last"].clone() if "last" in memory else None
-        count = sum(name.startswith("inverse.A") for name in memory)
-        A, G = ([memory[f"inverse.{kind}{k}"].clone() for k in range(count)] for kind in "AG")
+        own = [k for k in self.factors.sums if f"inverse.A{k}" in memory]
+        A, G = ([memory[f"inverse.{kind}{k}"].clone() for k in own] for kind in "AG")
         self.inverse = KroneckerBlocks(A, G)
         self.factors.recall(memory)
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from nn_adapters.curvature.curvednetwork import CurvedNetwork
 from nn_adapters.curvature.likelihoods import Likelihood
-from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.errors import InputError, SolveFailure, together
 from pdeopt.core.settings import Settings, check
 from pdeopt.core.team import Team
 
-S = TypeVar("S", bound=Settings)
+S, T = TypeVar("S", bound=Settings), TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,10 @@ class SecondOrder(torch.optim.Optimizer):
             loss, g = self._again(), self.model.gradient()
             b, Q = self.model.quadratic([self.last], g, 0.0, most)
         return Before(loss, g, float(b[0]), float(Q[0, 0]))
+
+    def together(self, function: Callable[[], T]) -> T:
+        """The value of a function, or the failure of one rank on all of a team."""
+        return function() if self.model.team is None else together(self.model.team, function)
 
     def _again(self) -> float:
         """The closure at other parameters; the batch that it clears stays."""

@@ -76,8 +76,6 @@ class CurvatureScript:
             steps = self.steps(task, own, comm)
             po.require_all_read()
             check_targets(comm, report, kept)
-            if kept.checkpoint and comm.size > 1:
-                raise po.InputError("-checkpoint", f"{comm.size} ranks", "1 rank")
             run = FitRun(self.name, own, steps, kept, comm)
             with interruptible():
                 found = run.train()
@@ -114,7 +112,7 @@ class FitRun:
             self.print |= {f"settings.{k}": v for k, v in vars(steps.optimizer.settings).items()}
         self.history = po.History()
         if kept.restart:
-            memory, self.history = read_memory(kept.restart, self.print)
+            memory, self.history = read_memory(kept.restart, self.print, comm)
             steps.recall(memory)
 
     def train(self) -> dict[str, Any]:
@@ -165,7 +163,7 @@ class FitRun:
         steps.observe()
 
     def _save(self) -> None:
-        write_memory(self.kept.checkpoint, self.print, self.steps.memory(), self.history)
+        write_memory(self.kept.checkpoint, self.print, self.steps.memory(), self.history, self.steps.comm)
 
 
 @dataclass(frozen=True)

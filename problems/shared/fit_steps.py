@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import nn_adapters as nna
 import pdeopt as po
+from nn_adapters.curvature import recall_whole, whole_memory
 from pdeopt.core import Section
 
 #: Samples of the batches between two evaluations of the whole loss, by default.
@@ -181,13 +182,13 @@ class FitSteps:
         return float(right.mean())
 
     def memory(self) -> dict[str, Any]:
-        """What `recall` takes."""
+        """What `recall` takes; of the optimizer, on the first rank alone. Collective."""
         theta = nn.utils.parameters_to_vector(self.task.network.parameters()).detach()
         place = {"theta": theta, "order": self.order.clone(), "generator": self.generator.get_state()}
         place["averaged"] = nn.utils.parameters_to_vector(self.averaged.parameters()).detach()
         counts = {"count": self.count, "seconds": self.seconds}
         if isinstance(self.optimizer, nna.SecondOrder):
-            state = self.optimizer.memory()
+            state = whole_memory(self.optimizer, self.comm)
         else:
             states = self.optimizer.state_dict()["state"]
             state = {f"{k}.{name}": torch.as_tensor(each) for k, all_ in states.items() for name, each in all_.items()}
@@ -202,7 +203,7 @@ class FitSteps:
         self.generator.set_state(memory["generator"])
         state = {name[10:]: value for name, value in memory.items() if name.startswith("optimizer.")}
         if isinstance(self.optimizer, nna.SecondOrder):
-            self.optimizer.recall(state)
+            recall_whole(self.optimizer, state, self.comm)
             return
         states: dict[int, dict[str, Any]] = {}
         for name, value in state.items():
@@ -216,14 +217,12 @@ def _optimizer(task: Fit, own: FitSettings, comm: Any) -> Any:
     if own.optimizer in FIRST_ORDER:
         words = {"momentum": 0.9} if own.optimizer == "sgd" else {}
         return FIRST_ORDER[own.optimizer](task.network.parameters(), lr=own.lr, **words)
+    team = comm if comm.size > 1 else None
     if own.optimizer == "kfac":
-        team = comm if comm.size > 1 else None
         return nna.KFAC(task.network, task.loss, po.read(nna.KFACSettings), own.seed, team)
-    if comm.size > 1:
-        raise po.InputError("ranks", f"{comm.size} with -optimizer {own.optimizer}", "1, or kfac | sgd | adam")
     natural = own.optimizer == "natural"
     settings = po.read(nna.HessianFreeSettings, *(("natural_",) if natural else ()), **(nna.NATURAL if natural else {}))
-    return nna.HessianFree(task.network, task.loss, settings, own.seed)
+    return nna.HessianFree(task.network, task.loss, settings, own.seed, team)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """What the tests of K-FAC run on four ranks: `python -m tests.helpers.parallel_kfac FILE`.
 
 The same steps by one, two and four ranks that share batches, with what each sent and has in memory; and those of
-an ODE network whose layers are on one and on two ranks.
+an ODE network whose layers are on one and on two ranks. Beside them steps without factors, a sample that is no number
+on one rank, and restarts on as many ranks and on others.
 """
 
 import json
@@ -13,6 +14,8 @@ from petsc4py import PETSc  # noqa: F401  it starts on all ranks together
 from torch import nn
 
 import nn_adapters as nna
+import pdeopt as po
+from nn_adapters.curvature import recall_whole, whole_memory
 
 LAYERS, WIDTH, SAMPLES, STEPS = 9, 12, 24, 4
 
@@ -35,18 +38,21 @@ def odenet(comm):
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), layers, nn.Linear(WIDTH, 3)).double()
 
 
-def train(network, optimizer, loss, own):
-    """Losses, and the network's outputs for the first batch at the end."""
-    for x, y in batches():
+def closure_of(optimizer, network, loss, x, y):
+    def closure():
+        optimizer.zero_grad()
+        with nna.exactly(network):
+            value = loss(network(x), y)
+            value.backward()
+        return value
 
-        def closure(x=x[own], y=y[own]):
-            optimizer.zero_grad()
-            with nna.exactly(network):
-                value = loss(network(x), y)
-                value.backward()
-            return value
+    return closure
 
-        optimizer.step(closure)
+
+def train(network, optimizer, loss, own, which=slice(None)):
+    """The network's outputs for the first batch, after steps with some of the batches."""
+    for x, y in batches()[which]:
+        optimizer.step(closure_of(optimizer, network, loss, x[own], y[own]))
     network.eval()
     with torch.no_grad():
         return network(batches()[0][0]).reshape(-1).tolist()
@@ -59,12 +65,66 @@ def shared(comm, precision):
     optimizer = nna.KFAC(
         network, loss, fisher="exact", team=team, messages=precision, l2=1e-3, damping=0.1, judge_every=2
     )
-    first = comm.rank**2
-    found = train(network, optimizer, loss, slice(first, (comm.rank + 1) ** 2 if comm.rank + 1 < comm.size else None))
+    found = train(network, optimizer, loss, own_rows(comm))
     factors = optimizer.factors
     numbers = sum(sums.lower.numel() for pair in factors.sums.values() for sums in pair)
     held = numbers + sum(each.numel() for each in (*optimizer.inverse.A, *optimizer.inverse.G))
     return {"outputs": found, "sent": comm.allgather(factors.sent), "held": comm.allgather(held)}
+
+
+def own_rows(comm):
+    """This rank's samples of a batch, in unequal parts."""
+    return slice(comm.rank**2, (comm.rank + 1) ** 2 if comm.rank + 1 < comm.size else None)
+
+
+def without_factors(comm, **words):
+    """Hessian-free steps and natural gradients: outputs, and whether the weights are equal to the last bit."""
+    network, loss = plain(), nna.CrossEntropy()
+    optimizer = nna.HessianFree(network, loss, fisher="exact", team=comm if comm.size > 1 else None, **words)
+    found = train(network, optimizer, loss, own_rows(comm))
+    theta = nn.utils.parameters_to_vector(network.parameters()).tolist()
+    return {"outputs": found, "iterations": optimizer.iterations, "equal": comm.bcast(theta) == theta}
+
+
+def broken(comm):
+    """What each rank raises where one of them has a sample that is no number, and whether a weight has changed."""
+    network, loss = plain(), nna.CrossEntropy()
+    before = nn.utils.parameters_to_vector(network.parameters()).detach()
+    found = []
+    for kind in (nna.KFAC, nna.HessianFree):
+        optimizer = kind(network, loss, team=comm)
+        try:
+            rows = torch.full((4, WIDTH), torch.nan if comm.rank == 1 else 1.0, dtype=torch.float64)
+            optimizer.step(closure_of(optimizer, network, loss, rows, torch.zeros(4, dtype=torch.int64)))
+        except po.SolveFailure as failure:
+            found.append("not finite" in str(failure))
+    is_same = torch.equal(nn.utils.parameters_to_vector(network.parameters()), before)
+    return comm.allgather([*found, is_same])
+
+
+def restarted(comm, other):
+    """Two steps on the ranks of `comm`, and two more on those of `other`, from what was remembered."""
+    world, found = MPI.COMM_WORLD, []
+    network, memory, theta = plain(), None, None
+    if comm != MPI.COMM_NULL:
+        optimizer = kfac(network, comm)
+        train(network, optimizer, nna.CrossEntropy(), own_rows(comm), slice(2))
+        memory = whole_memory(optimizer, comm)
+        theta = nn.utils.parameters_to_vector(network.parameters()).detach()
+    memory, theta = world.bcast(memory), world.bcast(theta)
+    if other != MPI.COMM_NULL:
+        network = plain()
+        nn.utils.vector_to_parameters(theta, network.parameters())
+        optimizer = kfac(network, other)
+        recall_whole(optimizer, memory, other)
+        found = train(network.train(), optimizer, nna.CrossEntropy(), own_rows(other), slice(2, None))
+    return world.bcast(found)
+
+
+def kfac(network, comm):
+    team = comm if comm.size > 1 else None
+    words = dict(messages="float64", l2=1e-3, damping=0.1, judge_every=2, inverse_every=3)
+    return nna.KFAC(network, nna.CrossEntropy(), fisher="exact", team=team, **words)
 
 
 def chained(comm):
@@ -75,14 +135,21 @@ def chained(comm):
 
 
 def main(path):
-    world, result = MPI.COMM_WORLD, {}
+    world, result, comms = MPI.COMM_WORLD, {}, {}
     for size in (1, 2, 4):
-        comm = world.Split(0 if world.rank < size else MPI.UNDEFINED)
+        comm = comms[size] = world.Split(0 if world.rank < size else MPI.UNDEFINED)
         if comm != MPI.COMM_NULL:
+            for precond in ("kfac", "none"):
+                result[f"free {precond} {size}"] = without_factors(comm, precond=precond, cg_rtol=1e-6)
+            network = plain()
+            result[f"whole {size}"] = train(network, kfac(network, comm), nna.CrossEntropy(), own_rows(comm))
+            result[f"natural {size}"] = without_factors(comm, **nna.NATURAL)
             for precision in ("float64", "bfloat16"):
                 result[f"{precision} {size}"] = shared(comm, precision)
             if size < 4:
                 result[f"chain {size}"] = chained(comm)
+    result["broken"] = broken(world)
+    result["restarted"] = {f"{a} {b}": restarted(comms[a], comms[b]) for a, b in ((2, 2), (2, 4), (4, 1))}
     serial = nna.serial_network(odenet(MPI.COMM_SELF))
     if world.rank == 0:
         loss = nna.CrossEntropy()

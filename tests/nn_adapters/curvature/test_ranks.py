@@ -27,6 +27,25 @@ def test_steps_do_not_depend_on_the_ranks(runs, ranks):
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("kind", ["free kfac", "free none", "natural"])
+def test_steps_by_products_do_not_depend_on_the_ranks(runs, kind, ranks):
+    one, found = runs[f"{kind} 1"], runs[f"{kind} {ranks}"]
+    assert relative(found["outputs"], one["outputs"]) <= 1e-9
+    assert found["iterations"] == one["iterations"] and found["equal"]
+
+
+def test_a_sample_that_is_no_number_on_one_rank_is_a_failure_of_all(runs):
+    """Of K-FAC and of Hessian-free steps; and no weight has changed."""
+    assert runs["broken"] == [[True, True, True]] * 4
+
+
+def test_restarts_to_the_last_bit_on_as_many_ranks_and_to_rounding_on_others(runs):
+    again, whole = runs["restarted"], {ranks: runs[f"whole {ranks}"] for ranks in (1, 2)}
+    assert again["2 2"] == whole[2]
+    assert relative(again["2 4"], whole[1]) <= 1e-9 and relative(again["4 1"], whole[1]) <= 1e-9
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_what_is_sent_is_less_than_an_allreduce_of_gradients_and_factors(runs, ranks):
     """That sends 2 (N - 1) / N of them from each rank, on average; here in 8 bytes, without the weights."""
     gradient, factors = WIDTH * (WIDTH + 1), (WIDTH + 1) * (WIDTH + 2) // 2 + WIDTH * (WIDTH + 1) // 2
