@@ -22,7 +22,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from problems.benchmarks.hybrid_model import KINDS, Link, Planner, Rates, Split, Step, crossover_batches, overtakes
+from nn_adapters.parallel.counts import direct_sum, rabenseifner_sum, ring_sum, two_level_sum
+from problems.benchmarks.hybrid_kfac import kfac_more
+from problems.benchmarks.hybrid_model import (
+    KINDS,
+    WIDTH,
+    Link,
+    Planner,
+    Rates,
+    Split,
+    Step,
+    crossover_batches,
+    overtakes,
+)
 from problems.benchmarks.hybrid_networks import BATCHES, MODULES, LayerTable, named, table_of
 from problems.benchmarks.hybrid_picture import picture
 from problems.benchmarks.hybrid_work import step_of
@@ -75,13 +87,36 @@ def rows_of(planner: Planner, name: str, ranks: list[int]) -> list[Row]:
             rows += shown
     found = overtakes(planner, ranks)
     rows.append(plain(f"{case}: a hybrid is faster than data alone from", found or float("inf"), "ranks"))
-    for each in (ranks[len(ranks) // 4], ranks[len(ranks) // 2]):
-        if each <= planner.batch and each > 1:
-            seconds, sent = planner.kfac_more(each)
-            data = planner.step(Split(data=each))
-            assert data is not None
-            case_of = f"{case}, {each} ranks: K-FAC's factors and inverses, {sent / 1e6:.3g} MB more a rank"
-            rows.append(plain(case_of, seconds / data.seconds, "steps"))
+    return [*rows, *sums_of(planner, ranks), *kfac_of(planner, ranks)]
+
+
+def sums_of(planner: Planner, ranks: list[int]) -> list[Row]:
+    """A sum of the gradients over all ranks by each way that there is."""
+    size, rates, rows = WIDTH * float(planner.table.weights.sum()), planner.rates, []
+    for each in ranks[len(ranks) // 3 :: len(ranks) // 3]:
+        inside = min(rates.node, each)
+        ways = {
+            "all to all": rates.link(each).seconds(direct_sum(size, each)),
+            "ring": rates.link(each).seconds(ring_sum(size, each)),
+            "Rabenseifner": rates.link(each).seconds(rabenseifner_sum(size, each)),
+            f"two levels, {inside} ranks a node": rates.seconds(two_level_sum(size, inside, each // inside)),
+        }
+        rows += [
+            plain(f"a sum of gradients over {each} ranks, {way}", 1e3 * found, "ms") for way, found in ways.items()
+        ]
+    return rows
+
+
+def kfac_of(planner: Planner, ranks: list[int]) -> list[Row]:
+    """What K-FAC adds to the data split."""
+    rows = []
+    for each in ranks[1 :: len(ranks) // 4]:
+        if (data := planner.step(Split(data=each))) is not None:
+            more = kfac_more(planner, each)
+            note = f"{more.sent / 1e6:.3g} MB more to send, {more.held / 1e6:.3g} MB to hold"
+            rows.append(
+                plain(f"K-FAC on {each} ranks: {note}, seconds more", more.seconds / data.seconds, "steps of SGD")
+            )
     return rows
 
 

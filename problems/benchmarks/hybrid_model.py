@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 
-from nn_adapters.curvature.factors import owners
 from nn_adapters.parallel.counts import Count, Traffic, two_level_sum
 from pdeopt.steps.mgrit import MgritSettings
 from problems.benchmarks.hybrid_networks import LayerTable
@@ -303,42 +302,6 @@ class Planner:
     def _best(self, splits: Any) -> Step | None:
         steps = [step for split in splits if (step := self.step(split)) is not None]
         return min(steps, key=lambda step: (step.seconds, step.split.ranks), default=None)
-
-    # -- K-FAC -------------------------------------------------------------------------------------------------
-
-    def kfac_sent(self, ranks: int, width: int = WIDTH) -> list[int]:
-        """Bytes that each rank sends in a step of K-FAC that takes a batch into the factors.
-
-        Factors f go to their owners, f - f_r; so does the gradient, s - s_r; the owners' steps s_r go to all others.
-        With each message to an owner go 8 bytes, the number of samples.
-
-        Args:
-            ranks: that share a batch.
-            width: bytes of a number.
-        """
-        shapes = [(int(m), int(n)) for m, n in self.table.sides]
-        place = np.array(owners(shapes, ranks))
-        f, s = self.table.factors, self.table.sides.prod(1)
-        own = [(f[place == rank].sum(), s[place == rank].sum()) for rank in range(ranks)]
-        weights = 2 * 8 * (ranks - 1)
-        return [int(width * (f.sum() - a + s.sum() - b + (ranks - 1) * b)) + weights for a, b in own]
-
-    def kfac_more(self, ranks: int, statistics: int = 1, inverses: int = 5) -> tuple[float, float]:
-        """Seconds and bytes that K-FAC adds to a step of the data split: products, inverses by their owners, messages.
-
-        Args:
-            ranks: that share a batch.
-            statistics, inverses: steps from one batch that is taken into the factors, and one inversion, to the next.
-        """
-        m, n = self.table.sides.T
-        samples = self.batch / ranks * self.table.positions
-        passes = float((2 * self.table.products * self.batch / ranks + samples * (m**2 + n**2) / 2).sum())
-        inverse = m**3 + n**3
-        owned = max(float(inverse.max()), float(inverse.sum()) / ranks)
-        sent = WIDTH * float(self.table.factors.sum()) * (ranks - 1) / ranks
-        talk = self.rates.link(ranks).seconds(Count(math.ceil(math.log2(ranks)), sent)) if ranks > 1 else 0.0
-        seconds = (passes / self.rates.dense + talk) / statistics + owned / self.rates.dense / inverses
-        return seconds, sent / statistics
 
 
 def _sum(size: float, ranks: int, inside: int) -> Traffic:

@@ -2,11 +2,15 @@
 
 import copy
 from itertools import pairwise
+from queue import Queue
 
+import numpy as np
 import torch
+from mpi4py import MPI
 from torch import nn
 
 import nn_adapters as nna
+from nn_adapters.parallel.pipeline import HEADER
 from pdeopt.core.messages import Messages
 from tests.helpers.threads import ThreadTeam, on_threads
 
@@ -14,13 +18,51 @@ WIDTHS, BATCH = (24, 40, 16, 8), 32
 
 
 class Team(ThreadTeam):
-    """With the calls that sums of gradients need beside."""
+    """With the calls that splits of a network need beside: copies, and messages from one rank to another."""
+
+    def __init__(self, rank, size, shared, boxes):
+        super().__init__(rank, size, shared)
+        self._boxes, self._seen = boxes, {}
 
     def Dup(self):
-        return Team(self.rank, self.size, self._shared)
+        return Team(self.rank, self.size, self._shared, self._boxes)
 
     def Free(self):
         pass
+
+    def bcast(self, value, root):
+        return self.allgather(value)[root]
+
+    def Isend(self, message, rank, tag=0):
+        self._box(self.rank, rank, tag).put(bytes(message))
+        return _Done()
+
+    def Irecv(self, buffer, rank, tag=0):
+        return _Awaited(lambda: self.Recv(buffer, rank, tag))
+
+    def Probe(self, rank, tag, status):
+        self._seen[rank, tag] = self._box(rank, self.rank, tag).get(timeout=60)
+        status.Set_elements(MPI.BYTE, len(self._seen[rank, tag]))
+
+    def Recv(self, buffer, rank, tag=0):
+        found = self._seen.pop((rank, tag), None)
+        buffer[:] = np.frombuffer(found or self._box(rank, self.rank, tag).get(timeout=60), dtype=np.uint8)
+
+    def _box(self, source, target, tag):
+        return self._boxes.setdefault((source, target, tag), Queue())
+
+
+class _Done:
+    def Test(self):
+        return True
+
+    def Wait(self):
+        pass
+
+
+class _Awaited:
+    def __init__(self, receive):
+        self.Wait = receive
 
 
 torch.manual_seed(0)
@@ -113,6 +155,36 @@ def kfac(comm):
     return optimizer.factors.sent
 
 
+def even_network():
+    """Layers of one width: wherever it is cut, as much is sent."""
+    layers = [each for _ in range(8) for each in (nn.Linear(16, 16), nn.Tanh())]
+    return nn.Sequential(*layers[:-1]).double()
+
+
+def pipeline(team, micro=4):
+    """Bytes of a step in stages, without the headers, and messages."""
+    stages = nna.Pipeline(even_network(), team, microbatches=micro)
+    x = torch.zeros(BATCH, 16, dtype=torch.float64)
+    stages.step(x, torch.zeros(BATCH).long(), nn.functional.cross_entropy)
+    return stages.sends, stages.sent - 8 * HEADER * stages.sends
+
+
+def images():
+    """Convolutions, pooling and a dense layer for images of 16x16."""
+    body = [nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 5, padding=2), nn.ReLU(), nn.AvgPool2d(2)]
+    return nn.Sequential(*body, nn.Conv2d(8, 8, 3, padding=1)), nn.Linear(8 * 8 * 8, 5)
+
+
+def domain(team):
+    """Bytes of a step of images in slabs: halos and rows that are joined; sums of gradients."""
+    body, last = (each.double() for each in images())
+    slabs = nna.DomainParallel(body, team)
+    scores = last(slabs(torch.zeros(BATCH, 2, 16, 16, dtype=torch.float64)).flatten(1))
+    nn.functional.cross_entropy(scores, torch.zeros(BATCH).long()).backward()
+    return slabs.rows.sent, slabs.sent - slabs.rows.sent
+
+
 def counted(part, ranks):
     """What `part(team)` gives on each rank."""
-    return on_threads(ranks, lambda team: part(Team(team.rank, team.size, team._shared)))
+    boxes = {}
+    return on_threads(ranks, lambda team: part(Team(team.rank, team.size, team._shared, boxes)))

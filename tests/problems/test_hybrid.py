@@ -5,10 +5,12 @@ import math
 
 import numpy as np
 import pytest
+from torch import nn
 
 from nn_adapters.parallel.counts import rabenseifner_sum
 from pdeopt.steps.mgrit import MgritSettings
 from problems.benchmarks import hybrid
+from problems.benchmarks.hybrid_kfac import kfac_more, kfac_sent
 from problems.benchmarks.hybrid_model import (
     DOMAIN,
     MODEL,
@@ -22,7 +24,19 @@ from problems.benchmarks.hybrid_model import (
 )
 from problems.benchmarks.hybrid_networks import named, table_of
 from problems.benchmarks.layer_model import LayerCosts, predict
-from tests.helpers.hybrid_counts import BATCH, WIDTHS, counted, data, kfac, model, network
+from tests.helpers.hybrid_counts import (
+    BATCH,
+    WIDTHS,
+    counted,
+    data,
+    domain,
+    even_network,
+    images,
+    kfac,
+    model,
+    network,
+    pipeline,
+)
 
 RATES = Rates(1e12, 1e12, 1e-5, 1e-11, 1, Link(1e-6, 1e10), Link(1e-6, 1e10))
 FREE = Rates(1e9, 1e9, 0.0, 0.0, 1, Link(0.0, math.inf), Link(0.0, math.inf))
@@ -37,7 +51,29 @@ def test_bytes_are_those_of_real_runs(ranks):
     predicted = planner.step(Split(group=ranks, kind=MODEL))
     assert list(predicted.kinds) == [MODEL] * 3
     assert counted(model, ranks) == [2 * predicted.group_traffic.bytes] * ranks
-    assert counted(kfac, ranks) == planner.kfac_sent(ranks, width=8)
+    assert counted(kfac, ranks) == kfac_sent(planner.table, ranks, width=8)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_bytes_of_stages_and_slabs_are_those_of_real_runs(ranks):
+    """Those of the busiest rank, with two neighbors if there are as many; each message of a sum has 8 bytes more."""
+    stages = Planner(table_of(even_network().float(), (16,)), BATCH, FREE).step(Split(stages=ranks, micro=4))
+    assert max(counted(pipeline, ranks)) == (stages.stage_traffic.messages, 2 * stages.stage_traffic.bytes)
+    body, last = images()
+    table = table_of(nn.Sequential(body, nn.Flatten(), last), (2, 16, 16))
+    slabs = Planner(table, BATCH, FREE).step(Split(group=ranks, kind=DOMAIN))
+    halos, sums = zip(*counted(domain, ranks))
+    assert max(halos) == 2 * slabs.group_traffic.bytes
+    assert sum(sums) / ranks == 2 * slabs.traffic.between.bytes + 3 * 8 * (ranks - 1)
+
+
+def test_kfac_sends_one_half_of_a_sum_of_its_factors_more():
+    here = Planner(named("mlp"), 64, RATES)
+    gradient = here.step(Split(data=4)).traffic.between.bytes
+    more = kfac_more(here, 4)
+    assert more.sent == 4 * here.table.factors.sum() * 3 / 4
+    assert np.mean(kfac_sent(here.table, 4)) == pytest.approx(more.sent + gradient, abs=48.5)  # 8 bytes a message
+    assert more.held == 8 * (785**2 + 500**2)
 
 
 # -- tables of networks ----------------------------------------------------------------------------------------
