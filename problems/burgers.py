@@ -75,10 +75,9 @@ class Burgers(po.TimeDependentConstraint):
         self.state_mass = po.StepMatrix.constant(Q[1:-1, 1:-1])
         self.control_mass = po.StepMatrix.constant(sp.block_diag([0.5 * Q, 0.5 * Q]) if nodal else Q)
         self.pattern = self._sparsity(n, Q)
-        blocks = 4 if nodal else 3
-        inside = torch.ones(n, 3 * blocks, dtype=torch.bool)  # the first and last node have one neighbor less
-        inside[0, [0, 3]] = inside[-1, [2, 5]] = False
-        self._inside = inside
+        inside = torch.ones(n, 3, dtype=torch.bool)  # the first and last node have one neighbor less
+        inside[0, 0] = inside[-1, 2] = False
+        self._inside = inside.flatten().nonzero()[:, 0]
 
     def _sparsity(self, n: int, Q: sp.csr_matrix) -> po.StepPattern:
         tridiagonal, B = po.Sparsity.banded(n), Q[1:-1]
@@ -115,13 +114,15 @@ class Burgers(po.TimeDependentConstraint):
     # Everything below is optional: what automatic differentiation finds, by formula and a few times faster.
 
     def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> BurgersJacobian:
-        dt, th = steps.dt[:, None, None], self.theta
-        mass = self.h / 6 * torch.tensor([1.0, 4.0, 1.0], dtype=u_new.dtype)
-        A, B = mass + dt * th * self.spatial_bands(u_new), -mass + dt * (1 - th) * self.spatial_bands(u_old)
-        C = (-dt * mass).expand_as(A)
-        values = [B, A, 0.5 * C, 0.5 * C] if self.nodal else [B, A, C]
-        bands = torch.cat(values, dim=2)  # by row, as the pattern [B A C]
-        return BurgersJacobian(self, (u_old, u_new, z), steps, self.pattern, bands[:, self._inside])
+        dt, th, n = steps.lengths[:, None, None], self.theta, self.state_dim
+        mass = self.h / 6 * torch.tensor([1.0, 4.0, 1.0], dtype=u_new.dtype).expand(1, n, 3)
+        A, B, C = mass + dt * th * self.spatial_bands(u_new), -mass, -dt * mass
+        if th < 1:
+            B = B + dt * (1 - th) * self.spatial_bands(u_old)
+        A, B = (bands.flatten(1).index_select(1, self._inside) for bands in (A, B))
+        C = torch.cat([0.5 * C, 0.5 * C], dim=2) if self.nodal else C
+        blocks = {"A": A, "B": B, "C": C.flatten(1)}
+        return BurgersJacobian(self, (u_old, u_new, z), steps, self.pattern, blocks)
 
     def spatial_bands(self, u: Tensor) -> Tensor:
         """The diagonals of S'(u): derivatives by the left, own and right node, shape (batch, n, 3)."""

@@ -150,11 +150,11 @@ class Heat(po.TimeDependentConstraint):
         return torch.zeros(self.state_dim, dtype=torch.float64)
 
     def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> Tensor:
-        dt, th = lengths(steps)[:, None], self.theta
+        dt, th = steps.lengths[:, None], self.theta
         return self.state_mass(u_new - u_old) + dt * (self.S(th * u_new + (1 - th) * u_old) - self.B(z) - self.f)
 
     def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> HeatJacobian:
-        values = self._fixed + lengths(steps)[:, None] * self._per_time
+        values = self._fixed + steps.lengths[:, None] * self._per_time
         return HeatJacobian(self, (u_old, u_new, z), steps, self.pattern, values)
 
 
@@ -171,13 +171,6 @@ class HeatJacobian(po.SparseStepJacobian):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         u_old, u_new, z, p = (torch.zeros_like(x) for x in self.point)
         return u_old, u_new, z, p
-
-
-def lengths(steps: po.Steps) -> Tensor:
-    """dt, shape (batch,); (1,) where all steps are equal to the rounding of the times."""
-    dt = steps.dt
-    rounding = 4 * torch.finfo(dt.dtype).eps * steps.t_new.abs().amax()
-    return dt.mean().reshape(1) if dt.amax() - dt.amin() <= rounding else dt
 
 
 class HeatCase:

@@ -17,7 +17,7 @@ from pdeopt.control.reduced import (
     WindowSettings as WindowSettings,
 )
 from pdeopt.control.serial_sweeps import (
-    march as march,
+    from_rank_to_rank as from_rank_to_rank,
     substitute_backward as substitute_backward,
     substitute_forward as substitute_forward,
 )
@@ -27,7 +27,7 @@ from pdeopt.control.stepjacobian import (
     StepJacobian as StepJacobian,
 )
 from pdeopt.control.coarse_time import time_hierarchy as time_hierarchy, with_coarse_space as with_coarse_space
-from pdeopt.control.state_solve import newton_over_time as newton_over_time, solve_steps as solve_steps
+from pdeopt.control.state_solve import StateEquation as StateEquation, march as march, solve_steps as solve_steps
 from pdeopt.control.time_windows import LinearTerminal as LinearTerminal, window_problem as window_problem
 from pdeopt.control.verify import (
     DerivativeError as DerivativeError,

@@ -1,8 +1,8 @@
 """Solving forward and backward over all time steps, exactly and serially from rank to rank.
 
 The state Jacobian J_u is block lower bidiagonal: A_i on the diagonal, B_i below it. `substitute_forward` and
-`substitute_backward` apply its inverse and that of its adjoint, `march` solves the nonlinear steps one by one;
-each sends one message from rank to rank. (Time-parallel inverses are their siblings.)
+`substitute_backward` apply its inverse and that of its adjoint; `from_rank_to_rank` is for nonlinear steps. Each sends
+one message from rank to rank. (Time-parallel inverses are their siblings.)
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pdeopt.control.constraint import TimeDependentConstraint
 from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.errors import SolveFailure, agree
-from pdeopt.steps.timegrid import Steps, TimeGrid
+from pdeopt.steps.timegrid import TimeGrid
 
 
 def substitute_forward(grid: TimeGrid, jacobian: StepJacobian, r: Tensor) -> Tensor:
@@ -53,32 +52,20 @@ def substitute_backward(grid: TimeGrid, jacobian: StepJacobian, r: Tensor) -> Te
     return x
 
 
-def march(grid: TimeGrid, constraint: TimeDependentConstraint, u0: Tensor, z: Tensor, steps: Steps) -> Tensor:
-    """The states u_1..u_N for controls z, one nonlinear step after the other. Collective.
+def from_rank_to_rank(grid: TimeGrid, u0: Tensor, like: Tensor, sweep: Callable[[Tensor], Tensor]) -> Tensor:
+    """States of the steps, each rank's from the last one of the rank before. Collective.
 
     Args:
         grid: the steps.
-        constraint: whose `advance` solves a step.
         u0: the initial state, (n,).
-        z: controls of the steps of this rank, (n_local, m).
-        steps: the steps of this rank.
-
-    Returns:
-        (n_local, n).
+        like: rows of this rank, (n_local, any).
+        sweep: the state before the steps of a rank, (n,) -> their states, (n_local, n).
 
     Raises:
-        SolveFailure: a step of a rank has no solution; on all ranks.
+        SolveFailure: what a rank's sweep raises; on all ranks.
     """
-
-    def sweep(z: Tensor) -> Tensor:
-        rows, u = [], (u0 if before is None else before).reshape(1, -1)
-        for i in range(len(z)):
-            u = constraint.advance(u, z[i : i + 1], steps[i : i + 1])
-            rows.append(u)
-        return torch.cat(rows)
-
     before = grid.neighbors.receive_before(u0)
-    u, failure = _attempt(sweep, z)
+    u, failure = _attempt(lambda _: sweep(u0 if before is None else before), like)
     grid.neighbors.send_after(u[-1] if failure is None else torch.full_like(u0, torch.nan))
     agree(grid.mpi, failure)
     return u

@@ -1,14 +1,18 @@
-"""The nonlinear state equation over all steps: Newton's method on all of them at once, or one step after the other."""
+"""The nonlinear state equation over all steps: Newton's method on all of them at once, or on shorter and shorter
+stretches, one after the other."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pdeopt.control.constraint import TimeDependentConstraint
 from pdeopt.control.propagator import Propagator
-from pdeopt.control.serial_sweeps import march
+from pdeopt.control.serial_sweeps import from_rank_to_rank
 from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.errors import SolveFailure
 from pdeopt.steps.timegrid import Steps
@@ -20,8 +24,54 @@ FAST_CONTRACTION = 0.2
 #: with an old one.
 NEWTON_TOLERANCE, CHORD_TOLERANCE = 1e-8, 1e-12
 
-#: Most linear solves of Newton's method; where they do not do, steps are solved one by one.
+#: Most linear solves of Newton's method; where they do not do, a stretch is halved.
 MAX_CORRECTIONS = 40
+
+
+@dataclass(frozen=True)
+class StateEquation:
+    """F_i(u_{i-1}, u_i, z_i) = 0 for consecutive steps.
+
+    Attributes:
+        constraint, z, steps: F, the controls (batch, m), and the steps.
+        old: u -> the states before the steps, both (batch, n).
+        forward: (jacobian, r) -> J_u^-1 r.
+        largest: of the numbers of all ranks.
+    """
+
+    constraint: TimeDependentConstraint
+    z: Tensor
+    steps: Steps
+    old: Callable[[Tensor], Tensor]
+    forward: Callable[[StepJacobian, Tensor], Tensor]
+    largest: Callable[[Tensor], float]
+
+    def newton(self, u: Tensor, jacobian: StepJacobian | None = None) -> Tensor | None:
+        """The states by Newton's method on all steps at once, from a guess; None where it does not contract.
+
+        A Jacobian near the solution may be given; one is kept while it contracts fast.
+        """
+        size, fresh = math.inf, False
+        for _ in range(MAX_CORRECTIONS):
+            u_old = self.old(u)
+            r = self.constraint.residual(u_old, u, self.z, self.steps)
+            try:
+                if jacobian is None:
+                    jacobian, fresh = self.constraint.linearize(u_old, u, self.z, self.steps), True
+                du = self.forward(jacobian, -r)
+            except SolveFailure:
+                return None
+            last, size = size, self.largest((du.abs() / (1 + u.abs())).amax())
+            if fresh and not size < 2 * last:  # also for NaN
+                return None
+            if not size < FAST_CONTRACTION * last and not fresh:  # the step of an old Jacobian is not worth taking
+                jacobian, size = None, last
+                continue
+            u = u + du
+            if size <= (NEWTON_TOLERANCE if fresh else CHORD_TOLERANCE):
+                return u
+            jacobian, fresh = (jacobian if size < FAST_CONTRACTION * last < math.inf else None), False
+        return None
 
 
 def solve_steps(
@@ -47,44 +97,53 @@ def solve_steps(
     Raises:
         SolveFailure: no solution found in some step; on all ranks.
     """
-    found = newton_over_time(constraint, propagator, u0, u, z, steps, jacobian)
-    return march(propagator.grid, constraint, u0, z, steps) if found is None else found
+    grid, found = propagator.grid, None
+    if constraint.pattern is not None:  # matrix-free sweeps are loops: marching costs the same and is safer
+        whole = StateEquation(
+            *(constraint, z, steps),
+            old=lambda u: grid.shift(u, u0),
+            forward=propagator.forward,
+            largest=lambda size: float(grid.max(size)),
+        )
+        found = whole.newton(u, jacobian)
+    if found is not None:
+        return found
+    return from_rank_to_rank(grid, u0, z, lambda before: march(constraint, before, z, steps))
 
 
-def newton_over_time(
-    constraint: TimeDependentConstraint,
-    propagator: Propagator,
-    u0: Tensor,
-    u: Tensor,
-    z: Tensor,
-    steps: Steps,
-    jacobian: StepJacobian | None = None,
-) -> Tensor | None:
-    """As `solve_steps`, by Newton's method on all steps; None where it does not contract. Collective.
+def march(constraint: TimeDependentConstraint, before: Tensor, z: Tensor, steps: Steps) -> Tensor:
+    """The states of consecutive steps, (batch, n), from that before them, (n,).
 
-    Each linear solve is one forward substitution, without a loop over evaluations of steps. A Jacobian is kept while
-    it contracts fast.
+    Newton's method on both halves, one after the other, each halved again where it does not contract; single steps are
+    solved by `advance`, with step halving.
+
+    Args:
+        constraint: whose `advance` solves a step.
+        before: the state before the steps, (n,).
+        z: controls, (batch, m).
+        steps: the steps.
+
+    Raises:
+        SolveFailure: a step has no solution.
     """
-    if constraint.pattern is None:
-        return None  # matrix-free sweeps are loops: marching costs the same and is safer
-    grid, size, fresh = propagator.grid, math.inf, False
-    for _ in range(MAX_CORRECTIONS):
-        u_old = grid.shift(u, u0)
-        r = constraint.residual(u_old, u, z, steps)
-        try:
-            if jacobian is None:
-                jacobian, fresh = constraint.linearize(u_old, u, z, steps), True
-            du = propagator.forward(jacobian, -r)
-        except SolveFailure:
-            return None
-        last, size = size, float(grid.max((du.abs() / (1 + u.abs())).amax()))
-        if fresh and not size < 2 * last:  # also for NaN
-            return None
-        if not size < FAST_CONTRACTION * last and not fresh:  # the step of an old Jacobian is not worth taking
-            jacobian, size = None, last
-            continue
-        u = u + du
-        if size <= (NEWTON_TOLERANCE if fresh else CHORD_TOLERANCE):
-            return u
-        jacobian, fresh = (jacobian if size < FAST_CONTRACTION * last < math.inf else None), False
-    return None
+    if len(z) == 1:
+        return constraint.advance(before[None], z, steps)
+    found, half = [], -(-len(z) // 2)
+    for rows in (slice(0, half), slice(half, len(z))):
+        part = z[rows], steps[rows]
+        u = None
+        if constraint.pattern is not None and len(part[0]) > 1:
+            u = _alone(constraint, before, *part).newton(before.expand(len(part[0]), -1))
+        found.append(march(constraint, before, *part) if u is None else u)
+        before = found[-1][-1]
+    return torch.cat(found)
+
+
+def _alone(constraint: TimeDependentConstraint, before: Tensor, z: Tensor, steps: Steps) -> StateEquation:
+    """Steps of one rank, from the state before them."""
+    return StateEquation(
+        *(constraint, z, steps),
+        old=lambda u: torch.cat([before[None], u[:-1]]),
+        forward=lambda jacobian, r: jacobian.forward_sweep(r),
+        largest=float,
+    )

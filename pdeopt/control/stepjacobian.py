@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Protocol
 
@@ -12,8 +13,8 @@ from pdeopt.core.autodiff import columns, jvp, vjp
 from pdeopt.core.errors import InputError, StepFailure
 from pdeopt.steps.bands import NOT_FINITE, SINGULAR_STEP
 from pdeopt.steps.sparse import StepMatrix, StepPattern
-from pdeopt.steps.stepsolve import StepSolver, step_solver
-from pdeopt.steps.sweeps import StagedSubstitution, Substitution, substitution
+from pdeopt.steps.stepsolve import StagedSubstitution, StepSolver, step_solver
+from pdeopt.steps.sweeps import Substitution, substitution
 from pdeopt.steps.timegrid import Steps
 
 
@@ -174,8 +175,8 @@ class SparseStepJacobian(StepJacobian):
     Args:
         constraint, point, steps: where; the point is (u_old, u_new, z).
         pattern: sparsities of the blocks.
-        values: entries of the stacked blocks [B A C], row by row: (batch, pattern.jacobian.nnz), or with
-            batch 1 where all steps are equal.
+        values: entries of the stacked blocks [B A C], row by row, (batch, pattern.jacobian.nnz), or those of each block
+            by its name; with batch 1 where all steps are equal.
     """
 
     def __init__(
@@ -184,11 +185,14 @@ class SparseStepJacobian(StepJacobian):
         point: tuple[Tensor, Tensor, Tensor],
         steps: Steps,
         pattern: StepPattern,
-        values: Tensor,
+        values: Tensor | Mapping[str, Tensor],
     ) -> None:
         super().__init__(constraint, *point, steps)
         self.pattern = pattern
-        self.blocks = pattern.split(values)
+        if isinstance(values, Tensor):
+            self.blocks = pattern.split(values)
+        else:
+            self.blocks = {name: StepMatrix(getattr(pattern, name), part) for name, part in values.items()}
 
     @classmethod
     def colored(

@@ -1,6 +1,7 @@
 from pdeopt.core.arrays import (
     assign as assign,
     copy as copy,
+    destroyed_with as destroyed_with,
     flat as flat,
     free_garbage as free_garbage,
     index_array as index_array,
@@ -24,6 +25,7 @@ from pdeopt.core.errors import (
     InputError as InputError,
     PdeoptError as PdeoptError,
     SolveFailure as SolveFailure,
+    StepFailure as StepFailure,
     agree as agree,
     on_root as on_root,
     together as together,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -122,6 +123,20 @@ def assign(vec: PETSc.Vec, *blocks: Tensor) -> None:
         for block in blocks:
             tensor[start : start + block.numel()] = block.reshape(-1)
             start += block.numel()
+
+
+def destroyed_with(holder: object, objects: list[Any]) -> list[Any]:
+    """A list of PETSc objects, which may grow; they are destroyed when their holder is gone.
+
+    (petsc4py would only queue them, see `free_garbage`.)
+    """
+    weakref.finalize(holder, _destroy, objects)
+    return objects
+
+
+def _destroy(objects: list[Any]) -> None:
+    for each in objects:
+        each.destroy()
 
 
 def free_garbage(comm: PETSc.Comm) -> None:

@@ -25,6 +25,7 @@ from pdeopt.steps.sparse import (
     serial_aij as serial_aij,
 )
 from pdeopt.steps.stepsolve import (
+    StagedSubstitution as StagedSubstitution,
     StepFactor as StepFactor,
     StepInverse as StepInverse,
     StepKrylov as StepKrylov,
@@ -34,11 +35,7 @@ from pdeopt.steps.stepsolve import (
     step_solver as step_solver,
     superlu as superlu,
 )
-from pdeopt.steps.sweeps import (
-    StagedSubstitution as StagedSubstitution,
-    Substitution as Substitution,
-    substitution as substitution,
-)
+from pdeopt.steps.sweeps import Substitution as Substitution, substitution as substitution
 from pdeopt.steps.timegrid import Steps as Steps, TimeGrid as TimeGrid
 from pdeopt.steps.transfer import (
     adjoint_interpolation as adjoint_interpolation,

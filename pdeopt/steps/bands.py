@@ -44,26 +44,33 @@ def require_finite(A: StepMatrix) -> None:
 
 @dataclass(frozen=True)
 class Band:
-    """A square pattern in reverse Cuthill-McKee order, which puts entries near the diagonal.
+    """A square pattern in an order that puts entries near the diagonal.
 
     Attributes:
         order: the unknown at each place, (n,).
         places: of the unknowns, (n,).
+        is_natural: the order is that of the unknowns.
         width: the largest distance of an entry from the diagonal.
     """
 
     order: Array
     places: Array
     width: int
+    is_natural: bool
 
 
 @lru_cache(maxsize=64)
 def band_of(pattern: Sparsity) -> Band:
-    """The band of a square pattern."""
+    """The band of a square pattern, in its own order or, where that is narrower, in reverse Cuthill-McKee order."""
     symmetric = sp.csr_matrix(pattern.csr + pattern.csr.T + sp.eye(pattern.shape[0]))
-    order = np.asarray(reverse_cuthill_mckee(symmetric, symmetric_mode=True))
+    orders = np.arange(pattern.shape[0]), np.asarray(reverse_cuthill_mckee(symmetric, symmetric_mode=True))
+    return min((_band(pattern, order) for order in orders), key=lambda band: band.width)
+
+
+def _band(pattern: Sparsity, order: Array) -> Band:
     places = np.argsort(order)
-    return Band(order, places, int(np.abs(places[pattern.rows] - places[pattern.cols]).max(initial=0)))
+    width = int(np.abs(places[pattern.rows] - places[pattern.cols]).max(initial=0))
+    return Band(order, places, width, bool((order == np.arange(len(order))).all()))
 
 
 @lru_cache(maxsize=16)
@@ -98,7 +105,7 @@ class BandFactor:
         self.band = band_of(A.sparsity)
         width = self.band.width
         rows, cols = self.band.places[A.sparsity.rows], self.band.places[A.sparsity.cols]
-        total, self._is_sorted = self._batch * self._n, bool((self.band.order == np.arange(self._n)).all())
+        total = self._batch * self._n
         self._is_tridiagonal = width == 1 and total >= FEWEST_ROWS
         diagonals = 2 * width + 1 if self._is_tridiagonal else 3 * width + 1
         self._storage = np.zeros((diagonals, total), order="C" if self._is_tridiagonal else "F")
@@ -129,7 +136,7 @@ class BandFactor:
     def solve(self, rows: Tensor, transpose: bool = False) -> Tensor:
         """The inverse (or its transpose) applied to `rows`, shape (batch, n); any batch for a constant A."""
         right = rows.detach().numpy()
-        if not self._is_sorted:
+        if not self.band.is_natural:
             right = right[:, self.band.order]
         right = np.array(right, order="C").reshape(-1, self._storage.shape[1]).T  # a copy, each a column
         a, w = self._storage, self.band.width
@@ -139,7 +146,7 @@ class BandFactor:
         else:
             left, _ = lapack.dgbtrs(a, w, w, right, self._pivots, trans=int(transpose), overwrite_b=1)
         solution = left.T.reshape(rows.shape)
-        if not self._is_sorted:
+        if not self.band.is_natural:
             given, solution = solution, np.empty_like(solution)
             solution[:, self.band.order] = given
         return torch.from_numpy(solution)

@@ -23,7 +23,8 @@ from torch import Tensor
 from pdeopt.core.errors import together
 from pdeopt.core.settings import Settings, setting
 from pdeopt.steps.sparse import StepMatrix, combination
-from pdeopt.steps.sweeps import StagedSubstitution, Substitution, substitution
+from pdeopt.steps.stepsolve import StagedSubstitution
+from pdeopt.steps.sweeps import Substitution, substitution
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.windows import Windows, alike
 

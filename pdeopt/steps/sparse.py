@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from petsc4py import PETSc
+from scipy.sparse import get_index_dtype
 from torch import Tensor
 
 from pdeopt.core.arrays import Array, index_array
@@ -333,14 +334,19 @@ def serial_aij(csr: sp.csr_matrix) -> PETSc.Mat:
 
 def block_diagonal(matrix: StepMatrix, batch: int | None = None, lag: int = 0) -> sp.csr_matrix:
     """The matrix with block (i, i - lag) = that of step i, for `batch` steps."""
-    (n, m), pattern = matrix.shape, matrix.sparsity
     batch = len(matrix.values) if batch is None else batch
-    i = np.arange(lag, batch)[:, None]
-    counts = np.zeros(batch * n + 1, dtype=np.int64)
-    counts[lag * n + 1 :] = np.tile(np.diff(pattern.csr.indptr), batch - lag)
     values = matrix.values.expand(batch, -1)[lag:].detach().numpy().ravel()
-    indices = ((i - lag) * m + pattern.cols).ravel()
-    return sp.csr_matrix((values, indices, np.cumsum(counts)), shape=(batch * n, batch * m))
+    places = _block_pattern(matrix.sparsity, batch, lag)
+    return sp.csr_matrix((values, *places), shape=(batch * matrix.shape[0], batch * matrix.shape[1]))
+
+
+@lru_cache(maxsize=16)
+def _block_pattern(pattern: Sparsity, batch: int, lag: int) -> tuple[Array, Array]:
+    """Columns and row starts of a block diagonal matrix."""
+    (n, m), kind = pattern.shape, get_index_dtype(maxval=batch * max(*pattern.shape, pattern.nnz))  # as SciPy chooses
+    i = np.arange(batch - lag)[:, None]
+    columns, ends = i * m + pattern.cols, i * pattern.nnz + pattern.csr.indptr[1:]
+    return columns.ravel().astype(kind), np.r_[np.zeros(lag * n + 1), ends.ravel()].astype(kind)
 
 
 class StepPattern:
@@ -358,9 +364,8 @@ class StepPattern:
         InputError: shapes that do not belong together.
 
     Example:
-        >>> n = 100
-        >>> banded, square = Sparsity.banded(n), Sparsity.empty(3 * n, 3 * n)
-        >>> pattern = StepPattern(banded, banded, np.eye(n), square)          # a linear step
+        >>> n, banded = 100, Sparsity.banded(100)
+        >>> pattern = StepPattern(banded, banded, np.eye(n), Sparsity.empty(3 * n, 3 * n))  # a linear step
     """
 
     def __init__(self, A: Any, B: Any, C: Any, W: Any) -> None:
@@ -378,12 +383,14 @@ class StepPattern:
 
     def split(self, values: Tensor) -> dict[str, StepMatrix]:
         """The blocks A, B and C from values on the stacked pattern, (batch, jacobian.nnz)."""
-        return {name: StepMatrix(getattr(self, name), values[:, mask]) for name, mask in self._masks.items()}
+        return {k: StepMatrix(getattr(self, k), values.index_select(1, part)) for k, part in self._entries.items()}
 
     @cached_property
-    def _masks(self) -> dict[str, Tensor]:
-        cols, n = torch.from_numpy(self.jacobian.cols), self.A.shape[0]
-        return {"B": cols < n, "A": (cols >= n) & (cols < 2 * n), "C": cols >= 2 * n}
+    def _entries(self) -> dict[str, Tensor]:
+        """Those of each block in the stacked pattern."""
+        cols, n = self.jacobian.cols, self.A.shape[0]
+        masks = {"B": cols < n, "A": (cols >= n) & (cols < 2 * n), "C": cols >= 2 * n}
+        return {name: torch.from_numpy(np.flatnonzero(mask)) for name, mask in masks.items()}
 
     @classmethod
     def from_dense(cls, J: Tensor, H: Tensor, state_dim: int) -> StepPattern:

@@ -175,6 +175,58 @@ class StepKrylov:
         return self._solvers[transpose]
 
 
+class StagedSubstitution:
+    """Substitution over windows of steps, A_i x_i + B_i x_{i-1} = r_i with x = 0 before each, by any solver of a step.
+
+    The first steps of all windows at once, then the second, ...
+
+    Args:
+        A, B: the matrices.
+        batch: steps.
+        starts: rows at which a window starts, the first of them 0; None for one window.
+    """
+
+    def __init__(self, A: StepMatrix, B: StepMatrix, batch: int, starts: Array | None = None) -> None:
+        self._A, self._B, self._batch = A, B, batch
+        starts = np.zeros(1, dtype=np.int64) if starts is None else starts
+        lengths = np.diff(np.r_[starts, batch])
+        #: the rows of each stage
+        self._stages = [_regular(starts[lengths > k] + k) for k in range(int(lengths.max()))]
+        unlike = self._stages[:1] if A.is_constant else self._stages
+        self._solvers = [step_solver(A[rows]) for rows in unlike]
+
+    def _solver(self, stage: int) -> StepSolver:
+        return self._solvers[0 if self._A.is_constant else stage]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """x for the right-hand sides r, both (batch, n)."""
+        known, x = rows.clone(), torch.empty_like(rows)
+        for k, now in enumerate(self._stages):
+            if k:
+                known[now] -= self._B[now](x[_before(now)])
+            x[now] = self._solver(k).solve(known[now])
+        return x
+
+    def backward(self, rows: Tensor) -> Tensor:
+        """x with A_i'x_i + B_{i+1}'x_{i+1} = r_i in each window, x = 0 after it."""
+        known, x = rows.clone(), torch.empty_like(rows)
+        for k, now in reversed(list(enumerate(self._stages))):
+            x[now] = self._solver(k).solve(known[now], transpose=True)
+            if k:
+                known[_before(now)] -= self._B[now].transpose(x[now])
+        return x
+
+
+def _regular(rows: Array) -> slice | Array:
+    """Equally spaced rows as a slice, which makes a view and no copy."""
+    space = rows[1] - rows[0] if len(rows) > 1 else 1
+    return slice(int(rows[0]), int(rows[-1]) + 1, int(space)) if (np.diff(rows) == space).all() else rows
+
+
+def _before(rows: slice | Array) -> slice | Array:
+    return slice(rows.start - 1, rows.stop - 1, rows.step) if isinstance(rows, slice) else rows - 1
+
+
 def _apply(factor: PETSc.Mat, right: Array) -> Array:
     """PETSc's factors applied to rows, (batch, n) and C-contiguous."""
     left = np.empty_like(right)

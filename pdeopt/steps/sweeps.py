@@ -7,9 +7,10 @@ guess is its triangular solve: one call runs through a chunk of steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,11 +18,11 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.core.arrays import Array, index_array
+from pdeopt.core.arrays import Array, destroyed_with, index_array
 from pdeopt.core.settings import read
 from pdeopt.steps.bands import NARROW_BAND, BandFactor, band_of, minimum_degree, require_finite
 from pdeopt.steps.sparse import Sparsity, StepMatrix, block_diagonal
-from pdeopt.steps.stepsolve import StepSettings, StepSolver, step_solver, superlu
+from pdeopt.steps.stepsolve import StagedSubstitution, StepSettings, superlu
 
 #: A pivot is exchanged only for one that is larger by the inverse of this.
 PIVOT_THRESHOLD = 2.0**-10
@@ -29,6 +30,11 @@ PIVOT_THRESHOLD = 2.0**-10
 #: Entries of a chunk's triangle: of steps that are alike, so that it stays in the cache of a core; of others, so that a
 #: call of Python costs nothing beside it.
 LIKE_ENTRIES, UNLIKE_ENTRIES = 1 << 15, 1 << 18
+
+#: As many sweeps with matrices of which there are many, as of Newton's method, write their values into shared memory.
+FEW_SWEEPS = 4
+
+NUMBERS = count()
 
 #: Rows and columns of entries, and where their values stand in an array.
 Entries = tuple[Array, Array, Array]
@@ -68,6 +74,8 @@ class TriangleLayout:
         rows, cols, source = (np.concatenate(each) for each in zip(*parts))
         self._forward = self._sorted(rows, cols, source)
         self._entries = rows, cols, source
+        self._shared: dict[bool, tuple[PETSc.Mat, Array, object]] = {}
+        self._owned = destroyed_with(self, [])
 
     @cached_property
     def _backward(self) -> tuple[Array, Array, Array]:
@@ -80,13 +88,30 @@ class TriangleLayout:
         return index_array(starts), index_array(cols[order]), source[order]
 
     def matrix(self, values: Array, transpose: bool) -> PETSc.Mat:
-        """The triangle, or its transpose, on the memory of new values and of this layout's indices."""
+        """The triangle, or its transpose, a new one."""
+        return self._create(values, transpose)[0]
+
+    def shared(self, owner: object, values: Callable[[], Array], transpose: bool) -> PETSc.Mat:
+        """The triangle, or its transpose, in a matrix that others use, too: their values in it are written over."""
+        if transpose not in self._shared:
+            self._shared[transpose] = (*self._create(values(), transpose), owner)
+            self._owned.append(self._shared[transpose][0])
+        matrix, entries, last = self._shared[transpose]
+        if last != owner:
+            np.take(values(), (self._backward if transpose else self._forward)[2], out=entries)
+            matrix.assemble()  # PETSc keeps inverses of the diagonal
+            self._shared[transpose] = matrix, entries, owner
+        return matrix
+
+    def _create(self, values: Array, transpose: bool) -> tuple[PETSc.Mat, Array]:
+        """On the memory of new entries and of this layout's indices."""
         starts, columns, source = self._backward if transpose else self._forward
-        csr = (starts, columns, np.take(values, source))
+        entries = np.take(values, source)
+        csr = (starts, columns, entries)
         matrix = PETSc.Mat().createAIJWithArrays((self.size, self.size), csr, comm=PETSc.COMM_SELF)
         matrix.setOption(PETSc.Mat.Option.USE_INODES, False)
         matrix.assemble()
-        return matrix
+        return matrix, entries
 
 
 def repeated(entries: Entries, n: int, steps: int, stride: int) -> Entries:
@@ -96,7 +121,7 @@ def repeated(entries: Entries, n: int, steps: int, stride: int) -> Entries:
     return (i * n + rows).ravel(), (i * n + cols).ravel(), (i * stride + source).ravel()
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def band_layout(A: Sparsity, B: Sparsity, steps: int, alike: bool) -> TriangleLayout:
     """The layout for values (bands of the factors, B) of steps with these patterns, or of one step for all."""
     n, width, place = A.shape[0], band_of(A).width, band_of(A).places
@@ -125,16 +150,24 @@ class BandTriangles:
 
     def __init__(self, factor: BandFactor, A: StepMatrix, B: StepMatrix) -> None:
         self._bands, self._A, self._B = factor.bands, A, B
-        self.rows = self.columns = factor.band.order[None]
+        self.rows = self.columns = None if factor.band.is_natural else factor.band.order[None]
         self.entries = (2 * factor.band.width + 3) * A.shape[0] + B.sparsity.nnz
 
     def matrix(self, steps: slice, transpose: bool) -> PETSc.Mat:
-        """That of some steps."""
-        alike, length = self._A.is_constant, steps.stop - steps.start
-        layout = band_layout(self._A.sparsity, self._B.sparsity, length, alike)
-        bands = self._bands if alike else self._bands[:, steps]
-        below = self._B.values[steps].numpy() if not alike else self._B.values.numpy()
-        return layout.matrix(np.r_[bands.ravel(), below.ravel(), 1.0, -1.0], transpose)
+        """That of some steps, a new one."""
+        return self._layout(steps).matrix(self._values(steps), transpose)
+
+    def shared(self, owner: object, steps: slice, transpose: bool) -> PETSc.Mat:
+        """That of some steps, until another owner asks for one."""
+        return self._layout(steps).shared((owner, steps.start), lambda: self._values(steps), transpose)
+
+    def _layout(self, steps: slice) -> TriangleLayout:
+        return band_layout(self._A.sparsity, self._B.sparsity, steps.stop - steps.start, self._A.is_constant)
+
+    def _values(self, steps: slice) -> Array:
+        each = slice(0, 1) if self._A.is_constant else steps
+        parts = self._bands[:, each].ravel(), self._B.values[each].numpy().ravel(), [1.0, -1.0]
+        return np.concatenate(parts)
 
 
 class SparseTriangles:
@@ -213,7 +246,8 @@ class Substitution:
         most = (LIKE_ENTRIES if self._alike else UNLIKE_ENTRIES) // self._triangles.entries
         self._chunks = [chunk for window in zip(starts, [*starts[1:], batch]) for chunk in chunks(*window, most)]
         self._matrices: dict[tuple[int, int, bool], PETSc.Mat] = {}
-        self._work: dict[int, Work] = {}
+        self._work, self._owned = dict[int, Work](), destroyed_with(self, [])
+        self._number, self._calls, self._few = next(NUMBERS), 0, FEW_SWEEPS * len(self._chunks)
 
     def forward(self, rows: Tensor) -> Tensor:
         """x for the right-hand sides r, both (batch, n)."""
@@ -251,15 +285,14 @@ class Substitution:
 
     def _matrix(self, chunk: Stretch, transpose: bool) -> PETSc.Mat:
         length = chunk.end - chunk.begin
-        key = (0 if self._alike else chunk.begin, length, transpose)
+        key, steps = (0 if self._alike else chunk.begin, length, transpose), slice(chunk.begin, chunk.end)
         if key not in self._matrices:
-            self._matrices[key] = self._triangles.matrix(slice(chunk.begin, chunk.end), transpose)
+            self._calls += 1
+            if not self._alike and isinstance(self._triangles, BandTriangles) and self._calls <= self._few:
+                return self._triangles.shared(self._number, steps, transpose)
+            self._matrices[key] = self._triangles.matrix(steps, transpose)
+            self._owned.append(self._matrices[key])
         return self._matrices[key]
-
-    def __del__(self) -> None:
-        if not PETSc.Sys.isFinalized():  # petsc4py would only queue them
-            for matrix in getattr(self, "_matrices", {}).values():
-                matrix.destroy()
 
 
 class Work:
@@ -271,12 +304,8 @@ class Work:
     def __init__(self, n: int, steps: int) -> None:
         self.right, self.left = np.zeros((2, 1 + steps, 2, n))
         vectors = (array.reshape(-1)[n:] for array in (self.right, self.left))
-        self.vectors = [PETSc.Vec().createWithArray(vector, comm=PETSc.COMM_SELF) for vector in vectors]
-
-    def __del__(self) -> None:
-        if not PETSc.Sys.isFinalized():
-            for vector in self.vectors:
-                vector.destroy()
+        made = [PETSc.Vec().createWithArray(vector, comm=PETSc.COMM_SELF) for vector in vectors]
+        self.vectors = destroyed_with(self, made)
 
 
 def triangles(A: StepMatrix, B: StepMatrix) -> BandTriangles | SparseTriangles:
@@ -295,25 +324,23 @@ def chunks(begin: int, end: int, most: int) -> list[Stretch]:
     return [Stretch(a, b, a == begin) for a, b in pairwise(ends)]
 
 
-def taken(rows: Array, order: Array) -> Array:
-    """Each row in an order, (batch or 1, n)."""
-    if len(order) > 1:
-        return np.take_along_axis(rows, order, axis=1)
-    return rows if is_sorted(order) else rows[:, order[0]]
+def taken(rows: Array, order: Array | None) -> Array:
+    """Each row in an order, (batch or 1, n); None for its own."""
+    if order is None:
+        return rows
+    return rows[:, order[0]] if len(order) == 1 else np.take_along_axis(rows, order, axis=1)
 
 
-def put(rows: Array, order: Array) -> Array:
+def put(rows: Array, order: Array | None) -> Array:
     """The inverse of `taken`."""
-    if len(order) == 1 and is_sorted(order):
+    if order is None:
         return rows
     out = np.empty_like(rows)
-    np.put_along_axis(out, np.broadcast_to(order, rows.shape), rows, axis=1)
+    if len(order) > 1:
+        np.put_along_axis(out, order, rows, axis=1)
+    else:
+        out[:, order[0]] = rows
     return out
-
-
-def is_sorted(order: Array) -> bool:
-    """Whether the order of the first step, which stands for all, changes nothing."""
-    return bool((np.diff(order[0]) > 0).all())
 
 
 def spread(matrix: StepMatrix, batch: int) -> StepMatrix:
@@ -328,58 +355,6 @@ def cut(B: StepMatrix, starts: Array) -> StepMatrix:
     values = B.values.clone()
     values[starts] = 0.0
     return StepMatrix(B.sparsity, values)
-
-
-class StagedSubstitution:
-    """`Substitution` step by step, for all windows at once: the first steps of all windows, the second, ...
-
-    A constant A is factored once. Takes any solver of a step, see `StepSettings`.
-
-    Args:
-        A, B: the matrices.
-        batch: steps.
-        starts: rows at which a window starts, the first of them 0; None for one window.
-    """
-
-    def __init__(self, A: StepMatrix, B: StepMatrix, batch: int, starts: Array | None = None) -> None:
-        self._A, self._B, self._batch = A, B, batch
-        starts = np.zeros(1, dtype=np.int64) if starts is None else starts
-        lengths = np.diff(np.r_[starts, batch])
-        #: the rows of each stage
-        self._stages = [_regular(starts[lengths > k] + k) for k in range(int(lengths.max()))]
-        unlike = self._stages[:1] if A.is_constant else self._stages
-        self._solvers = [step_solver(A[rows]) for rows in unlike]
-
-    def _solver(self, stage: int) -> StepSolver:
-        return self._solvers[0 if self._A.is_constant else stage]
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """x for the right-hand sides r, both (batch, n)."""
-        known, x = rows.clone(), torch.empty_like(rows)
-        for k, now in enumerate(self._stages):
-            if k:
-                known[now] -= self._B[now](x[_before(now)])
-            x[now] = self._solver(k).solve(known[now])
-        return x
-
-    def backward(self, rows: Tensor) -> Tensor:
-        """x with A_i'x_i + B_{i+1}'x_{i+1} = r_i in each window, x = 0 after it."""
-        known, x = rows.clone(), torch.empty_like(rows)
-        for k, now in reversed(list(enumerate(self._stages))):
-            x[now] = self._solver(k).solve(known[now], transpose=True)
-            if k:
-                known[_before(now)] -= self._B[now].transpose(x[now])
-        return x
-
-
-def _regular(rows: Array) -> slice | Array:
-    """Equally spaced rows as a slice, which makes a view and no copy."""
-    space = rows[1] - rows[0] if len(rows) > 1 else 1
-    return slice(int(rows[0]), int(rows[-1]) + 1, int(space)) if (np.diff(rows) == space).all() else rows
-
-
-def _before(rows: slice | Array) -> slice | Array:
-    return slice(rows.start - 1, rows.stop - 1, rows.step) if isinstance(rows, slice) else rows - 1
 
 
 def substitution(

@@ -52,6 +52,13 @@ class Steps:
         return self.t_new - self.t_old
 
     @property
+    def lengths(self) -> Tensor:
+        """`dt`, or its mean, (1,), where all steps are equal to the rounding of the times: for matrices of steps."""
+        dt = self.dt
+        rounding = 4 * torch.finfo(dt.dtype).eps * self.t_new.abs().amax()
+        return dt.mean().reshape(1) if dt.amax() - dt.amin() <= rounding else dt
+
+    @property
     def t_mid(self) -> Tensor:
         """Midpoints of the steps, shape (batch,)."""
         return 0.5 * (self.t_old + self.t_new)

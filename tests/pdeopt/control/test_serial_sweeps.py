@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch.func import jacfwd
 
-from pdeopt.control.serial_sweeps import march, substitute_backward, substitute_forward
+from pdeopt.control.serial_sweeps import substitute_backward, substitute_forward
 from pdeopt.core.errors import SolveFailure
 from tests.helpers import examples
 from tests.helpers.oracle import Oracle
-from tests.helpers.support import entries, random_design
+from tests.helpers.support import entries
 
 
 def setting(name, seed=0):
@@ -39,16 +39,6 @@ def test_forward_and_backward_are_adjoint(name):
     w = r.flip(0) + 1
     x, y = substitute_forward(problem.grid, jacobian, r), substitute_backward(problem.grid, jacobian, w)
     assert abs(float((x * w).sum() - (r * y).sum())) <= 1e-12 * float(x.norm() * w.norm() + r.norm() * y.norm())
-
-
-@pytest.mark.parametrize("name", examples.EXAMPLES)
-def test_marching_and_newton_over_all_steps_find_the_same_state(name):
-    problem = examples.EXAMPLES[name]()
-    design = random_design(problem, 2, 0.5)
-    z, p = problem.layout.design_fields(design)
-    steps = problem.grid.steps.with_parameters(p)
-    marched = march(problem.grid, problem.constraint, problem.constraint.initial_state(p), problem.controls(z), steps)
-    assert torch.allclose(entries(problem.solve_state(design)), marched.ravel(), rtol=1e-11, atol=1e-12)
 
 
 def test_a_singular_step_is_a_solve_failure():

@@ -8,7 +8,8 @@ import pdeopt.steps.sweeps as room
 from pdeopt.core.errors import StepFailure
 from pdeopt.steps.bands import BandFactor, band_of
 from pdeopt.steps.sparse import Sparsity, StepMatrix, block_diagonal
-from pdeopt.steps.sweeps import BandTriangles, SparseTriangles, StagedSubstitution, Substitution, substitution
+from pdeopt.steps.stepsolve import StagedSubstitution
+from pdeopt.steps.sweeps import BandTriangles, SparseTriangles, Substitution, substitution
 from tests.helpers.matrices import coupled, densify, heat_steps, randn, random_pattern, random_steps
 
 
@@ -93,6 +94,16 @@ def test_one_of_the_matrices_may_be_the_same_in_all_steps(vary):
     A = random_steps(Sparsity.banded(4), 3 if vary == "A" else 1, shift=4.0)
     B = random_steps(random_pattern(4, 4, 0.5, 2), 3 if vary == "B" else 1, seed=5)
     assert_solves(Substitution(A, B, 3), A, B, 3)
+
+
+def test_sweeps_share_memory_and_not_values():
+    B, r = random_steps(Sparsity.banded(6), 1, seed=5), randn(4, 6)
+    matrices = [random_steps(Sparsity.banded(6), 4, seed, shift=4.0) for seed in range(2)]
+    sweeps = [Substitution(A, B, 4) for A in matrices]
+    for _ in range(room.FEW_SWEEPS):  # by turns; in the end each has its own
+        for A, each in zip(matrices, sweeps):
+            assert_solves(each, A, B, 4)
+    assert all(each._matrices for each in sweeps) and not torch.equal(*(each.forward(r) for each in sweeps))
 
 
 def test_layouts_are_kept_and_values_are_not():
