@@ -113,6 +113,11 @@ class RieszMetric:
         u, z, p = self.problem.fields(x)
         return self.problem.layout.pack(out, self.state.multiply(u), self.design.multiply(z), self.of_parameters(p))
 
+    def design_primal(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out = diag(0, R_d) x: R of the design variables alone."""
+        u, z, p = self.problem.fields(x)
+        return self.problem.layout.pack(out, torch.zeros_like(u), self.design.multiply(z), self.of_parameters(p))
+
     def primal_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R^-1 g: the Riesz representative of a gradient."""
         u, z, p = self.problem.fields(g)

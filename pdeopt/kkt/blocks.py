@@ -91,13 +91,13 @@ class KKTBlocks:
             )
         state, control = metric.state, metric.control
         W_pp = metric.parameters.multiply(torch.eye(problem.param_dim, dtype=torch.float64))
-        is_exact = True
-        if operator.hessian != "metric":
+        is_exact = operator.hessian != "design"
+        if not operator.is_metric:
             state, control = problem.objective.hessian_blocks(lin.u, lin.z_step, lin.steps)
             seen = _seen(problem.grid, state, metric.state, _control_price(operator, control))
             state, is_exact = seen.agreed(problem.grid), seen is state
             control = control.agreed(problem.grid)
-            W_pp = _parameter_hessian(operator)
+            W_pp = parameter_hessian(operator)
         A, B, C = (jacobian.blocks[name] for name in "ABC")
         F_p = _parameter_columns(operator) if problem.param_dim else None
         whole = None if operator.fixed is None else (C, control)
@@ -275,7 +275,7 @@ def _freed_parameters(operator: KKTOperator, F_p: Tensor | None, W_pp: Tensor) -
     return free[:, None, None] * F_p, free[:, None] * W_pp * free + torch.diag(operator.pin * fixed)
 
 
-def _parameter_hessian(operator: KKTOperator) -> Tensor:
+def parameter_hessian(operator: KKTOperator) -> Tensor:
     """W_pp, made positive where the objective does not see p. Collective."""
     lin, problem = operator.lin, operator.problem
     columns = [lin.parameter_column(None, dp)[3] for dp in torch.eye(problem.param_dim, dtype=torch.float64)]

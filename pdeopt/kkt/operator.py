@@ -1,7 +1,8 @@
 """The KKT operator [W J'; J 0] over [u | z | p | lam]: matrix-free, and assembled from the same problem.
 
 With W = R, the Riesz metric, it is the augmented system of composite-step methods: positive definite in
-the first block whatever the objective, also for a loss on the last state alone.
+the first block whatever the objective, also for a loss on the last state alone. With W = diag(0, R_d), R in the design
+variables alone, it is that of the metric which counts the design only: one sweep back and one forward in time solve it.
 
 Controls and parameters may be fixed, as those at an active bound are: their rows and columns become those of a small
 multiple of the identity, so small that sums over windows of steps, as of coarser grids, are those of the free controls.
@@ -26,7 +27,7 @@ from pdeopt.kkt.assembly import KKTAssembly, require_pattern
 from pdeopt.kkt.layout import KKTLayout
 from pdeopt.steps.sparse import Sparsity, StepMatrix
 
-Hessian = Literal["metric", "full", "gauss-newton"]
+Hessian = Literal["metric", "design", "full", "gauss-newton"]
 
 #: The diagonal entry of a fixed design variable, relative to the mean lumped form of a control.
 FIXED_DIAGONAL = 1e-3
@@ -37,7 +38,7 @@ class KKTOperator:
 
     Args:
         metric: the Riesz metric of the problem.
-        hessian: which W: "metric" R, "full" L'' or "gauss-newton" J'' alone.
+        hessian: which W: "metric" R, "design" R without states, "full" L'' or "gauss-newton" J'' alone.
 
     Attributes:
         layout: global numbers of the unknowns.
@@ -64,6 +65,11 @@ class KKTOperator:
         self._assembly: KKTAssembly | None = None
         self._assembled: PETSc.Mat | None = None
 
+    @property
+    def is_metric(self) -> bool:
+        """Whether W is a metric, not a Hessian."""
+        return self.hessian in ("metric", "design")
+
     def set_point(self, lin: Linearization, lam: PETSc.Vec | None = None, fixed: Tensor | None = None) -> None:
         """Move to a linearization. Collective.
 
@@ -85,7 +91,7 @@ class KKTOperator:
         has_controls = float(self.problem.grid.max(torch.tensor(float(layout.control_size)))) > 0
         z, p = torch.full_like(z, float(has_controls)), torch.full_like(p, float(not has_controls))
         ones = layout.pack(self._x, torch.zeros_like(u), z, p)
-        size = 0.0 if self.hessian == "metric" else ones.dot(self.lin.hvp(None, ones, self._w))
+        size = 0.0 if self.is_metric else ones.dot(self.lin.hvp(None, ones, self._w))
         if not size > 0:
             size = self.problem.split(ones)[1].dot(self.metric.design_lumped())
         return float(size / ones.dot(ones))
@@ -117,6 +123,8 @@ class KKTOperator:
         """out = W x, whatever is fixed."""
         if self.hessian == "metric":
             return self.metric.primal(x, out)
+        if self.hessian == "design":
+            return self.metric.design_primal(x, out)
         return self.lin.hvp(self.lam, x, out)
 
     def shell(self) -> PETSc.Mat:
@@ -138,7 +146,7 @@ class KKTOperator:
         if self._assembly is None:
             self._assembly = KKTAssembly(self.problem, self._sparsity())
         lam = None if self.lam is None else copy(self.lam).reshape(-1, self.problem.n)
-        values = self._metric_values() if self.hessian == "metric" else self._hessian_values(lam)
+        values = self._metric_values() if self.is_metric else self._hessian_values(lam)
         columns = [self._parameter_column(lam, dp) for dp in torch.eye(self.problem.param_dim, dtype=torch.float64)]
         self._assembled = self._assembly.matrix(self.lin, values, columns, self._assembled)
         if self.fixed is not None:
@@ -163,7 +171,7 @@ class KKTOperator:
         """The pattern of a step's W over [u_old | u_new | z]."""
         problem, n, m = self.problem, self.problem.n, self.problem.m
         nothing = sp.csr_matrix((n, n))
-        if self.hessian == "metric":
+        if self.is_metric:
             return Sparsity(sp.block_diag([nothing, *(mass.sparsity.csr for mass in self._masses)]))
         p = torch.randn(problem.param_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         samples = problem.grid.samples().with_parameters(p)
@@ -173,11 +181,14 @@ class KKTOperator:
         return total | require_pattern(problem).W if self.hessian == "full" else total
 
     def _metric_values(self) -> Tensor:
-        return self.lin.steps.dt[:, None] * torch.cat([mass.values[0] for mass in self._masses])
+        state, control = (mass.values[0] for mass in self._masses)
+        if self.hessian == "design":
+            state = torch.zeros_like(state)
+        return self.lin.steps.dt[:, None] * torch.cat([state, control])
 
     def _parameter_column(self, lam: Tensor | None, dp: Tensor) -> tuple[Tensor, ...]:
         column = self.lin.parameter_column(lam, dp)
-        if self.hessian != "metric":
+        if not self.is_metric:
             return column
         first = self.problem.grid.is_first  # R in p is counted once
         return *(torch.zeros_like(part) for part in column[:3]), self.metric.of_parameters(dp) * float(first), column[4]

@@ -3,6 +3,11 @@ from pdeopt.precond.base import Preconditioner as Preconditioner
 
 # Preconditioners of KKT matrices.
 from pdeopt.precond.wathen import WathenPC as WathenPC, WathenSettings as WathenSettings
+from pdeopt.precond.reduced import (
+    ControlBlock as ControlBlock,
+    ReducedHessian as ReducedHessian,
+    ReducedPC as ReducedPC,
+)
 from pdeopt.precond.blockjacobi import (
     BlockJacobiSettings as BlockJacobiSettings,
     TimeBlockJacobi as TimeBlockJacobi,

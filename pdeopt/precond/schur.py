@@ -148,7 +148,7 @@ class ExactSchur(Preconditioner):
 
     def update(self, pc: PETSc.PC) -> None:
         given = self._given
-        operator = KKTOperator(given.metric, "metric" if given.hessian == "metric" else "gauss-newton")
+        operator = KKTOperator(given.metric, given.hessian if given.is_metric else "gauss-newton")
         operator.set_point(given.lin, fixed=given.fixed)
         self._ksp = factor_kkt(operator)
         self.own(operator.free, self._ksp.destroy)

@@ -24,6 +24,7 @@ from pdeopt.control.propagator import Propagator, PropagatorSettings
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
+from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.precond.blockjacobi import TimeBlockJacobi
 from pdeopt.precond.matching import matched_shift
 from pdeopt.precond.operator import BlockOperator
@@ -345,7 +346,28 @@ def timemg():
             fails_everywhere(BlockOperator(spoil(operator, kind)), WathenPC, kind)
 
 
-PARTS = [timegrid, propagator, windows, innerproduct, mgrit, transfer, blocks, wathen, blockjacobi, timemg]
+def reduced():
+    """The reduced Hessian and the iterations of conjugate gradients on it."""
+    for make in (*PROBLEMS, lambda comm: examples.dense(nodal=True, num_steps=9, comm=comm)):
+        solutions = []
+        for comm in (None, MPI.COMM_SELF):
+            problem = make(comm)
+            lin = problem.at(problem.create_primal())
+            kkt = KKTSolver(RieszMetric(problem), "gauss-newton", "test_", "reduced")
+            kkt.set_point(lin)
+            x, lam = kkt.solve_blocks(lin.gradient, lin.residual, 1e-8)
+            u, _, p = problem.fields(x)
+            rows = u, problem.layout.rows(lam)
+            solutions.append((*(map(gathered, rows) if comm is None else rows), p, kkt.take_iterations()))
+            kkt.destroy()
+        *found, its = solutions[0]
+        *expected, alone = solutions[1]
+        assert alone > 0 and abs(its - alone) <= 1, (its, alone)
+        for each, other in zip(found, expected):
+            assert not len(other) or (each - other).abs().max() <= 1e-8 * other.abs().max()
+
+
+PARTS = [timegrid, propagator, windows, innerproduct, mgrit, transfer, blocks, wathen, blockjacobi, timemg, reduced]
 
 if __name__ == "__main__":
     for part in PARTS:

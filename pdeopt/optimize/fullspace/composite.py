@@ -2,9 +2,11 @@
 
 M. Heinkenschloss, D. Ridzal, A Matrix-Free Trust-Region SQP Method for Equality Constrained Optimization,
 SIAM J. Optim. 24 (2014) 1507-1541. Symbols as there: quasi-normal step n, tangential step t, radius Delta,
-multiplier lam, penalty rho. Every linear system is an augmented system [R F'^T; F' 0] with the Riesz
-metric R, solved to a tolerance relative to its right-hand side which the algorithm tightens where the
-predicted reductions disagree (rpred); norms are those of the metric.
+multiplier lam, penalty rho. Every linear system is an augmented system [R F'^T; F' 0], solved to a tolerance relative
+to its right-hand side which the algorithm tightens where the predicted reductions disagree (rpred). R is the Riesz
+metric, whose norms are meant everywhere, or its part R_d of the design variables alone: a projection into ker F', of
+which [-F_u^-1 F_d; I] is a basis, is then exact after a sweep back and one forward in time, n moves the states alone,
+and lam is the adjoint.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from pdeopt.control.problem import ControlProblem
 from pdeopt.core.errors import SolveFailure
 from pdeopt.core.monitor import Reason, Record
 from pdeopt.core.settings import Settings, setting
-from pdeopt.optimize.fullspace.kktsolver import KKTSolver
+from pdeopt.kkt.operator import Hessian
+from pdeopt.optimize.fullspace.kktsolver import KKTSolver, solves_by_sweeps
 from pdeopt.optimize.fullspace.method import FullSpaceMethod
 from pdeopt.optimize.fullspace.quadraticmodel import QuadraticModel, Tangential
 from pdeopt.optimize.parts.trustregion import TrustRegion
@@ -42,6 +45,12 @@ class CompositeSettings(Settings, prefix="sqp_"):
     )
     cg_max_it: int = setting(20, "largest number of projected CG iterations in a tangential step", at_least=1)
     cg_rtol: float = setting(1e-2, "relative tolerance of projected CG in a tangential step", above=0, at_most=1)
+    augmented: str = setting(
+        "auto",
+        "metric of the augmented systems: of states and design, or of the design alone, whose projections are two "
+        "sweeps over time; auto is the latter where KKT systems are solved by sweeps (reduced)",
+        choices=("auto", "metric", "design"),
+    )
     multiplier_rtol: float = setting(1e-3, "relative tolerance of the multiplier's linear solves", above=0, at_most=1)
     normal_rtol: float = setting(
         1e-3, "relative tolerance of the quasi-normal step's linear solves", above=0, at_most=1
@@ -86,7 +95,11 @@ class CompositeStep(FullSpaceMethod):
         self.trust = TrustRegion(settings.radius)
         self.penalty = self._least_penalty = settings.penalty * max(abs(self.lin.value), 1e-8)
         # The trial point has a system of its own, which becomes the current one when a step is taken.
-        self._system, self._spare = (KKTSolver(self.metric, "metric", outer, "auto", kkt) for _ in range(2))
+        of_design = settings.augmented == "design" or (
+            settings.augmented == "auto" and solves_by_sweeps(problem, outer, kkt or {})
+        )
+        R: Hessian = "design" if of_design else "metric"
+        self._system, self._spare = (KKTSolver(self.metric, R, outer, "auto", kkt) for _ in range(2))
         self._prepared = self._restored = False
         self._non_finite = 0
         self._note = ""
@@ -125,7 +138,7 @@ class CompositeStep(FullSpaceMethod):
         self._take(trial, trial_lam)
         return Reason.ITERATING
 
-    def memory(self) -> dict[str, float]:
+    def memory(self) -> dict[str, Any]:
         """What a restart needs beside x and lam."""
         return {
             "radius": self.trust.radius,
@@ -134,19 +147,17 @@ class CompositeStep(FullSpaceMethod):
             "restored": float(self._restored),
             "prepared": float(self._prepared),
             "non_finite": float(self._non_finite),
-            "factored": float(self._system.settings.precond == "direct"),
-            "spare_factored": float(self._spare.settings.precond == "direct"),
+            "ways": [self._system.choice.stage, self._spare.choice.stage],
         }
 
-    def recall(self, memory: dict[str, float]) -> None:
+    def recall(self, memory: dict[str, Any]) -> None:
         """Go on from the `memory` of an earlier run."""
         self.trust = replace(self.trust, radius=memory["radius"])
         self.penalty, self._least_penalty = memory["penalty"], memory["least_penalty"]
         self._restored, self._prepared = bool(memory["restored"]), bool(memory["prepared"])
         self._non_finite = int(memory["non_finite"])
-        for system, name in ((self._system, "factored"), (self._spare, "spare_factored")):
-            if memory[name] and system.settings.precond == "auto":
-                system.factor_instead()
+        for system, stage in zip((self._system, self._spare), memory["ways"]):
+            system.choice.resume(stage)
         if self._prepared:  # the multiplier is already corrected
             self._system.set_point(self.lin)
 

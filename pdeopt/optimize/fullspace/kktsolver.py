@@ -1,14 +1,16 @@
 """Solving with a KKT operator by PETSc, to a tolerance in the problem's own norms.
 
-`-{prefix}precond` chooses between factors of the assembled matrix (`precond/direct.py`) and flexible GMRES with
-one of the preconditioners of `precond/`; any other solver of PETSc by `-{prefix}ksp_type` and `-{prefix}pc_type`.
+`-{prefix}precond` chooses between factors of the assembled matrix (`precond/direct.py`), conjugate gradients on the
+reduced Hessian (`precond/reduced.py`) and flexible GMRES with one of the other preconditioners of `precond/`; any other
+solver of PETSc by `-{prefix}ksp_type` and `-{prefix}pc_type`.
 `-{prefix}form coupled` solves the system with explicit continuity between windows of steps (`coupled.py`) instead.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from petsc4py import PETSc
@@ -22,9 +24,11 @@ from pdeopt.core.monitor import logged
 from pdeopt.core.settings import Settings, read_inner, setting
 from pdeopt.kkt.coupled import CoupledKKT
 from pdeopt.kkt.operator import Hessian, KKTOperator
+from pdeopt.optimize.fullspace.kktchoice import OPEN, Choice, Stage
 from pdeopt.precond.base import Preconditioner
 from pdeopt.precond.blockjacobi import TimeBlockJacobi
 from pdeopt.precond.direct import use_direct
+from pdeopt.precond.reduced import ReducedPC
 from pdeopt.precond.timemg import TimeMultigridPC
 from pdeopt.precond.wathen import WathenPC
 
@@ -33,6 +37,9 @@ MAX_REFINEMENTS = 5
 
 #: A relative residual that the rounding of an ill-conditioned factorization may leave: as good as it gets.
 ROUNDING_RTOL = 1e-6
+
+#: Zero, as a divisor.
+TINY = 1e-300
 
 #: INFOG(1) of MUMPS where pivots need more memory than its analysis foresaw.
 MUMPS_OUT_OF_ROOM = (-8, -9, -11, -14, -15, -17, -19, -20)
@@ -45,19 +52,19 @@ SMALL_STEP, SMALL_MATRIX = 8, 10_000
 #: How options of the preconditioner begin that "auto" takes for large problems.
 ITERATIONS = ("wathen_", "mgrit_", "timemg_")
 
-#: What `-precond` may be; "auto" is "direct" for small problems, else "wathen", and "direct" from where that fails;
-#: "none" leaves it to PETSc's options.
+#: What `-precond` may be; for "auto" see `kktchoice.py`; "none" leaves it to PETSc's options.
 PRECONDITIONERS: dict[str, type[Preconditioner] | None] = {
-    "auto": WathenPC,
+    "auto": None,
     "direct": None,
     "wathen": WathenPC,
+    "reduced": ReducedPC,
     "block_jacobi": TimeBlockJacobi,
     "multigrid": TimeMultigridPC,
     "none": None,
 }
 
-#: Krylov iterations of a solve; where they do not suffice, a preconditioner of flat counts has failed.
-MAX_ITERATIONS = {"auto": 60}
+#: Krylov iterations of a solve, and those after which a preconditioner of flat counts has failed.
+MAX_ITERATIONS, MAX_FLAT = 500, 60
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,12 @@ class KKTSettings(Settings, prefix="kkt_"):
 
     precond: str = setting(
         "direct",
-        "how KKT systems are solved: by factors of the whole matrix, by an iteration preconditioned in time, or "
-        "(auto) small ones by factors, others by wathen and from where that fails by factors",
+        "how KKT systems are solved: by factors of the whole matrix, by conjugate gradients on the reduced Hessian, by "
+        "an iteration preconditioned in time, or (auto) small ones by factors, others by reduced, by wathen from where "
+        "that takes many iterations, and by factors from where both fail",
         choices=tuple(PRECONDITIONERS),
-        reads={name: context.reads for name, context in PRECONDITIONERS.items() if context is not None},
+        reads={name: context.reads for name, context in PRECONDITIONERS.items() if context is not None}
+        | {"auto": WathenPC.reads},
     )
     mat_type: str = setting(
         "auto", "form of the KKT operator; auto assembles it for factors only", choices=("auto", "aij", "shell")
@@ -83,6 +92,16 @@ class KKTSettings(Settings, prefix="kkt_"):
         choices=("standard", "coupled"),
     )
     window: int = setting(16, "steps of a window of the coupled KKT system", at_least=1)
+
+
+def solves_by_sweeps(problem: ControlProblem, outer: str, given: Mapping[str, Any]) -> bool:
+    """Whether the options, default "auto", leave KKT systems to sweeps over time, for which W may be the metric of the
+    design alone, diag(0, R_d). Collective."""
+    own = read_inner(KKTSettings, outer, **{"precond": "auto"} | dict(given))
+    if own.form != "standard" or PETSc.Options(outer + KKTSettings.prefix).hasName("pc_type"):
+        return False
+    is_open = own.precond == "auto" and not (is_small(problem) or _asks_for_iterations())
+    return own.precond == "reduced" or is_open
 
 
 def is_small(problem: ControlProblem) -> bool:
@@ -103,8 +122,13 @@ class KKTSolver:
         metric: Riesz metric of the problem.
         hessian: which K; see `KKTOperator`.
         outer: prefix of the options, `-{outer}kkt_ksp_type`, `-{outer}kkt_pc_type`, ...
-        precond: default of `-{outer}kkt_precond` where the steps have a sparsity pattern.
+        precond: default of `-{outer}kkt_precond` where the steps have a sparsity pattern; "reduced" where not.
         given: settings of `KKTSettings` that come before these defaults; options win.
+
+    Attributes:
+        choice: the ways to solve in turn, of which there are several for "auto" alone.
+        way: the present one.
+        curves_down: whether the last solve met a direction along which the Hessian is not positive, see `solve`.
 
     Raises:
         InputError: a setting that is not legal.
@@ -122,24 +146,38 @@ class KKTSolver:
         self.outer, self.prefix, self._given = outer, outer + KKTSettings.prefix, dict(given or {})
         has_pattern = self.problem.constraint.pattern is not None
         petsc = PETSc.Options(self.prefix).hasName("pc_type")
-        self.settings = self._read(precond if has_pattern and not petsc else "none")
+        self.settings = self._read("none" if petsc else precond if has_pattern else "reduced")
         if self.settings.form == "coupled":
             self.settings = self._read("direct")
-        if self.settings.precond == "auto" and is_small(self.problem) and not _asks_for_iterations():
-            self.settings = replace(self.settings, precond="direct")
+        self.choice = Choice(self._stages(hessian))
         self._coupled = self._create_coupled(hessian) if self.settings.form == "coupled" else None
         self.operator = self._coupled or KKTOperator(metric, hessian)
-        wants_entries = self.settings.precond == "direct" or (has_pattern and self.settings.precond == "none")
-        assembled = {"auto": wants_entries, "aij": True, "shell": False}[self.settings.mat_type]
-        self.is_assembled = assembled and self._coupled is None  # K, which gives the residuals
+        self.way = self.choice.way
         self._matrix: PETSc.Mat | None = None
         self._ksp = self._create_ksp()
         self._is_factored = False
-        self.iterations = 0
+        self.iterations, self.curves_down = 0, False
 
     def _read(self, precond: str) -> KKTSettings:
         """From `-{outer}kkt_NAME`, else from `-kkt_NAME`."""
         return read_inner(KKTSettings, self.outer, **{"precond": precond} | self._given)
+
+    def _stages(self, hessian: Hessian) -> tuple[Stage, ...]:
+        """The ways in turn. Collective."""
+        if self.settings.precond != "auto":
+            return ((self.settings.precond, None),)
+        if hessian == "design" or self.problem.constraint.pattern is None:
+            return (("reduced", None),)
+        if _asks_for_iterations():
+            return ("wathen", MAX_FLAT), ("direct", None)
+        return (("direct", None),) if is_small(self.problem) else OPEN
+
+    @property
+    def is_assembled(self) -> bool:
+        """Whether K, which gives the residuals, has entries."""
+        has_pattern = self.problem.constraint.pattern is not None
+        wants_entries = self.way == "direct" or (has_pattern and self.way == "none")
+        return self._coupled is None and {"auto": wants_entries, "aij": True, "shell": False}[self.settings.mat_type]
 
     def _create_coupled(self, hessian: Hessian) -> CoupledKKT:
         for name, legal in {"precond": ("direct", "none"), "mat_type": ("auto", "aij")}.items():
@@ -151,20 +189,23 @@ class KKTSolver:
         ksp = PETSc.KSP().create(self.problem.grid.comm)
         ksp.setOptionsPrefix(self.prefix)
         ksp.setType("fgmres")
-        ksp.setTolerances(max_it=MAX_ITERATIONS.get(self.settings.precond, 500))
+        ksp.setTolerances(max_it=MAX_ITERATIONS)
         ksp.setGMRESRestart(100)
-        context, layout = PRECONDITIONERS[self.settings.precond], self.operator.layout
+        context, layout = PRECONDITIONERS[self.way], self.operator.layout
         if self._coupled is not None:
             layout = self._coupled.coupled
         if context is not None:
             ksp.getPC().setType("python")
             ksp.getPC().setPythonContext(context())
-        elif self.settings.precond == "direct" and (self.is_assembled or self._coupled):
+            if context is ReducedPC:
+                ksp.setType("preonly")  # it takes tolerance and limit of this one
+        elif self.way == "direct" and (self.is_assembled or self._coupled):
             ksp.setType("preonly")
             use_direct(ksp.getPC(), layout)
         else:
             ksp.getPC().setType("none")
         ksp.setFromOptions()
+        self._max_it = ksp.getTolerances()[3]
         if ksp.getPC().getType() == "fieldsplit":
             kind = PETSc.Options(self.prefix).getString("pc_fieldsplit_type", "")
             ksp.getPC().setFieldSplitIS(*layout.index_sets(two=kind == "schur").items())
@@ -176,6 +217,12 @@ class KKTSolver:
     def set_point(self, lin: Linearization, lam: PETSc.Vec | None = None, fixed: Tensor | None = None) -> None:
         """Move to a linearization, see `KKTOperator`; factors are renewed at the next solve."""
         self.operator.set_point(lin, lam, fixed)
+        self._set_operators()
+        if PETSc.Options(self.prefix).hasName("mat_view"):
+            self._show_matrix()
+
+    def _set_operators(self) -> None:
+        """The matrix of the present point in the form that the present way takes."""
         self._is_factored = False
         if self.is_assembled:
             self._matrix = self.operator.assemble()
@@ -183,8 +230,17 @@ class KKTSolver:
             self._matrix = self._matrix or self.operator.shell()
             self._matrix.stateIncrease()  # tells PETSc that it changed
         self._ksp.setOperators(self._matrix if self._coupled is None else self._coupled.assemble())
-        if PETSc.Options(self.prefix).hasName("mat_view"):
-            self._show_matrix()
+
+    def _use(self, way: str) -> None:
+        """Solve in another way from here on."""
+        if way == self.way:
+            return
+        self._ksp.destroy()
+        if self._matrix is not None and not self.is_assembled:
+            self._matrix.destroy()
+        self.way, self._matrix = way, None
+        self._ksp = self._create_ksp()
+        self._set_operators()
 
     def _show_matrix(self) -> None:
         """The matrix of the system by `-{prefix}mat_view`, assembled where it can be."""
@@ -198,16 +254,31 @@ class KKTSolver:
     def solve(self, rhs: PETSc.Vec, rtol: float) -> PETSc.Vec:
         """s with |r - K s| <= rtol |r| in the dual norms of the problem; a new vector.
 
+        Where "reduced" meets a direction along which the Hessian curves down, `curves_down` is True, and s is where
+        conjugate gradients were before: the quadratic model falls along it.
+
         Raises:
             SolveFailure: a singular or not finite matrix, or the tolerance is out of reach.
         """
         assert self._matrix is not None, "set_point comes first"
-        solution, missed = self._refine(rhs, rtol)
-        if not missed <= max(rtol, ROUNDING_RTOL) and self.settings.precond == "auto":
-            self.factor_instead()
-            solution, missed = self._refine(rhs, rtol)
-        if missed <= max(rtol, ROUNDING_RTOL):
-            return solution
+        solution, self.curves_down = rhs.duplicate(), False
+        if self._is_projection:
+            return self._by_sweeps(rhs, solution)
+        solution.set(0.0)
+        remainder, first = rhs.copy(), self.norm(rhs)
+        while True:
+            self._use(self.choice.way)
+            try:
+                missed = self._refine(rhs, solution, remainder, rtol * first) / max(first, TINY)
+            except (InputError, SolveFailure):
+                if not self.choice.give_up():
+                    raise
+                continue
+            enough = rtol if self.choice.patience is not None else max(rtol, ROUNDING_RTOL)
+            if missed <= enough or self.curves_down:
+                return solution
+            if not self.choice.give_up():
+                break
         raise SolveFailure(
             f"KKT system: relative residual {missed:.1e} where {rtol:.1e} was asked for "
             f"(KSP reason {self._ksp.getConvergedReason()})",
@@ -216,42 +287,68 @@ class KKTSolver:
 
     def _other_way(self) -> str:
         """What to try where the present linear solver failed."""
-        if self.settings.precond != "direct":
+        if self.way != "direct":
             return f"-{self.prefix}precond direct factors the matrix"
         if self._is_mumps and (code := self._ksp.getPC().getFactorMatrix().getMumpsInfog(1)) < 0:
             return f"INFOG(1) of MUMPS is {code}"
         return f"the matrix is singular or nearly so; -{self.prefix}precond wathen iterates"
 
-    def _refine(self, rhs: PETSc.Vec, rtol: float) -> tuple[PETSc.Vec, float]:
-        """A solution and its relative residual, after corrections where PETSc's norm and the problem's disagree."""
-        assert self._matrix is not None
-        solution, remainder, correction = rhs.duplicate(), rhs.copy(), rhs.duplicate()
-        solution.set(0.0)
-        first = size = self.norm(rhs)
-        for _ in range(1 + MAX_REFINEMENTS):
-            if size <= rtol * first:
-                break
-            self._ksp.setTolerances(rtol=min(0.1, 0.5 * rtol * first / size))
-            self._correct(remainder, correction)
-            self.iterations += self._ksp.getIterationNumber()
-            solution.axpy(1.0, correction)
-            self._matrix.mult(solution, remainder)
-            remainder.aypx(-1.0, rhs)
-            last, size = size, self.norm(remainder)
-            if not size < 0.9 * last:
-                break
-        return solution, size / first if first > 0 else first
+    def _refine(self, rhs: PETSc.Vec, solution: PETSc.Vec, remainder: PETSc.Vec, target: float) -> float:
+        """Improve a solution and its remainder in the present way; the norm of the latter.
 
-    def factor_instead(self) -> None:
-        """Go on with factors of the matrix, where "auto" has failed or did so in the run that this one continues."""
-        self._ksp.destroy()
-        self.settings, self.is_assembled = replace(self.settings, precond="direct"), True
-        if self._matrix is not None:
-            self._matrix.destroy()
-            self._matrix = self.operator.assemble()
-        self._ksp = self._create_ksp()
-        if self._matrix is not None:
-            self._ksp.setOperators(self._matrix)
+        Corrections follow where PETSc's norm and the problem's disagree.
+        """
+        correction, left = rhs.duplicate(), self.choice.patience or math.inf
+        size = self.norm(remainder)
+        for _ in range(1 + MAX_REFINEMENTS):
+            if size <= target or left <= 0:
+                break
+            self._ksp.setTolerances(rtol=min(0.1, 0.5 * target / size), max_it=int(min(left, self._max_it)))
+            self._correct(remainder, correction)
+            left -= self._count()
+            solution.axpy(1.0, correction)
+            last, size = size, self._remainder(rhs, solution, remainder)
+            if not (size < last or self.curves_down):  # also for NaN: what was there is better
+                solution.axpy(-1.0, correction) if math.isfinite(size) else solution.set(0.0)
+                size = self._remainder(rhs, solution, remainder)
+            if self.curves_down or not size < 0.9 * last:
+                break
+        return size
+
+    def _remainder(self, rhs: PETSc.Vec, solution: PETSc.Vec, out: PETSc.Vec) -> float:
+        """out = rhs - K solution, and its norm."""
+        assert self._matrix is not None
+        self._matrix.mult(solution, out)
+        out.aypx(-1.0, rhs)
+        return self.norm(out)
+
+    def _by_sweeps(self, rhs: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out = K^-1 rhs where two sweeps are exact: a residual would cost as much again, and tell nothing."""
+        self._correct(rhs, out)
+        self.iterations += 1
+        if not math.isfinite(out.norm()):
+            raise SolveFailure("KKT system: a sweep over time is not finite", "take smaller time steps")
+        return out
+
+    @property
+    def _is_projection(self) -> bool:
+        """Whether the system is one of the design's metric alone, solved by sweeps."""
+        return self._reduced is not None and self.operator.hessian == "design" and self.operator.fixed is None
+
+    @property
+    def _reduced(self) -> ReducedPC | None:
+        """The context of the preconditioner, where that is "reduced"."""
+        pc = self._ksp.getPC()
+        context = pc.getPythonContext() if pc.getType() == "python" else None
+        return context if isinstance(context, ReducedPC) else None
+
+    def _count(self) -> int:
+        """Iterations of the last solve of the KSP, and its curvature."""
+        taken = int(self._ksp.getIterationNumber())
+        if self._reduced is not None:
+            taken, self.curves_down = self._reduced.iterations, self._reduced.curves_down
+        self.iterations += taken
+        return taken
 
     def solve_blocks(self, g: PETSc.Vec, c: PETSc.Vec, rtol: float) -> tuple[PETSc.Vec, PETSc.Vec]:
         """The primal and the multiplier part of K s = [g | c]; see `solve`."""

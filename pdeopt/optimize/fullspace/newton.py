@@ -83,7 +83,9 @@ class NewtonKKT(FullSpaceMethod):
         for hessian, shortest in SHORTEST_STEP.items():
             dx, dlam, curvature = self._direction(hessian)
             slope = self._slope(dlam, curvature)
-            self._note = "" if hessian == "full" else "Gauss-Newton"
+            curves_down = self._solver(hessian).curves_down
+            notes = ["" if hessian == "full" else "Gauss-Newton", "negative curvature" if curves_down else ""]
+            self._note = ", ".join(filter(None, notes))
             if slope < 0:
                 reason = self._move(dx, dlam, slope, Backtracking(shortest=shortest))
                 if reason == Reason.ITERATING:
@@ -156,13 +158,16 @@ class NewtonKKT(FullSpaceMethod):
         """Which design variables do not move, see `KKTOperator.set_point`. Collective."""
         return None
 
-    def memory(self) -> dict[str, float]:
+    def memory(self) -> dict[str, Any]:
         """What a restart needs beside x and lam."""
-        return {"penalty": self.penalty, "step_size": self.step_size, "previous": self._previous}
+        ways = {hessian: solver.choice.stage for hessian, solver in self._solvers.items()}
+        return {"penalty": self.penalty, "step_size": self.step_size, "previous": self._previous, "ways": ways}
 
-    def recall(self, memory: dict[str, float]) -> None:
+    def recall(self, memory: dict[str, Any]) -> None:
         """Go on from the `memory` of an earlier run."""
         self.penalty, self.step_size, self._previous = (memory[name] for name in ("penalty", "step_size", "previous"))
+        for hessian, stage in memory["ways"].items():
+            self._solver(hessian).choice.resume(stage)
 
     def destroy(self) -> None:
         """Free the KKT solvers."""

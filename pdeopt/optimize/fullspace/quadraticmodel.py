@@ -33,7 +33,7 @@ class QuadraticModel:
         lin: objective, constraint and derivatives at the point.
         lam: multiplier of the constraint's curvature in H; None leaves that out (Gauss-Newton).
         gradient: g.
-        system: the augmented system [R F'^T; F' 0] at the point.
+        system: the augmented system [R F'^T; F' 0] at the point; its R may be that of the design alone.
     """
 
     metric: RieszMetric
@@ -45,6 +45,10 @@ class QuadraticModel:
     def hessian(self, v: PETSc.Vec) -> PETSc.Vec:
         """H v, a new vector."""
         return self.lin.hvp(self.lam, v, v.duplicate())
+
+    def augmented(self, v: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
+        """out = R v with the R of the augmented system."""
+        return self.system.operator.apply_hessian(v, out)
 
     def project(self, r: PETSc.Vec, rtol: float) -> PETSc.Vec:
         """W r: the Riesz representative of r, projected into ker F'."""
@@ -86,7 +90,7 @@ class QuadraticModel:
             return cauchy
         J_cauchy.axpy(1.0, c)
         J_cauchy.scale(-1.0)
-        R_cauchy = metric.primal(cauchy, cauchy.duplicate())
+        R_cauchy = self.augmented(cauchy, cauchy.duplicate())
         R_cauchy.scale(-1.0)
         to_newton = self.system.solve_blocks(R_cauchy, J_cauchy, rtol)[0]
         cauchy.axpy(self.to_boundary(cauchy, to_newton, limit), to_newton)
@@ -104,7 +108,7 @@ class QuadraticModel:
             projection_rtol, reprojection_rtol: relative tolerances of projections in and after it.
         """
         t_cg, H_t = self._projected_cg(n, radius, max_it, cg_rtol, projection_rtol)
-        R_t = self.metric.primal(t_cg, t_cg.duplicate())
+        R_t = self.augmented(t_cg, t_cg.duplicate())
         return Tangential(t_cg, H_t, self.project(R_t, reprojection_rtol))
 
     def _projected_cg(
@@ -120,7 +124,7 @@ class QuadraticModel:
         r.axpy(1.0, self.hessian(n))
         t, H_t = _zero(n), _zero(n)
         w = self.project(r, rtol)
-        r = self.metric.primal(w, r)
+        r = self.augmented(w, r)
         size = start = r.dot(w)
         directions: list[tuple[PETSc.Vec, PETSc.Vec, float]] = []
         tolerance = min(cg_rtol, math.sqrt(math.sqrt(max(start, 0.0)))) ** 2
@@ -143,7 +147,7 @@ class QuadraticModel:
             r.axpy(alpha, H_p)
             directions.append((p, H_p, curvature))
             w = self.project(r, rtol)
-            r = self.metric.primal(w, r)
+            r = self.augmented(w, r)
             size = r.dot(w)
         return t, H_t
 

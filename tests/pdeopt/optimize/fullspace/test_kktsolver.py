@@ -3,6 +3,7 @@ import torch
 from petsc4py import PETSc
 
 from pdeopt.control.metric import RieszMetric
+from pdeopt.control.objective import TerminalLoss
 from pdeopt.control.verify import randomize
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.kkt.operator import KKTOperator
@@ -10,7 +11,7 @@ from pdeopt.optimize.fullspace import kktsolver
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver, use_direct
 from pdeopt.optimize.fullspace.sqp import SQPSolver
 from pdeopt.precond.direct import KKTDirectPC
-from tests.helpers import examples
+from tests.helpers import examples, krylov
 from tests.helpers.oracle import Oracle
 from tests.helpers.support import entries, relative
 
@@ -31,7 +32,10 @@ def test_the_solution_is_that_of_the_dense_matrix(name, hessian):
     solver, r = KKTSolver(RieszMetric(problem), hessian, "test_"), randomize(problem.create_kkt(), 6)
     solver.set_point(lin, lam)
     found = solver.solve(r, 1e-12)
-    assert relative(entries(found), torch.linalg.solve(K, entries(r))) <= 1e-8
+    if solver.curves_down:  # without factors a Hessian that is not positive is told, not inverted
+        assert (name, hessian) == ("layer", "full")
+    else:
+        assert relative(entries(found), torch.linalg.solve(K, entries(r))) <= 1e-8
     solver.destroy()
 
 
@@ -218,12 +222,32 @@ def test_small_problems_are_factored_at_once(monkeypatch, options):
     def chosen():
         solver = KKTSolver(metric, "metric", "test_", "auto")
         solver.destroy()
-        return solver.settings.precond
+        return solver.way
 
     assert chosen() == "direct"
     monkeypatch.setattr(kktsolver, "SMALL_MATRIX", 100)
-    assert chosen() == "auto"
+    assert chosen() == "reduced"
     monkeypatch.setattr(kktsolver, "SMALL_STEP", 9)
     assert chosen() == "direct"
     options(test_kkt_precond="wathen")
     assert chosen() == "wathen"
+
+
+@pytest.mark.parametrize(
+    "alpha, seen, way", [(1e-7, True, "wathen"), (1e-6, False, "reduced"), (1e-1, True, "reduced")]
+)
+def test_auto_takes_the_way_that_suits(monkeypatch, alpha, seen, way):
+    """Cheap controls everywhere take the matched Schur complement; with a loss of the last state alone that fails."""
+    monkeypatch.setattr(kktsolver, "SMALL_MATRIX", 0)
+    monkeypatch.setattr(kktsolver, "SMALL_STEP", 0)
+    objective = None if seen else TerminalLoss(lambda u, p: 0.5 * (u - 1).square().mean())
+    problem = krylov.heat(32, alpha, 15, objective=objective)
+    solver, lin = KKTSolver(RieszMetric(problem), "gauss-newton", "test_", "auto"), problem.at(problem.create_primal())
+    solver.set_point(lin)
+    x, lam = solver.solve_blocks(lin.gradient, lin.residual, 1e-8)
+    assert solver.way == way
+    expected = KKTSolver(RieszMetric(problem), "gauss-newton", "test_", "direct")
+    expected.set_point(lin)
+    for found, exact in zip((x, lam), expected.solve_blocks(lin.gradient, lin.residual, 1e-12)):
+        assert relative(entries(found), entries(exact)) <= 1e-5
+    solver.destroy(), expected.destroy()

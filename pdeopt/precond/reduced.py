@@ -1,0 +1,218 @@
+"""KKT systems by conjugate gradients on the reduced Hessian, as a PETSc Python PC.
+
+States and multipliers are eliminated (`kkt/elimination.py`); what is left, H d = r in the design variables d = [z | p],
+is solved by a KSP of its own. Its preconditioner is the Hessian of the objective in the controls, alpha times the
+inner product where control has a price: H is that plus a compact operator, so iterations depend neither on the mesh nor
+on the number of steps. They grow as alpha falls. A product takes one sweep forward and one backward in time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+from pdeopt.control.metric import DesignForm
+from pdeopt.core.arrays import assign, copy
+from pdeopt.core.errors import SolveFailure
+from pdeopt.kkt.blocks import parameter_hessian
+from pdeopt.kkt.elimination import Elimination
+from pdeopt.kkt.operator import KKTOperator
+from pdeopt.precond.base import Preconditioner
+from pdeopt.precond.operator import operator_of
+
+#: So many global parameters have their block of the reduced Hessian computed, where the objective alone gives none.
+FEW_PARAMETERS = 16
+
+
+class ReducedHessian:
+    """H = W_dd + W_du S + S'W_ud + S'W_uu S, S = -F_u^-1 F_d, over vectors of design variables: a shell matrix.
+
+    Args:
+        operator: the KKT operator, at a point.
+
+    Attributes:
+        operator: the same.
+        eliminate: states and multipliers of a design.
+        curves_down: whether d'H d was not positive for some d since this was set to False.
+    """
+
+    def __init__(self, operator: KKTOperator) -> None:
+        self.operator, self.eliminate = operator, Elimination(operator)
+        self.curves_down = False
+
+    def mult(self, matrix: PETSc.Mat | None, x: PETSc.Vec, out: PETSc.Vec) -> None:
+        """out = H x; the verb of a PETSc shell matrix."""
+        assign(out, -self.eliminate(copy(x)).rest)
+        self.curves_down |= not x.dot(out) > 0
+
+    multTranspose = mult  # H is symmetric
+
+    def shell(self) -> PETSc.Mat:
+        """A new PETSc matrix; the caller destroys it. Collective."""
+        sizes = (self.operator.problem.layout.design_size, None)
+        matrix = PETSc.Mat().createPython((sizes, sizes), context=self, comm=self.operator.problem.grid.comm)
+        matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
+        matrix.setUp()
+        return matrix
+
+
+class ReducedPC(Preconditioner):
+    """Conjugate gradients on the reduced Hessian, states and multipliers eliminated.
+
+    One application solves the KKT system to the tolerance of the KSP that it belongs to, relative to the right-hand
+    side in the dual norm of the Riesz metric; so `preonly` is the method outside. Inside, `-{prefix}reduced_ksp_type`
+    is `stcg`, conjugate gradients that stop where the Hessian curves down: then the design of the last iteration is
+    given back, with its states and multipliers, along which the quadratic model falls; `curves_down` says so. The
+    preconditioner is that of `-{prefix}reduced_pc_type`, default a `ControlBlock`; another one, as of Kronecker factors
+    for networks, finds H and the problem by `pc.getOperators()[0].getPythonContext()`, a `ReducedHessian`.
+
+    With the metric of the design alone ("design") H is that metric, and an application is exact: one sweep back and one
+    forward, without iterations.
+
+    Attributes:
+        iterations: of the last application.
+        curves_down: whether it met a direction along which the reduced Hessian is not positive.
+    """
+
+    iterations = 0
+    curves_down = False
+    _rtol = 1e-8
+
+    def update(self, pc: PETSc.PC) -> None:
+        self.operator = operator_of(pc.getOperators()[1])
+        self.hessian = ReducedHessian(self.operator)
+        self._matrix, self._ksp = self.hessian.shell(), PETSc.KSP().create(pc.getComm())
+        self.own(self._matrix.destroy, self._ksp.destroy)
+        self._ksp.setOptionsPrefix(self.prefix + "reduced_")
+        self._ksp.setOperators(self._matrix)
+        self._ksp.setType("stcg")
+        self._ksp.setNormType(PETSc.KSP.NormType.NATURAL)
+        self._ksp.getPC().setType("python")
+        self._ksp.getPC().setPythonContext(ControlBlock())
+        self._ksp.setFromOptions()
+        self._max_it = self._ksp.getTolerances()[3]
+        self._ksp.setUp()  # now, where a failure reaches all ranks
+        self._right, self._left = self._matrix.createVecs()
+
+    def preSolve(self, pc: PETSc.PC, ksp: PETSc.KSP, right: PETSc.Vec, left: PETSc.Vec) -> None:
+        """Tolerance and limit of the solve outside are those of the solve inside. PETSc calls it before a solve."""
+        self._rtol, _, _, limit = ksp.getTolerances()
+        self._ksp.setTolerances(max_it=min(limit, self._max_it))
+
+    def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        problem, eliminate = self.operator.problem, self.hessian.eliminate
+        g, c = problem.create_primal(), problem.create_multiplier()
+        problem.layout.split_kkt(x, g, c)
+        if self.is_exact:
+            return self._project(g, c, y)
+        zero = torch.zeros(problem.layout.design_size, dtype=torch.float64)
+        found = eliminate(zero, g, problem.layout.rows(c))
+        design = self._solve(found.rest, self._size(g, c))
+        found = eliminate(design, g, problem.layout.rows(c))
+        assign(y, found.state, design, found.multiplier)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the reduced Hessian is the metric of the design, whose inverse is at hand."""
+        return self.operator.hessian == "design" and self.operator.fixed is None
+
+    def _project(self, g: PETSc.Vec, c: PETSc.Vec, y: PETSc.Vec) -> None:
+        """lam = T^-T g_u, d = R_d^-1 (g_d - C'lam), u = T^-1 (c - C d)."""
+        layout, eliminate, metric = self.operator.problem.layout, self.hessian.eliminate, self.operator.metric
+        u, d = copy(g).split([layout.state_size, layout.design_size])
+        lam = eliminate.multiplier(u.reshape(-1, layout.n))
+        assign(self._right, eliminate.design_part(d, lam))
+        design = copy(metric.design_inverse(self._right, self._left))
+        assign(y, eliminate.state(design, layout.rows(c)), design, lam)
+
+    def _size(self, g: PETSc.Vec, c: PETSc.Vec) -> float:
+        metric = self.operator.metric
+        return math.hypot(metric.dual_norm(g), metric.residual_norm(c))
+
+    def _solve(self, r: Tensor, size: float) -> Tensor:
+        """d with |r - H d| <= rtol min(size, |r|) in the dual norm, or the last one before H curved down."""
+        assign(self._right, r)
+        preconditioned = self._right.duplicate()
+        self._ksp.getPC().apply(self._right, preconditioned)
+        natural = self._right.dot(preconditioned)
+        self.iterations, self.curves_down, self.hessian.curves_down = 0, False, False
+        if natural == 0.0:
+            return torch.zeros_like(r)
+        if not (math.isfinite(natural) and natural > 0):
+            raise SolveFailure(
+                "the control block of the KKT system is not positive", "add ControlCost to the objective"
+            )
+        dual = self.operator.metric.design_dual_norm(self._right)
+        self._ksp.setTolerances(rtol=1e-15, atol=self._rtol * min(size, dual) * math.sqrt(natural) / dual)
+        self._ksp.solve(self._right, self._left)
+        self.iterations = self._ksp.getIterationNumber()
+        self.curves_down = self.hessian.curves_down
+        if self.curves_down and self._left.norm() == 0.0:
+            return copy(preconditioned)
+        return copy(self._left)
+
+    def view(self, pc: PETSc.PC, viewer: PETSc.Viewer) -> None:
+        self.tell(pc, viewer, "states and multipliers eliminated; the design by")
+        self.view_inner(pc, viewer, self._ksp)
+
+
+class ControlBlock(Preconditioner):
+    """The Hessian of the objective in the controls alone, or the Riesz metric of the design; exact where states count
+    for nothing.
+
+    Its inverse is that of the control form, one small solve a step; of few global parameters it is the inverse of their
+    block of H, of many that of the objective's own Hessian in them, a prior for instance.
+    """
+
+    def update(self, pc: PETSc.PC) -> None:
+        hessian: ReducedHessian = pc.getOperators()[0].getPythonContext()
+        self.operator = hessian.operator
+        self._form = _control_form(self.operator)
+        self._parameters = _parameter_block(hessian)
+
+    def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        layout, fixed = self.operator.problem.layout, self.operator.fixed
+        given = copy(x)
+        if fixed is not None:  # the inverse is cut, not that of a cut form: for masses they differ by a small factor
+            assign(y, torch.where(fixed, 0.0, given))
+        else:
+            assign(y, given)
+        z, p = layout.design_fields(y)
+        found = torch.cat([self._form.solve(z), self._parameters(p)[: layout.param_size]])
+        assign(y, found if fixed is None else torch.where(fixed, given / self.operator.pin, found))
+
+
+def _control_form(operator: KKTOperator) -> DesignForm:
+    """The form of the flat controls: that of the metric where W is one, or where a control has no price. Collective."""
+    problem, lin = operator.problem, operator.lin
+    if operator.is_metric:
+        return operator.metric.design
+    _, control = problem.objective.hessian_blocks(lin.u, lin.z_step, lin.steps)
+    control = control.agreed(problem.grid)
+    has_price = not float(problem.grid.max(control.zero_rows().any().double()))
+    return DesignForm(problem, control) if has_price else operator.metric.design
+
+
+def _parameter_block(hessian: ReducedHessian) -> Callable[[Tensor], Tensor]:
+    """The inverse of a form of the global parameters, (param_dim,) -> (param_dim,). Collective."""
+    operator, problem = hessian.operator, hessian.operator.problem
+    P = problem.param_dim
+    if P == 0 or operator.is_metric:
+        return lambda p: operator.metric.parameters.solve(p[None])[0]
+    if P > FEW_PARAMETERS:
+        block = parameter_hessian(operator)
+    else:
+        layout = problem.layout
+        x, columns = layout.create_design(), []
+        for dp in torch.eye(P, dtype=torch.float64):
+            assign(x, torch.zeros(layout.control_size, dtype=torch.float64), dp[: layout.param_size])
+            assign(x, -hessian.eliminate(copy(x)).rest)
+            columns.append(layout.design_fields(x)[1])
+        values, vectors = torch.linalg.eigh(torch.stack(columns))
+        positive = values.abs().clamp(min=1e-12 * float(values.abs().amax()))
+        block = vectors @ torch.diag(positive) @ vectors.T
+    return lambda p: torch.linalg.solve(block, p)
