@@ -32,7 +32,7 @@ from pdeopt.optimize.descent.rmtr import RMTR
 from pdeopt.optimize.descent.schwarz import SPQN
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer
 from pdeopt.optimize.fullspace.composite import CompositeSettings
-from pdeopt.optimize.fullspace.kktsolver import KKTSettings
+from pdeopt.optimize.fullspace.kktchoice import KKTSettings
 from pdeopt.optimize.fullspace.method import with_price
 from pdeopt.optimize.fullspace.sqp import SQPSettings, SQPSolver
 from pdeopt.optimize.parts.bounds import Bound

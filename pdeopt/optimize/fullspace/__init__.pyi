@@ -1,6 +1,7 @@
 from pdeopt.optimize.fullspace.activeset import ActiveSetKKT as ActiveSetKKT
 from pdeopt.optimize.fullspace.composite import CompositeSettings as CompositeSettings, CompositeStep as CompositeStep
-from pdeopt.optimize.fullspace.kktsolver import KKTSettings as KKTSettings, KKTSolver as KKTSolver
+from pdeopt.optimize.fullspace.kktchoice import KKTSettings as KKTSettings
+from pdeopt.optimize.fullspace.kktsolver import KKTSolver as KKTSolver
 from pdeopt.optimize.fullspace.method import FullSpaceMethod as FullSpaceMethod, full_space_test as full_space_test
 from pdeopt.optimize.fullspace.newton import NewtonKKT as NewtonKKT
 from pdeopt.optimize.fullspace.sqp import SQPSettings as SQPSettings, SQPSolver as SQPSolver

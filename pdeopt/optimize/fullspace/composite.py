@@ -25,7 +25,8 @@ from pdeopt.core.errors import SolveFailure
 from pdeopt.core.monitor import Reason, Record
 from pdeopt.core.settings import Settings, setting
 from pdeopt.kkt.operator import Hessian
-from pdeopt.optimize.fullspace.kktsolver import KKTSolver, solves_by_sweeps
+from pdeopt.optimize.fullspace.kktchoice import solves_by_sweeps
+from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.optimize.fullspace.method import FullSpaceMethod
 from pdeopt.optimize.fullspace.quadraticmodel import QuadraticModel, Tangential
 from pdeopt.optimize.parts.trustregion import TrustRegion

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from petsc4py import PETSc
@@ -18,19 +17,14 @@ from torch import Tensor
 
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
-from pdeopt.control.problem import ControlProblem
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import logged
-from pdeopt.core.settings import Settings, read_inner, setting
+from pdeopt.core.settings import read_inner
 from pdeopt.kkt.coupled import CoupledKKT
 from pdeopt.kkt.operator import Hessian, KKTOperator
-from pdeopt.optimize.fullspace.kktchoice import OPEN, Choice, Stage
-from pdeopt.precond.base import Preconditioner
-from pdeopt.precond.blockjacobi import TimeBlockJacobi
+from pdeopt.optimize.fullspace.kktchoice import PRECONDITIONERS, Choice, KKTSettings, stages
 from pdeopt.precond.direct import use_direct
 from pdeopt.precond.reduced import ReducedPC
-from pdeopt.precond.timemg import TimeMultigridPC
-from pdeopt.precond.wathen import WathenPC
 
 #: Corrections after a solve whose residual, in the problem's norms, is still above the tolerance.
 MAX_REFINEMENTS = 5
@@ -45,74 +39,8 @@ TINY = 1e-300
 MUMPS_OUT_OF_ROOM = (-8, -9, -11, -14, -15, -17, -19, -20)
 
 
-#: Below these sizes factors are faster than iterations (measured for 1 to 128 states, 50 and 400 steps): states of a
-#: step, as of an ODE, whatever the number of steps, and unknowns of the whole matrix.
-SMALL_STEP, SMALL_MATRIX = 8, 10_000
-
-#: How options of the preconditioner begin that "auto" takes for large problems.
-ITERATIONS = ("wathen_", "mgrit_", "timemg_")
-
-#: What `-precond` may be; for "auto" see `kktchoice.py`; "none" leaves it to PETSc's options.
-PRECONDITIONERS: dict[str, type[Preconditioner] | None] = {
-    "auto": None,
-    "direct": None,
-    "wathen": WathenPC,
-    "reduced": ReducedPC,
-    "block_jacobi": TimeBlockJacobi,
-    "multigrid": TimeMultigridPC,
-    "none": None,
-}
-
-#: Krylov iterations of a solve, and those after which a preconditioner of flat counts has failed.
-MAX_ITERATIONS, MAX_FLAT = 500, 60
-
-
-@dataclass(frozen=True)
-class KKTSettings(Settings, prefix="kkt_"):
-    """KKT systems of the full-space solvers; without `sqp_` the options serve every KKT solver of a run.
-
-    `-sqp_kkt_ksp_...` and `-sqp_kkt_pc_...` reach PETSc.
-    """
-
-    precond: str = setting(
-        "direct",
-        "how KKT systems are solved: by factors of the whole matrix, by conjugate gradients on the reduced Hessian, by "
-        "an iteration preconditioned in time, or (auto) small ones by factors, others by reduced, by wathen from where "
-        "that takes many iterations, and by factors from where both fail",
-        choices=tuple(PRECONDITIONERS),
-        reads={name: context.reads for name, context in PRECONDITIONERS.items() if context is not None}
-        | {"auto": WathenPC.reads},
-    )
-    mat_type: str = setting(
-        "auto", "form of the KKT operator; auto assembles it for factors only", choices=("auto", "aij", "shell")
-    )
-    form: str = setting(
-        "standard",
-        "form of the KKT system; coupled makes continuity in time between windows a constraint",
-        choices=("standard", "coupled"),
-    )
-    window: int = setting(16, "steps of a window of the coupled KKT system", at_least=1)
-
-
-def solves_by_sweeps(problem: ControlProblem, outer: str, given: Mapping[str, Any]) -> bool:
-    """Whether the options, default "auto", leave KKT systems to sweeps over time, for which W may be the metric of the
-    design alone, diag(0, R_d). Collective."""
-    own = read_inner(KKTSettings, outer, **{"precond": "auto"} | dict(given))
-    if own.form != "standard" or PETSc.Options(outer + KKTSettings.prefix).hasName("pc_type"):
-        return False
-    is_open = own.precond == "auto" and not (is_small(problem) or _asks_for_iterations())
-    return own.precond == "reduced" or is_open
-
-
-def is_small(problem: ControlProblem) -> bool:
-    """Whether the KKT matrix is better factored: few states a step, or few unknowns at all. Collective."""
-    unknowns = float(problem.grid.sum(float(problem.layout.kkt_size)))
-    return problem.constraint.pattern is not None and (problem.n <= SMALL_STEP or unknowns <= SMALL_MATRIX)
-
-
-def _asks_for_iterations() -> bool:
-    """Whether there are options of what "auto" iterates with, which factors would not read."""
-    return any(name.startswith(ITERATIONS) or "_wathen_" in name for name in PETSc.Options().getAll())
+#: Krylov iterations of a solve.
+MAX_ITERATIONS = 500
 
 
 class KKTSolver:
@@ -149,7 +77,7 @@ class KKTSolver:
         self.settings = self._read("none" if petsc else precond if has_pattern else "reduced")
         if self.settings.form == "coupled":
             self.settings = self._read("direct")
-        self.choice = Choice(self._stages(hessian))
+        self.choice = Choice(stages(self.problem, self.settings, hessian))
         self._coupled = self._create_coupled(hessian) if self.settings.form == "coupled" else None
         self.operator = self._coupled or KKTOperator(metric, hessian)
         self.way = self.choice.way
@@ -161,16 +89,6 @@ class KKTSolver:
     def _read(self, precond: str) -> KKTSettings:
         """From `-{outer}kkt_NAME`, else from `-kkt_NAME`."""
         return read_inner(KKTSettings, self.outer, **{"precond": precond} | self._given)
-
-    def _stages(self, hessian: Hessian) -> tuple[Stage, ...]:
-        """The ways in turn. Collective."""
-        if self.settings.precond != "auto":
-            return ((self.settings.precond, None),)
-        if hessian == "design" or self.problem.constraint.pattern is None:
-            return (("reduced", None),)
-        if _asks_for_iterations():
-            return ("wathen", MAX_FLAT), ("direct", None)
-        return (("direct", None),) if is_small(self.problem) else OPEN
 
     @property
     def is_assembled(self) -> bool:

@@ -18,7 +18,7 @@ from pdeopt.core.ranks import freed
 from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.optimize.fullspace.activeset import ActiveSetKKT
 from pdeopt.optimize.fullspace.composite import CompositeSettings, CompositeStep
-from pdeopt.optimize.fullspace.kktsolver import KKTSettings, is_small
+from pdeopt.optimize.fullspace.kktchoice import KKTSettings, is_small
 from pdeopt.optimize.fullspace.method import full_space_test
 from pdeopt.optimize.fullspace.newton import NewtonKKT
 from pdeopt.optimize.parts.bounds import Bound, Bounds

@@ -7,7 +7,7 @@ from pdeopt.control.objective import TerminalLoss
 from pdeopt.control.verify import randomize
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.kkt.operator import KKTOperator
-from pdeopt.optimize.fullspace import kktsolver
+from pdeopt.optimize.fullspace import kktchoice
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver, use_direct
 from pdeopt.optimize.fullspace.sqp import SQPSolver
 from pdeopt.precond.direct import KKTDirectPC
@@ -225,9 +225,9 @@ def test_small_problems_are_factored_at_once(monkeypatch, options):
         return solver.way
 
     assert chosen() == "direct"
-    monkeypatch.setattr(kktsolver, "SMALL_MATRIX", 100)
+    monkeypatch.setattr(kktchoice, "SMALL_MATRIX", 100)
     assert chosen() == "reduced"
-    monkeypatch.setattr(kktsolver, "SMALL_STEP", 9)
+    monkeypatch.setattr(kktchoice, "SMALL_STEP", 9)
     assert chosen() == "direct"
     options(test_kkt_precond="wathen")
     assert chosen() == "wathen"
@@ -238,8 +238,8 @@ def test_small_problems_are_factored_at_once(monkeypatch, options):
 )
 def test_auto_takes_the_way_that_suits(monkeypatch, alpha, seen, way):
     """Cheap controls everywhere take the matched Schur complement; with a loss of the last state alone that fails."""
-    monkeypatch.setattr(kktsolver, "SMALL_MATRIX", 0)
-    monkeypatch.setattr(kktsolver, "SMALL_STEP", 0)
+    monkeypatch.setattr(kktchoice, "SMALL_MATRIX", 0)
+    monkeypatch.setattr(kktchoice, "SMALL_STEP", 0)
     objective = None if seen else TerminalLoss(lambda u, p: 0.5 * (u - 1).square().mean())
     problem = krylov.heat(32, alpha, 15, objective=objective)
     solver, lin = KKTSolver(RieszMetric(problem), "gauss-newton", "test_", "auto"), problem.at(problem.create_primal())
