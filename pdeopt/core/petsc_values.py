@@ -148,7 +148,12 @@ PYTHON_TYPES = {
         *("optimize.LBFGS", "optimize.SSBroyden", "optimize.SPQN", "optimize.TrustRegionMinimizer", "optimize.APTS"),
         *("optimize.MGOPT", "optimize.RMTR", "optimize.MLVR", "optimize.ASTROM", "optimize.Adam"),
     ),
-    "pc_python_type": ("precond.WathenPC", "precond.TimeMultigridPC", "precond.TimeBlockJacobi"),
+    "pc_python_type": (
+        "precond.WathenPC",
+        "precond.TimeMultigridPC",
+        "precond.TimeBlockJacobi",
+        "lowrank.HierarchicalPC",
+    ),
 }
 
 #: Endings of options, and what checks their values.

@@ -12,7 +12,8 @@ from pdeopt.lowrank.kernels import (
 from pdeopt.lowrank.clusters import ClusterTree as ClusterTree, TreeLevel as TreeLevel
 from pdeopt.lowrank.hodlr import HierarchicalKernel as HierarchicalKernel
 from pdeopt.lowrank.symmetric import SymmetricFactor as SymmetricFactor
-from pdeopt.lowrank.pivoted import PivotedCholesky as PivotedCholesky
+from pdeopt.lowrank.pivoted import PivotedCholesky as PivotedCholesky, inverse_root as inverse_root
+from pdeopt.lowrank.centers import CenterFactor as CenterFactor
 from pdeopt.lowrank.hierarchical import (
     HierarchicalPC as HierarchicalPC,
     HierarchicalSettings as HierarchicalSettings,

@@ -16,6 +16,7 @@ from petsc4py import PETSc
 from pdeopt.core.arrays import index_array
 from pdeopt.core.errors import InputError
 from pdeopt.core.settings import Settings, read, read_inner, setting
+from pdeopt.lowrank.centers import CenterFactor
 from pdeopt.lowrank.hodlr import HierarchicalKernel
 from pdeopt.lowrank.kernels import Array, Kernel, require_positive
 from pdeopt.lowrank.symmetric import SymmetricFactor
@@ -29,6 +30,7 @@ class HierarchicalSettings(Settings, prefix="hier_"):
     rtol: float = setting(1e-6, "error of a block, relative to it and its diagonal", above=0, at_most=0.1)
     leaf: int = setting(128, "most points of a leaf", at_least=2)
     rank: int = setting(0, "of the blocks of the factor that preconditions, at most; 0: no limit", at_least=0)
+    centers: int = setting(0, "points that precondition instead, by their columns of the whole matrix", at_least=0)
     cut: float = setting(0.0, "singular values of its scaled blocks that it leaves out", at_least=0, at_most=1)
 
 
@@ -104,14 +106,18 @@ class HierarchicalPC(Preconditioner):
     """(S S')^-1 with S S' near K + shift: the symmetric factor of hierarchical blocks, exact or of small rank.
 
     Options: -hier_rank and -hier_cut, also with the prefix of the PC. Positive definite whatever they are, see
-    `SymmetricFactor`. With neither, a direct solve.
+    `SymmetricFactor`. With neither, a direct solve. With -hier_centers instead, see `CenterFactor`. By options alone it
+    is chosen by `-pc_type python -pc_python_type pdeopt.lowrank.HierarchicalPC`.
 
     Attributes:
         factor: S.
+
+    Raises:
+        InputError: centers together with a rank or cut of blocks.
     """
 
     reads = (HierarchicalSettings,)
-    factor: SymmetricFactor
+    factor: SymmetricFactor | CenterFactor
     _settings: HierarchicalSettings
 
     def initialize(self, pc: PETSc.PC) -> None:
@@ -122,7 +128,13 @@ class HierarchicalPC(Preconditioner):
     def update(self, pc: PETSc.PC) -> None:
         """Factor."""
         matrix, own = self._context(pc), self._settings
-        self.factor = SymmetricFactor(matrix.hierarchy, matrix.shift, own.rank, own.cut)
+        if own.centers and (own.rank or own.cut):
+            raise InputError("-hier_centers with -hier_rank or -hier_cut", own.centers, "one of them")
+        self.factor = (
+            CenterFactor(matrix.hierarchy, matrix.shift, own.centers)
+            if own.centers
+            else SymmetricFactor(matrix.hierarchy, matrix.shift, own.rank, own.cut)
+        )
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """y = (S S')^-1 x."""
@@ -130,7 +142,7 @@ class HierarchicalPC(Preconditioner):
 
     def view(self, pc: PETSc.PC, viewer: PETSc.Viewer) -> None:
         """Ranks of the blocks, and of the factor."""
-        kept, ranks = (", ".join(map(str, each)) for each in (self.factor.ranks, self.factor.matrix.ranks))
+        kept, ranks = (", ".join(map(str, each)) for each in (self.factor.ranks, self._context(pc).hierarchy.ranks))
         self.tell(pc, viewer, f"hierarchical: factor of ranks {kept}, by levels, of blocks of ranks {ranks}")
 
     def _context(self, pc: PETSc.PC) -> KernelMatrix:

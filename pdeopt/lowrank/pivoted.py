@@ -49,7 +49,7 @@ class PivotedCholesky:
     """
 
     def __init__(
-        self, kernel: Kernel, points: Any, rtol: float = 1e-9, most: int = 2000, comm: Any = None, seed: int = 0
+        self, kernel: Kernel, points: Any, rtol: float = 1e-8, most: int = 2000, comm: Any = None, seed: int = 0
     ) -> None:
         x = table_of(points)
         if not 0.0 < rtol < 1.0:
@@ -69,7 +69,7 @@ class PivotedCholesky:
             count = min(BLOCK, most - rank, int(np.count_nonzero(left)))
             pivots = np.argpartition(keys, count - 1)[:count]  # without replacement, by the weights `left`
             new = kernel.block(x[pivots], x[self.own]) - self._columns(rows[:rank], pivots).T @ rows[:rank]
-            new = _inverse_root(self._columns(new, pivots)) @ new
+            new = inverse_root(self._columns(new, pivots)) @ new
             if rank + len(new) > len(rows):
                 rows = np.concatenate([rows, np.empty_like(rows)])
             rows[rank : rank + len(new)] = new
@@ -89,8 +89,12 @@ class PivotedCholesky:
         return found
 
 
-def _inverse_root(matrix: Array) -> Array:
-    """T with T'T the pseudoinverse of a symmetric positive semidefinite matrix: equal points have one eigenvalue."""
+def inverse_root(matrix: Array) -> Array:
+    """T with T'T the pseudoinverse of a positive semidefinite matrix, (r, n): equal points have one eigenvalue.
+
+    Args:
+        matrix: (n, n), of a kernel at a few points.
+    """
     values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
     kept = values > max(ROUNDING * values[-1], np.finfo(float).tiny)
     root: Array = (vectors[:, kept] / np.sqrt(values[kept])).T

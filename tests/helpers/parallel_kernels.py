@@ -30,23 +30,27 @@ def numbers(comm):
     matrix.mult(right, product)
     found = {"product": product, "diagonal": matrix.getDiagonal()}
     steps = {}
-    for rank in (0, 6):
-        PETSc.Options().setValue("hier_rank", rank)
+    for name, value in (("pc_type", "python"), ("pc_python_type", "pdeopt.lowrank.HierarchicalPC")):
+        PETSc.Options().setValue(name, value)
+    for name, rank in (("rank", 0), ("rank", 6), ("centers", 60)):
+        PETSc.Options().setValue(f"hier_{name}", rank)
         ksp = PETSc.KSP().create(comm)
         ksp.setOperators(matrix)
         ksp.setType("cg")
         ksp.setTolerances(rtol=1e-10, max_it=100)
-        ksp.getPC().setType("python")
-        context = HierarchicalPC()
-        ksp.getPC().setPythonContext(context)
+        ksp.setFromOptions()
+        context = ksp.getPC().getPythonContext()
         solution = right.duplicate()
         ksp.solve(right, solution)
-        found[f"solution, rank {rank}"] = solution
-        steps[f"steps, rank {rank}"] = ksp.getIterationNumber() if ksp.getConvergedReason() > 0 else -1
+        found[f"solution, {name} {rank}"] = solution
+        steps[f"steps, {name} {rank}"] = ksp.getIterationNumber() if ksp.getConvergedReason() > 0 else -1
+        assert isinstance(context, HierarchicalPC)
         if rank == 0:
             steps["log det"] = context.factor.log_determinant()
         ksp.destroy()
-    PETSc.Options().delValue("hier_rank")
+        PETSc.Options().delValue(f"hier_{name}")
+    for name in ("pc_type", "pc_python_type"):
+        PETSc.Options().delValue(name)
     mpi = comm.tompi4py()
     factor = PivotedCholesky(Gaussian(0.3), x, 1e-12, comm=mpi)
     machine = SupportVectorNewton(factor, np.sign(x[:, 0] - 0.5 + 0.1 * b), 1.0, SupportNewtonSettings(rtol=1e-8))

@@ -116,9 +116,10 @@ def test_petsc_solves_with_the_matrix():
     found = numbers(PETSc.COMM_SELF)
     shifted = Gaussian(0.3).block(x, x) + 0.05 * np.eye(N)
     assert relative(found["product"], shifted @ b) < 1e-10
-    for rank in (0, 6):
-        assert relative(found[f"solution, rank {rank}"], np.linalg.solve(shifted, b)) < 1e-7
+    for name in ("rank 0", "rank 6", "centers 60"):
+        assert relative(found[f"solution, {name}"], np.linalg.solve(shifted, b)) < 1e-7
     assert found["steps, rank 0"] <= 2 < found["steps, rank 6"] <= 40
+    assert found["steps, centers 60"] <= 10
 
 
 def test_the_preconditioner_asks_for_its_matrix():
