@@ -127,7 +127,7 @@ class Objective(ABC):
             d = d.expand(len(steps), -1)
             return torch.cat(self.hvp(u, z, steps, d[:, :n], d[:, n:], no_p)[:2], dim=1)
 
-        values = pattern.fill(product)
+        values, _ = pattern.fill(product)
         row, col = torch.from_numpy(pattern.rows), torch.from_numpy(pattern.cols)
         state, control = (row < n) & (col < n), (row >= n) & (col >= n)
         blocks = pattern.csr[:n, :n], pattern.csr[n:, n:]

@@ -28,8 +28,8 @@ SINGULAR_STEP = (
     "check that each step has a unique solution; a smaller time step often mends it",
 )
 
-#: Nested dissection fills less than a band where the band is wider than this.
-NARROW_BAND = 4
+#: Nested dissection fills less than a band where the band is wider than this, and there are more unknowns.
+NARROW_BAND, FEW_UNKNOWNS = 4, 16
 
 #: `dgttrf` of this SciPy refuses fewer rows.
 FEWEST_ROWS = 4
@@ -57,6 +57,11 @@ class Band:
     places: Array
     width: int
     is_natural: bool
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether factors fill no less in another order."""
+        return self.width <= NARROW_BAND or len(self.order) <= FEW_UNKNOWNS
 
 
 @lru_cache(maxsize=64)

@@ -34,8 +34,7 @@ class Sparsity:
     """
 
     def __init__(self, pattern: Any) -> None:
-        csr = sp.csr_matrix(pattern)
-        # a copy: sorting the user's indices in place would leave the values of that matrix behind
+        csr = sp.csr_matrix(pattern)  # copied: sorting a user's indices in place would leave the values behind
         csr = sp.csr_matrix((np.ones(csr.nnz), csr.indices, csr.indptr), shape=csr.shape, copy=True)
         csr.sum_duplicates()
         self.csr = csr
@@ -99,15 +98,18 @@ class Sparsity:
         number = int(self.colors.max(initial=-1)) + 1
         return torch.from_numpy((self.colors == np.arange(number)[:, None]).astype(float))
 
-    def fill(self, product: Callable[[Tensor], Tensor]) -> Tensor:
-        """Values of the entries from products with the seeds.
+    def fill(self, product: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
+        """Values of the entries, (batch, nnz), and whether they are all: whether they give a product with no zeros.
 
-        `product` maps a direction, shape (columns,), to the batch of products, shape (batch, rows);
-        it is vectorized over the seeds. Returns values of shape (batch, nnz).
+        `product` maps a direction, (columns,), to the batch of products, (batch, rows); it is vectorized over the
+        seeds and that direction.
         """
-        color, row = torch.from_numpy(self.colors[self.cols]), torch.from_numpy(self.rows)
-        compressed = columns(product, self.seeds)  # (colors, batch, rows)
-        return compressed[color, :, row].T.contiguous()
+        color, row, col = (torch.from_numpy(x) for x in (self.colors[self.cols], self.rows, self.cols))
+        probe = torch.linspace(1.0, 2.0, self.shape[1], dtype=torch.float64)
+        *_, expected = products = columns(product, torch.cat([self.seeds, probe[None]]))  # (colors + 1, batch, rows)
+        values = products[color, :, row].T.contiguous()
+        missed = expected.index_add(1, row, values * probe[col], alpha=-1).abs().amax()
+        return values, not bool(missed > 1e-8 * (1 + expected.abs().amax()))
 
     @cached_property
     def padded(self) -> tuple[Tensor, Tensor]:
@@ -285,8 +287,8 @@ class StepMatrix:
 
     def row_sums(self) -> Tensor:
         """Sums of the entries' absolute values by row, (batch, rows)."""
-        sums = torch.zeros(len(self.values), self.shape[0], dtype=self.values.dtype)
-        return sums.index_add_(1, torch.from_numpy(self.sparsity.rows), self.values.abs())
+        rows, sums = torch.from_numpy(self.sparsity.rows), self.values.new_zeros(len(self.values), self.shape[0])
+        return sums.index_add_(1, rows, self.values.abs())
 
     def absolute(self) -> StepMatrix:
         """The matrices of absolute values."""
@@ -334,10 +336,9 @@ def serial_aij(csr: sp.csr_matrix) -> PETSc.Mat:
 
 def block_diagonal(matrix: StepMatrix, batch: int | None = None, lag: int = 0) -> sp.csr_matrix:
     """The matrix with block (i, i - lag) = that of step i, for `batch` steps."""
-    batch = len(matrix.values) if batch is None else batch
+    (n, m), batch = matrix.shape, len(matrix.values) if batch is None else batch
     values = matrix.values.expand(batch, -1)[lag:].detach().numpy().ravel()
-    places = _block_pattern(matrix.sparsity, batch, lag)
-    return sp.csr_matrix((values, *places), shape=(batch * matrix.shape[0], batch * matrix.shape[1]))
+    return sp.csr_matrix((values, *_block_pattern(matrix.sparsity, batch, lag)), shape=(batch * n, batch * m))
 
 
 @lru_cache(maxsize=16)
@@ -364,8 +365,7 @@ class StepPattern:
         InputError: shapes that do not belong together.
 
     Example:
-        >>> n, banded = 100, Sparsity.banded(100)
-        >>> pattern = StepPattern(banded, banded, np.eye(n), Sparsity.empty(3 * n, 3 * n))  # a linear step
+        >>> pattern = StepPattern(Sparsity.banded(9), np.eye(9), np.eye(9), Sparsity.empty(27, 27))  # a linear step
     """
 
     def __init__(self, A: Any, B: Any, C: Any, W: Any) -> None:

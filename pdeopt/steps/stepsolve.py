@@ -18,7 +18,7 @@ from pdeopt.core.arrays import Array
 from pdeopt.core.errors import SolveFailure, StepFailure
 from pdeopt.core.options import set_default
 from pdeopt.core.settings import Settings, read, setting
-from pdeopt.steps.bands import NARROW_BAND, SINGULAR_STEP, BandFactor, band_of, require_finite
+from pdeopt.steps.bands import SINGULAR_STEP, BandFactor, band_of, require_finite
 from pdeopt.steps.sparse import StepMatrix, block_diagonal, dense, serial_aij
 
 #: Unknowns up to which the inverse of one matrix for all steps is the fastest factor, and the largest condition number
@@ -63,7 +63,7 @@ def step_solver(A: StepMatrix) -> StepSolver:
         inverse = StepInverse(A)
         if inverse.condition <= DENSE_CONDITION:
             return inverse
-    return BandFactor(A) if band_of(A.sparsity).width <= NARROW_BAND else StepFactor(A)
+    return BandFactor(A) if band_of(A.sparsity).is_narrow else StepFactor(A)
 
 
 class StepInverse:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import count, pairwise
+from itertools import count
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array, destroyed_with, index_array
 from pdeopt.core.settings import read
-from pdeopt.steps.bands import NARROW_BAND, BandFactor, band_of, minimum_degree, require_finite
+from pdeopt.steps.bands import BandFactor, band_of, minimum_degree, require_finite
 from pdeopt.steps.sparse import Sparsity, StepMatrix, block_diagonal
 from pdeopt.steps.stepsolve import StagedSubstitution, StepSettings, superlu
 
@@ -310,7 +310,7 @@ class Work:
 
 def triangles(A: StepMatrix, B: StepMatrix) -> BandTriangles | SparseTriangles:
     """The triangles of all steps: of bands, where the steps are narrow and need no pivots."""
-    if band_of(A.sparsity).width <= NARROW_BAND:
+    if band_of(A.sparsity).is_narrow:
         factor = BandFactor(A, PIVOT_THRESHOLD)
         if not factor.exchanged:
             return BandTriangles(factor, A, B)
@@ -318,10 +318,10 @@ def triangles(A: StepMatrix, B: StepMatrix) -> BandTriangles | SparseTriangles:
 
 
 def chunks(begin: int, end: int, most: int) -> list[Stretch]:
-    """A window in chunks of nearly equal length, of `most` steps or one."""
-    number = -(-(end - begin) // max(most, 1))
-    ends = [begin + (end - begin) * k // number for k in range(number + 1)]
-    return [Stretch(a, b, a == begin) for a, b in pairwise(ends)]
+    """A window in chunks of `most` steps or fewer: of one length, where one above half of that divides it."""
+    steps, most = end - begin, max(min(most, end - begin), 1)
+    length = next((k for k in range(most, most // 2, -1) if steps % k == 0), most)
+    return [Stretch(a, min(a + length, end), a == begin) for a in range(begin, end, length)]
 
 
 def taken(rows: Array, order: Array | None) -> Array:

@@ -36,7 +36,7 @@ def test_substitution_inverts_the_coupled_matrix(n, batch, pivoting):
 @pytest.mark.parametrize("width", [0, 1, 2, 4, 5])
 @pytest.mark.parametrize("alike", [True, False])
 def test_bands_and_sparse_factors_give_the_same(width, alike):
-    n, batch = 12, 9
+    n, batch = 20, 9
     A = random_steps(Sparsity.banded(n, width), 1 if alike else batch, shift=3.0 + 2 * width)
     B = random_steps(random_pattern(n, n, 0.3, 2), 1 if alike else batch, seed=5)
     sweeps = Substitution(A, B, batch)
@@ -116,9 +116,9 @@ def test_layouts_are_kept_and_values_are_not():
 
 
 @pytest.mark.parametrize("bad, what", [(0.0, "singular"), (float("nan"), "finite"), (float("inf"), "finite")])
-@pytest.mark.parametrize("width", [1, 2, 6])
+@pytest.mark.parametrize("width", [1, 2, 7])
 def test_a_bad_step_is_named(bad, what, width):
-    A, B = random_steps(Sparsity.banded(8, width), 5, shift=9.0), random_steps(Sparsity.banded(8), 1)
+    A, B = random_steps(Sparsity.banded(20, width), 5, shift=20.0), random_steps(Sparsity.banded(20), 1)
     A.values[3] *= bad
     with pytest.raises(StepFailure, match=what) as caught:
         Substitution(A, B, 5)
