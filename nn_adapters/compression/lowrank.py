@@ -58,6 +58,20 @@ class LowRankLayers(Compression):
         return found
 
 
+class FactoredLinear(nn.Sequential):
+    """Two Linear layers in the place of one, whose weight and bias are there for those who ask for them."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The product of the two weights, (outputs, inputs)."""
+        return self[1].weight @ self[0].weight  # type: ignore[no-any-return, operator]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(outputs,), or None."""
+        return self[1].bias  # type: ignore[no-any-return, return-value]
+
+
 def _over_channels(layer: Any, moments: InputMoments) -> list[Variant]:
     """Of all ranks."""
     W = layer.weight.detach().reshape(len(layer.weight), -1).double()
@@ -132,4 +146,5 @@ def _pair(layer: Any, first: Any, inner: Tensor, last: Any, outer: Tensor, bias:
     for module, weight in ((first, inner), (last, outer)):
         module.weight.data = weight.reshape(module.weight.shape).to(layer.weight).contiguous()
         module.weight.requires_grad_(layer.weight.requires_grad)
-    return nn.Sequential(first, last).train(layer.training)
+    kind = FactoredLinear if isinstance(layer, nn.Linear) else nn.Sequential
+    return kind(first, last).train(layer.training)

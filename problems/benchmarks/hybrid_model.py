@@ -164,7 +164,7 @@ class Planner:
     batch: int
     rates: Rates
     overlap: bool = True
-    _known: dict[int, Step | None] = field(default_factory=dict, compare=False, repr=False)
+    _known: dict[int, Step | None] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def step(self, split: Split) -> Step | None:
         """What a split takes; None where it is impossible: no sample for some part, no layer for some stage."""
@@ -216,10 +216,11 @@ class Planner:
         levels, part, inner = math.log2(g), (g - 1) / g, np.arange(len(table.names)) > 0
         neighbors = min(2, g - 1)
         model, domain = kinds == MODEL, kinds == DOMAIN
-        after_domain = np.concatenate([[False], domain[:-1]]) & (kinds == ALIKE)
-        messages = model * (1 + 2 * inner) * levels + domain * neighbors * (1 + inner) + after_domain * levels
-        numbers = model * (table.outputs + 2 * inner * table.inputs) * part
-        numbers = numbers + domain * neighbors / 2 * (1 + inner) * table.halo + after_domain * table.inputs * part
+        before = np.concatenate([domain[:1], domain[:-1]])  # the samples are where they are wanted
+        joined = (before & (kinds == ALIKE)) | (domain & ~before)  # slabs forward, or derivatives of them backward
+        messages = model * (1 + 2 * inner) * levels + domain * neighbors * (1 + inner) + joined * levels
+        numbers = model * (table.outputs + 2 * inner * table.inputs) + joined * table.inputs
+        numbers = numbers * part + domain * neighbors / 2 * (1 + inner) * table.halo
         return work, (messages, WIDTH * samples * numbers)
 
     def _sums(self, kinds: np.ndarray, split: Split, first: np.ndarray) -> tuple[Traffic, float]:

@@ -43,7 +43,7 @@ def _volumes(axis: Axes, planner: Planner) -> None:
     """What the busiest rank of a few sends in a step."""
     curves: dict[str, list[tuple[int, float]]] = {"data": [], "model": []}
     for batch in (2**power for power in SAMPLES):
-        here = replace(planner, batch=batch, _known={})
+        here = replace(planner, batch=batch)
         steps = {"data": here.step(Split(data=GROUP)), "model": here.step(Split(group=GROUP, kind=MODEL))}
         for kind, step in steps.items():
             if step is not None:

@@ -227,6 +227,26 @@ def test_a_network_that_nothing_can_be_taken_from_stays(trained):
     assert found.network is network and found.accuracy == 1.0 and found.nbytes == stored_bytes(network)
 
 
+class Encoder(nn.Module):
+    """A layer of PyTorch that looks at the weights of its layers, and calls them without their modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = nn.TransformerEncoderLayer(16, 2, 64, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.last(self.layer(x).mean(1))
+
+
+@pytest.mark.parametrize("how", ["low rank", "pruning", "quantization"])
+def test_modules_that_look_into_their_layers_still_work(how):
+    torch.manual_seed(0)
+    network, x = Encoder(), torch.randn(20, 5, 16)
+    y = network.eval()(x).argmax(1).detach()
+    found = compress(network, HOW[how], lambda net: accuracy(net, x, y), 0.2, x)
+    assert found.nbytes < stored_bytes(network) and accuracy(found.network, x, y) == found.accuracy >= 0.8
+
+
 # -- attacks ---------------------------------------------------------------------------------------------------
 
 
