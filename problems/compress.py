@@ -105,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> float:
         for way in WAYS if own.how == "all" else (own.how,):
             rows.append(study.compressed(way))
             _print(comm, rows[-1])
-        summary = found | {"problem": {"name": "compress", **asdict(training), **asdict(own)}, "networks": rows}
-        write_report(comm, report, summary, lambda: _picture(rows, found["problem"]["data"]))
+        problem = {"name": "compress", **asdict(training), **asdict(own), "data": name}
+        write_report(comm, report, found | {"problem": problem, "networks": rows}, lambda: _picture(rows, name))
         missed = training.target_loss is not None and not found["reached"]
         finish("compress", not missed, f"loss {found['train_loss']:.4g}: more -max_steps, or a larger -target_loss")
         return float(rows[-1]["test_accuracy"])

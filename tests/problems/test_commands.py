@@ -117,6 +117,7 @@ BAD = {
     "a large width of K-FAC": (("autoencoder", "-widths", HUGE), "-widths.* EB"),
     "a summary of another script": (("large_batch", "-beside", "README.md"), "-beside.*README.md.*-summary FILE"),
     "a scaling": (("large_batch", "-scaling", "cubic"), r"-scaling.*none \| linear \| sqrt"),
+    "sizes of attacks": (("compress", "-sizes", "0.1,x"), "-sizes.*0.02,0.05"),
     "damping": (("kfac_mnist", "-kfac_damping", "0"), "-kfac_damping.*> 0"),
     "beta": (("admm_mnist", "-split_beta", "0"), "-split_beta.*> 0"),
     "width of a regression": (("function_regression", "-width", HUGE), "-width.* EB"),
