@@ -17,6 +17,7 @@ from nn_adapters.curvature.likelihoods import Likelihood
 from nn_adapters.curvature.products import FisherMatrix, by_layer, flat
 from nn_adapters.layers.batching import is_random
 from pdeopt.core.errors import InputError
+from pdeopt.core.monitor import logged
 from pdeopt.core.team import Team
 
 
@@ -98,6 +99,7 @@ class CurvedNetwork:
         g = g if self.team is None else self.share * g
         return g + self.l2 / (1 if self.team is None else self.team.size) * self.parameters() if self.l2 else g
 
+    @logged("pdeoptNetUpdate")
     @torch.no_grad()
     def move(self, step: Tensor, decay: float = 0.0) -> None:
         """theta += step; before, weights, that is, matrices, lose a share `decay`."""

@@ -14,6 +14,7 @@ from nn_adapters.curvature.layers import CurvedLayer, NormCurved
 from nn_adapters.curvature.likelihoods import Likelihood
 from pdeopt.core.errors import InputError
 from pdeopt.core.messages import PRECISIONS, Messages
+from pdeopt.core.monitor import logged
 from pdeopt.core.team import Team
 from pdeopt.functions.gram import GramSum
 from pdeopt.lowrank.kronecker import KroneckerBlocks
@@ -118,6 +119,7 @@ class KroneckerFactors:
                 a.forget(forget)
                 a.merge(b)
 
+    @logged("pdeoptNetMessages")
     def _reduce(self, fresh: list[tuple[GramSum, GramSum]], samples: int) -> None:
         """Bring the sums of all ranks to the owners of the layers. Collective."""
         buffer = torch.cat([sums.triangle for layer in self._order for sums in fresh[layer]])
@@ -126,6 +128,7 @@ class KroneckerFactors:
         for sums, numbers in zip(mine, own.split([_packed(each) for each in mine])):
             sums.triangle, sums.weights = numbers, (weight, weight)
 
+    @logged("pdeoptNetPrecondition")
     def precondition(self, inverse: KroneckerBlocks, g: Tensor, is_whole: bool = False) -> Tensor:
         """The inverse times the gradient, equal on all ranks. Collective.
 
@@ -144,6 +147,7 @@ class KroneckerFactors:
         found = dict(zip(self._order, whole.split([sizes[layer] for layer in self._order])))
         return torch.cat([found[layer] for layer in range(len(sizes))])
 
+    @logged("pdeoptNetFactors")
     def fresh(
         self, inputs: Sequence[tuple[Any, ...]], targets: Sequence[Any] = (), whole: int | None = None
     ) -> list[tuple[GramSum, GramSum]]:

@@ -13,6 +13,7 @@ from nn_adapters.curvature.factors import FISHER, KroneckerFactors
 from nn_adapters.curvature.likelihoods import Likelihood
 from nn_adapters.curvature.secondorder import Before, SecondOrder, chosen
 from pdeopt.core.messages import PRECISIONS
+from pdeopt.core.monitor import logged
 from pdeopt.core.settings import Settings, setting
 from pdeopt.core.team import Team
 from pdeopt.lowrank.kronecker import KroneckerBlocks
@@ -142,6 +143,7 @@ class KFAC(SecondOrder):
         self.last, self.loss = step, loss
         return step
 
+    @logged("pdeoptNetInverses")
     def _invert(self) -> None:
         def inverse() -> KroneckerBlocks:
             return self.factors.blocks().inverse(self.damping + self.settings.l2)
@@ -155,11 +157,13 @@ class KFAC(SecondOrder):
         alpha, mu = self.coefficients
         return alpha * d if self.last is None else alpha * d + mu * self.last
 
+    @logged("pdeoptNetCheck")
     def _raises(self, step: Tensor) -> bool:
         """Whether the loss of the batch itself, which the model lets fall, rises much by a step."""
         before, after = self.model.losses(step, self.settings.model_samples)
         return after > MUCH * before or (math.isfinite(before) and not math.isfinite(after))
 
+    @logged("pdeoptNetModel")
     def _minimizer(self, d: Tensor, g: Tensor) -> tuple[float, float]:
         """alpha and mu of the quadratic model."""
         directions = [d] if self.last is None else [d, self.last]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nn_adapters.curvature.curvednetwork import CurvedNetwork
 from nn_adapters.curvature.likelihoods import Likelihood
 from pdeopt.core.errors import InputError, SolveFailure, together
+from pdeopt.core.monitor import logged
 from pdeopt.core.settings import Settings, check
 from pdeopt.core.team import Team
 
@@ -105,8 +106,7 @@ class SecondOrder(torch.optim.Optimizer):
         value, model = None, self.model
         if closure is not None:
             self._forget()
-            with torch.enable_grad():
-                value = closure()
+            value = _evaluated(closure)
         model.targets = list(model.likelihood.seen or [])
         if not model.inputs:
             raise InputError(f"{type(self).__name__}.step", "no inputs", "a network in training mode, called before")
@@ -150,8 +150,7 @@ class SecondOrder(torch.optim.Optimizer):
         """The closure at other parameters; the batch that it clears stays."""
         assert self._closure is not None
         inputs, targets = self.model.inputs, self.model.targets
-        with torch.enable_grad():
-            value = self._closure()
+        value = _evaluated(self._closure)
         self.model.inputs, self.model.targets = inputs, targets
         return self.model.loss(value)
 
@@ -182,6 +181,13 @@ class SecondOrder(torch.optim.Optimizer):
         state = dict(state_dict)
         self.recall(state.pop("memory"))
         super().load_state_dict(state)
+
+
+@logged("pdeoptNetGradient")
+def _evaluated(closure: Callable[[], Any]) -> Any:
+    """What a closure returns; its gradients are there then."""
+    with torch.enable_grad():
+        return closure()
 
 
 def chosen(kind: type[S], settings: S | None, words: dict[str, Any]) -> S:
