@@ -27,7 +27,8 @@ def task(own: FitSettings, data: nna.Dataset) -> Fit:
     return Fit(network, nna.SquaredError(), x, x, x_test, x_test, False)
 
 
-SCRIPT = CurvatureScript("autoencoder", __doc__, task, (), {"averaging": 16.0})
+DEFAULTS = {"averaging": 16.0, "rival": "adam", "rival_lr": 0.01}
+SCRIPT = CurvatureScript("autoencoder", __doc__, task, (), DEFAULTS)
 OPTIONS = SCRIPT.options
 
 

@@ -63,7 +63,8 @@ def _standardized(x: Tensor, x_test: Tensor) -> tuple[Tensor, Tensor]:
     return (x - mean) / deviation, (x_test - mean) / deviation
 
 
-SCRIPT = CurvatureScript("kfac_mnist", __doc__, task, (ClassifierKind,), {"averaging": 16.0})
+DEFAULTS = {"averaging": 16.0, "rival": "sgd", "rival_lr": 0.3}
+SCRIPT = CurvatureScript("kfac_mnist", __doc__, task, (ClassifierKind,), DEFAULTS)
 OPTIONS = SCRIPT.options
 
 

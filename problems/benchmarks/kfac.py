@@ -109,7 +109,7 @@ class Benchmark:
         runs = self._runs(kfac_mnist, *CIFAR, "-max_steps", EPOCHS // 2 * PER_EPOCH)
         mine = _accuracy(runs)
         rows, rivals = [_tested(f"cnn: K-FAC, {EPOCHS // 2} epochs", runs)], []
-        for name, rates in (("sgd", (0.003, *SGD[:2])), ("adam", ADAM)):
+        for name, rates in (("sgd", SGD[:3]), ("adam", ADAM)):
             words = (*CIFAR, "-optimizer", name, "-max_steps", EPOCHS * PER_EPOCH)
             tried = {lr: self._run(kfac_mnist, *words, "-lr", lr) for lr in rates}
             lr = max(tried, key=lambda rate: tried[rate]["test_accuracy"])
@@ -154,7 +154,7 @@ class Benchmark:
         more = ["-max_steps", 3] if self.quick else []
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             path = Path(folder) / "run.json"
-            given = [*words, "-data_dir", self.data_dir, "-summary", path, *more]
+            given = [*words, "-data_dir", self.data_dir, "-rival", "none", "-summary", path, *more]
             try:
                 script.main([str(word) for word in given])
             except ArithmeticError:  # a rate that is too large

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,7 @@ from pdeopt.optimize import read_memory, write_memory
 from problems.shared import pictures
 from problems.shared.command_line import command_line, finish
 from problems.shared.files import CheckpointFiles, DataFiles, ReportFiles, check_targets, choose, write_report
-from problems.shared.fit_steps import Fit, FitSettings, FitSteps, hidden_widths
+from problems.shared.fit_steps import FIRST_ORDER, Fit, FitSettings, FitSteps, hidden_widths
 
 #: Steps from checkpoint to checkpoint.
 EVERY = 20
@@ -28,7 +29,9 @@ def loss_picture(name: str, found: dict[str, Any]) -> Any:
     """The loss over the steps."""
     figure = pictures.new_figure(6, 4)
     axis = figure.subplots()
-    axis.semilogy(found["history"]["steps"], found["history"]["loss"])
+    for run in (found, *([found["rival"]] if "rival" in found else [])):
+        axis.semilogy(run["history"]["steps"], run["history"]["loss"], label=run["problem"]["optimizer"])
+    axis.legend()
     axis.set(title=f"{name}: {found['problem']['optimizer']}", xlabel="step", ylabel="loss of all training samples")
     return figure
 
@@ -73,23 +76,39 @@ class CurvatureScript:
             hidden_widths(own.widths, (1,))
             data = on_root(comm, lambda: files.load(name, own.seed))
             task = self.task(own, prepared(data, own))
+            same = replace(task, network=deepcopy(task.network))
             steps = self.steps(task, own, comm)
             po.require_all_read()
             check_targets(comm, report, kept)
             run = FitRun(self.name, own, steps, kept, comm)
             with interruptible():
                 found = run.train()
+            if own.optimizer not in FIRST_ORDER and own.rival != "none" and found["message"] != "interrupted":
+                found |= self._rival(same, own, comm)
             write_report(comm, report, found, lambda: self.picture(self.name, found))
             if comm.rank == 0:
-                tested = "test_accuracy" if task.classes else "test_loss"
-                print(
-                    f"{self.name}: loss {found['train_loss']:.5g}, {tested.replace('_', ' ')} {found[tested]:.4f} "
-                    f"after {found['steps']} steps, {found['epochs']:.2f} epochs ({found['cpu_seconds']:.2f} CPU s)"
-                )
+                print(_line(self.name, found, task.classes))
+                if "rival" in found:
+                    of = f"{self.name}, {own.rival} of rate {own.rival_lr:g}"
+                    print(_line(of, found["rival"] | {"cpu_seconds": found["rival_cpu_seconds"]}, task.classes))
             run.file.leave()
             missed = own.target_loss is not None and not found["reached"]
             finish(self.name, not missed, f"loss {found['train_loss']:.4g}: more -max_steps, or a larger -target_loss")
             return float(found["train_loss"])
+
+    def _rival(self, task: Fit, own: FitSettings, comm: Any) -> dict[str, Any]:
+        """What the rival does from the same weights with the same batches; seconds, which differ, by themselves."""
+        rival = replace(own, optimizer=own.rival, lr=own.rival_lr)
+        found = FitRun(self.name, rival, self.steps(task, rival, comm), CheckpointFiles(), comm).train()
+        return {"rival_cpu_seconds": found.pop("cpu_seconds"), "rival": found}
+
+
+def _line(name: str, found: dict[str, Any], is_classifier: bool) -> str:
+    tested = "test_accuracy" if is_classifier else "test_loss"
+    return (
+        f"{name}: loss {found['train_loss']:.5g}, {tested.replace('_', ' ')} {found[tested]:.4f} "
+        f"after {found['steps']} steps, {found['epochs']:.2f} epochs ({found['cpu_seconds']:.2f} CPU s)"
+    )
 
 
 class FitRun:

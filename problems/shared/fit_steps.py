@@ -42,6 +42,10 @@ class FitSettings(po.Settings):
     activation: str = po.setting("tanh", "activation", choices=tuple(nna.ACTIVATIONS))
     optimizer: str = po.setting("kfac", "optimizer", choices=(*READS, *FIRST_ORDER), reads=READS)
     lr: float = po.setting(0.1, "learning rate of sgd, which has momentum 0.9, and of adam", above=0, at_most=1e30)
+    rival: str = po.setting(
+        "none", "first-order method to train beside one of second order, of -rival_lr", choices=("none", *FIRST_ORDER)
+    )
+    rival_lr: float = po.setting(0.1, "learning rate of -rival", above=0, at_most=1e30)
     batch: int = po.setting(512, "samples of a batch", at_least=1)
     averaging: float = po.setting(
         0.0, "a: weights of step k are (a + 1) / (k + a) of the average that is evaluated; 0 for the last", at_least=0

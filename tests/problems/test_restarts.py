@@ -55,7 +55,8 @@ def run(folder, script, *words):
     for name in ("history", "curve"):  # lists of epochs
         if isinstance(found.get(name), list):
             found[name] = [{key: value for key, value in each.items() if "seconds" not in key} for each in found[name]]
-    found.pop("cpu_seconds", None)
+    for name in ("cpu_seconds", "rival_cpu_seconds"):
+        found.pop(name, None)
     return found
 
 
