@@ -135,12 +135,17 @@ class CurvedNetwork:
         return self.total(own) + (0.5 * self.l2 * self.square(self.parameters()) if self.l2 else 0.0)
 
     def some(self, most: int) -> tuple[list[tuple[Any, ...]], list[Any]]:
-        """Inputs and targets of at most so many samples of all ranks, evenly spaced in each part; 0 for all."""
+        """Inputs and targets of at most so many samples of all ranks, evenly spaced in each part; 0 for all.
+
+        No targets where they are not one for each sample of each part, as where the loss takes several parts at once.
+        """
+        sizes = [len(arguments[0]) for arguments in self.inputs]
+        targets = self.targets if list(map(len, self.targets)) == sizes else []
         if not 0 < most < self.samples:
-            return self.inputs, self.targets
-        rows = [_spaced(len(arguments[0]), most / self.samples) for arguments in self.inputs]
+            return self.inputs, targets
+        rows = [_spaced(size, most / self.samples) for size in sizes]
         inputs = [tuple(_taken(each, len(part[0]), own) for each in part) for part, own in zip(self.inputs, rows)]
-        return inputs, [target[own] for target, own in zip(self.targets, rows)]
+        return inputs, [target[own] for target, own in zip(targets, rows)]
 
     def fisher(self, most: int = 0) -> FisherMatrix:
         """That of this rank's samples, or of some of them, at theta."""
@@ -163,12 +168,13 @@ class CurvedNetwork:
     def losses(self, step: Tensor, most: int = 0) -> tuple[float, float]:
         """The loss before and after a step, of the samples of the last quadratic model, in which `most` was the same.
 
-        Without its regularization; NaN where targets are not known, as those of another loss are not. Collective.
+        Without its regularization; NaN where targets are not known, as those of another loss are not, or are not those
+        of the outputs themselves. Collective.
         """
         inputs, targets = self.some(most)
-        if len(inputs) != len(targets):
-            return math.nan, math.nan
         fisher, weight = self._modeled
+        if not targets or any(y.shape != each.shape[: y.dim()] for each, y in zip(fisher.outputs, targets)):
+            return math.nan, math.nan
         with self.moved(step):
             after = [with_buffers(self.serial)(*arguments) for arguments in inputs]
         sums = [

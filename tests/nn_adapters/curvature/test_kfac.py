@@ -242,3 +242,29 @@ def test_a_part_of_the_batch_stands_for_all_of_it(kind):
         losses = [float(optimizer.step(closure_of(optimizer, mine, loss, x, y)).detach()) for _ in range(3)]
         found.append((torch.cat([optimizer.last, torch.tensor([*losses, optimizer.ratio])]), optimizer.damping))
     assert relative(found[1][0], found[0][0]) <= 1e-9 and found[0][1] == found[1][1]
+
+
+def test_a_loss_of_other_shapes_than_the_outputs_is_not_looked_at():
+    """One loss of two calls of the network, and outputs that are reshaped: the batch's own loss is not found again."""
+    network, x, y = problem()
+    optimizer = KFAC(network, loss := CrossEntropy(), statistics_samples=24, model_samples=24)
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(torch.cat([network(x[:15]), network(x[15:30])]), y[:30])
+        value.backward()
+        return value
+
+    losses = [float(optimizer.step(closure).detach()) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    one, squared = nn.Linear(4, 1).double(), SquaredError()
+    optimizer = KFAC(one, squared)
+
+    def reshaped():
+        optimizer.zero_grad()
+        value = squared(one(x)[:, 0], x[:, 1])
+        value.backward()
+        return value
+
+    losses = [float(optimizer.step(reshaped).detach()) for _ in range(5)]
+    assert losses[-1] < losses[0]
