@@ -257,12 +257,12 @@ def test_a_loss_of_other_shapes_than_the_outputs_is_not_looked_at():
 
     losses = [float(optimizer.step(closure).detach()) for _ in range(5)]
     assert losses[-1] < losses[0]
-    one, squared = nn.Linear(4, 1).double(), SquaredError()
+    one, squared = nn.Linear(4, 2).double(), SquaredError()
     optimizer = KFAC(one, squared)
 
     def reshaped():
         optimizer.zero_grad()
-        value = squared(one(x)[:, 0], x[:, 1])
+        value = squared(one(x)[:, :, None], x[:, :2, None])
         value.backward()
         return value
 
