@@ -190,8 +190,10 @@ def _compared(case: str, rival: str, mine: Runs, best: Runs, most: int, bars: di
     if not best or _median(best, "steps") is None:
         which = "on all seeds" if best else "at any rate"
         rows = [plain(f"{case}: {rival} has not reached it {which} in so many steps", most, "steps")]
-        share = (_median(mine, "steps") or math.inf) / most
-        return rows + [bar(f"{case}: steps, share of {rival}'s, below", share, "", bars["steps"])] * ("steps" in bars)
+        if "steps" in bars:
+            share = (_median(mine, "steps") or math.inf) / most
+            rows.append(bar(f"{case}: steps, share of {rival}'s, below", share, "", bars["steps"]))
+        return rows
     rows = [_told(f"{case}: {rival}", best)]
     for name, limit in bars.items():
         share = (_median(mine, name) or math.inf) / (_median(best, name) or math.inf)
