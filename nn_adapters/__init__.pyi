@@ -82,7 +82,8 @@ from nn_adapters.pinn.points import (
 
 # Training.
 from nn_adapters.training.last_layer import LSGD as LSGD, least_squares as least_squares, lsgd as lsgd
-from nn_adapters.training.loop import Epoch as Epoch, Training as Training, TrainingSettings as TrainingSettings
+from nn_adapters.training.loop import Epoch as Epoch, Training as Training
+from nn_adapters.training.trainingsettings import TrainingSettings as TrainingSettings
 from nn_adapters.training.nested import (
     deepen as deepen,
     nested_epochs as nested_epochs,

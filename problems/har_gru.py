@@ -67,6 +67,7 @@ SCRIPT = LayerTraining(
     SequenceSettings,
     data=signals,
     make=Classifier,
+    second_order=(),
     numbers=lambda own, batch: own.gru_layers * own.hidden * (3 * own.hidden + 128 * batch),
     defaults={
         nna.TrainingSettings: {"epochs": 4, "lr": 3e-3},

@@ -143,6 +143,7 @@ SCRIPT = LayerTraining(
     data=videos,
     make=Classifier,
     numbers=_numbers,
+    second_order=(),
     defaults={
         nna.TrainingSettings: {"epochs": 12, "batch": 50},
         nna.MgritSettings: {"coarsening": "4", "cycles": 2, "relaxation": "FCF"},

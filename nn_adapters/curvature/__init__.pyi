@@ -37,6 +37,11 @@ from nn_adapters.curvature.hessianfree import (
     HessianFreeSettings as HessianFreeSettings,
 )
 from nn_adapters.curvature.secondorder import SecondOrder as SecondOrder
+from nn_adapters.curvature.choice import (
+    SECOND_ORDER as SECOND_ORDER,
+    second_order as second_order,
+    second_order_settings as second_order_settings,
+)
 from nn_adapters.curvature.memories import recall_whole as recall_whole, whole_memory as whole_memory
 
 __all__: list[str]

@@ -153,7 +153,8 @@ class KFAC(SecondOrder):
     def _step(self, g: Tensor) -> Tensor:
         """alpha d + mu s."""
         d, own = -self.factors.precondition(self.inverse, g), self.settings
-        self.coefficients = (own.rate, own.momentum) if own.rate is not None else self._minimizer(d, g)
+        by_rate = None if own.rate is None else (self.course * own.rate, own.momentum)
+        self.coefficients = by_rate or self._minimizer(d, g)
         alpha, mu = self.coefficients
         return alpha * d if self.last is None else alpha * d + mu * self.last
 

@@ -58,12 +58,16 @@ class SecondOrder(torch.optim.Optimizer):
         model: the network as a function of a flat vector.
         steps: so far.
         last: the last step, flat.
+        damping: of the model, now.
+        course: factor of a learning rate, where there is one: for schedules.
 
     Raises:
         InputError: what `CurvedNetwork` refuses.
     """
 
     last: Tensor | None
+    damping: float
+    course: float = 1.0
 
     def __init__(
         self, network: nn.Module, likelihood: Likelihood, l2: float, decay: float, seed: int, team: Team | None = None

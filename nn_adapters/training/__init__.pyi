@@ -1,12 +1,13 @@
 # The loop, and what it is made of.
-from nn_adapters.training.loop import (
-    Epoch as Epoch,
-    GradientBias as GradientBias,
-    Training as Training,
+from nn_adapters.training.loop import Epoch as Epoch, GradientBias as GradientBias, Training as Training
+from nn_adapters.training.trainingsettings import (
+    FIRST_ORDER as FIRST_ORDER,
     TrainingSettings as TrainingSettings,
+    named_optimizer as named_optimizer,
+    set_rate as set_rate,
 )
 from nn_adapters.training.checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
-from nn_adapters.training.regularize import smoothness as smoothness, tikhonov as tikhonov
+from nn_adapters.training.regularize import regularized as regularized, smoothness as smoothness, tikhonov as tikhonov
 
 # Large batches.
 from nn_adapters.training.layerwise import (

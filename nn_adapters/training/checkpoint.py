@@ -1,7 +1,8 @@
 """Checkpoints of a training run: parameters, buffers, the optimizer's state, random states, in the one checked format.
 
 A file does not depend on the ranks: the rows of layer-parallel parameters are gathered when it is written, and each
-rank takes its own when it is read. See `pdeopt.core.storage` for the format.
+rank takes its own when it is read. What optimizers of second order remember is that of each rank, and goes to others by
+layers. See `pdeopt.core.storage` for the format.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nn_adapters.curvature.memories import recall_whole, whole_memory
+from nn_adapters.curvature.secondorder import SecondOrder
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import ParallelModule
 from nn_adapters.layers.stacking import ParameterStack
@@ -21,7 +24,7 @@ from pdeopt.core.errors import InputError, on_root
 from pdeopt.core.storage import read_tensors, write_tensors
 
 #: What names of tensors begin with that are no parameter, buffer or state.
-RANDOM, HISTORY = "random.", "history."
+RANDOM, HISTORY, MEMORY = "random.", "history.", "memory."
 
 
 def save_checkpoint(
@@ -38,7 +41,7 @@ def save_checkpoint(
     Args:
         path: of the file, which is replaced.
         network: whose parameters and buffers, those of this rank.
-        optimizer: whose state of each parameter.
+        optimizer: whose state of each parameter, or memory.
         comm: communicator of all ranks of the run.
         fingerprint: what must be equal where it is read, as JSON values.
         run: what else is known of the run, as JSON values.
@@ -56,6 +59,9 @@ def save_checkpoint(
         grid = grids.get(_parts(name)[2]) if value.dim() > 0 else None
         parts = [value.cpu()] if grid is None else grid.mpi.gather(value.cpu())
         whole[name] = value.cpu() if parts is None else torch.cat(parts) if grid is not None else parts[0]
+    if isinstance(optimizer, SecondOrder):
+        for name, value in whole_memory(optimizer, comm).items():
+            (whole if torch.is_tensor(value) else numbers)[f"{MEMORY}{name}"] = value
     states = comm.gather(torch.get_rng_state())
     whole[f"{RANDOM}cpu"] = torch.stack(states) if states else torch.empty(0)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -94,8 +100,11 @@ def load_checkpoint(
     history, states = stored.pop(f"{HISTORY}epochs"), stored.pop(f"{RANDOM}cpu")
     cuda = stored.pop(f"{RANDOM}cuda", None)
     found: dict[str, Any] = {**stored, **text["numbers"]}
+    memory = {name.removeprefix(MEMORY): found.pop(name) for name in list(found) if name.startswith(MEMORY)}
     expected, grids = _expected(network, optimizer, found, path), _grids(network)
     own = {name: _own(grids.get(_parts(name)[2]), path, name, found[name], like) for name, like in expected.items()}
+    if isinstance(optimizer, SecondOrder):
+        recall_whole(optimizer, memory, comm)
     with torch.no_grad():
         for name, like in expected.items():
             kind, key, _ = _parts(name)
@@ -127,7 +136,7 @@ def _expected(
 ) -> dict[str, Any]:
     """What the file must have, by name, each with the tensor that it must be like."""
     expected = dict(_tensors(network, None))
-    keys = _state_keys(optimizer)
+    keys = [] if isinstance(optimizer, SecondOrder) else _state_keys(optimizer)
     for name, parameter in network.named_parameters():
         if any(f"state.{key}.{name}" in stored for key in keys):  # a parameter that has had no gradient has no state
             expected |= {f"state.{key}.{name}": parameter for key in keys}

@@ -17,55 +17,19 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
+from nn_adapters.curvature.secondorder import SecondOrder
 from nn_adapters.data.dataset import Dataset
-from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import exactly, measure_bias, mgrit_solvers
 from nn_adapters.parallel.gradientsums import GradientSums
 from nn_adapters.parallel.groups import Groups
 from nn_adapters.training.checkpoint import load_checkpoint, save_checkpoint
-from nn_adapters.training.regularize import smoothness, tikhonov
+from nn_adapters.training.regularize import regularized
+from nn_adapters.training.trainingsettings import FREE, TrainingSettings, check_optimizer, named_optimizer, set_rate
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import SolveFailure
 from pdeopt.core.interrupt import Interrupted
-from pdeopt.core.settings import Settings, setting
 from pdeopt.core.storage import digest
 from pdeopt.optimize.checkpoint import CheckpointFile
-
-
-@dataclass(frozen=True)
-class TrainingSettings(Settings):
-    """Training."""
-
-    epochs: int = setting(10, "passes through the training samples", at_least=0)
-    batch: int = setting(100, "samples of a batch", at_least=1)
-    lr: float = setting(1e-3, "learning rate", above=0, at_most=1e30)
-    optimizer: str = setting("adam", "optimizer of PyTorch", choices=("adam", "sgd", "adamw"))
-    schedule: str = setting("cosine", "course of the learning rate over the run", choices=("constant", "cosine"))
-    tikhonov: float = setting(0.0, "weight of |theta|^2 / 2, theta the parameters of the layers", at_least=0)
-    smoothness: float = setting(0.0, "weight of sum |d theta / dt|^2 / 2, differences from layer to layer", at_least=0)
-    seed: int = setting(0, "seed of the first weights and of the batches", at_least=0)
-    samples: int = setting(0, "training samples that are used; 0 for all", at_least=0)
-    bias_every: int = setting(
-        0, "batches between measurements of the gradient's error; 0 for the end alone", at_least=0
-    )
-    bias_limit: float = setting(
-        None,
-        "relative error of the gradient above which a cycle is added, and below a tenth of which one is taken away "
-        "(with -bias_every)",
-        above=0,
-        kind=float,
-    )
-    layer_ranks: int = setting(
-        0, "ranks of a group that shares the layers; 0 for one group of all. Groups share each batch", at_least=0
-    )
-    nested: int = setting(
-        1,
-        "levels of nested iteration: half the layers on each shallower one, the same work on all, together as much as "
-        "-epochs at full depth",
-        at_least=1,
-    )
-    checkpoint: str = setting("", "file for checkpoints, written after each epoch")
-    restart: str = setting("", "checkpoint from which training goes on")
 
 
 @dataclass
@@ -78,6 +42,7 @@ class Epoch:
         accuracy: share of the test samples that are classified rightly, run serially.
         seconds: since the start of the run, over restarts.
         gradient_error: relative, where it was measured.
+        damping: of an optimizer of second order.
     """
 
     epoch: int
@@ -85,10 +50,7 @@ class Epoch:
     accuracy: float
     seconds: float
     gradient_error: float | None = None
-
-
-#: Settings that may change where a run goes on: how far, how fast, and on which ranks.
-FREE = ("epochs", "lr", "schedule", "layer_ranks", "checkpoint", "restart")
+    damping: float | None = None
 
 
 @dataclass
@@ -129,16 +91,18 @@ class Training:
         groups: of ranks; the network's layers are on `groups.layers`.
         observe: called after each epoch, on all ranks.
         problem: what else must be equal where a run goes on, as JSON values: depth, width, activation.
+        optimizer: any of torch, of the network's parameters; by default the one that the settings name. `KFAC` and
+            `HessianFree` call the loss as often as they need; on several groups they take `groups.data` as their team.
 
     Attributes:
-        optimizer: of torch.
         history: records of the epochs so far.
         bias: measured errors of gradients.
         residuals: of MGRIT, forward and adjoint, in the last batch.
         files: the checkpoints of the run; `files.signal` is what has ended it.
 
     Raises:
-        InputError: a file to restart from that is no checkpoint of such a network, run and data.
+        InputError: an optimizer of second order of another network, or without its team; what it refuses, as dropout; a
+            file to restart from that is no checkpoint of such a network, run and data.
 
     Example:
         >>> layers = LayerParallel(None, lambda: dense(8), 64)
@@ -154,17 +118,17 @@ class Training:
     problem: Mapping[str, Any] = field(default_factory=dict)
     history: list[Epoch] = field(default_factory=list)
     bias: list[GradientBias] = field(default_factory=list)
+    optimizer: Any = None
 
     def __post_init__(self) -> None:
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-        words = {"momentum": 0.9} if self.settings.optimizer == "sgd" else {}
-        self.optimizer = kinds[self.settings.optimizer](self.network.parameters(), lr=self.settings.lr, **words)
+        self.optimizer = self.optimizer or named_optimizer(self.network, self.settings, self.groups.data)
         self.samples = min(self.settings.samples or len(self.data.x_train), len(self.data.x_train))
         self._seconds, self._batches_done = 0.0, 0
         self._losses: list[float] = []  # of the batches of an epoch that is not done
         self.residuals: tuple[list[float], list[float]] = ([], [])
-        data = self.groups.data
-        self._sums = GradientSums(self.network, data) if data.size > 1 else None
+        data, is_second = self.groups.data, isinstance(self.optimizer, SecondOrder)
+        check_optimizer(self.optimizer, self.network, data)
+        self._sums = GradientSums(self.network, data) if data.size > 1 and not is_second else None
         self.files = CheckpointFile(self.settings.checkpoint, 1, self.groups.all, "batch")
         if self.settings.restart:
             self._resume()
@@ -190,15 +154,15 @@ class Training:
 
     def _epoch(self, epoch: int) -> None:
         """The batches of an epoch that are not done, and its record."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = _rate(self.settings, epoch)
+        set_rate(self.optimizer, self.settings, epoch)
         for number, rows in enumerate(self._batches(epoch), start=1):
             if number > len(self._losses):
                 self._losses.append(self._batch(rows, epoch, number))
                 self.files.after(self._batches_done, self._save, is_due=False)
         error = self.gradient_error() if epoch == self.settings.epochs else None
         loss, seconds = sum(self._losses) / max(len(self._losses), 1), time.perf_counter() - self._started
-        self.history.append(Epoch(epoch, loss, self.accuracy(), seconds, error))
+        damping = self.optimizer.damping if isinstance(self.optimizer, SecondOrder) else None
+        self.history.append(Epoch(epoch, loss, self.accuracy(), seconds, error, damping))
         self._losses = []
         self.files.end(self._batches_done, self._save)
 
@@ -215,6 +179,8 @@ class Training:
         self._batches_done += 1
         if self.settings.bias_every and self._batches_done % self.settings.bias_every == 0:
             self._measure(rows)
+        if isinstance(self.optimizer, SecondOrder):
+            return _second_order_step(self, rows, f"epoch {epoch}, batch {number}")
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(rows)
         value = _mean(float(loss.detach()), len(rows), self.groups.data)
@@ -238,7 +204,7 @@ class Training:
 
         SGD with gradients of relative errors b_k and step lengths a_k converges if sum a_k b_k is bounded.
         """
-        solvers, rate = mgrit_solvers(self.network), self.optimizer.param_groups[0]["lr"]
+        solvers, rate = mgrit_solvers(self.network), self.optimizer.param_groups[0].get("lr", 1.0)
         if not solvers or not solvers[0].factors:
             return
         cycles = solvers[0].forward.cycles, solvers[0].adjoint.cycles
@@ -260,14 +226,10 @@ class Training:
 
     def loss(self, rows: Tensor) -> Tensor:
         """Mean cross-entropy of samples, and the regularization of this rank's layers."""
-        value = nn.functional.cross_entropy(self.network(self.data.x_train[rows]), self.data.y_train[rows])
-        for part in self.network.modules():
-            if isinstance(part, LayerParallel):
-                if self.settings.tikhonov:
-                    value = value + self.settings.tikhonov * tikhonov(part)
-                if self.settings.smoothness:
-                    value = value + self.settings.smoothness * smoothness(part)
-        return value
+        is_second = isinstance(self.optimizer, SecondOrder)  # whose loss keeps what it needs of the targets
+        loss = self.optimizer.model.likelihood if is_second else nn.functional.cross_entropy
+        value = loss(self.network(self.data.x_train[rows]), self.data.y_train[rows])
+        return regularized(value, self.network, self.settings.tikhonov, self.settings.smoothness)  # type: ignore[no-any-return]
 
     def gradient_error(self) -> float:
         """The relative error of the gradient of the first batch. Collective."""
@@ -298,6 +260,8 @@ class Training:
     def _fingerprint(self) -> dict[str, Any]:
         data, own = self.data, {k: v for k, v in asdict(self.settings).items() if k not in FREE}
         samples = digest(data.x_train[: self.samples], data.y_train[: self.samples], data.x_test, data.y_test)
+        if isinstance(self.optimizer, SecondOrder):
+            own |= {f"{self.settings.optimizer}.{name}": value for name, value in vars(self.optimizer.settings).items()}
         return {**self.problem, **own, "samples": self.samples, "data": samples}
 
     def _save(self) -> None:
@@ -310,15 +274,16 @@ class Training:
             "bias": [asdict(each) for each in self.bias],
             "residuals": self.residuals,
         }
-        table = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 5)
+        table = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 6)
         path = self.settings.checkpoint
         save_checkpoint(path, self.network, self.optimizer, self.groups.all, self._fingerprint, run, table)
 
     def _resume(self) -> None:
         path = self.settings.restart
         run, table = load_checkpoint(path, self.network, self.optimizer, self.groups.all, self._fingerprint)
-        for number, *row, error in table.tolist():
-            self.history.append(Epoch(int(number), *row, None if math.isnan(error) else error))
+        for number, *row, error, damping in table.tolist():
+            rest = (None if math.isnan(each) else each for each in (error, damping))
+            self.history.append(Epoch(int(number), *row, *rest))
         self._batches_done, self._losses, self._seconds = run["batches"], run["losses"], run["seconds"]
         self.bias = [GradientBias(**each | {"cycles": tuple(each["cycles"])}) for each in run["bias"]]
         self.residuals = tuple(run["residuals"])  # type: ignore[assignment]
@@ -335,7 +300,27 @@ def _mean(own: float, samples: int, comm: Any) -> float:
     return float(total / count)
 
 
-def _rate(settings: TrainingSettings, epoch: int) -> float:
-    """The learning rate of an epoch, from 1."""
-    share = (epoch - 1) / max(settings.epochs, 1)
-    return settings.lr * (0.5 * (1 + math.cos(math.pi * share)) if settings.schedule == "cosine" else 1.0)
+def _second_order_step(training: Training, rows: Tensor, where: str) -> float:
+    """A step of an optimizer that calls the loss itself; the loss before it, with all layers' regularization."""
+    network, own, layers = training.network, training.settings, training.groups.layers
+    is_spread = layers.size > 1 and (own.tikhonov > 0.0 or own.smoothness > 0.0)
+
+    def closure() -> Tensor:
+        training.optimizer.zero_grad()
+        value = training.loss(rows)
+        value.backward()  # type: ignore[no-untyped-call]
+        if not is_spread:
+            return value.detach()
+        with torch.no_grad():  # the same number, to the last bit, on all ranks that share the layers
+            part = float(regularized(torch.zeros(()), network, own.tikhonov, own.smoothness))
+        whole = float(value) - part + layers.allreduce(part)
+        return torch.tensor(layers.bcast(whole), dtype=torch.float64)
+
+    try:
+        value = training.optimizer.step(closure)
+    except SolveFailure as failure:
+        remedy = f"{failure.remedy}; -restart goes on from the last checkpoint"
+        raise SolveFailure(f"{failure.what}, in {where}", remedy) from failure
+    for solver in mgrit_solvers(network)[:1]:
+        training.residuals = solver.residuals
+    return _mean(float(value), len(rows), training.groups.data)

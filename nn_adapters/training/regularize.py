@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nn_adapters.layers.layerparallel import LayerParallel
 from pdeopt.steps.timegrid import TimeGrid
@@ -59,3 +59,20 @@ def smoothness(network: LayerParallel) -> Tensor:
         for stack in network.stacks
     ]
     return 0.5 * torch.stack(parts).sum() / dt**2
+
+
+def regularized(value: Tensor, network: nn.Module, gamma_tik: float, gamma_ddt: float) -> Tensor:
+    """A loss and the regularization of this rank's layers in all `LayerParallel` parts of a network. Collective.
+
+    Args:
+        value: of the loss, a scalar.
+        network: any module.
+        gamma_tik, gamma_ddt: weights, >= 0.
+    """
+    for part in network.modules():
+        if isinstance(part, LayerParallel):
+            if gamma_tik:
+                value = value + gamma_tik * tikhonov(part)
+            if gamma_ddt:
+                value = value + gamma_ddt * smoothness(part)
+    return value

@@ -13,17 +13,13 @@ from torch.optim.swa_utils import AveragedModel
 
 import nn_adapters as nna
 import pdeopt as po
-from nn_adapters.curvature import recall_whole, whole_memory
-from pdeopt.core import Section
+from nn_adapters.curvature import SECOND_ORDER, recall_whole, second_order, whole_memory
 
 #: Samples of the batches between two evaluations of the whole loss, by default.
 BETWEEN = 1024
 #: Samples that are evaluated at a time.
 CHUNK = 4096
 
-#: The natural gradient has the settings of Hessian-free optimization, with a prefix and defaults of its own.
-NATURAL = Section(nna.HessianFreeSettings, outer="natural_", defaults=nna.NATURAL)
-READS = {"kfac": (nna.KFACSettings,), "hessian_free": (nna.HessianFreeSettings,), "natural": (NATURAL,)}
 FIRST_ORDER = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
@@ -40,7 +36,7 @@ class FitSettings(po.Settings):
     pool: bool = po.setting(True, "means of 2x2 pixels")
     widths: str = po.setting("", "neurons of the hidden layers, or channels, as 100,100; by default the script's")
     activation: str = po.setting("tanh", "activation", choices=tuple(nna.ACTIVATIONS))
-    optimizer: str = po.setting("kfac", "optimizer", choices=(*READS, *FIRST_ORDER), reads=READS)
+    optimizer: str = po.setting("kfac", "optimizer", choices=(*SECOND_ORDER, *FIRST_ORDER), reads=SECOND_ORDER)
     lr: float = po.setting(0.1, "learning rate of sgd, which has momentum 0.9, and of adam", above=0, at_most=1e30)
     rival: str = po.setting(
         "none", "first-order method to train beside one of second order, of -rival_lr", choices=("none", *FIRST_ORDER)
@@ -221,12 +217,7 @@ def _optimizer(task: Fit, own: FitSettings, comm: Any) -> Any:
     if own.optimizer in FIRST_ORDER:
         words = {"momentum": 0.9} if own.optimizer == "sgd" else {}
         return FIRST_ORDER[own.optimizer](task.network.parameters(), lr=own.lr, **words)
-    team = comm if comm.size > 1 else None
-    if own.optimizer == "kfac":
-        return nna.KFAC(task.network, task.loss, po.read(nna.KFACSettings), own.seed, team)
-    natural = own.optimizer == "natural"
-    settings = po.read(nna.HessianFreeSettings, *(("natural_",) if natural else ()), **(nna.NATURAL if natural else {}))
-    return nna.HessianFree(task.network, task.loss, settings, own.seed, team)
+    return second_order(own.optimizer, task.network, task.loss, own.seed, comm if comm.size > 1 else None)
 
 
 @torch.no_grad()

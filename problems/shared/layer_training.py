@@ -16,6 +16,8 @@ from torch import nn
 
 import nn_adapters as nna
 import pdeopt as po
+from nn_adapters.curvature import SECOND_ORDER, second_order_settings
+from nn_adapters.training import FIRST_ORDER
 from pdeopt.core import Section, interruptible, on_root, read_text, require_memory, sections
 from problems.shared import pictures
 from problems.shared.command_line import command_line, finish
@@ -33,6 +35,7 @@ class LayerTraining:
         make: (its settings, communicator of the layers, MGRIT, samples) -> classifier.
         defaults: the script's own defaults, by class of settings.
         numbers: (its settings, samples of a batch) -> numbers in single precision that training has in memory at least.
+        second_order: optimizers of second order that its layers have what they need for.
     """
 
     name: str
@@ -42,12 +45,15 @@ class LayerTraining:
     make: Callable[[Any, Any, nna.MgritSettings, nna.Dataset], nn.Module]
     defaults: Mapping[type[po.Settings], Mapping[str, Any]] = field(default_factory=dict)
     numbers: Callable[[Any, int], float] = lambda own, batch: 0.0
+    second_order: tuple[str, ...] = ("kfac",)
 
     @property
     def options(self) -> list[Section]:
         """All that the script reads."""
         groups = (self.own, nna.TrainingSettings, nna.MgritSettings, DataFiles, ReportFiles)
-        return [section for group in groups for section in sections(group, **self.defaults.get(group, {}))]
+        found = [section for group in groups for section in sections(group, **self.defaults.get(group, {}))]
+        refused = {(("optimizer", name),) for name in SECOND_ORDER if name not in self.second_order}
+        return [section for section in found if not set(section.when) <= refused]
 
     def _read(self, group: type[po.Settings]) -> Any:
         return po.read(group, **self.defaults.get(group, {}))
@@ -57,6 +63,9 @@ class LayerTraining:
         with command_line(argv, self.doc, self.options):
             own, settings = self._read(self.own), self._read(nna.TrainingSettings)
             mgrit, files, report = self._read(nna.MgritSettings), self._read(DataFiles), self._read(ReportFiles)
+            if settings.optimizer in SECOND_ORDER:
+                self._require_curvature(settings.optimizer)
+                second_order_settings(settings.optimizer)  # reads its options before the data come
             po.require_all_read()
             check_targets(MPI.COMM_WORLD, report, settings)
             self._require_room(own, settings.batch)
@@ -72,6 +81,11 @@ class LayerTraining:
             training.files.leave()
             finish(self.name, not failure, failure)
             return training.history[-1].accuracy
+
+    def _require_curvature(self, name: str) -> None:
+        if name not in self.second_order:
+            legal = " | ".join((*FIRST_ORDER, *self.second_order))
+            raise po.InputError("-optimizer", f"{name}, which {self.name} has no curvature for", legal)
 
     def _require_room(self, own: Any, batch: int) -> None:
         sizes = ", ".join(f"-{key} {value}" for key, value in vars(own).items() if type(value) is int)
@@ -158,10 +172,11 @@ class Progress:
             note = f"loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.4f}"
             self._bar.update(self._task, completed=epoch.epoch, note=note)
             return
+        damping = "" if epoch.damping is None else f"  damping {epoch.damping:.1e}"
         error = "" if epoch.gradient_error is None else f"  gradient error {epoch.gradient_error:.1e}"
         PETSc.Sys.Print(
             f"epoch {epoch.epoch:4d}  loss {epoch.loss:.5f}  test accuracy {epoch.accuracy:.4f}  "
-            f"{epoch.seconds:8.1f} s{error}"
+            f"{epoch.seconds:8.1f} s{damping}{error}"
         )
 
 

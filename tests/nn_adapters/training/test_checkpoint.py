@@ -32,14 +32,15 @@ def training(width=4, depth=8, dropout=0.3, **words):
 
 
 def curve(run):
-    return [(e.loss, e.accuracy, e.gradient_error) for e in run.history], run.bias, run.residuals
+    return [(e.loss, e.accuracy, e.gradient_error, e.damping) for e in run.history], run.bias, run.residuals
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "kfac"])
 def test_a_run_that_a_signal_ended_inside_an_epoch_goes_on_to_the_last_bit(tmp_path, monkeypatch, optimizer):
-    whole = training(optimizer=optimizer)
+    words = dict(optimizer=optimizer, dropout=0.0 if optimizer == "kfac" else 0.3)
+    whole = training(**words)
     whole.run()
-    run, step = training(optimizer=optimizer, checkpoint=str(tmp_path / "c")), Training._batch
+    run, step = training(**words, checkpoint=str(tmp_path / "c")), Training._batch
 
     def batch(self, rows, epoch, number):
         if (epoch, number) == (2, 3):
@@ -51,7 +52,7 @@ def test_a_run_that_a_signal_ended_inside_an_epoch_goes_on_to_the_last_bit(tmp_p
         run.run()
     assert run.files.signal == signal.SIGTERM and len(run.history) == 1
     monkeypatch.setattr(Training, "_batch", step)
-    rest = training(optimizer=optimizer, restart=str(tmp_path / "c"))
+    rest = training(**words, restart=str(tmp_path / "c"))
     rest.run()
     assert curve(rest) == curve(whole)
     for name, value in whole.network.state_dict().items():
