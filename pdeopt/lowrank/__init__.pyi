@@ -29,6 +29,7 @@ from pdeopt.lowrank.features import (
     KernelFeatures as KernelFeatures,
     NystromFeatures as NystromFeatures,
     RandomFeatures as RandomFeatures,
+    k_means as k_means,
 )
 from pdeopt.lowrank.ridge import METHODS as METHODS, KernelRidge as KernelRidge, RidgeSettings as RidgeSettings
 

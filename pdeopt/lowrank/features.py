@@ -21,6 +21,9 @@ from pdeopt.lowrank.kernels import Array, Gaussian, Kernel, Laplace, Matern
 #: Samples at a time.
 CHUNK = 4096
 
+#: Points a mean of k-means is taken of, on average.
+PER_MEAN = 5
+
 
 class KernelFeatures(ABC):
     """phi(x), (n, size), with phi(x).phi(y) ~ k(x, y).
@@ -62,6 +65,34 @@ class NystromFeatures(KernelFeatures):
     def raw(self, x: Tensor) -> Tensor:
         """k(x, c)."""
         return torch.from_numpy(self.kernel.block(x.numpy(), self.centers.to(x).numpy()))
+
+
+def k_means(points: Array, count: int, steps: int, seed: int = 0) -> Array:
+    """Centers, (count, d), by Lloyd's steps from some of the points: they follow the data closer than points do.
+
+    K. Zhang, I. W. Tsang, J. T. Kwok, Improved Nystrom low-rank approximation, ICML 2008. Five times as many points as
+    centers take part; a center to which none is nearest stays.
+
+    Args:
+        points: (n, d).
+        count: <= n.
+        steps: with 0, or for as many centers as points, they are points.
+        seed: of the points that are drawn.
+    """
+    drawn = np.random.default_rng(seed).permutation(len(points))[: PER_MEAN * count]
+    if steps == 0 or count == len(points):
+        some: Array = points[drawn[:count]]
+        return some
+    sample = torch.from_numpy(points[drawn]).float()
+    centers = sample[:count].clone()
+    for _ in range(steps):
+        offsets = 0.5 * centers.square().sum(dim=1)
+        nearest = torch.cat([(offsets - part @ centers.T).argmin(dim=1) for part in sample.split(CHUNK)])
+        number = torch.bincount(nearest, minlength=count)[:, None]
+        sums = torch.zeros_like(centers).index_add_(0, nearest, sample)
+        centers = torch.where(number > 0, sums / number.clamp(min=1), centers)
+    found: Array = centers.double().numpy()
+    return found
 
 
 def _inverse_root(matrix: Tensor) -> Tensor:

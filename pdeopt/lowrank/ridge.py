@@ -14,7 +14,7 @@ from petsc4py import PETSc
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.settings import Settings, read, setting
 from pdeopt.lowrank.clusters import table_of
-from pdeopt.lowrank.features import CHUNK, FeatureRidge, KernelFeatures, NystromFeatures, RandomFeatures
+from pdeopt.lowrank.features import CHUNK, FeatureRidge, KernelFeatures, NystromFeatures, RandomFeatures, k_means
 from pdeopt.lowrank.hierarchical import HierarchicalPC, HierarchicalSettings, KernelMatrix
 from pdeopt.lowrank.hodlr import HierarchicalKernel
 from pdeopt.lowrank.kernels import Array, Kernel, require_positive
@@ -30,6 +30,7 @@ class RidgeSettings(Settings, prefix="ridge_"):
     """Kernel ridge regression."""
 
     centers: int = setting(1000, "points, or random features, of a method with features, at most", at_least=1)
+    k_means: int = setting(3, "steps of k-means that move the points of the method nystrom", at_least=0)
     rtol: float = setting(1e-10, "residual of the system with blocks of low rank, relative", above=0)
     single: bool = setting(False, "features in single precision, their sums in double")
     seed: int = setting(0, "of the points and features that are drawn", at_least=0)
@@ -144,8 +145,8 @@ class KernelRidge:
         size = min(self.settings.centers, len(self.x))
         if self.method == "features":
             return RandomFeatures(self.kernel, self.x.shape[1], self.settings.centers, self.settings.seed)
-        rows = np.random.default_rng(self.settings.seed).choice(len(self.x), size, replace=False)
-        return NystromFeatures(self.kernel, self.x[rows])
+        own = k_means(self.x, size, self.settings.k_means, self.settings.seed) if self.mpi.rank == 0 else None
+        return NystromFeatures(self.kernel, self.mpi.bcast(own))
 
     def _solve_blocks(self, y: Array) -> None:
         """alpha by CG, a column at a time."""

@@ -16,6 +16,7 @@ from pdeopt.lowrank import (
     Polynomial,
     RandomFeatures,
     RidgeSettings,
+    k_means,
 )
 from tests.helpers.support import relative
 
@@ -107,3 +108,12 @@ def test_ranks_decide():
 def test_bad_input_is_named(make, what):
     with pytest.raises(InputError, match=what):
         make(*samples(20))
+
+
+def test_means_lie_in_their_clusters_and_equal_points_do_no_harm():
+    generator = np.random.default_rng(0)
+    middles = 100.0 * generator.standard_normal((4, 3))
+    x = np.repeat(middles, 50, axis=0) + generator.standard_normal((200, 3))
+    far = np.linalg.norm(k_means(x, 40, 3)[:, None] - middles, axis=-1).min(axis=1)
+    assert far.max() < 5.0 and len(k_means(np.zeros((30, 2)), 10, 3)) == 10
+    assert (k_means(x, 7, 0)[:, None] == x).all(axis=-1).any(axis=1).all()  # no step: points
