@@ -93,7 +93,7 @@ def rows_of(planner: Planner, name: str, ranks: list[int]) -> list[Row]:
 def sums_of(planner: Planner, ranks: list[int]) -> list[Row]:
     """A sum of the gradients over all ranks by each way that there is."""
     size, rates, rows = WIDTH * float(planner.table.weights.sum()), planner.rates, []
-    for each in ranks[len(ranks) // 3 :: len(ranks) // 3]:
+    for each in ranks[5::5]:
         inside = min(rates.node, each)
         ways = {
             "all to all": rates.link(each).seconds(direct_sum(size, each)),
@@ -110,7 +110,7 @@ def sums_of(planner: Planner, ranks: list[int]) -> list[Row]:
 def kfac_of(planner: Planner, ranks: list[int]) -> list[Row]:
     """What K-FAC adds to the data split."""
     rows = []
-    for each in ranks[1 :: len(ranks) // 4]:
+    for each in ranks[1::4]:
         if (data := planner.step(Split(data=each))) is not None:
             more = kfac_more(planner, each)
             note = f"{more.sent / 1e6:.3g} MB more to send, {more.held / 1e6:.3g} MB to hold"

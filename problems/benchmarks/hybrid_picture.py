@@ -50,9 +50,11 @@ def _volumes(axis: Axes, planner: Planner) -> None:
                 sent = step.traffic.inside.bytes + step.traffic.between.bytes + step.group_traffic.bytes
                 curves[kind].append((batch, sent / 1e6))
     for kind, points in curves.items():
-        axis.loglog(*zip(*points), ".-", label=f"{kind} split")
-    (_, data), (batch, model) = curves["data"][-1], curves["model"][-1]
-    axis.plot(batch * data / model, data, "o", fillstyle="none", markersize=11, color="0.3", label="as much")
+        if points:
+            axis.loglog(*zip(*points), ".-", label=f"{kind} split")
+    if all(curves.values()):
+        (_, data), (batch, model) = curves["data"][-1], curves["model"][-1]
+        axis.plot(batch * data / model, data, "o", fillstyle="none", markersize=11, color="0.3", label="as much")
     axis.set(title=f"sent by a rank of {GROUP} in a step", xlabel="samples of a step", ylabel="MB")
 
 

@@ -173,6 +173,12 @@ def test_the_program_writes_its_table_and_picture(tmp_path, capsys):
     assert "a hybrid is faster than data alone from" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [["mlp", "-ranks", "1"], ["mlp", "-widths", "3", "2", "-ranks", "32"]])
+def test_networks_that_nothing_can_be_gained_for(words, tmp_path):
+    rows = hybrid.main(["-network", *words, "-rate", "1e12", "-plot", str(tmp_path / "plot.png")])
+    assert rows[-1].measured is not None and (tmp_path / "plot.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
