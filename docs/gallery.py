@@ -215,6 +215,13 @@ ENTRIES = [
         "-data_dir DATA -batch 1024 -target_loss 0.05",
     ),
     Entry(
+        "large_batch",
+        "Large batches",
+        "large_batch.md",
+        "All digits in each step, at layer-wise rates; sharpness on the way, and the Fisher spectrum at the end.",
+        "-data digits -epochs 30 -sharpness true -spectrum true",
+    ),
+    Entry(
         "compress",
         "Compression",
         "compression.md",

@@ -91,22 +91,23 @@ class LargeBatchSteps(FitSteps):
         classes = task.network(task.x[:1]).shape[1]
         self.mix = nna.RunningMixup(classes, own.mixup, own.seed) if own.mixup else None
         self.erasing = torch.Generator().manual_seed(own.seed)
-        per_epoch = self.every if not own.check_every else max(1, len(task.x) // own.batch)
-        self.course = nna.Course(self.whole, min(round(own.warmup * per_epoch), self.whole), own.course)
+        whole = own.epochs * self.per_epoch
+        self.course = nna.Course(whole, min(round(own.warmup * self.per_epoch), whole), own.course)
         self.sharpness: list[tuple[float, float]] = []
 
     @property
-    def whole(self) -> int:
-        """Steps of all epochs."""
-        return self.own.epochs * max(1, len(self.task.x) // self.own.batch)
+    def per_epoch(self) -> int:
+        """Steps of an epoch; samples that fill no batch are left out."""
+        return max(1, len(self.task.x) // self.own.batch)
 
     @property
     def most(self) -> int:
-        return min(self.own.max_steps or self.whole, self.whole)
+        whole = self.own.epochs * self.per_epoch
+        return min(self.own.max_steps or whole, whole)
 
     @property
     def every(self) -> int:
-        return self.own.check_every or max(1, len(self.task.x) // self.own.batch)
+        return self.own.check_every or self.per_epoch
 
     def make_optimizer(self) -> Any:
         own, network = self.own, self.task.network

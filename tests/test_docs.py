@@ -16,6 +16,7 @@ EXAMPLES = [
     "docs/guide.md",
     "docs/compression.md",
     "docs/kernels.md",
+    "docs/large_batch.md",
     "docs/networks.md",
     "docs/optimizers.md",
     "docs/package.md",

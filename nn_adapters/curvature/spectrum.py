@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nn_adapters.layers.parallelmodule import mgrit_solvers
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import InputError
 from pdeopt.core.memory import require_memory
@@ -32,19 +33,25 @@ class HessianMatrix:
     """The Hessian of a loss by the parameters of a network, at the present ones, as products with flat vectors.
 
     The parameters must stay while it is used. Vectors have the order of `network.parameters()`, without frozen ones.
+    Buffers, as running means are, stay as they were.
 
     Args:
-        network: any module.
+        network: any module whose layers go one after the other.
         loss: of outputs and targets, the mean over the samples of a part.
         samples: (inputs, targets) of each part; the loss is the mean over all samples.
 
     Attributes:
         size: of a vector.
+
+    Raises:
+        InputError: layers solved in parallel, which have first derivatives alone.
     """
 
     def __init__(
         self, network: nn.Module, loss: Callable[[Tensor, Any], Tensor], samples: Sequence[tuple[Tensor, Any]]
     ) -> None:
+        if mgrit_solvers(network):
+            raise InputError("network", "layers solved in parallel", "serial_network(network)")
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.size = sum(p.numel() for p in self.parameters)
         self.network, self.loss, self.samples = network, loss, samples
@@ -62,7 +69,8 @@ class HessianMatrix:
 
     def _gradient(self, x: Tensor, y: Any) -> Tensor:
         with torch.enable_grad():
-            value = self.loss(self.network(x), y)
+            buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+            value = self.loss(torch.func.functional_call(self.network, buffers, (x,)), y)
             found = torch.autograd.grad(value, self.parameters, create_graph=True, materialize_grads=True)
             return torch.cat([each.reshape(-1) for each in found])
 

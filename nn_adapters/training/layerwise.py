@@ -127,7 +127,7 @@ class LARS(LayerwiseOptimizer):
         params: parameters, or groups of them, see `layerwise_groups`.
         lr: the rate, which schedules change.
         momentum: m, below 1.
-        weight_decay: b, of weights that are adapted by default, see `layerwise_groups`.
+        weight_decay: b, of all parameters; `layerwise_groups` leaves biases and norms out.
         trust: factor of all rates.
 
     Raises:
@@ -175,7 +175,7 @@ class LAMB(LayerwiseOptimizer):
         lr: the rate, which schedules change: |dw| / |w| of a step.
         betas: factors of the old means, below 1.
         eps: beside the root.
-        weight_decay: b.
+        weight_decay: b, of all parameters; `layerwise_groups` leaves biases and norms out.
         most: norm beyond which a layer's step grows no longer.
 
     Raises:

@@ -87,7 +87,7 @@ class CurvatureScript:
                 found |= self._rival(same, own, comm)
             write_report(comm, report, found, lambda: self.picture(self.name, found))
             if comm.rank == 0:
-                print(_line(self.name, found, task.classes))
+                print(_line(f"{self.name}, {data.name}", found, task.classes))
                 if "rival" in found:
                     of = f"{self.name}, {own.rival} of rate {own.rival_lr:g}"
                     print(_line(of, found["rival"] | {"cpu_seconds": found["rival_cpu_seconds"]}, task.classes))

@@ -9,6 +9,9 @@ from nn_adapters.curvature.layers import curved_layers
 from nn_adapters.curvature.likelihoods import CrossEntropy
 from nn_adapters.curvature.products import FisherMatrix
 from nn_adapters.curvature.spectrum import HessianMatrix, lanczos, largest_eigenvalue, spectral_density
+from nn_adapters.layers.blocks import dense
+from nn_adapters.layers.layerparallel import LayerParallel
+from nn_adapters.layers.parallelmodule import serial_network
 from pdeopt.core.errors import InputError
 from tests.helpers.curvature import dense_fisher, problem
 
@@ -43,6 +46,20 @@ def test_products_with_the_hessian_are_those_of_the_dense_one():
     linear = HessianMatrix(nn.Linear(2, 1).double(), lambda out, y: out.mean() + out.square().mean(), [(x[:, :2], y)])
     assert linear.times(torch.ones(3).double()).shape == (3,)
     assert all(p.grad is None for p in network.parameters())
+
+
+def test_running_means_stay_and_parallel_layers_are_refused():
+    network = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    _, x, y = problem()
+    before = [each.clone() for each in network.buffers()]
+    matrix = HessianMatrix(network, CrossEntropy(), [(x, y)])
+    v, w = torch.randn(2, matrix.size).double()
+    assert float(v @ matrix.times(w)) == pytest.approx(float(w @ matrix.times(v)))
+    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), before))
+    parallel = nn.Sequential(LayerParallel(None, lambda: dense(4), 8), nn.Linear(4, 3)).double()
+    with pytest.raises(InputError, match="serial_network"):
+        HessianMatrix(parallel, CrossEntropy(), [(x, y)])
+    HessianMatrix(serial_network(parallel), CrossEntropy(), [(x, y)])
 
 
 def test_sharpness_is_the_largest_eigenvalue_of_the_hessian():
