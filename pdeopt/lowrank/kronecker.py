@@ -205,8 +205,10 @@ class KroneckerMetric(FixedMetric):
         if any(bool((own < 0).any()) and bool((own >= 0).any()) for own in orders):
             raise InputError("part of the unknowns with a metric", "a part of a layer", "whole layers")
         own = [k for k, order in enumerate(orders) if bool((order >= 0).all())]
-        A, G = ([factors[k] for k in own] for factors in (self._blocks.A, self._blocks.G))
-        return KroneckerMetric(KroneckerBlocks(A, G), 0.0, torch.cat([orders[k] for k in own]))
+        found = KroneckerMetric(_some(self._blocks, own), 0.0, torch.cat([orders[k] for k in own]))
+        root, inverse = self._roots
+        found._roots = _some(root, own), _some(inverse, own)
+        return found
 
     def _times(self, blocks: KroneckerBlocks, v: Tensor) -> Tensor:
         found = torch.empty_like(v)
@@ -223,6 +225,10 @@ class KroneckerMetric(FixedMetric):
         A, G = ([root_factor(each) for each in factors] for factors in (self._blocks.A, self._blocks.G))
         root = KroneckerBlocks([L for L, _ in A], [K.T for K, _ in G])
         return root, KroneckerBlocks([L.T for _, L in A], [K for _, K in G])
+
+
+def _some(blocks: KroneckerBlocks, own: Sequence[int]) -> KroneckerBlocks:
+    return KroneckerBlocks([blocks.A[k] for k in own], [blocks.G[k] for k in own])
 
 
 def _transposed(blocks: KroneckerBlocks) -> KroneckerBlocks:
