@@ -121,10 +121,19 @@ class BandFactor:
             band[width + k].reshape(self._batch, self._n)[:, cols[of_diagonal]] = A.values.numpy()[:, of_diagonal]
         if threshold != 1.0:
             band *= scale
+        self._positive = self._factor_positive() if threshold == 1.0 else None
         self._factor()
         if threshold != 1.0:
             band /= scale
         self.bands = band.reshape(len(band), self._batch, self._n)
+
+    def _factor_positive(self) -> tuple[Array, Array] | None:
+        """LDL' of a tridiagonal form, which solves twice as fast; None where A is none."""
+        a = self._storage
+        if not self._is_tridiagonal or not np.array_equal(a[2, :-1], a[0, 1:]):
+            return None
+        *factors, info = lapack.dpttrf(a[1], a[2, :-1])
+        return None if info else (factors[0], factors[1])
 
     def _factor(self) -> None:
         a, w = self._storage, self.band.width
@@ -145,7 +154,9 @@ class BandFactor:
             right = right[:, self.band.order]
         right = np.array(right, order="C").reshape(-1, self._storage.shape[1]).T  # a copy, each a column
         a, w = self._storage, self.band.width
-        if self._is_tridiagonal:
+        if self._positive is not None:
+            left, _ = lapack.dpttrs(*self._positive, right, 1)
+        elif self._is_tridiagonal:
             factors = (a[2, :-1], a[1], a[0, 1:], self._second, self._pivots)
             left, _ = lapack.dgttrs(*factors, right, "T" if transpose else "N", 1)
         else:

@@ -21,9 +21,9 @@ from pdeopt.core.settings import Settings, read, setting
 from pdeopt.steps.bands import SINGULAR_STEP, BandFactor, band_of, require_finite
 from pdeopt.steps.sparse import StepMatrix, block_diagonal, dense, serial_aij
 
-#: Unknowns up to which the inverse of one matrix for all steps is the fastest factor, and the largest condition number
-#: at which it is as exact.
-DENSE_UNKNOWNS, DENSE_CONDITION = 64, 1e4
+#: Unknowns up to which the inverse of one matrix for all steps is the fastest factor, where it is a narrow band or not,
+#: and the largest condition number at which it is as exact.
+DENSE_UNKNOWNS, DENSE_CONDITION = {True: 64, False: 128}, 1e4
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,12 @@ def step_solver(A: StepMatrix) -> StepSolver:
     if read(StepSettings).pc_type != "lu":
         return StepKrylov(A)
     require_finite(A)
-    if A.is_constant and A.shape[0] <= DENSE_UNKNOWNS:
+    is_narrow = band_of(A.sparsity).is_narrow
+    if A.is_constant and A.shape[0] <= DENSE_UNKNOWNS[is_narrow]:
         inverse = StepInverse(A)
         if inverse.condition <= DENSE_CONDITION:
             return inverse
-    return BandFactor(A) if band_of(A.sparsity).is_narrow else StepFactor(A)
+    return BandFactor(A) if is_narrow else StepFactor(A)
 
 
 class StepInverse:

@@ -134,7 +134,7 @@ def small(n: int, batch: int) -> Case:
     """Dense steps of a few unknowns, all unlike."""
     full, draw = Sparsity(np.ones((n, n))), torch.Generator().manual_seed(0)
     A, B = (StepMatrix(full, torch.randn(batch, n * n, generator=draw, dtype=torch.float64)) for _ in "AB")
-    A.values[:, torch.from_numpy(full.rows == full.cols)] += 4.0
+    A.values[:, torch.from_numpy(full.rows == full.cols)] += 4.0 * n
     return Case(f"ODE, n {n}, {batch} unlike steps", A, B, batch)
 
 

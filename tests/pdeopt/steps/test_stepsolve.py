@@ -4,8 +4,9 @@ import torch
 from petsc4py import PETSc
 
 from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.steps.bands import BandFactor
 from pdeopt.steps.sparse import Sparsity, StepMatrix
-from pdeopt.steps.stepsolve import StepFactor, StepKrylov, step_solver
+from pdeopt.steps.stepsolve import StepFactor, StepInverse, StepKrylov, step_solver
 from tests.helpers.matrices import densify, heat_steps, randn, random_pattern, random_steps
 
 
@@ -17,6 +18,37 @@ def test_factors_solve_with_every_step_and_its_transpose(n, batch, density):
     factor = StepFactor(A)
     assert torch.allclose(factor.solve(r), torch.linalg.solve(D, r), rtol=1e-10, atol=1e-10)
     assert torch.allclose(factor.solve(r, transpose=True), torch.linalg.solve(D.mT, r), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 4])
+@pytest.mark.parametrize("n, batch", [(20, 1), (20, 3), (1, 3), (2, 1)])
+@pytest.mark.parametrize("kind", ["positive", "indefinite", "general"])
+def test_bands_solve_as_dense_factors(kind, n, batch, width):
+    A = random_steps(Sparsity.banded(n, width), batch, shift=12.0 if kind == "positive" else 0.5)
+    if kind != "general":
+        values = densify(A)
+        A = StepMatrix(A.sparsity, (values + values.mT)[:, A.sparsity.rows, A.sparsity.cols])
+    D, r = densify(A), randn(4 if batch == 1 else batch, n)
+    factor = BandFactor(A)
+    for transpose, matrix in ((False, D), (True, D.mT)):
+        expected = torch.linalg.solve(matrix, r[..., None])[..., 0]
+        assert float((factor.solve(r, transpose) - expected).abs().max()) <= 1e-12 * float(expected.abs().max()) * 100
+
+
+@pytest.mark.parametrize("n", [3, 40, 120])
+@pytest.mark.parametrize("width", [1, 9])
+def test_the_fastest_factors_solve_alike(n, width):
+    A = random_steps(Sparsity.banded(n, width), 1, shift=6.0 + 2 * width)
+    D, r = densify(A)[0], randn(5, n)
+    solver = step_solver(A)
+    assert isinstance(solver, StepInverse if n <= (64 if width == 1 else 128) else BandFactor)
+    assert torch.allclose(solver.solve(r), torch.linalg.solve(D, r.T).T, rtol=1e-12, atol=1e-13)
+    assert torch.allclose(solver.solve(r, transpose=True), torch.linalg.solve(D.T, r.T).T, rtol=1e-12, atol=1e-13)
+
+
+def test_a_matrix_close_to_a_singular_one_is_factored_and_not_inverted():
+    A = StepMatrix.constant(np.array([[1.0, 1.0], [1.0, 1.0 + 1e-6]]))
+    assert isinstance(step_solver(A), BandFactor)
 
 
 def test_one_factor_of_a_constant_matrix_serves_all_rows():
