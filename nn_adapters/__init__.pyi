@@ -42,6 +42,8 @@ from nn_adapters.parallel.groups import Groups as Groups
 from nn_adapters.parallel.gradientsums import GradientSums as GradientSums, share_weights as share_weights
 from nn_adapters.parallel.pipeline import Pipeline as Pipeline
 from nn_adapters.parallel.domainparallel import DomainParallel as DomainParallel
+from nn_adapters.parallel.hogwild import Hogwild as Hogwild
+from nn_adapters.parallel.weightserver import WeightServer as WeightServer
 from nn_adapters.parallel.twolevel import TwoLevelSums as TwoLevelSums
 
 # Losses as smooth functions, and networks of several depths.

@@ -23,4 +23,8 @@ from nn_adapters.parallel.pipeline import Pipeline as Pipeline
 from nn_adapters.parallel.domainparallel import DomainParallel as DomainParallel
 from nn_adapters.parallel.imagerows import ImageRows as ImageRows
 
+# Workers that do not wait.
+from nn_adapters.parallel.hogwild import Hogwild as Hogwild, sharing_weights as sharing_weights
+from nn_adapters.parallel.weightserver import WeightServer as WeightServer
+
 __all__: list[str]

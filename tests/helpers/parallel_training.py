@@ -276,7 +276,42 @@ def domain():
         raises(po.InputError, "at most its 1 rows", lambda: split(images(1, 2, 1, 5)))
 
 
-PARTS = [gradient_sums, gradients_leave_early, failures, two_levels, groups, pipeline, domain]
+def windows():
+    """Weights are the sum of all pushes, on all ranks; what is not finite ends all, whoever waits where."""
+    torch.manual_seed(WORLD.rank)
+    network = nn.Linear(4, 3)
+    server = nna.WeightServer(network, WORLD)
+    first = WORLD.bcast(torch.nn.utils.parameters_to_vector(network.parameters()).detach())
+    for k in range(5):
+        with torch.no_grad():
+            for p in network.parameters():
+                p.add_(1.0 + WORLD.rank)
+        server.push()
+        if k < 4:
+            server.pull()
+    server.finish()
+    found = torch.nn.utils.parameters_to_vector(network.parameters()).detach()
+    close(found, first + 5.0 * WORLD.size * (WORLD.size + 1) / 2, 1e-5)
+    same_on_all(found)
+    late = [each for own in WORLD.allgather(server.staleness) for each in own]
+    assert len(late) == 5 * WORLD.size and min(late) >= 0 and max(late) < 5 * WORLD.size
+    assert server.sends == 11 * (WORLD.size - 1)  # 6 pulls and 5 pushes
+    WORLD.Barrier()
+    last = WORLD.size - 1
+
+    def broken():
+        if WORLD.rank == last:
+            with torch.no_grad():
+                network.bias[0] = torch.nan
+            server.push()
+        server.finish()
+
+    raises(po.SolveFailure, f"rank {last} is not finite", broken)
+    WORLD.Barrier()
+    server.close()
+
+
+PARTS = [gradient_sums, gradients_leave_early, failures, two_levels, groups, pipeline, domain, windows]
 
 if __name__ == "__main__":
     for part in PARTS:
