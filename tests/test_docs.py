@@ -20,6 +20,7 @@ EXAMPLES = [
     "docs/networks.md",
     "docs/optimizers.md",
     "docs/package.md",
+    "docs/parallel_training.md",
     "docs/pinns.md",
     "docs/splitting.md",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from nn_adapters.curvature.chains import chains
 from nn_adapters.curvature.layers import CurvedLayer, NormCurved
 from nn_adapters.curvature.likelihoods import Likelihood
 from pdeopt.core.errors import InputError
-from pdeopt.core.messages import PRECISIONS, Messages
+from pdeopt.core.messages import PRECISIONS, Arrival, Messages, here
 from pdeopt.core.monitor import logged
 from pdeopt.core.team import Team
 from pdeopt.functions.gram import GramSum
@@ -40,8 +41,10 @@ class KroneckerFactors:
         fisher: as above.
         generator: of sampled targets.
         team: of ranks, each with samples of its own; None for one. A layer belongs to one of them, which alone has its
-            averages: the sums of all ranks are reduced to the owners, in one message.
+            averages: the sums of all ranks are reduced to the owners, in one message, which is under way until the
+            averages are asked for.
         precision: of that message, see `Messages`.
+        late: batches that are not in the averages yet, so that their messages have so many steps to arrive.
 
     Attributes:
         owners: rank of each layer; the one whose inverses take most is given away first, to the idlest.
@@ -65,6 +68,7 @@ class KroneckerFactors:
         generator: torch.Generator | None = None,
         team: Team | None = None,
         precision: str = "float32",
+        late: int = 0,
     ) -> None:
         if fisher not in FISHER:
             raise InputError("Fisher matrix", fisher, " | ".join(FISHER))
@@ -78,6 +82,8 @@ class KroneckerFactors:
         packed = [sum(map(_packed, pair)) for pair in fresh]
         parts = [sum(packed[layer] for layer in self.own(rank)) for rank in range(ranks)]
         self._statistics = Messages(team, sum(parts), precision, parts)
+        self.late, self._is_empty = late, True
+        self._under_way: deque[tuple[Arrival[tuple[Tensor, float]], float]] = deque()
         sizes = [sum(layer.shape[0] * layer.shape[1] for layer in self._layers_of(rank)) for rank in range(ranks)]
         self._steps = Messages(team, sum(sizes), _precision(self.layers[0]), sizes, feedback=False)
 
@@ -112,21 +118,34 @@ class KroneckerFactors:
         if whole is None:
             whole = samples if self.team is None else self.team.allreduce(samples)
         fresh = self.fresh(inputs, targets, whole)
-        if self.team is not None and self.team.size > 1:
-            self._reduce(fresh, samples)
+        if self._statistics.ranks > 1 or self.late:
+            self._arrive(max(self.late - 1, 0))
+            self._under_way.append((self._begin(fresh, samples), forget))
+        else:
+            self._merge(fresh, forget)
+
+    def _merge(self, fresh: list[tuple[GramSum, GramSum]], forget: float) -> None:
         for layer, own in self.sums.items():
             for a, b in zip(own, fresh[layer]):
                 a.forget(forget)
                 a.merge(b)
+        self._is_empty = False
 
-    @logged("pdeoptNetMessages")
-    def _reduce(self, fresh: list[tuple[GramSum, GramSum]], samples: int) -> None:
-        """Bring the sums of all ranks to the owners of the layers. Collective."""
+    def _begin(self, fresh: list[tuple[GramSum, GramSum]], samples: int) -> Arrival[tuple[Tensor, float]]:
+        """Send the sums of all ranks to the owners of the layers. Collective."""
         buffer = torch.cat([sums.triangle for layer in self._order for sums in fresh[layer]])
-        own, weight = self._statistics.reduce_scatter(buffer, samples)
-        mine = [sums for layer in self.sums for sums in fresh[layer]]
-        for sums, numbers in zip(mine, own.split([_packed(each) for each in mine])):
-            sums.triangle, sums.weights = numbers, (weight, weight)
+        return self._statistics.begin_reduce(buffer, samples)
+
+    def _arrive(self, left: int) -> None:
+        """Wait for sums that are under way, but for the last ones, and take them into the averages."""
+        while len(self._under_way) > left:
+            arrival, forget = self._under_way.popleft()
+            own, weight = arrival.finish()
+            fresh = self._empty()
+            mine = [sums for layer in self.sums for sums in fresh[layer]]
+            for sums, numbers in zip(mine, own.split([_packed(each) for each in mine])):
+                sums.triangle, sums.weights = numbers, (weight, weight)
+            self._merge(fresh, forget)
 
     @logged("pdeoptNetPrecondition")
     def precondition(self, inverse: KroneckerBlocks, g: Tensor, is_whole: bool = False) -> Tensor:
@@ -161,17 +180,22 @@ class KroneckerFactors:
         return sums
 
     def blocks(self) -> KroneckerBlocks:
-        """The averages as a matrix, of the layers of this rank."""
+        """The averages as a matrix, of the layers of this rank; of the last `late` batches only the first one."""
+        self._arrive(0 if self._is_empty else self.late)
         A = [torch.ones_like(a.lower) if self.layers[k].is_dense else _mean(a) for k, (a, _) in self.sums.items()]
         return KroneckerBlocks(A, [_mean(g) for _, g in self.sums.values()])
 
     def memory(self) -> dict[str, Any]:
         """What `recall` takes."""
+        self._arrive(self.late)
         found: dict[str, Any] = {}
         for number, pair in self.sums.items():
             for kind, sums in zip("AG", pair):
                 found[f"{kind}{number}"] = sums.lower.tril()
                 found[f"weight.{kind}{number}"] = sums.weights[0]
+        for number, (arrival, forget) in enumerate(self._under_way):
+            own, weight = arrival.finish()
+            found |= {f"under_way.{number}": own, f"forget.{number}": forget, f"samples.{number}": weight}
         return found | {f"lost.{name}": lost for name, lost in self._statistics.memory().items()}
 
     def recall(self, memory: dict[str, Any]) -> None:
@@ -181,6 +205,11 @@ class KroneckerFactors:
                 sums.lower.copy_(memory[f"{kind}{number}"])
                 weight = float(memory[f"weight.{kind}{number}"])
                 sums.weights = weight, weight
+        self._is_empty = not any(a.weights[0] for a, _ in self.sums.values())
+        self._under_way.clear()
+        for number in range(sum(name.startswith("under_way.") for name in memory)):
+            own, weight = memory[f"under_way.{number}"].clone(), float(memory[f"samples.{number}"])
+            self._under_way.append((here((own, weight)), float(memory[f"forget.{number}"])))
         lost = {name.removeprefix("lost."): value for name, value in memory.items() if name.startswith("lost.")}
         self._statistics.recall(lost)
 

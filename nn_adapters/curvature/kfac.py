@@ -53,6 +53,9 @@ class KFACSettings(Settings, prefix="kfac_"):
         0.0, "share of the weights, without biases and normalizations, that a step takes away", at_least=0, at_most=1
     )
     messages: str = setting("float32", "precision of the factors' sums between ranks", choices=tuple(PRECISIONS))
+    late: int = setting(
+        0, "batches whose factors' sums may still be under way when the factors are inverted", at_least=0
+    )
     rate: float = setting(None, "learning rate; by default that of the quadratic model", above=0, kind=float)
     momentum: float = setting(0.9, "factor of the last step (with -kfac_rate)", at_least=0, at_most=1)
 
@@ -116,7 +119,7 @@ class KFAC(SecondOrder):
         super().__init__(network, likelihood, self.settings.l2, self.settings.decay, seed, team)
         own = self.settings
         self.factors = KroneckerFactors(
-            self.model.serial, self.model.layers, likelihood, own.fisher, self.generator, team, own.messages
+            self.model.serial, self.model.layers, likelihood, own.fisher, self.generator, team, own.messages, own.late
         )
         self.damping, self.ratio, self.coefficients = self.settings.damping, math.nan, (1.0, 0.0)
         self.inverse = KroneckerBlocks([], [])

@@ -208,7 +208,7 @@ class Messages:
     def begin_reduce(self, buffer: Tensor, weight: float = 0.0) -> Arrival[tuple[Tensor, float]]:
         """`reduce_scatter`, of which only the messages leave here; the buffer may change at once. Collective."""
         if self.ranks == 1:
-            return Arrival(_here((buffer.clone(), weight)))
+            return here((buffer.clone(), weight))
         pieces = buffer.split(self.parts)
         own = pieces[self.rank].clone()
         head = _bytes(torch.tensor([weight], dtype=torch.float64))
@@ -235,7 +235,7 @@ class Messages:
     def begin_allgather(self, own: Tensor) -> Arrival[Tensor]:
         """`allgather`, of which only the messages leave here. Collective."""
         if self.ranks == 1:
-            return Arrival(_here(own.clone()))
+            return here(own.clone())
         return self.begin_spread(own, [[(part, range(self.ranks))] for part in self.parts]).then(torch.cat)
 
     def sum(self, buffer: Tensor) -> Tensor:
@@ -315,10 +315,14 @@ def _numbers(message: Tensor, dtype: torch.dtype) -> Tensor:
     return message.clone().view(dtype)  # the copy is aligned
 
 
-def _here(result: T) -> Course[T]:
-    """That of a team of one."""
-    yield from ()
-    return result
+def here(result: T) -> Arrival[T]:
+    """What has come already, as on a team of one."""
+
+    def course() -> Course[T]:
+        yield from ()
+        return result
+
+    return Arrival(course())
 
 
 def exchange(team: Any, messages: Sequence[Tensor], lengths: Sequence[int]) -> Arrival[list[Tensor]]:

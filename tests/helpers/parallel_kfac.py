@@ -58,12 +58,23 @@ def train(network, optimizer, loss, own, which=slice(None)):
         return network(batches()[0][0]).reshape(-1).tolist()
 
 
-def shared(comm, precision):
+def shared(comm, precision, late=0):
     """Ranks that share batches, in unequal parts."""
     network, loss = plain(), nna.CrossEntropy()
     team = comm if comm.size > 1 else None
     optimizer = nna.KFAC(
-        network, loss, fisher="exact", team=team, messages=precision, l2=1e-3, damping=0.1, judge_every=2
+        network,
+        loss,
+        None,
+        0,
+        team,
+        fisher="exact",
+        messages=precision,
+        late=late,
+        inverse_every=2,
+        l2=1e-3,
+        damping=0.1,
+        judge_every=2,
     )
     found = train(network, optimizer, loss, own_rows(comm))
     factors = optimizer.factors
@@ -146,6 +157,7 @@ def main(path):
             result[f"natural {size}"] = without_factors(comm, **nna.NATURAL)
             for precision in ("float64", "bfloat16"):
                 result[f"{precision} {size}"] = shared(comm, precision)
+            result[f"late {size}"] = shared(comm, "float64", late=1)
             if size < 4:
                 result[f"chain {size}"] = chained(comm)
     result["broken"] = broken(world)

@@ -6,6 +6,7 @@ Each part is compared with the serial network on every rank.
 from __future__ import annotations
 
 import copy
+import sys
 from itertools import pairwise
 
 import torch
@@ -313,6 +314,17 @@ def windows():
 
 PARTS = [gradient_sums, gradients_leave_early, failures, two_levels, groups, pipeline, domain, windows]
 
+
+def rank_is_lost():
+    """The last rank raises in a backward pass, while the others wait for its gradients."""
+    network = plain()
+    sums = nna.GradientSums(network, WORLD, bucket=1)
+    if WORLD.rank == WORLD.size - 1:
+        network[1].register_full_backward_hook(lambda *arguments: 1 / 0)
+    network(batch()[0]).sum().backward()
+    sums.finish()
+
+
 if __name__ == "__main__":
-    for part in PARTS:
+    for part in [rank_is_lost] if "lost" in sys.argv else PARTS:
         part()

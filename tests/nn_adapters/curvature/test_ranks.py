@@ -46,6 +46,13 @@ def test_restarts_to_the_last_bit_on_as_many_ranks_and_to_rounding_on_others(run
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
+def test_late_statistics_are_as_late_on_any_number_of_ranks(runs, ranks):
+    one = runs["late 1"]["outputs"]
+    assert relative(runs[f"late {ranks}"]["outputs"], one) <= 1e-9
+    assert relative(one, runs["float64 1"]["outputs"]) > 1e-6
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_what_is_sent_is_less_than_an_allreduce_of_gradients_and_factors(runs, ranks):
     """That sends 2 (N - 1) / N of them from each rank, on average; here in 8 bytes, without the weights."""
     gradient, factors = WIDTH * (WIDTH + 1), (WIDTH + 1) * (WIDTH + 2) // 2 + WIDTH * (WIDTH + 1) // 2
