@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from pdeopt.functions.gram import GramSum
 from pdeopt.lowrank.kronecker import KroneckerBlocks
 
 FISHER = ("exact", "sampled", "empirical")
+
+#: A and G of a layer.
+Pair: TypeAlias = tuple[GramSum, GramSum]
 
 
 class KroneckerFactors:
@@ -82,8 +85,7 @@ class KroneckerFactors:
         packed = [sum(map(_packed, pair)) for pair in fresh]
         parts = [sum(packed[layer] for layer in self.own(rank)) for rank in range(ranks)]
         self._statistics = Messages(team, sum(parts), precision, parts)
-        self.late, self._is_empty = late, True
-        self._under_way: deque[tuple[Arrival[tuple[Tensor, float]], float]] = deque()
+        self.late, self._under_way = late, deque[tuple[Arrival[list[Pair]], float]]()
         sizes = [sum(layer.shape[0] * layer.shape[1] for layer in self._layers_of(rank)) for rank in range(ranks)]
         self._steps = Messages(team, sum(sizes), _precision(self.layers[0]), sizes, feedback=False)
 
@@ -118,34 +120,34 @@ class KroneckerFactors:
         if whole is None:
             whole = samples if self.team is None else self.team.allreduce(samples)
         fresh = self.fresh(inputs, targets, whole)
-        if self._statistics.ranks > 1 or self.late:
-            self._arrive(max(self.late - 1, 0))
-            self._under_way.append((self._begin(fresh, samples), forget))
-        else:
-            self._merge(fresh, forget)
+        self._take(max(self.late - 1, 0))
+        self._under_way.append((self._reduce(fresh, samples), forget))
+        if self._statistics.ranks == 1:
+            self._take(self.late)
 
-    def _merge(self, fresh: list[tuple[GramSum, GramSum]], forget: float) -> None:
-        for layer, own in self.sums.items():
-            for a, b in zip(own, fresh[layer]):
-                a.forget(forget)
-                a.merge(b)
-        self._is_empty = False
-
-    def _begin(self, fresh: list[tuple[GramSum, GramSum]], samples: int) -> Arrival[tuple[Tensor, float]]:
+    def _reduce(self, fresh: list[Pair], samples: int) -> Arrival[list[Pair]]:
         """Send the sums of all ranks to the owners of the layers. Collective."""
-        buffer = torch.cat([sums.triangle for layer in self._order for sums in fresh[layer]])
-        return self._statistics.begin_reduce(buffer, samples)
+        mine = [fresh[layer] for layer in self.sums]
+        if self._statistics.ranks == 1:
+            return here(mine)
 
-    def _arrive(self, left: int) -> None:
-        """Wait for sums that are under way, but for the last ones, and take them into the averages."""
+        def received(come: tuple[Tensor, float]) -> list[Pair]:
+            each = [sums for pair in mine for sums in pair]
+            for sums, numbers in zip(each, come[0].split(list(map(_packed, each)))):
+                sums.triangle, sums.weights = numbers, (come[1], come[1])
+            return mine
+
+        buffer = torch.cat([sums.triangle for layer in self._order for sums in fresh[layer]])
+        return self._statistics.begin_reduce(buffer, samples).then(received)
+
+    def _take(self, left: int) -> None:
+        """Wait for the sums that are under way, but for the last ones, and take them into the averages."""
         while len(self._under_way) > left:
             arrival, forget = self._under_way.popleft()
-            own, weight = arrival.finish()
-            fresh = self._empty()
-            mine = [sums for layer in self.sums for sums in fresh[layer]]
-            for sums, numbers in zip(mine, own.split([_packed(each) for each in mine])):
-                sums.triangle, sums.weights = numbers, (weight, weight)
-            self._merge(fresh, forget)
+            for own, fresh in zip(self.sums.values(), arrival.finish()):
+                for a, b in zip(own, fresh):
+                    a.forget(forget)
+                    a.merge(b)
 
     @logged("pdeoptNetPrecondition")
     def precondition(self, inverse: KroneckerBlocks, g: Tensor, is_whole: bool = False) -> Tensor:
@@ -169,7 +171,7 @@ class KroneckerFactors:
     @logged("pdeoptNetFactors")
     def fresh(
         self, inputs: Sequence[tuple[Any, ...]], targets: Sequence[Any] = (), whole: int | None = None
-    ) -> list[tuple[GramSum, GramSum]]:
+    ) -> list[Pair]:
         """The sums of one batch, those of this rank for all layers, as `average`; `whole` samples on all ranks."""
         if self.fisher == "empirical" and len(targets) != len(inputs):
             got = f"{len(targets)} for {len(inputs)} parts of a batch"
@@ -180,47 +182,36 @@ class KroneckerFactors:
         return sums
 
     def blocks(self) -> KroneckerBlocks:
-        """The averages as a matrix, of the layers of this rank; of the last `late` batches only the first one."""
-        self._arrive(0 if self._is_empty else self.late)
+        """The averages as a matrix, of the layers of this rank, without the last `late` batches if there are others."""
+        has_some = any(a.weights[0] for a, _ in self.sums.values())
+        self._take(self.late if has_some else 0)
         A = [torch.ones_like(a.lower) if self.layers[k].is_dense else _mean(a) for k, (a, _) in self.sums.items()]
         return KroneckerBlocks(A, [_mean(g) for _, g in self.sums.values()])
 
     def memory(self) -> dict[str, Any]:
         """What `recall` takes."""
-        self._arrive(self.late)
-        found: dict[str, Any] = {}
-        for number, pair in self.sums.items():
-            for kind, sums in zip("AG", pair):
-                found[f"{kind}{number}"] = sums.lower.tril()
-                found[f"weight.{kind}{number}"] = sums.weights[0]
+        self._take(self.late)
+        found = _written("", self.sums)
         for number, (arrival, forget) in enumerate(self._under_way):
-            own, weight = arrival.finish()
-            found |= {f"under_way.{number}": own, f"forget.{number}": forget, f"samples.{number}": weight}
+            found |= _written(f"late{number}.", dict(zip(self.sums, arrival.finish()))) | {f"forget{number}": forget}
         return found | {f"lost.{name}": lost for name, lost in self._statistics.memory().items()}
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Go on from what `memory` gave."""
-        for number, pair in self.sums.items():
-            for kind, sums in zip("AG", pair):
-                sums.lower.copy_(memory[f"{kind}{number}"])
-                weight = float(memory[f"weight.{kind}{number}"])
-                sums.weights = weight, weight
-        self._is_empty = not any(a.weights[0] for a, _ in self.sums.values())
+        _read(memory, "", self.sums)
         self._under_way.clear()
-        for number in range(sum(name.startswith("under_way.") for name in memory)):
-            own, weight = memory[f"under_way.{number}"].clone(), float(memory[f"samples.{number}"])
-            self._under_way.append((here((own, weight)), float(memory[f"forget.{number}"])))
+        for number in range(sum(name.startswith("forget") for name in memory)):
+            fresh = self._empty()
+            mine = {layer: fresh[layer] for layer in self.sums}
+            _read(memory, f"late{number}.", mine)
+            self._under_way.append((here(list(mine.values())), float(memory[f"forget{number}"])))
         lost = {name.removeprefix("lost."): value for name, value in memory.items() if name.startswith("lost.")}
         self._statistics.recall(lost)
 
-    def _empty(self) -> list[tuple[GramSum, GramSum]]:
-        return [tuple(GramSum(k, 0, p.dtype) for k in reversed(layer.shape)) for layer, p in self._firsts]  # type: ignore[misc]
+    def _empty(self) -> list[Pair]:
+        return [tuple(GramSum(k, 0, layer.parameters[0].dtype) for k in reversed(layer.shape)) for layer in self.layers]  # type: ignore[misc]
 
-    @property
-    def _firsts(self) -> Iterator[tuple[CurvedLayer, Tensor]]:
-        return ((layer, layer.parameters[0]) for layer in self.layers)
-
-    def _add(self, sums: list[tuple[GramSum, GramSum]], arguments: tuple[Any, ...], targets: Any, whole: int) -> None:
+    def _add(self, sums: list[Pair], arguments: tuple[Any, ...], targets: Any, whole: int) -> None:
         """Sums of a part of a batch of `whole` samples."""
         uses: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.layers]
         with torch.enable_grad(), recorded(self.layers, uses):
@@ -274,6 +265,25 @@ def owners(shapes: Sequence[tuple[int, int]], ranks: int) -> list[int]:
         found[layer] = busy.index(min(busy))
         busy[found[layer]] += work[layer]
     return found
+
+
+def _written(head: str, pairs: dict[int, Pair]) -> dict[str, Any]:
+    """Sums by name, for a memory."""
+    found: dict[str, Any] = {}
+    for number, pair in pairs.items():
+        for kind, sums in zip("AG", pair):
+            found[f"{head}{kind}{number}"] = sums.lower.tril()
+            found[f"{head}weight.{kind}{number}"] = sums.weights[0]
+    return found
+
+
+def _read(memory: dict[str, Any], head: str, pairs: dict[int, Pair]) -> None:
+    """Sums from what `_written` gave."""
+    for number, pair in pairs.items():
+        for kind, sums in zip("AG", pair):
+            sums.lower.copy_(memory[f"{head}{kind}{number}"])
+            weight = float(memory[f"{head}weight.{kind}{number}"])
+            sums.weights = weight, weight
 
 
 def _packed(sums: GramSum) -> int:
