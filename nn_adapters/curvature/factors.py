@@ -125,6 +125,7 @@ class KroneckerFactors:
         if self._statistics.ranks == 1:
             self._take(self.late)
 
+    @logged("pdeoptNetMessages")
     def _reduce(self, fresh: list[Pair], samples: int) -> Arrival[list[Pair]]:
         """Send the sums of all ranks to the owners of the layers. Collective."""
         mine = [fresh[layer] for layer in self.sums]
@@ -144,7 +145,7 @@ class KroneckerFactors:
         """Wait for the sums that are under way, but for the last ones, and take them into the averages."""
         while len(self._under_way) > left:
             arrival, forget = self._under_way.popleft()
-            for own, fresh in zip(self.sums.values(), arrival.finish()):
+            for own, fresh in zip(self.sums.values(), _come(arrival)):
                 for a, b in zip(own, fresh):
                     a.forget(forget)
                     a.merge(b)
@@ -265,6 +266,11 @@ def owners(shapes: Sequence[tuple[int, int]], ranks: int) -> list[int]:
         found[layer] = busy.index(min(busy))
         busy[found[layer]] += work[layer]
     return found
+
+
+@logged("pdeoptNetMessages")
+def _come(arrival: Arrival[list[Pair]]) -> list[Pair]:
+    return arrival.finish()
 
 
 def _written(head: str, pairs: dict[int, Pair]) -> dict[str, Any]:
