@@ -46,7 +46,14 @@ def test_clusters_are_cut_across_their_longest_direction():
 
 @pytest.mark.parametrize(
     "kernel, d",
-    [(Gaussian(0.4), 1), (Gaussian(0.4), 2), (Matern(0.5, 1.5), 2), (Laplace(0.5), 1), (Polynomial(1.0, 3), 2)],
+    [
+        (Gaussian(0.4), 1),
+        (Gaussian(0.4), 2),
+        (Matern(0.5, 1.5), 2),
+        (Laplace(0.5), 1),
+        (Laplace(0.5), 2),
+        (Polynomial(1.0, 3), 2),
+    ],
 )
 def test_a_tight_tolerance_gives_the_dense_matrix_symmetric_and_its_solution(kernel, d):
     x = np.random.default_rng(d).random((403, d))
@@ -102,6 +109,14 @@ def test_a_factor_of_any_rank_is_positive_definite_and_better_with_more(rank, cu
 
     better = condition(SymmetricFactor(H, 1e-3, rank + 15 if rank else 0, 0.1 * cut))
     assert better < 0.5 * condition(SymmetricFactor(H, 1e-3, rank, cut)) and better < 0.1 * np.linalg.cond(shifted)
+
+
+@pytest.mark.parametrize("x", [np.zeros((1, 2)), np.zeros((50, 2)), np.linspace(0, 1, 50)[:, None] * [1.0, 0.0]])
+def test_one_point_equal_points_and_a_constant_feature_are_points_too(x):
+    H = HierarchicalKernel(Gaussian(0.3), x, leaf=8, rtol=1e-12)
+    b = np.random.default_rng(0).standard_normal(len(x))
+    found = H.to_points(SymmetricFactor(H, 0.1).solve(H.from_points(b)))
+    assert relative(found, np.linalg.solve(H.kernel.block(x, x) + 0.1 * np.eye(len(x)), b)) < 1e-9
 
 
 def test_a_matrix_that_is_too_coarse_is_not_factored():
