@@ -18,6 +18,9 @@ from pdeopt.lowrank.kernels import Array, Kernel
 #: Rows of a block that a test looks at, at least; all of them where there are few.
 SAMPLES, FEW_SLOTS = 16, 128
 
+#: Part of full rank from which on a test looks at all rows.
+NEARLY_FULL = 0.25
+
 #: Steps of a sequence that fills 0..1 evenly, whatever its length.
 GOLDEN = 0.6180339887498949
 
@@ -127,7 +130,7 @@ class _Crosses:
     def ask(self, which: Any) -> Array:
         """|K_12 - U V'|^2 of some pairs by rows that were not looked at before; the worst are the next rows."""
         size, slots = self.x.shape[1], self.level.slots
-        if slots <= FEW_SLOTS:
+        if slots <= FEW_SLOTS or self.rank > NEARLY_FULL * slots:  # what is left may be in a single row
             sample = np.arange(slots)
         else:
             sample = self.looked + np.arange(max(SAMPLES, self.rank // 2))
