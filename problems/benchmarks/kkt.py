@@ -13,9 +13,10 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from problems.benchmarks.kkt_hard import NAMES
 from problems.benchmarks.processes import Row, bar, measure, memory_mb, plain, run, show, table
 
-WORK = "problems.benchmarks.kkt_work"
+WORK, HARD = "problems.benchmarks.kkt_work", "problems.benchmarks.kkt_hard"
 
 #: Seconds of the fastest code known for Burgers 160 x 160, a reduced-space method in C++.
 FASTEST = 0.30
@@ -244,6 +245,21 @@ class Benchmark:
         table(f"heat 15 x 5, nt 64, iterations; -: none in {CAP}", names, lines)
         return rows
 
+    def hard(self) -> list[Row]:
+        """Problems where ways to solve KKT systems differ, by `auto`, and by each way at the first size."""
+        rows = []
+        for name in NAMES:
+            for nt in (16,) if self.quick else (64, 256, 1024):
+                for alpha in (1e-5, 1e-6) if name == "bounds" else (1e-3, 1e-6):
+                    for way in ("auto", "reduced", "wathen") if nt == 64 else ("auto",):
+                        found = run(HARD, name, "-nt", nt, "-alpha", alpha, "-precond", way)
+                        counts = "{iterations} its, {krylov} Krylov, at most {most} a step".format(**found)
+                        said = counts if found["converged"] else found["why"]
+                        met = found["converged"] if way == "auto" else None
+                        case = f"{name}, nt {nt}, alpha {alpha:g}, {way} ({said})"
+                        rows.append(show(Row(case, found["cpu"], "CPU s", "converges" if met is not None else "", met)))
+        return rows
+
     def _sqp(self, *words: object) -> dict[str, Any]:
         size = [] if "-nx" in words else ["-nx", 64]
         return run(WORK, "sqp", "burgers", *size, *words, "-repeat", self.repeat)
@@ -282,6 +298,7 @@ CASES: dict[str, Callable[[Benchmark], list[Row]]] = {
         "ranks",
         "memory",
         "variants",
+        "hard",
     )
 }
 
