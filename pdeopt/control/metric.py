@@ -113,11 +113,6 @@ class RieszMetric:
         u, z, p = self.problem.fields(x)
         return self.problem.layout.pack(out, self.state.multiply(u), self.design.multiply(z), self.of_parameters(p))
 
-    def design_primal(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
-        """out = diag(0, R_d) x: R of the design variables alone."""
-        u, z, p = self.problem.fields(x)
-        return self.problem.layout.pack(out, torch.zeros_like(u), self.design.multiply(z), self.of_parameters(p))
-
     def primal_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R^-1 g: the Riesz representative of a gradient."""
         u, z, p = self.problem.fields(g)
@@ -130,7 +125,7 @@ class RieszMetric:
     def design_inverse(self, g: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R^-1 g for a gradient in the design variables alone."""
         z, p = self.problem.layout.design_fields(g)
-        return self._pack_design(out, self.design.solve(z), self.parameters.solve(p[None])[0])
+        return _pack_design(self.problem, out, self.design.solve(z), self.parameters.solve(p[None])[0])
 
     def design_lumped(self) -> PETSc.Vec:
         """A diagonal for the metric of the design variables, a new vector: its row sums, as of a mass, or its diagonal
@@ -139,11 +134,7 @@ class RieszMetric:
         out.set(1.0)
         z, p = self.problem.layout.design_fields(out)
         z = torch.maximum(self.design.multiply(z), self.design.diagonal())
-        return self._pack_design(out, z, torch.maximum(self.of_parameters(p), self.parameters.diagonal()[0]))
-
-    def _pack_design(self, out: PETSc.Vec, z: Tensor, p: Tensor) -> PETSc.Vec:
-        assign(out, z, p[: self.problem.layout.param_size])
-        return out
+        return _pack_design(self.problem, out, z, torch.maximum(self.of_parameters(p), self.parameters.diagonal()[0]))
 
     def root(self) -> PETSc.Vec:
         """D with D^2 = `design_lumped`: in y = D z, gradients are functions, not integrals."""
@@ -185,6 +176,11 @@ class RieszMetric:
     def control_norm(self, z: Tensor) -> float:
         """The L2 norm in space-time of flat controls."""
         return _root(float(self.problem.grid.sum((z * self.design.multiply(z)).sum())))
+
+
+def _pack_design(problem: ControlProblem, out: PETSc.Vec, z: Tensor, p: Tensor) -> PETSc.Vec:
+    assign(out, z, p[: problem.layout.param_size])
+    return out
 
 
 def _root(square: float) -> float:

@@ -124,7 +124,9 @@ class KKTOperator:
         if self.hessian == "metric":
             return self.metric.primal(x, out)
         if self.hessian == "design":
-            return self.metric.design_primal(x, out)
+            u, z, p = self.problem.fields(x)
+            z, p = self.metric.design.multiply(z), self.metric.of_parameters(p)
+            return self.problem.layout.pack(out, torch.zeros_like(u), z, p)
         return self.lin.hvp(self.lam, x, out)
 
     def shell(self) -> PETSc.Mat:
