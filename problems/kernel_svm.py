@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         y, y_test = labels(samples)
         kernel = make_kernel(settings, samples.x)
         begin = time.process_time()
-        machine, method = make_machine(kernel, samples.x, y, own)
+        machine, method = make_machine(kernel, samples.x, y, own, bool(kept.checkpoint or kept.restart))
         po.require_all_read()
         seconds = [time.process_time() - begin]
         checkpoints = SplitCheckpoints(kept, MPI.COMM_WORLD, fingerprint(settings, own, samples))
@@ -140,9 +140,19 @@ def main(argv: Sequence[str] | None = None) -> float:
 Machine = SupportVectors | SupportVectorNewton
 
 
-def make_machine(kernel: Kernel, x: np.ndarray, y: np.ndarray, own: MachineSettings) -> tuple[Machine, Any]:
-    """The machine, and what solves it: Newton's method where the kernel's matrix has a rank that is low enough."""
-    if own.method != "admm":
+def make_machine(
+    kernel: Kernel, x: np.ndarray, y: np.ndarray, own: MachineSettings, is_kept: bool
+) -> tuple[Machine, Any]:
+    """The machine, and what solves it: Newton's method where the kernel's matrix has a rank that is low enough.
+
+    Raises:
+        InputError: checkpoints of Newton's method, which has none.
+    """
+    if own.method == "newton" and is_kept:
+        raise po.InputError("-method", "newton with -checkpoint or -restart, which it has not", "admm")
+    if own.method != "admm" and not is_kept:
+        if own.method == "auto":  # which of both ways it is, a user need not know
+            po.read(PenaltySettings), po.read(HierarchicalSettings), po.read(AdmmSettings, **ADMM_DEFAULTS)
         rank = po.read(FactorSettings).factor_rank
         factor = PivotedCholesky(kernel, x, most=rank, comm=MPI.COMM_WORLD)
         if own.method == "newton" or factor.rest <= factor.rtol:

@@ -13,7 +13,7 @@ KFAC = "-data digits -samples 120 -batch 60 -max_steps 4 -precision double -kfac
 RUNS = {
     "burgers": "-nx 12 -nt 16",
     "kernel_ridge": "-samples 300 -hier_leaf 40 -hier_rtol 1e-10",
-    "kernel_svm": "-samples 300 -hier_leaf 40 -hier_rtol 1e-10 -admm_max_it 20",
+    "kernel_svm": "-samples 300 -method admm -hier_leaf 40 -hier_rtol 1e-10 -admm_max_it 20",
     "heat": "-nx 6 -ny 4 -nt 12 -solver newton",
     "klein_gordon": "-nx 8 -nt 16",
     "logistic": "-data generated -samples 200 -features 20",

@@ -35,7 +35,7 @@ RUNS = {
         "-data digits -samples 60 -widths 6 -batch 20 -epochs 3 -optimizer lamb -mixup 0.3 -erase 0.5 -sharpness true",
     ),
     "hessian-free": ("autoencoder", "-data digits -samples 60 -widths 6 -optimizer hessian_free -max_steps 4"),
-    "support vectors": ("kernel_svm", "-samples 80 -checkpoint_every 1 -admm_max_it 8"),
+    "support vectors": ("kernel_svm", "-samples 80 -method admm -checkpoint_every 1 -admm_max_it 8"),
     "nested": ("peaks", "-layers 8 -samples 60 -batch 20 -epochs 2 -nested 2"),
 }
 #: What of a summary is of the machine or of the command line.
