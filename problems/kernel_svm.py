@@ -150,9 +150,10 @@ def make_machine(
     """
     if own.method == "newton" and is_kept:
         raise po.InputError("-method", "newton with -checkpoint or -restart, which it has not", "admm")
+    if own.method == "auto":  # which way it will be, a user need not know
+        for group in (FactorSettings, SupportNewtonSettings, PenaltySettings, HierarchicalSettings, AdmmSettings):
+            po.read(group)
     if own.method != "admm" and not is_kept:
-        if own.method == "auto":  # which of both ways it is, a user need not know
-            po.read(PenaltySettings), po.read(HierarchicalSettings), po.read(AdmmSettings, **ADMM_DEFAULTS)
         rank = po.read(FactorSettings).factor_rank
         factor = PivotedCholesky(kernel, x, most=rank, comm=MPI.COMM_WORLD)
         if own.method == "newton" or factor.rest <= factor.rtol:

@@ -15,7 +15,7 @@ CLASSIFIER = ["-opt_max_it", "1", "-opt_max_work", "1", "-samples", "40"]
 SMALL = {
     "burgers": CONTROL,
     "kernel_ridge": ["-samples", "60"],
-    "kernel_svm": ["-samples", "60", "-method", "admm", "-admm_max_it", "1"],
+    "kernel_svm": ["-samples", "60"],
     "heat": [*CONTROL, "-ny", "3"],
     "klein_gordon": CONTROL,
     "logistic": ["-samples", "60", "-features", "5", "-opt_max_it", "1"],
