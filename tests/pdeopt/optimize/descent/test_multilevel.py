@@ -181,7 +181,7 @@ def test_without_gradient_on_the_coarse_level_none_of_it_is_evaluated():
 def test_settings_that_are_not_legal_are_named():
     with pytest.raises(InputError, match=r"V \| F"):
         MGOPT(Energy(3), cycle="W")
-    with pytest.raises(InputError, match=r"first \| lsr1 \| hvp"):
+    with pytest.raises(InputError, match=r"first \| metric \| lsr1 \| hvp"):
         RMTR(Energy(3), model="bfgs")
     with pytest.raises(InputError, match="coarse"):
         RMTR(Energy(3), coarse=0)
