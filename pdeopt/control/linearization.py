@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -72,6 +72,7 @@ class Linearization:
         layout: of the vectors.
         controls: flat design controls -> controls of steps.
         x: the point, which is copied.
+        stretches: rows that J is evaluated for at once, one after the other; default all.
 
     Attributes:
         u, z, p: the fields of x: rows (n_local, n), flat controls, global parameters.
@@ -92,6 +93,7 @@ class Linearization:
         layout: VectorLayout,
         controls: StepControls,
         x: PETSc.Vec,
+        stretches: Sequence[slice] | None = None,
     ) -> None:
         self.constraint, self.objective, self.initial = constraint, objective, initial
         self.layout, self.controls, self.grid = layout, controls, layout.grid
@@ -99,12 +101,14 @@ class Linearization:
         self.steps = self.grid.steps.with_parameters(self.p)
         self.z_step, self.u0 = controls(self.z), initial.state(self.p)
         self.u_old = self.grid.shift(self.u, self.u0)
+        self.stretches = stretches or [slice(None)]
         self._starts_at_p = bool(layout.param_size)  # this rank has step 1, whose u_old depends on p
 
     @cached_property
     def value(self) -> float:
         """J at the point; NaN where a term is."""
-        total = self.objective.value(self.u, self.z_step, self.steps).sum()
+        parts = ((self.u[rows], self.z_step[rows], self.steps[rows]) for rows in self.stretches)
+        total = torch.stack([self.objective.value(*part).sum() for part in parts]).sum()
         return float(self.grid.sum(total + self.initial.value(self.p) if self.grid.is_first else total))
 
     @cached_property

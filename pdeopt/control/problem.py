@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,15 @@ from pdeopt.control.controlmap import ControlMap, StepControls
 from pdeopt.control.linearization import InitialNode, Linearization
 from pdeopt.control.objective import Objective, Sum
 from pdeopt.control.propagator import Propagator
-from pdeopt.control.state_solve import solve_steps
-from pdeopt.control.stepjacobian import StepJacobian
+from pdeopt.control.state_solve import solve_steps, solve_stretches
+from pdeopt.control.stepjacobian import SparseStepJacobian, StepJacobian
 from pdeopt.core.arrays import assign, free_garbage, real_array
 from pdeopt.core.autodiff import jvp, plainly
 from pdeopt.core.errors import InputError
 from pdeopt.core.memory import DOUBLE, require_memory
 from pdeopt.core.monitor import ControlResult, logged
 from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.sweeps import chunks
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.vectorlayout import Fields, VectorLayout
 
@@ -36,6 +38,9 @@ ARGUMENTS = ("constraint", "objective", "grid", "control_map")
 
 #: Copies of its unknowns that a problem takes at least: state, control, multiplier, their gradients, Jacobians.
 COPIES = 6
+
+#: Unknown states of a stretch of steps, and the fewest stretches into which all steps are cut.
+STRETCH_UNKNOWNS, FEWEST_STRETCHES = 1 << 14, 8
 
 
 class ControlProblem:
@@ -133,12 +138,31 @@ class ControlProblem:
 
     # -- evaluations -----------------------------------------------------------------------------------------
 
+    @cached_property
+    def stretches(self) -> list[slice]:
+        """Rows of this rank in stretches of steps, whose Jacobians need not be kept together; mostly a single one.
+
+        Many steps that are unlike, on one rank, are several: what is evaluated for one of them stays in a core's cache,
+        so that this costs no time, and memory is that of states and controls.
+        """
+        rows, length = self.grid.n_local, max(STRETCH_UNKNOWNS // self.n, 1)
+        is_serial = self.grid.mpi.size == 1 and self.propagator.settings.propagator == "serial"
+        if not is_serial or rows < FEWEST_STRETCHES * length or self.constraint.pattern is None:
+            return [slice(0, rows)]
+        p = torch.zeros(self.param_dim, dtype=torch.float64)
+        u, z = self.initial_state(p).expand(2, -1), torch.zeros(2, self.m, dtype=torch.float64)
+        first_and_last = self.grid.steps[:: rows - 1].with_parameters(p)
+        jacobian = self.constraint.linearize(u, u, z, first_and_last)
+        if isinstance(jacobian, SparseStepJacobian) and all(b.is_constant for b in jacobian.blocks.values()):
+            return [slice(0, rows)]
+        return [slice(chunk.begin, chunk.end) for chunk in chunks(0, rows, length)]
+
     @plainly
     def at(self, x: PETSc.Vec) -> Linearization:
         """J, F and their derivatives at x; work is done when asked for, once."""
         free_garbage(self.grid.comm)  # of the linearizations before
         initial = InitialNode(self.initial_state, self.objective, self.grid.node_zero, self.m)
-        return Linearization(self.constraint, self.objective, initial, self.layout, self.controls, x)
+        return Linearization(self.constraint, self.objective, initial, self.layout, self.controls, x, self.stretches)
 
     @plainly
     @logged("pdeoptState")
@@ -147,8 +171,8 @@ class ControlProblem:
     ) -> PETSc.Vec:
         """The state u(z, p) as a new vector.
 
-        Newton's method on all steps at once, each linear solve one forward substitution without a loop
-        over steps; where it does not contract, the steps are solved one by one.
+        Newton's method on all steps at once, or on one of the `stretches` after the other, each linear solve one
+        forward substitution without a loop over steps; where it does not contract, the steps are solved one by one.
 
         Args:
             design: [z | p].
@@ -160,9 +184,14 @@ class ControlProblem:
         """
         z, p = self.layout.design_fields(design)
         u0, steps = self.initial_state(p), self.grid.steps.with_parameters(p)
-        start = u0.expand(len(steps), -1) if guess is None else self.layout.rows(guess)
+        start = None if guess is None else self.layout.rows(guess)
+        if len(self.stretches) > 1 and jacobian is None:
+            u = solve_stretches(self.constraint, u0, start, self.controls(z), steps, self.stretches)
+        else:
+            start = u0.expand(len(steps), -1) if start is None else start
+            u = solve_steps(self.constraint, self.propagator, u0, start, self.controls(z), steps, jacobian)
         out = self.create_multiplier()
-        assign(out, solve_steps(self.constraint, self.propagator, u0, start, self.controls(z), steps, jacobian))
+        assign(out, u)
         return out
 
     @plainly

@@ -25,7 +25,7 @@ from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import DesignForm, RieszMetric
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.time_windows import window_problem
-from pdeopt.core.arrays import assign, copy
+from pdeopt.core.arrays import assign, copy, writable
 from pdeopt.core.autodiff import plainly
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.settings import Settings, read, setting
@@ -72,7 +72,6 @@ class ReducedObjective(SmoothFunction):
     ) -> None:
         super().__init__(problem.layout.design_size, problem.grid.mpi, costs)
         self.problem, self.gauss_newton, self.settings = problem, gauss_newton, read(WindowSettings, **defaults)
-        self._design: Tensor | None = None
         self._state: PETSc.Vec | None = None
         self._lin: Linearization | None = None
         self._multiplier: PETSc.Vec | None = None
@@ -91,9 +90,18 @@ class ReducedObjective(SmoothFunction):
         if not math.isfinite(value):
             return value, torch.zeros_like(x)
         lin = self.linearization(x)
+        if len(lin.stretches) > 1:
+            return value, self._gradient_by_stretches(lin)
         _, jz, jp = lin.gradient_fields
         _, fz, fp = lin.vjp_fields(self.problem.layout.rows(self.multiplier(x)))
         return value, torch.cat([jz + fz, (jp + fp)[: self.problem.layout.param_size]])
+
+    def _gradient_by_stretches(self, lin: Linearization) -> Tensor:
+        multiplier = self.problem.create_multiplier()
+        with writable(multiplier) as lam:
+            z, p = adjoint_by_stretches(lin, lam.reshape(lin.u.shape))
+        self._multiplier = multiplier
+        return torch.cat([z, p]) if len(p) else z
 
     @plainly
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
@@ -105,18 +113,23 @@ class ReducedObjective(SmoothFunction):
     def linearization(self, x: Tensor) -> Linearization:
         """The problem at (u(z), z); kept until another design is asked for. Collective. Raises `SolveFailure`."""
         if not self.is_at(x):
-            jacobian = None if self._lin is None else self._lin.jacobian
-            self._lin = self._multiplier = None
+            last = self._lin
+            jacobian = None if last is None or len(last.stretches) > 1 else last.jacobian
+            last = self._lin = self._multiplier = None
             z = _design_vector(self.problem, x)
             self._state = self.problem.solve_state(z, self._state, jacobian)
-            self._design = x.clone()
-            self._lin = self.problem.at(self.problem.join(self._state, z))
+            point = self.problem.join(self._state, z)
+            z.destroy()  # these two are large
+            self._lin = self.problem.at(point)
+            point.destroy()
         assert self._lin is not None
         return self._lin
 
     def is_at(self, x: Tensor) -> bool:
         """Whether x is the design whose linearization is kept, on all ranks. Collective."""
-        is_kept = self._lin is not None and self._design is not None and torch.equal(x, self._design)
+        layout, lin = self.problem.layout, self._lin
+        z, p = x.split([layout.control_size, layout.param_size])
+        is_kept = lin is not None and torch.equal(z, lin.z) and torch.equal(p, lin.p[: layout.param_size])
         return bool(self.comm.allreduce(int(not is_kept)) == 0)
 
     def start_from(self, u: Tensor) -> None:
@@ -231,6 +244,37 @@ def reduced_hessian(problem: ControlProblem, lin: Linearization, lam: PETSc.Vec 
     w_u, w_z, w_p = layout.fields(lin.hvp(lam, dx, layout.create_primal()))
     _, fz, fp = lin.vjp_fields(propagator.backward(lin.jacobian, -w_u))
     return torch.cat([w_z + fz, (w_p + fp)[: layout.param_size]])
+
+
+def adjoint_by_stretches(lin: Linearization, lam: Tensor) -> tuple[Tensor, Tensor]:
+    """The reduced gradient of one rank by the adjoint, from the last stretch of steps to the first.
+
+    Neither the Jacobian of more than a stretch nor a gradient of J in the states is kept.
+
+    Args:
+        lin: the linearization at a state that solves its equation.
+        lam: is overwritten by the adjoint, J_u + F_u' lam = 0, (n_local, n).
+
+    Returns:
+        J_z + F_z' lam, flat, and J_p + F_p' lam, (param_dim,).
+
+    Raises:
+        SolveFailure: the state Jacobian is singular.
+    """
+    g_z, g_p = torch.empty_like(lin.z_step), torch.zeros_like(lin.p)
+    following = torch.zeros_like(lin.u0)  # B_{i+1}' lam_{i+1} of the step after a stretch
+    for rows in reversed(lin.stretches):
+        u, z, steps = lin.u[rows], lin.z_step[rows], lin.steps[rows]
+        j_u, j_z, j_p = lin.objective.gradient(u, z, steps)
+        r = -j_u
+        r[-1] -= following
+        jacobian = lin.constraint.linearize(lin.u_old[rows], u, z, steps)
+        lam[rows] = jacobian.backward_sweep(r)
+        w_old, _, w_z, w_p = jacobian.vjp(lam[rows])
+        g_z[rows], g_p, following = j_z + w_z, g_p + j_p + w_p, w_old[0]
+    if len(g_p):
+        g_p = g_p + lin.initial.gradient(lin.p) + lin.initial.vjp(lin.p, following)
+    return lin.controls.adjoint(g_z), g_p
 
 
 class WindowFunction(SmoothFunction):

@@ -4,7 +4,7 @@ stretches, one after the other."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -128,15 +128,40 @@ def march(constraint: TimeDependentConstraint, before: Tensor, z: Tensor, steps:
     """
     if len(z) == 1:
         return constraint.advance(before[None], z, steps)
-    found, half = [], -(-len(z) // 2)
-    for rows in (slice(0, half), slice(half, len(z))):
+    half = -(-len(z) // 2)
+    return solve_stretches(constraint, before, None, z, steps, [slice(0, half), slice(half, len(z))])
+
+
+def solve_stretches(
+    constraint: TimeDependentConstraint,
+    before: Tensor,
+    u: Tensor | None,
+    z: Tensor,
+    steps: Steps,
+    stretches: Sequence[slice],
+) -> Tensor:
+    """The states of consecutive steps, (batch, n), by Newton's method on one stretch of them after the other.
+
+    No more than the Jacobian of a stretch is kept. Where Newton's method does not contract, the stretch is marched.
+
+    Args:
+        constraint, before, z, steps: as in `march`.
+        u: a guess, (batch, n); None for the state before a stretch.
+        stretches: rows, in their order; all of them.
+
+    Raises:
+        SolveFailure: a step has no solution.
+    """
+    found = before.new_empty(len(z), len(before))
+    for rows in stretches:
         part = z[rows], steps[rows]
-        u = None
+        new = None
         if constraint.pattern is not None and len(part[0]) > 1:
-            u = _alone(constraint, before, *part).newton(before.expand(len(part[0]), -1))
-        found.append(march(constraint, before, *part) if u is None else u)
-        before = found[-1][-1]
-    return torch.cat(found)
+            guess = before.expand(len(part[0]), -1) if u is None else u[rows]
+            new = _alone(constraint, before, *part).newton(guess)
+        found[rows] = march(constraint, before, *part) if new is None else new
+        before = found[rows][-1]
+    return found
 
 
 def _alone(constraint: TimeDependentConstraint, before: Tensor, z: Tensor, steps: Steps) -> StateEquation:

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.func import jacfwd
 
+from pdeopt.control import problem as control_problem
 from pdeopt.control.reduced import ReducedObjective
+from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.control.verify import randomize, taylor_rates, taylor_remainders
 from pdeopt.functions.petsc import PetscFunction
 from pdeopt.functions.smooth import Tally
@@ -31,6 +33,31 @@ def test_the_gradient_is_that_of_implicit_differentiation(problem):
     F, J = jacfwd(oracle.F)(x), jacfwd(oracle.J)(x)
     expected = J[n:] - F[:, n:].T @ torch.linalg.solve(F[:, :n].T, J[:n])
     assert relative(g, expected) <= 1e-11
+
+
+def test_stretches_of_steps_change_nothing_but_memory(problem, monkeypatch):
+    z, dz = random_design(problem, 1, 0.3), random_design(problem, 2)
+    whole = ReducedObjective(problem)
+    value, g = whole.value_and_gradient(entries(z))
+    state, lam, h = (
+        entries(whole.state(entries(z))),
+        entries(whole.multiplier(entries(z))),
+        whole.hvp(entries(z), entries(dz)),
+    )
+    monkeypatch.setattr(control_problem, "STRETCH_UNKNOWNS", 2 * problem.n)
+    monkeypatch.setattr(control_problem, "FEWEST_STRETCHES", 2)
+    del problem.stretches
+    cut = ReducedObjective(problem)
+    found, g_cut = cut.value_and_gradient(entries(z))
+    jacobian = problem.at(problem.create_primal()).jacobian
+    alike = isinstance(jacobian, SparseStepJacobian) and all(b.is_constant for b in jacobian.blocks.values())
+    assert (len(problem.stretches) == 1) == (alike or problem.constraint.pattern is None)
+    assert found == pytest.approx(value, rel=1e-12)
+    assert relative(g_cut, g) <= 1e-11
+    assert relative(entries(cut.state(entries(z))), state) <= 1e-12
+    assert relative(entries(cut.multiplier(entries(z))), lam) <= 1e-11
+    assert relative(cut.hvp(entries(z), entries(dz)), h) <= 1e-11
+    assert cut.value(entries(dz)) == pytest.approx(whole.value(entries(dz)), rel=1e-11)
 
 
 def hessian_products(reduced, z, dz):
