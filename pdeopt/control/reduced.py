@@ -91,17 +91,11 @@ class ReducedObjective(SmoothFunction):
             return value, torch.zeros_like(x)
         lin = self.linearization(x)
         if len(lin.stretches) > 1:
-            return value, self._gradient_by_stretches(lin)
+            self._multiplier, gradient = adjoint_by_stretches(lin)
+            return value, gradient
         _, jz, jp = lin.gradient_fields
         _, fz, fp = lin.vjp_fields(self.problem.layout.rows(self.multiplier(x)))
         return value, torch.cat([jz + fz, (jp + fp)[: self.problem.layout.param_size]])
-
-    def _gradient_by_stretches(self, lin: Linearization) -> Tensor:
-        multiplier = self.problem.create_multiplier()
-        with writable(multiplier) as lam:
-            z, p = adjoint_by_stretches(lin, lam.reshape(lin.u.shape))
-        self._multiplier = multiplier
-        return torch.cat([z, p]) if len(p) else z
 
     @plainly
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
@@ -246,35 +240,38 @@ def reduced_hessian(problem: ControlProblem, lin: Linearization, lam: PETSc.Vec 
     return torch.cat([w_z + fz, (w_p + fp)[: layout.param_size]])
 
 
-def adjoint_by_stretches(lin: Linearization, lam: Tensor) -> tuple[Tensor, Tensor]:
-    """The reduced gradient of one rank by the adjoint, from the last stretch of steps to the first.
+def adjoint_by_stretches(lin: Linearization) -> tuple[PETSc.Vec, Tensor]:
+    """The adjoint and the reduced gradient on one rank, from the last stretch of steps to the first.
 
     Neither the Jacobian of more than a stretch nor a gradient of J in the states is kept.
 
     Args:
         lin: the linearization at a state that solves its equation.
-        lam: is overwritten by the adjoint, J_u + F_u' lam = 0, (n_local, n).
 
     Returns:
-        J_z + F_z' lam, flat, and J_p + F_p' lam, (param_dim,).
+        lam with J_u + F_u' lam = 0, a new vector; [J_z + F_z' lam | J_p + F_p' lam], flat, (design_size,).
 
     Raises:
         SolveFailure: the state Jacobian is singular.
     """
+    multiplier = lin.layout.create_multiplier()
     g_z, g_p = torch.empty_like(lin.z_step), torch.zeros_like(lin.p)
     following = torch.zeros_like(lin.u0)  # B_{i+1}' lam_{i+1} of the step after a stretch
-    for rows in reversed(lin.stretches):
-        u, z, steps = lin.u[rows], lin.z_step[rows], lin.steps[rows]
-        j_u, j_z, j_p = lin.objective.gradient(u, z, steps)
-        r = -j_u
-        r[-1] -= following
-        jacobian = lin.constraint.linearize(lin.u_old[rows], u, z, steps)
-        lam[rows] = jacobian.backward_sweep(r)
-        w_old, _, w_z, w_p = jacobian.vjp(lam[rows])
-        g_z[rows], g_p, following = j_z + w_z, g_p + j_p + w_p, w_old[0]
-    if len(g_p):
-        g_p = g_p + lin.initial.gradient(lin.p) + lin.initial.vjp(lin.p, following)
-    return lin.controls.adjoint(g_z), g_p
+    with writable(multiplier) as entries:
+        lam = entries.reshape(lin.u.shape)
+        for rows in reversed(lin.stretches):
+            u, z, steps = lin.u[rows], lin.z_step[rows], lin.steps[rows]
+            j_u, j_z, j_p = lin.objective.gradient(u, z, steps)
+            r = -j_u
+            r[-1] -= following
+            jacobian = lin.constraint.linearize(lin.u_old[rows], u, z, steps)
+            lam[rows] = jacobian.backward_sweep(r)
+            w_old, _, w_z, w_p = jacobian.vjp(lam[rows])
+            g_z[rows], g_p, following = j_z + w_z, g_p + j_p + w_p, w_old[0]
+    g = lin.controls.adjoint(g_z)
+    if not len(g_p):
+        return multiplier, g
+    return multiplier, torch.cat([g, g_p + lin.initial.gradient(lin.p) + lin.initial.vjp(lin.p, following)])
 
 
 class WindowFunction(SmoothFunction):

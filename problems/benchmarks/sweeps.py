@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python -m problems.benchmarks.sweeps -json build/sweeps.json
 
 CPU milliseconds of one thread, least of the repetitions. The limit is the time that a copy takes to move as many bytes,
-with a working set of the same size: entries of 8 bytes with an index of 4, and five reads or writes of 8 a row.
+with a working set of the same size: entries of 8 bytes with an index of 4, and five reads or writes of 8 a row. Before
+them, time and memory of one reduced gradient over many steps.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import torch
 from scipy.linalg.lapack import dgttrf, dgttrs
 from torch import Tensor
 
+from pdeopt.control.reduced import ReducedObjective
 from pdeopt.core.arrays import Array
+from pdeopt.core.memory import forget_peak, used_memory
 from pdeopt.steps import Sparsity, StepMatrix, step_solver, substitution
 from problems.benchmarks.processes import Row, bar, plain, table, write
 from problems.burgers import BurgersCase, BurgersSettings
@@ -138,6 +141,21 @@ def small(n: int, batch: int) -> Case:
     return Case(f"ODE, n {n}, {batch} unlike steps", A, B, batch)
 
 
+def reduced_gradient(nx: int, nt: int) -> list[Row]:
+    """CPU seconds of one value and gradient from a zero control, and its memory above set-up in trajectories."""
+    warm, problem = (BurgersCase(BurgersSettings(nx=nx, nt=steps)).problem for steps in (nx, nt))
+    for each in (warm, problem):  # the first one loads libraries
+        f = ReducedObjective(each)
+        control = torch.zeros(f.size, dtype=torch.float64)
+        forget_peak()
+        (before, _), begin = used_memory(), time.process_time()
+        f.value_and_gradient(control)
+        seconds, (_, peak) = time.process_time() - begin, used_memory()
+    case, trajectory = f"one reduced gradient, n {problem.n}, {nt} steps", 8 * nt * problem.n
+    name = f"{case}: memory in trajectories of {trajectory / 2**20:.1f} MB"
+    return [plain(case, seconds, "s"), bar(name, (peak - before) / trajectory, "", 12)]
+
+
 def main(argv: list[str] | None = None) -> list[Row]:
     """Measure, print the table, write it as JSON where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,7 +165,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     cases = [burgers(64), heat(15, 5, 256), small(2, 1000)]
     if not options.quick:
         cases += [burgers(128), burgers(256), heat(60, 20, 256), small(2, 10_000), small(8, 1000)]
-    rows, lines = [], {}
+    rows, lines = reduced_gradient(64, 16_000), dict[str, list[float]]()
     for case in cases:
         factors, new, forward, _, limit, loop = lines[case.name] = case.measured()
         rows.append(plain(f"{case.name}: factors", factors, "ms"))
