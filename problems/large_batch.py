@@ -30,6 +30,8 @@ from problems.shared.fit_steps import Fit, FitSettings, FitSteps, hidden_widths
 
 #: Learning rates by default, those of their batches: of sgd and adam 128, of lars and lamb 8192.
 RATES = {"sgd": 0.1, "adam": 1e-3, "lars": 50.0, "lamb": 0.05}
+#: Passes through the training samples by default, and steps that are more of them where samples are few.
+EPOCHS, STEPS = 20, 140
 #: Of the largest eigenvalue: its relative error, and products with the Hessian at most.
 ERROR, PRODUCTS = 0.02, 40
 #: Steps of Lanczos for the spectrum, and probes.
@@ -57,7 +59,12 @@ class LargeBatchSettings(FitSettings):
     batch: int = po.setting(8192, "samples of a batch; all, where there are fewer", at_least=1)
     scaling: str = po.setting("none", "how the rate grows from -base_batch to -batch", choices=tuple(SCALINGS))
     base_batch: int = po.setting(128, "batch that -lr is for (with -scaling)", at_least=1)
-    epochs: int = po.setting(20, "passes through the training samples", at_least=0)
+    epochs: int = po.setting(
+        None,
+        f"passes through the training samples; by default {EPOCHS}, and at least {STEPS} steps",
+        at_least=0,
+        kind=int,
+    )
     warmup: float = po.setting(2.0, "epochs in which the rate grows to its value", at_least=0)
     course: str = po.setting("cosine", "course of the rate after it", choices=tuple(COURSES))
     max_steps: int = po.setting(0, "steps at most, of those that -epochs takes; 0 for all", at_least=0)
@@ -91,8 +98,8 @@ class LargeBatchSteps(FitSteps):
         classes = task.network(task.x[:1]).shape[1]
         self.mix = nna.RunningMixup(classes, own.mixup, own.seed) if own.mixup else None
         self.erasing = torch.Generator().manual_seed(own.seed)
-        whole = own.epochs * self.per_epoch
-        self.course = nna.Course(whole, min(round(own.warmup * self.per_epoch), whole), own.course)
+        warmup = min(round(own.warmup * self.per_epoch), self.whole)
+        self.course = nna.Course(self.whole, warmup, own.course)
         self.sharpness: list[tuple[float, float]] = []
 
     @property
@@ -101,9 +108,15 @@ class LargeBatchSteps(FitSteps):
         return max(1, len(self.task.x) // self.own.batch)
 
     @property
+    def whole(self) -> int:
+        """Steps of all epochs."""
+        if self.own.epochs is not None:
+            return self.own.epochs * self.per_epoch
+        return max(EPOCHS, -(-STEPS // self.per_epoch)) * self.per_epoch
+
+    @property
     def most(self) -> int:
-        whole = self.own.epochs * self.per_epoch
-        return min(self.own.max_steps or whole, whole)
+        return min(self.own.max_steps or self.whole, self.whole)
 
     @property
     def every(self) -> int:
