@@ -152,11 +152,23 @@ class Linearization:
 
     def vjp_fields(self, lam: Tensor) -> Fields:
         """F_u' lam (n_local, n), F_z' lam (flat) and F_p' lam, the latter summed over the ranks."""
-        w_old, w_new, w_z, w_p = self.jacobian.vjp(lam)
+        w_old, w_new, w_z, w_p = self._rows_vjp(lam)
         following, first = self.grid.shift_adjoint(w_old)
         if self.layout.param_dim:
             w_p = self.grid.sum(w_p + self.initial.vjp(self.p, first))
         return w_new + following, self.controls.adjoint(w_z), w_p
+
+    def _rows_vjp(self, lam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """F_i' lam_i, as `StepJacobian.vjp` has it; of several stretches without their Jacobian, unless it is there."""
+        if len(self.stretches) == 1 or "jacobian" in self.__dict__:
+            return self.jacobian.vjp(lam)
+        w_old, w_new, w_z = (torch.empty_like(x) for x in (self.u, self.u, self.z_step))
+        w_p = torch.zeros_like(self.p)
+        for rows in self.stretches:
+            point = self.u_old[rows], self.u[rows], self.z_step[rows], self.steps[rows]
+            w_old[rows], w_new[rows], w_z[rows], part = StepJacobian(self.constraint, *point).vjp(lam[rows])
+            w_p = w_p + part
+        return w_old, w_new, w_z, w_p
 
     def lagrangian_gradient(self, lam: PETSc.Vec) -> PETSc.Vec:
         """J' + F'^T lam, in the layout of x, a new vector."""

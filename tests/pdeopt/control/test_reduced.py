@@ -56,6 +56,10 @@ def test_stretches_of_steps_change_nothing_but_memory(problem, monkeypatch):
     assert relative(g_cut, g) <= 1e-11
     assert relative(entries(cut.state(entries(z))), state) <= 1e-12
     assert relative(entries(cut.multiplier(entries(z))), lam) <= 1e-11
+    rows = torch.randn(lam.reshape(-1, problem.n).shape, generator=torch.Generator().manual_seed(0), dtype=lam.dtype)
+    lin, lin_cut = whole.linearization(entries(z)), cut.linearization(entries(z))
+    for part, expected in zip(lin_cut.vjp_fields(rows), lin.vjp_fields(rows)):
+        assert torch.allclose(part, expected, rtol=1e-11, atol=1e-12)
     assert relative(cut.hvp(entries(z), entries(dz)), h) <= 1e-11
     assert cut.value(entries(dz)) == pytest.approx(whole.value(entries(dz)), rel=1e-11)
 
