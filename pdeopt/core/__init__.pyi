@@ -27,6 +27,7 @@ from pdeopt.core.errors import (
     SolveFailure as SolveFailure,
     StepFailure as StepFailure,
     agree as agree,
+    as_raised as as_raised,
     on_root as on_root,
     together as together,
 )
@@ -53,6 +54,7 @@ from pdeopt.core.monitor import (
 )
 from pdeopt.core.options import (
     defaults as defaults,
+    given_options as given_options,
     remember as remember,
     require_all_read as require_all_read,
     set_default as set_default,

@@ -6,7 +6,8 @@ by inner computations and turned into a `reason` by the solver above them, never
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -102,12 +103,30 @@ def on_root(comm: Any, function: Callable[[], T]) -> T:
     return comm.bcast(value)  # type: ignore[no-any-return]
 
 
+@contextmanager
+def as_raised() -> Iterator[None]:
+    """Around calls of PETSc that call Python: an error of pdeopt inside comes out as it was raised.
+
+    petsc4py 3.18 hands it on; 3.26 makes it the cause of a `PETSc.Error`, of one more for each call in between.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, PdeoptError):
+            cause = cause.__cause__
+        if cause is None or cause is error:
+            raise
+        raise cause from None
+
+
 def together(comm: Any, function: Callable[[], T]) -> T:
     """The value of `function` on each rank, or the `SolveFailure` that one of them meets, on all. Collective."""
     value: T | None = None
     failure = None
     try:
-        value = function()
+        with as_raised():
+            value = function()
     except SolveFailure as found:
         failure = found.bare()
     agree(comm, failure)

@@ -64,6 +64,11 @@ def set_default(name: str, value: str) -> None:
         _defaults.add(name)
 
 
+def given_options() -> set[str]:
+    """Names of the user's options, without the leading dash and without those of `set_default`."""
+    return set(PETSc.Options().getAll()) - _defaults
+
+
 def take_back(*names: str) -> None:
     """Remove options that `set_default` has put into the database; those of the user stay."""
     for name in _defaults & set(names):

@@ -12,6 +12,7 @@ from pdeopt.control.metric import RieszMetric
 from pdeopt.control.objective import ControlCost, Tracking
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.verify import randomize
+from pdeopt.core.errors import as_raised
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.precond.operator import BlockOperator
@@ -67,7 +68,8 @@ def solver(operator, context, kind="fgmres", rtol=1e-8, prefix="test_", max_it=2
     ksp.getPC().setPythonContext(context)
     ksp.setFromOptions()
     try:
-        yield ksp
+        with as_raised():
+            yield ksp
     finally:
         ksp.destroy()
         matrix.destroy()

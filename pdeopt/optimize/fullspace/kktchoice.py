@@ -17,6 +17,7 @@ from typing import Any
 from petsc4py import PETSc
 
 from pdeopt.control.problem import ControlProblem
+from pdeopt.core.options import given_options
 from pdeopt.core.settings import Settings, read_inner, setting
 from pdeopt.kkt.operator import Hessian
 from pdeopt.precond.base import Preconditioner
@@ -98,7 +99,7 @@ def is_small(problem: ControlProblem) -> bool:
 
 def _asks_for_iterations() -> bool:
     """Whether there are options of what "auto" iterates with, which factors would not read."""
-    return any(name.startswith(ITERATIONS) or "_wathen_" in name for name in PETSc.Options().getAll())
+    return any(name.startswith(ITERATIONS) or "_wathen_" in name for name in given_options())
 
 
 def stages(problem: ControlProblem, settings: KKTSettings, hessian: Hessian) -> tuple[Stage, ...]:

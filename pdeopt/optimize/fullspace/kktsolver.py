@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
-from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.errors import InputError, SolveFailure, as_raised
 from pdeopt.core.monitor import logged
 from pdeopt.core.settings import read_inner
 from pdeopt.kkt.coupled import CoupledKKT
@@ -288,7 +288,8 @@ class KKTSolver:
     def _solve_with_room(self, rhs: PETSc.Vec, out: PETSc.Vec) -> None:
         """Solve; where MUMPS ran out of workspace, with more of it."""
         for _ in range(6):
-            self._ksp.solve(rhs, out)
+            with as_raised():
+                self._ksp.solve(rhs, out)
             if not self._is_mumps:
                 return
             factor = self._ksp.getPC().getFactorMatrix()

@@ -8,7 +8,7 @@ from petsc4py import PETSc
 
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.verify import randomize
-from pdeopt.core.errors import SolveFailure
+from pdeopt.core.errors import SolveFailure, as_raised
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.precond.base import Preconditioner
 from pdeopt.precond.blockjacobi import TimeBlockJacobi
@@ -82,6 +82,18 @@ def test_it_is_initialized_once_updated_with_the_matrix_and_freed_in_reverse():
         ksp.getPC().setUp()  # nothing has changed
         assert context.calls == ["initialize", "update", "free last", "free first", "update"]
     assert context.calls[-2:] == ["free last", "free first"]
+
+
+def test_a_failure_comes_out_of_petsc_as_it_was_raised():
+    failure = SolveFailure("no pivot", "another")
+    with pytest.raises(SolveFailure) as found, as_raised():
+        try:
+            raise failure
+        except SolveFailure as inner:
+            raise PETSc.Error(101) from inner
+    assert found.value is failure
+    with pytest.raises(PETSc.Error), as_raised():
+        raise PETSc.Error(101)
 
 
 def test_a_failure_of_update_is_that_of_the_solve():
