@@ -146,7 +146,7 @@ def test_a_row_of_zeros_and_a_network_that_is_read_again():
     torch.save(found.state_dict(), file)
     other = compress(nn.Sequential(*map(copy.deepcopy, network)), Quantization(bits=(4,)), lambda net: 1.0, 0.0).network
     file.seek(0)
-    other.load_state_dict(torch.load(file))
+    other.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(other(x), found(x))
 
 
