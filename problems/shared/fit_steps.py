@@ -106,6 +106,8 @@ class FitSteps:
         self.order, self.generator = torch.empty(0, dtype=torch.int64), torch.Generator().manual_seed(own.seed)
         self.count, self.seconds = 0, 0.0
         self.averaged = AveragedModel(task.network, avg_fn=_polynomial(own.averaging), use_buffers=True)
+        is_shared = comm.size > 1 and not isinstance(self.optimizer, nna.SecondOrder)
+        self.sums = nna.GradientSums(task.network, comm) if is_shared else None
 
     @property
     def network(self) -> nn.Module:
@@ -154,9 +156,11 @@ class FitSteps:
         def closure() -> Tensor:
             self.optimizer.zero_grad()
             value = self.task.loss(self.task.network(x), y)
+            if self.sums is not None:
+                self.sums.samples = len(x)
             value.backward()
-            if self.comm.size > 1 and not isinstance(self.optimizer, nna.SecondOrder):
-                _average(list(self.task.network.parameters()), len(x) / len(rows), self.comm)
+            if self.sums is not None:
+                self.sums.finish()
             return value
 
         value = float(self.optimizer.step(closure).detach())
@@ -235,11 +239,3 @@ def _polynomial(a: float) -> Callable[[Tensor, Tensor, Any], Tensor]:
         return torch.lerp(averaged, p, (a + 1.0) / (float(count) + 1.0 + a))
 
     return average
-
-
-def _average(parameters: list[nn.Parameter], share: float, comm: Any) -> None:
-    """Gradients of the whole batch from those of the ranks."""
-    flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
-    whole = torch.from_numpy(comm.allreduce((share * flat).numpy()))
-    for p, part in zip(parameters, whole.split([p.numel() for p in parameters])):
-        p.grad = part.reshape(p.shape)
