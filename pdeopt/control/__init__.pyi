@@ -10,16 +10,17 @@ from pdeopt.control.objective import (
 )
 from pdeopt.control.linearization import InitialNode as InitialNode, Linearization as Linearization
 from pdeopt.control.problem import ControlProblem as ControlProblem
-from pdeopt.control.propagator import Propagator as Propagator, PropagatorSettings as PropagatorSettings
+from pdeopt.control.propagator import (
+    Propagator as Propagator,
+    PropagatorSettings as PropagatorSettings,
+    from_rank_to_rank as from_rank_to_rank,
+    substitute_backward as substitute_backward,
+    substitute_forward as substitute_forward,
+)
 from pdeopt.control.reduced import (
     ReducedObjective as ReducedObjective,
     WindowFunction as WindowFunction,
     WindowSettings as WindowSettings,
-)
-from pdeopt.control.serial_sweeps import (
-    from_rank_to_rank as from_rank_to_rank,
-    substitute_backward as substitute_backward,
-    substitute_forward as substitute_forward,
 )
 from pdeopt.control.stepjacobian import (
     SparseStepJacobian as SparseStepJacobian,

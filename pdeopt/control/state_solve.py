@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from pdeopt.control.constraint import TimeDependentConstraint
-from pdeopt.control.propagator import Propagator
-from pdeopt.control.serial_sweeps import from_rank_to_rank
+from pdeopt.control.propagator import Propagator, from_rank_to_rank
 from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.errors import SolveFailure
 from pdeopt.steps.timegrid import Steps
