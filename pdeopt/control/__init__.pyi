@@ -1,3 +1,8 @@
+from pdeopt.control.checkpointing import (
+    CheckpointedSweeps as CheckpointedSweeps,
+    CheckpointSettings as CheckpointSettings,
+    Evaluation as Evaluation,
+)
 from pdeopt.control.constraint import TimeDependentConstraint as TimeDependentConstraint
 from pdeopt.control.controlmap import ControlMap as ControlMap, StepControls as StepControls
 from pdeopt.control.metric import DesignForm as DesignForm, RieszMetric as RieszMetric
@@ -28,7 +33,12 @@ from pdeopt.control.stepjacobian import (
     StepJacobian as StepJacobian,
 )
 from pdeopt.control.coarse_time import time_hierarchy as time_hierarchy, with_coarse_space as with_coarse_space
-from pdeopt.control.state_solve import StateEquation as StateEquation, march as march, solve_steps as solve_steps
+from pdeopt.control.state_solve import (
+    StateEquation as StateEquation,
+    adjoint_of_steps as adjoint_of_steps,
+    march as march,
+    solve_steps as solve_steps,
+)
 from pdeopt.control.time_windows import LinearTerminal as LinearTerminal, window_problem as window_problem
 from pdeopt.control.verify import (
     DerivativeError as DerivativeError,

@@ -59,7 +59,8 @@ def time_hierarchy(reduced: ReducedObjective, factor: int, scale: PETSc.Vec | No
     grid = problem.grid.coarsen(factor)
     assert grid is not None  # each rank has whole windows
     coarse = ControlProblem(problem.constraint, problem.objective, grid)
-    below = ReducedObjective(coarse, costs=SWEEP_COSTS.times(grid.num_steps / problem.grid.num_steps))
+    kept = {} if reduced.sweeps is None else vars(reduced.sweeps.settings)
+    below = ReducedObjective(coarse, costs=SWEEP_COSTS.times(grid.num_steps / problem.grid.num_steps), **kept)
     return Hierarchy([_scaled(reduced, scale), _scaled(below)], [transfer])
 
 

@@ -31,7 +31,7 @@ from pdeopt.core.memory import DOUBLE, require_memory
 from pdeopt.core.monitor import ControlResult, logged
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.sweeps import chunks
-from pdeopt.steps.timegrid import TimeGrid
+from pdeopt.steps.timegrid import Steps, TimeGrid
 from pdeopt.steps.vectorlayout import Fields, VectorLayout
 
 ARGUMENTS = ("constraint", "objective", "grid", "control_map")
@@ -41,6 +41,11 @@ COPIES = 6
 
 #: Unknown states of a stretch of steps, and the fewest stretches into which all steps are cut.
 STRETCH_UNKNOWNS, FEWEST_STRETCHES = 1 << 14, 8
+
+
+def stretch_length(n: int) -> int:
+    """The most steps of a stretch, for n unknowns of a state."""
+    return max(STRETCH_UNKNOWNS // n, 1)
 
 
 class ControlProblem:
@@ -86,8 +91,8 @@ class ControlProblem:
         _require_kinds(constraint, objective, grid, control_map)
         self.constraint, self.objective, self.grid, self.control_map = constraint, objective, grid, control_map
         self.n, self.m, self.param_dim = _dimensions(constraint)
-        sizes = f"{grid.num_steps} steps of {self.n} states and {self.m} controls"
-        require_memory(COPIES * DOUBLE * grid.n_local * (2 * self.n + self.m), "problem", sizes, "a smaller one")
+        _require_memory(self, grid.n_local * self.m)
+        self._has_room = False  # for states, too: with few checkpoints nobody needs it
         self.state_mass = StepMatrix.form(constraint.state_mass, self.n, "constraint.state_mass")
         self.control_mass = StepMatrix.form(constraint.control_mass, self.m, "constraint.control_mass")
         self.param_mass = StepMatrix.form(constraint.param_mass, self.param_dim, "constraint.param_mass")
@@ -145,7 +150,7 @@ class ControlProblem:
         Many steps that are unlike, on one rank, are several: what is evaluated for one of them stays in a core's cache,
         so that this costs no time, and memory is that of states and controls.
         """
-        rows, length = self.grid.n_local, max(STRETCH_UNKNOWNS // self.n, 1)
+        rows, length = self.grid.n_local, stretch_length(self.n)
         is_serial = self.grid.mpi.size == 1 and self.propagator.settings.propagator == "serial"
         if not is_serial or rows < FEWEST_STRETCHES * length or self.constraint.pattern is None:
             return [slice(0, rows)]
@@ -159,7 +164,13 @@ class ControlProblem:
 
     @plainly
     def at(self, x: PETSc.Vec) -> Linearization:
-        """J, F and their derivatives at x; work is done when asked for, once."""
+        """J, F and their derivatives at x; work is done when asked for, once.
+
+        Raises `InputError` where states and multipliers of all steps cannot fit into memory.
+        """
+        if not self._has_room:
+            _require_memory(self, self.grid.n_local * (2 * self.n + self.m))
+            self._has_room = True
         free_garbage(self.grid.comm)  # of the linearizations before
         initial = InitialNode(self.initial_state, self.objective, self.grid.node_zero, self.m)
         return Linearization(self.constraint, self.objective, initial, self.layout, self.controls, x, self.stretches)
@@ -233,6 +244,12 @@ class StateFunction:
         return u0.to(torch.float64) if len(p) else u0.detach().to(torch.float64)
 
 
+def _require_memory(problem: ControlProblem, numbers: int) -> None:
+    """Refuse a problem with so many numbers in all steps of this rank that a few copies of them cannot fit."""
+    sizes = f"{problem.grid.num_steps} steps of {problem.n} states and {problem.m} controls"
+    require_memory(COPIES * DOUBLE * numbers, "problem", sizes, "a smaller one, or with TAO -reduced_checkpoints")
+
+
 def _require_kinds(constraint: object, objective: object, grid: object, control_map: object) -> None:
     kinds = (TimeDependentConstraint, Objective, TimeGrid, ControlMap | None)
     for what, found, kind in zip(ARGUMENTS, (constraint, objective, grid, control_map), kinds):
@@ -262,10 +279,16 @@ def _require_shapes(problem: ControlProblem) -> None:
         raise InputError("initial_state(p)", "NaN or infinite entries", "finite numbers")
     problem.objective.check(n, m, problem.grid)
     steps = problem.grid.steps.with_parameters(p)
+    most = stretch_length(n)  # of very many steps, those at both ends do
+    for part in [steps] if len(steps) <= 2 * most else [steps[:most], steps[-most:]]:
+        _require_shapes_of(problem, u0, part)
+
+
+def _require_shapes_of(problem: ControlProblem, u0: Tensor, steps: Steps) -> None:
     rows = len(steps)
-    u, z = u0.expand(rows, -1), torch.zeros(rows, m, dtype=torch.float64)
+    u, z = u0.expand(rows, -1), torch.zeros(rows, problem.m, dtype=torch.float64)
     functions: dict[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]]
-    functions = {"residual": (problem.constraint.residual, (u, u, z, steps), (rows, n))}
+    functions = {"residual": (problem.constraint.residual, (u, u, z, steps), (rows, problem.n))}
     for term in problem.objective.terms if isinstance(problem.objective, Sum) else [problem.objective]:
         functions[f"objective {type(term).__name__}"] = (term.value, (u, z, steps), (rows,))
     for name, (function, arguments, shape) in functions.items():

@@ -1,9 +1,9 @@
 """Solves with the state Jacobian and its adjoint over all steps, serial or parallel in time: `-propagator`.
 
-J_u is block lower bidiagonal: A_i on the diagonal, B_i below it. `serial` is substitution from rank to rank, one message
-each: `substitute_forward` and `substitute_backward`; `from_rank_to_rank` is the same for nonlinear steps. `mgrit`
-repeats the cycles of `linear_mgrit`, each on the residual that the last one left, until it is rounding: as exact, and
-all ranks work at once.
+J_u is block lower bidiagonal: A_i on the diagonal, B_i below it. `serial` is substitution from rank to rank, with one
+message each: `substitute_forward` and `substitute_backward`; `from_rank_to_rank` is the same for nonlinear steps.
+`mgrit` repeats the cycles of `linear_mgrit`, each on the residual that the last one left, until it is rounding: as
+exact, and all ranks work at once.
 """
 
 from __future__ import annotations

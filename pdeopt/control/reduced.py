@@ -12,6 +12,7 @@ of h steps, h more steps are solved for, their controls fixed, before c stands f
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -21,14 +22,17 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from pdeopt.control.checkpointing import CheckpointedSweeps, CheckpointSettings, Evaluation
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import DesignForm, RieszMetric
 from pdeopt.control.problem import ControlProblem
+from pdeopt.control.state_solve import adjoint_of_steps
 from pdeopt.control.time_windows import window_problem
 from pdeopt.core.arrays import assign, copy, writable
 from pdeopt.core.autodiff import plainly
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.settings import Settings, read, setting
+from pdeopt.functions.checked import NoHessianProducts
 from pdeopt.functions.decomposition import Decomposition, number_of_parts
 from pdeopt.functions.smooth import Costs, DiagonalMetric, Metric, Operator, Restriction, SmoothFunction
 from pdeopt.steps.innerproduct import InnerProduct
@@ -55,11 +59,19 @@ class ReducedObjective(SmoothFunction):
     adjoint solve more, and a Hessian product one forward and one backward sweep (second-order adjoint). A design whose
     state cannot be solved for has the value infinity, which every line search and trust region backs away from.
 
+    With `-reduced_checkpoints k`, k states are kept instead of all, and the others are solved for again where the
+    adjoint needs them, see `CheckpointedSweeps`; there are then no Hessian products, and windows are not local.
+
     Args:
         problem: the control problem.
         gauss_newton: leave the constraint's curvature out of Hessian products.
         costs: of the calls; default `SWEEP_COSTS`.
+        checkpoints, checkpoints_disk: defaults of `CheckpointSettings`; options win.
+        start: states that the first state solve begins with, (n_local, n); default the constant state.
         **defaults: settings that replace the defaults of `WindowSettings`; options win.
+
+    Raises:
+        InputError: checkpoints without their library, or with -propagator mgrit.
 
     Example:
         >>> f = ReducedObjective(problem)
@@ -68,24 +80,42 @@ class ReducedObjective(SmoothFunction):
     """
 
     def __init__(
-        self, problem: ControlProblem, gauss_newton: bool = False, costs: Costs = SWEEP_COSTS, **defaults: Any
+        self,
+        problem: ControlProblem,
+        gauss_newton: bool = False,
+        costs: Costs = SWEEP_COSTS,
+        checkpoints: int = 0,
+        checkpoints_disk: str = "",
+        start: Tensor | None = None,
+        **defaults: Any,
     ) -> None:
         super().__init__(problem.layout.design_size, problem.grid.mpi, costs)
         self.problem, self.gauss_newton, self.settings = problem, gauss_newton, read(WindowSettings, **defaults)
-        self._state: PETSc.Vec | None = None
+        self._riesz, self._state = RieszMetric(problem), None if start is None else _state_vector(problem, start)
         self._lin: Linearization | None = None
         self._multiplier: PETSc.Vec | None = None
+        few = read(CheckpointSettings, checkpoints=checkpoints, checkpoints_disk=checkpoints_disk)
+        #: the sweeps that keep few states, and the last point with what they found there; None where all are kept
+        self.sweeps = CheckpointedSweeps(problem, few) if few.checkpoints else None
+        self._last: tuple[Tensor, Evaluation] | None = None
 
     @plainly
     def _value(self, x: Tensor) -> float:
         try:
-            return self.linearization(x).value
+            if self.sweeps is None:
+                return self.linearization(x).value
+            return self.evaluation(x).value if self.is_at(x) else self.sweeps.value(_design_vector(self.problem, x))
         except SolveFailure:
             return math.inf
 
     @plainly
     def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         """J, and J_z + F_z' lam."""
+        if self.sweeps is not None:
+            try:
+                return self.evaluation(x)[:2]
+            except SolveFailure:
+                return math.inf, torch.zeros_like(x)
         value = self._value(x)
         if not math.isfinite(value):
             return value, torch.zeros_like(x)
@@ -93,19 +123,37 @@ class ReducedObjective(SmoothFunction):
         if len(lin.stretches) > 1:
             self._multiplier, gradient = adjoint_by_stretches(lin)
             return value, gradient
-        _, jz, jp = lin.gradient_fields
-        _, fz, fp = lin.vjp_fields(self.problem.layout.rows(self.multiplier(x)))
-        return value, torch.cat([jz + fz, (jp + fp)[: self.problem.layout.param_size]])
+        return value, reduced_gradient(lin, self.multiplier(x))
 
     @plainly
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
+        if self.sweeps is not None:
+            legal = "methods without them (-tao_type lmvm | blmvm | bncg, or lbfgs), or -reduced_checkpoints 0"
+            raise NoHessianProducts("-reduced_checkpoints", "Hessian products, which need all states", legal)
         lam = None if self.gauss_newton else self.multiplier(x)
         return reduced_hessian(self.problem, self.linearization(x), lam, _design_vector(self.problem, d))
 
     # -- the point -------------------------------------------------------------------------------------------
 
+    def evaluation(self, x: Tensor) -> Evaluation:
+        """Value, gradient and the state's residual; little work where they were just asked for. Collective.
+
+        Raises `SolveFailure`.
+        """
+        if self.sweeps is None:
+            lin = self.linearization(x)
+            feasibility = self._riesz.residual_norm(lin.residual)
+            return Evaluation(lin.value, reduced_gradient(lin, self.multiplier(x)), feasibility)
+        if self._last is None or not self.is_at(x):
+            self._last = None
+            self._last = x.clone(), self.sweeps.evaluate(_design_vector(self.problem, x))
+        value, gradient, feasibility = self._last[1]
+        return Evaluation(value, gradient.clone(), feasibility)
+
     def linearization(self, x: Tensor) -> Linearization:
         """The problem at (u(z), z); kept until another design is asked for. Collective. Raises `SolveFailure`."""
+        if self.sweeps is not None:
+            raise InputError("-reduced_checkpoints", "a method that needs all states at once", "0")
         if not self.is_at(x):
             last = self._lin
             jacobian = None if last is None or len(last.stretches) > 1 else last.jacobian
@@ -120,29 +168,40 @@ class ReducedObjective(SmoothFunction):
         return self._lin
 
     def is_at(self, x: Tensor) -> bool:
-        """Whether x is the design whose linearization is kept, on all ranks. Collective."""
-        layout, lin = self.problem.layout, self._lin
-        z, p = x.split([layout.control_size, layout.param_size])
-        is_kept = lin is not None and torch.equal(z, lin.z) and torch.equal(p, lin.p[: layout.param_size])
+        """Whether x is the design of which most is known, on all ranks. Collective."""
+        layout, is_kept = self.problem.layout, False
+        if self._last is not None:
+            is_kept = torch.equal(x, self._last[0])
+        elif self._lin is not None:
+            z, p = x.split([layout.control_size, layout.param_size])
+            is_kept = torch.equal(z, self._lin.z) and torch.equal(p, self._lin.p[: layout.param_size])
         return bool(self.comm.allreduce(int(not is_kept)) == 0)
-
-    def start_from(self, u: Tensor) -> None:
-        """Begin the next state solve with these states, (n_local, n)."""
-        self._state = self.problem.create_multiplier()
-        assign(self._state, u)
 
     def state(self, x: Tensor) -> PETSc.Vec:
         """The state at x, a new vector. Collective. Raises `SolveFailure`."""
+        if self.sweeps is not None:
+            return self.sweeps.state(_design_vector(self.problem, x))
         self.linearization(x)
         assert self._state is not None
         return self._state.copy()
 
     def multiplier(self, x: Tensor) -> PETSc.Vec:
         """The adjoint at x. Collective. Raises `SolveFailure`."""
+        if self.sweeps is not None:
+            return self.sweeps.multiplier(_design_vector(self.problem, x))
         lin = self.linearization(x)
         if self._multiplier is None:
             self._multiplier = self.problem.solve_adjoint(lin)
         return self._multiplier
+
+    def solution(self, x: Tensor) -> tuple[PETSc.Vec | Callable[[], PETSc.Vec], PETSc.Vec | Callable[[], PETSc.Vec]]:
+        """State and multiplier at x for a `ControlResult`; with checkpoints functions that find them. Collective.
+
+        Raises `SolveFailure`.
+        """
+        if self.sweeps is None:
+            return self.state(x), self.multiplier(x)
+        return lambda: self.state(x), lambda: self.multiplier(x)
 
     # -- windows of time ---------------------------------------------------------------------------------------
 
@@ -153,7 +212,7 @@ class ReducedObjective(SmoothFunction):
             InputError: more windows than steps.
         """
         problem, grid = self.problem, self.problem.grid
-        if not self._has_windows:
+        if not _has_windows(self):
             return super().decompose(parts, overlap)
         N, m = grid.num_steps, problem.m
         parts = number_of_parts(parts, N, "steps")
@@ -176,15 +235,11 @@ class ReducedObjective(SmoothFunction):
         a, b = (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 0)
         is_window = b - a == len(indices) and a % m == b % m == 0
         is_mine = self.comm.size == 1 or decomposition.team is not None
-        if not (self._has_windows and is_window and is_mine):
+        if not (_has_windows(self) and is_window and is_mine):
             return super().local(decomposition, part, x)
         if not self.is_at(x):
             self.value_and_gradient(x)
         return WindowFunction(self, a // m, b // m, x)
-
-    @property
-    def _has_windows(self) -> bool:
-        return self.problem.control_map is None and self.problem.param_dim == 0
 
     def preconditioner(self) -> Operator | None:
         """The inverse of the objective's own Hessian in the controls: the whole is this plus a compact operator."""
@@ -194,7 +249,7 @@ class ReducedObjective(SmoothFunction):
         """Of kind "riesz": that of functions in space-time, lumped; see `RieszMetric.root`."""
         if kind != "riesz":
             raise InputError("metric of a reduced objective", kind, "none | riesz")
-        return DiagonalMetric(copy(RieszMetric(self.problem).root()))
+        return DiagonalMetric(copy(self._riesz.root()))
 
     @cached_property
     def control_form(self) -> InnerProduct | None:
@@ -211,10 +266,27 @@ class ReducedObjective(SmoothFunction):
         return form
 
 
+def _has_windows(reduced: ReducedObjective) -> bool:
+    return reduced.problem.control_map is None and reduced.problem.param_dim == 0 and reduced.sweeps is None
+
+
 def _design_vector(problem: ControlProblem, x: Tensor) -> PETSc.Vec:
     z = problem.create_design()
     assign(z, x)
     return z
+
+
+def _state_vector(problem: ControlProblem, u: Tensor) -> PETSc.Vec:
+    out = problem.create_multiplier()
+    assign(out, u)
+    return out
+
+
+def reduced_gradient(lin: Linearization, lam: PETSc.Vec) -> Tensor:
+    """J_z + F_z'lam and J_p + F_p'lam at a state with its adjoint, flat, (design_size,). Collective."""
+    _, j_z, j_p = lin.gradient_fields
+    _, f_z, f_p = lin.vjp_fields(lin.layout.rows(lam))
+    return torch.cat([j_z + f_z, (j_p + f_p)[: lin.layout.param_size]])
 
 
 def reduced_hessian(problem: ControlProblem, lin: Linearization, lam: PETSc.Vec | None, design: PETSc.Vec) -> Tensor:
@@ -260,14 +332,9 @@ def adjoint_by_stretches(lin: Linearization) -> tuple[PETSc.Vec, Tensor]:
     with writable(multiplier) as entries:
         lam = entries.reshape(lin.u.shape)
         for rows in reversed(lin.stretches):
-            u, z, steps = lin.u[rows], lin.z_step[rows], lin.steps[rows]
-            j_u, j_z, j_p = lin.objective.gradient(u, z, steps)
-            r = -j_u
-            r[-1] -= following
-            jacobian = lin.constraint.linearize(lin.u_old[rows], u, z, steps)
-            lam[rows] = jacobian.backward_sweep(r)
-            w_old, _, w_z, w_p = jacobian.vjp(lam[rows])
-            g_z[rows], g_p, following = j_z + w_z, g_p + j_p + w_p, w_old[0]
+            part = lin.u_old[rows][0], lin.u[rows], lin.z_step[rows], lin.steps[rows], following
+            lam[rows], g_z[rows], part_p, following = adjoint_of_steps(lin.constraint, lin.objective, *part)
+            g_p = g_p + part_p
     g = lin.controls.adjoint(g_z)
     if not len(g_p):
         return multiplier, g
@@ -294,8 +361,8 @@ class WindowFunction(SmoothFunction):
             return
         self._form = None if whole.control_form is None else whole.control_form[a:b]
         steps = problem.grid.begin + a, problem.grid.begin + last
-        reduced = ReducedObjective(window_problem(problem, *steps, lin.u_old[a], following[last - 1]))
-        reduced.start_from(lin.u[a:last])
+        window = window_problem(problem, *steps, lin.u_old[a], following[last - 1])
+        reduced = ReducedObjective(window, start=lin.u[a:last])
         present = x[a * self.m : last * self.m]
         self.steps = Restriction(reduced, torch.arange(self.size), present)
         self._offset = lin.value - reduced.evaluate_value(present)

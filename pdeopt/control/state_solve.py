@@ -1,5 +1,5 @@
 """The nonlinear state equation over all steps: Newton's method on all of them at once, or on shorter and shorter
-stretches, one after the other."""
+stretches, one after the other. And the adjoint of a stretch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pdeopt.control.constraint import TimeDependentConstraint
+from pdeopt.control.objective import Objective
 from pdeopt.control.propagator import Propagator, from_rank_to_rank
 from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.errors import SolveFailure
@@ -171,3 +172,38 @@ def _alone(constraint: TimeDependentConstraint, before: Tensor, z: Tensor, steps
         forward=lambda jacobian, r: jacobian.forward_sweep(r),
         largest=float,
     )
+
+
+def adjoint_of_steps(
+    constraint: TimeDependentConstraint,
+    objective: Objective,
+    before: Tensor,
+    u: Tensor,
+    z: Tensor,
+    steps: Steps,
+    following: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The adjoint of consecutive steps, A_i'lam_i + B_{i+1}'lam_{i+1} = -dJ_i/du_i, and what it says of the gradient.
+
+    Args:
+        constraint, objective: the F_i and J_i.
+        before: the state before the steps, (n,).
+        u: their states, which solve F_i = 0, (batch, n).
+        z: controls, (batch, m).
+        steps: the steps.
+        following: B_{i+1}'lam_{i+1} of the step after them, (n,); zero where there is none.
+
+    Returns:
+        lam_i, (batch, n); dJ_i/dz_i + C_i'lam_i, (batch, m); dJ/dp + F_p'lam, summed over the steps, (param_dim,); and
+        B_1'lam_1 of the first of them, (n,).
+
+    Raises:
+        SolveFailure: a singular step.
+    """
+    j_u, j_z, j_p = objective.gradient(u, z, steps)
+    r = -j_u
+    r[-1] -= following
+    jacobian = constraint.linearize(torch.cat([before[None], u[:-1]]), u, z, steps)
+    lam = jacobian.backward_sweep(r)
+    w_old, _, w_z, w_p = jacobian.vjp(lam)
+    return lam, j_z + w_z, j_p + w_p, w_old[0]

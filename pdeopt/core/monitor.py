@@ -247,17 +247,37 @@ class Result:
         return float(self.history[-1].objective if self.value is None else self.value)
 
 
+class OnDemand:
+    """An attribute that is given as a value, or as a function that finds it when it is first asked for."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Any:
+        if owner is None:  # of the class: the default of a dataclass
+            return None
+        value = getattr(owner, self._name)
+        if callable(value):
+            value = value()
+            setattr(owner, self._name, value)
+        return value
+
+    def __set__(self, owner: Any, value: Any) -> None:
+        setattr(owner, self._name, value)
+
+
 @dataclass
 class ControlResult(Result):
     """The result for a control problem.
 
     Attributes:
-        state, multiplier: at the design; PETSc vectors as the design, distributed over the ranks by steps.
+        state, multiplier: at the design; PETSc vectors as the design, distributed over the ranks by steps. Where a
+            solver kept few states, they are solved for when they are first asked for, which is collective then.
         method: the name by which `solve` knows the method; empty where a solver was called by itself.
     """
 
-    state: PETSc.Vec = None
-    multiplier: PETSc.Vec = None
+    state: PETSc.Vec = OnDemand()
+    multiplier: PETSc.Vec = OnDemand()
     method: str = ""
 
 

@@ -15,6 +15,7 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from pdeopt.control.checkpointing import CheckpointSettings
 from pdeopt.control.coarse_time import with_coarse_space
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
@@ -69,8 +70,11 @@ class SolveSettings(Settings, prefix="solve_"):
         choices=("auto", *FULL_SPACE, *TAO, *DESCENT),
         reads={
             **{name: (Section(SQPSettings, defaults={"type": kind}),) for name, kind in FULL_SPACE.items()},
-            **dict.fromkeys(TAO, (Section(TaoSettings),)),
-            **{name: (Section(cls.Settings), Section(StopSettings)) for name, cls in DESCENT.items()},
+            **dict.fromkeys(TAO, (Section(TaoSettings), Section(CheckpointSettings))),
+            **{
+                name: (Section(cls.Settings), Section(StopSettings), Section(CheckpointSettings))
+                for name, cls in DESCENT.items()
+            },
         },
     )
     view: bool = setting(False, "print which method was chosen, and how it ended")
@@ -173,8 +177,7 @@ class _Run:
         solver = TaoSolver(reduced, lower, upper, monitor=self.monitor is True, **settings)
 
         def observe(record: AnyRecord) -> None:
-            state, multiplier = solver.state, solver.multiplier
-            self.tell(ControlResult(solver.design, Reason.ITERATING, "", solver.history, state, multiplier), name)
+            self.tell(solver.last, name)
 
         return _named(solver.solve(self.design, monitors=[*self.monitors, observe]), name)
 
@@ -239,7 +242,7 @@ def _lifted(reduced: ReducedObjective, result: Result, z: Tensor) -> ControlResu
     design = problem.create_design()
     assign(design, z)
     try:
-        state, multiplier = reduced.state(z), reduced.multiplier(z)
+        state, multiplier = reduced.solution(z)
     except SolveFailure:
         state, multiplier = problem.constant_state(design), problem.create_multiplier()
     message = with_price(result.message, result.reason, problem)
@@ -248,4 +251,5 @@ def _lifted(reduced: ReducedObjective, result: Result, z: Tensor) -> ControlResu
 
 def _named(result: Result, name: str) -> ControlResult:
     assert isinstance(result, ControlResult)
-    return replace(result, method=name)
+    result.method = name
+    return result

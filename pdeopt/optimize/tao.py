@@ -160,10 +160,13 @@ class TaoSolver:
             monitors: called with each record; they may raise `Interrupted`.
             history: of an interrupted run whose last point is z.
         """
-        #: design, state and multiplier of the last iteration
-        self.design = self._into_box(self.problem.create_design() if z is None else z.copy())
-        self.state, self.multiplier = self.problem.constant_state(self.design), self.problem.create_multiplier()
-        self.history, self._failure = History(list(history.records) if history else []), ""
+        problem = self.problem
+        design = self._into_box(problem.create_design() if z is None else z.copy())
+        self.design, self.history = design, History(list(history.records) if history else [])
+        #: design, state and multiplier of the last good iteration
+        self.last = ControlResult(design, Reason.ITERATING, "", self.history)
+        self.last.state, self.last.multiplier = (lambda: problem.constant_state(design)), problem.create_multiplier
+        self._failure = ""
         self._first = int(self.history[-1].iteration) if len(self.history) else 0
         self._signal: Interrupted | None = None
         title = f"TAO ({self.type})"
@@ -257,11 +260,14 @@ class TaoSolver:
         message = with_price(explain(reason, detail, remedy(reason, "tao")), reason, self.problem)
         if reason == Reason.CONVERGED_OPTIMALITY and len(self.history) == 1 and self._curves_down():
             message = f"{message}: {NO_MINIMUM}"
-        return ControlResult(self.design, reason, message, self.history, self.state, self.multiplier)
+        self.last.reason, self.last.message = reason, message
+        return self.last
 
     def _curves_down(self) -> bool:
         """Whether the start, where the gradient is nothing, is seen to be no minimum. Collective."""
-        z, lam = copy(self.design), self.multiplier
+        if self.reduced.sweeps is not None:
+            return False
+        z, lam = copy(self.design), self.last.multiplier
         held = None if self.bounds is None else (z == self.bounds.lower) | (z == self.bounds.upper)
         return curves_down(self.metric, self.reduced.linearization(z), lam, held)
 
@@ -276,7 +282,7 @@ class TaoSolver:
                 nan = math.nan
                 self.history.append(Record(self._first, nan, nan, nan, nan, 0, "no state"))
             return TAO_DIVERGED_USER
-        self.state, self.multiplier = self.reduced.state(copy(z)), self.reduced.multiplier(copy(z))
+        self.last.state, self.last.multiplier = self.reduced.solution(copy(z))
         z.copy(self.design)
         if self._first + iteration >= len(self.history):  # else the record of before
             self.history.append(record)
@@ -291,9 +297,9 @@ class TaoSolver:
         return TAO_DIVERGED_MAXITS if iteration >= tao.getMaximumIterations() else TAO_CONTINUE_ITERATING
 
     def _record(self, tao: PETSc.TAO, z: PETSc.Vec, iteration: int) -> Record:
-        lin, lam = self.reduced.linearization(copy(z)), self.reduced.multiplier(copy(z))
-        _, g = self.problem.split(lin.lagrangian_gradient(lam))
-        feasibility = self.metric.residual_norm(lin.residual)
+        _, gradient, feasibility = self.reduced.evaluation(copy(z))
+        g = self.problem.create_design()
+        assign(g, gradient)
         krylov = int(tao.getKSP().getIterationNumber()) if tao.getKSP() and iteration else 0
         value, optimality = tao.getObjectiveValue(), self._optimality(z, g)
         return Record(self._first + iteration, value, feasibility, optimality, math.nan, krylov)

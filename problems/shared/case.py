@@ -16,7 +16,7 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 import pdeopt as po
-from pdeopt.control import PropagatorSettings
+from pdeopt.control import CheckpointSettings, PropagatorSettings
 from pdeopt.core import Section, SplitRecord, freed, interruptible, on_root, require_memory, sections, unread
 from pdeopt.core.memory import DOUBLE
 from pdeopt.optimize import TaoSettings, read_memory, write_memory
@@ -55,7 +55,7 @@ class SolverSettings(po.Settings, includes=(PropagatorSettings,)):
             "sqp": (SQPSettings,),
             "newton": (SQPSettings,),
             "active_set": (SQPSettings,),
-            "tao": (TaoSettings, StepSettings),
+            "tao": (TaoSettings, StepSettings, CheckpointSettings),
             "admm": (Section(AdmmSettings, defaults=CONTROL_DEFAULTS), TimeSplittingSettings),
         },
     )
@@ -114,6 +114,8 @@ def require_room(sizes: Mapping[str, int], steps: int, unknowns: int, comm: Any 
         comm: communicator of the time steps; default PETSc's.
     """
     ranks = (PETSc.COMM_WORLD if comm is None else comm).size
+    if po.read(CheckpointSettings).checkpoints:  # states and multipliers are not kept
+        unknowns = unknowns // 3
     given = ", ".join(f"{name} {size}" for name, size in sizes.items())
     require_memory(DOUBLE * COPIES * steps * unknowns / ranks, "sizes", given, "smaller ones, or more machines")
 
@@ -189,8 +191,8 @@ class Run:
         solver = po.TaoSolver(po.ReducedObjective(problem), settings.lower, settings.upper)
 
         def save() -> None:
-            x = problem.join(solver.state, solver.design)
-            self._write(po.Checkpoint(x, solver.multiplier, {}, solver.history))
+            x = problem.join(solver.last.state, solver.design)
+            self._write(po.Checkpoint(x, solver.last.multiplier, {}, solver.history))
 
         monitors = [lambda record: self.files.after(record.iteration, save)]
         if saved is None:
@@ -241,7 +243,8 @@ class Run:
 
         if self.solution.output:
             on_root(mpi, lambda: write_arrays(self.solution.output, arrays or {}))
-        write_report(mpi, self.report, self.summary(result, seconds), picture)
+        summary = self.summary(result, seconds) if self.report.summary else {}
+        write_report(mpi, self.report, summary, picture)
 
     def summary(self, result: po.Result, seconds: float) -> dict[str, Any]:
         """The run as values of JSON. Collective."""
