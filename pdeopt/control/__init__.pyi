@@ -1,7 +1,7 @@
 from pdeopt.control.checkpointing import (
     CheckpointedSweeps as CheckpointedSweeps,
     CheckpointSettings as CheckpointSettings,
-    Evaluation as Evaluation,
+    ReducedPoint as ReducedPoint,
 )
 from pdeopt.control.constraint import TimeDependentConstraint as TimeDependentConstraint
 from pdeopt.control.controlmap import ControlMap as ControlMap, StepControls as StepControls

@@ -42,7 +42,7 @@ class CheckpointSettings(Settings, prefix="reduced_"):
     checkpoints_disk: str = setting("", "folder in which they are kept; default in memory")
 
 
-class Evaluation(NamedTuple):
+class ReducedPoint(NamedTuple):
     """The reduced objective at a design.
 
     Attributes:
@@ -90,7 +90,7 @@ class CheckpointedSweeps:
         sweep.over_ranks(lambda: sweep.advance(0, len(self.stretches)))
         return sweep.value()
 
-    def evaluate(self, design: PETSc.Vec, multiplier: Tensor | None = None) -> Evaluation:
+    def evaluate(self, design: PETSc.Vec, multiplier: Tensor | None = None) -> ReducedPoint:
         """J and its gradient, by a schedule. Collective.
 
         Args:
@@ -103,7 +103,7 @@ class CheckpointedSweeps:
         sweep, actions = _Sweep(self, design, adjoint=multiplier, kept=self._storage()), self._actions()
         sweep.over_ranks(lambda: sweep.follow(actions, self.library.EndForward))
         sweep.back_over_ranks(lambda: sweep.follow(actions, self.library.EndReverse))
-        return Evaluation(sweep.value(), sweep.gradient(), sweep.feasibility())
+        return ReducedPoint(sweep.value(), sweep.gradient(), sweep.feasibility())
 
     def state(self, design: PETSc.Vec) -> PETSc.Vec:
         """u(z, p) at all steps, a new vector. Collective. Raises `SolveFailure`."""

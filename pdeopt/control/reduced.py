@@ -22,7 +22,7 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.control.checkpointing import CheckpointedSweeps, CheckpointSettings, Evaluation
+from pdeopt.control.checkpointing import CheckpointedSweeps, CheckpointSettings, ReducedPoint
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import DesignForm, RieszMetric
 from pdeopt.control.problem import ControlProblem
@@ -97,7 +97,7 @@ class ReducedObjective(SmoothFunction):
         few = read(CheckpointSettings, checkpoints=checkpoints, checkpoints_disk=checkpoints_disk)
         #: the sweeps that keep few states, and the last point with what they found there; None where all are kept
         self.sweeps = CheckpointedSweeps(problem, few) if few.checkpoints else None
-        self._last: tuple[Tensor, Evaluation] | None = None
+        self._last: tuple[Tensor, ReducedPoint] | None = None
 
     @plainly
     def _value(self, x: Tensor) -> float:
@@ -135,7 +135,7 @@ class ReducedObjective(SmoothFunction):
 
     # -- the point -------------------------------------------------------------------------------------------
 
-    def evaluation(self, x: Tensor) -> Evaluation:
+    def evaluation(self, x: Tensor) -> ReducedPoint:
         """Value, gradient and the state's residual; little work where they were just asked for. Collective.
 
         Raises `SolveFailure`.
@@ -143,12 +143,12 @@ class ReducedObjective(SmoothFunction):
         if self.sweeps is None:
             lin = self.linearization(x)
             feasibility = self._riesz.residual_norm(lin.residual)
-            return Evaluation(lin.value, reduced_gradient(lin, self.multiplier(x)), feasibility)
+            return ReducedPoint(lin.value, reduced_gradient(lin, self.multiplier(x)), feasibility)
         if self._last is None or not self.is_at(x):
             self._last = None
             self._last = x.clone(), self.sweeps.evaluate(_design_vector(self.problem, x))
         value, gradient, feasibility = self._last[1]
-        return Evaluation(value, gradient.clone(), feasibility)
+        return ReducedPoint(value, gradient.clone(), feasibility)
 
     def linearization(self, x: Tensor) -> Linearization:
         """The problem at (u(z), z); kept until another design is asked for. Collective. Raises `SolveFailure`."""
