@@ -19,6 +19,7 @@ from pdeopt.functions.smooth import (
     Costs as Costs,
     Tally as Tally,
 )
+from pdeopt.squares.residual import ResidualFunction as ResidualFunction
 from pdeopt.functions.petsc import PetscFunction as PetscFunction
 from pdeopt.functions.decomposition import Decomposition as Decomposition
 from pdeopt.functions.hierarchy import Hierarchy as Hierarchy, Transfer as Transfer
@@ -39,6 +40,7 @@ from pdeopt.optimize.descent.rmtr import RMTR as RMTR
 from pdeopt.optimize.descent.mlvr import MLVR as MLVR
 from pdeopt.optimize.descent.astrom import ASTROM as ASTROM
 from pdeopt.optimize.descent.adam import Adam as Adam
+from pdeopt.optimize.squares.levenberg import LevenbergMarquardt as LevenbergMarquardt
 from pdeopt.optimize.splitting.admm import ADMM as ADMM
 from pdeopt.optimize.splitting.splitconstraint import SplitConstraint as SplitConstraint
 
@@ -49,6 +51,7 @@ from pdeopt.core.monitor import (
     Reason as Reason,
     Record as Record,
     DescentRecord as DescentRecord,
+    LeastSquaresRecord as LeastSquaresRecord,
     History as History,
 )
 from pdeopt.core.errors import PdeoptError as PdeoptError, InputError as InputError, SolveFailure as SolveFailure

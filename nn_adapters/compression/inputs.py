@@ -14,7 +14,7 @@ from nn_adapters.compression.forms import StoredWeight, evaluating, plain_copy
 from nn_adapters.curvature.layers import ConvCurved, CurvedLayer, LinearCurved
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.memory import DOUBLE, require_memory
-from pdeopt.functions.gram import GramSum
+from pdeopt.squares.gram import GramSum
 
 #: Samples that go through the network at a time.
 CHUNK = 500

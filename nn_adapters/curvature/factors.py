@@ -17,8 +17,8 @@ from pdeopt.core.errors import InputError
 from pdeopt.core.messages import PRECISIONS, Arrival, Messages, here
 from pdeopt.core.monitor import logged
 from pdeopt.core.team import Team
-from pdeopt.functions.gram import GramSum
 from pdeopt.lowrank.kronecker import KroneckerBlocks
+from pdeopt.squares.gram import GramSum
 
 FISHER = ("exact", "sampled", "empirical")
 

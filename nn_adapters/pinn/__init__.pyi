@@ -8,6 +8,7 @@ from nn_adapters.pinn.terms import (
     Term as Term,
     TermAtPoints as TermAtPoints,
 )
+from nn_adapters.pinn.termrows import TermRows as TermRows
 from nn_adapters.pinn.costs import CallTimes as CallTimes
 from nn_adapters.pinn.network import (
     NETWORK_BODIES as NETWORK_BODIES,
@@ -16,6 +17,8 @@ from nn_adapters.pinn.network import (
     Network as Network,
     absorb_slopes as absorb_slopes,
 )
+
+from nn_adapters.pinn.features import Features as Features, periodic as periodic
 
 # Points in a box.
 from nn_adapters.pinn.points import (

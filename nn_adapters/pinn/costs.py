@@ -14,6 +14,9 @@ PRODUCT_TIME, WEIGHT_TIME = 1.0, 1.8
 #: Time of an entry that is activated, and of the residual with its gradient.
 ENTRY_TIME, RESIDUAL_TIME = 30.0, 400.0
 
+#: Of an entry of the Jacobian, beyond the gradient; of a multiplication in large dense products and factorizations.
+ROW_TIME, DENSE_TIME = 60.0, 0.4
+
 #: A Hessian product in gradients.
 HESSIAN_IN_GRADIENTS = 14.0
 
@@ -24,10 +27,11 @@ class CallTimes:
     Args:
         network: whose layers; the closing one is number `network.depth`.
         columns: points times rows of their jets, over all terms.
+        points: of all terms.
     """
 
-    def __init__(self, network: Network, columns: int) -> None:
-        self.shapes, self.columns = network.shapes, columns
+    def __init__(self, network: Network, columns: int, points: int = 0) -> None:
+        self.shapes, self.columns, self.entries = network.shapes, columns, points * network.size
 
     @property
     def whole(self) -> float:
@@ -52,4 +56,5 @@ class CallTimes:
     def costs(self, first: int, last: int) -> Costs:
         """In gradients by all layers."""
         value, gradient = self.value(first) / self.whole, self.gradient(first, last) / self.whole
-        return Costs(value, gradient, HESSIAN_IN_GRADIENTS * gradient)
+        jacobian = gradient + self.entries * ROW_TIME / self.whole
+        return Costs(value, gradient, HESSIAN_IN_GRADIENTS * gradient, jacobian, gradient, DENSE_TIME / self.whole)

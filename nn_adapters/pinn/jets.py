@@ -76,8 +76,14 @@ class JetBasis:
         row = {i: 1 + number for number, i in enumerate(self.first)}
         return [(1 + len(self.first) + n, row[i], row[j]) for n, (i, j) in enumerate(self.second)]
 
-    def of_inputs(self, x: Tensor) -> Tensor:
-        """The jets of the inputs themselves at points x, (points, inputs): (J, inputs, points)."""
+    def of_inputs(self, x: Tensor, features: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The jets of what a network takes in at points x, (points, inputs): (J, inputs, points).
+
+        Args:
+            features: (points, inputs) -> (points, k), whose jets, (J, k, points), are taken instead of those of x.
+        """
+        if features is not None:
+            return self.of_function(features, x).transpose(1, 2).contiguous()
         jets = x.new_zeros(len(self), x.shape[1], len(x))
         jets[0] = x.T
         for number, i in enumerate(self.first):
@@ -85,10 +91,10 @@ class JetBasis:
         return jets
 
     def of_function(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The jets of a function at points x, (points, inputs): (J, points).
+        """The jets of a function at points x, (points, inputs): (J, points), or (J, points, k).
 
         Args:
-            function: (points, inputs) -> (points,), made of torch operations; its rows do not interact.
+            function: (points, inputs) -> (points,) or (points, k), made of torch operations; its rows do not interact.
         """
         units = torch.eye(x.shape[1], dtype=x.dtype)
 
@@ -185,7 +191,7 @@ class ActivatedLayer:
     """
 
     def __init__(self, basis: JetBasis, activation: Activation, width: int, points: int) -> None:
-        self.activation, self.products = activation, basis.products
+        self.activation, self.products, self.firsts = activation, basis.products, len(basis.first)
         self.z, self.a = torch.empty(2, len(basis), width, points, dtype=torch.float64).unbind()
         self._slopes = torch.empty(3, width, points, dtype=torch.float64).unbind()
         self._scratch = torch.empty(width, points, dtype=torch.float64)
@@ -201,6 +207,19 @@ class ActivatedLayer:
         for row, i, j in self.products:
             a[row].addcmul_(torch.mul(z[i], z[j], out=t), s2)
         return self.a
+
+    def tangent(self, d: Tensor) -> Tensor:
+        """The change of a, (J, width, points), to first order, for the change d of z, which is overwritten by it."""
+        z, t, (s1, s2, s3) = self._z, self._scratch, self._slopes
+        rows = d.unbind()
+        for row, i, j in self.products:
+            rows[row].mul_(s1).addcmul_(torch.mul(z[row], rows[0], out=t), s2)
+            rows[row].addcmul_(torch.mul(z[i], rows[j], out=t).addcmul_(z[j], rows[i]), s2)
+            rows[row].addcmul_(torch.mul(z[i], z[j], out=t).mul_(rows[0]), s3)
+        for z_row, row_of_first in zip(z[1 : 1 + self.firsts], rows[1:]):
+            row_of_first.mul_(s1).addcmul_(torch.mul(z_row, rows[0], out=t), s2)
+        rows[0].mul_(s1)
+        return d
 
     def back(self, w: Tensor, out: Tensor) -> Tensor:
         """The cotangent of z, (J, width, points), for the cotangent w of a; it is written to `out`."""

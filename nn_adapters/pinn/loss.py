@@ -2,36 +2,39 @@
 
     f(theta) = sum over terms of weight * mean over the term's points of residual(u, derivatives, x)^2
 
-with u = lift(x) + factor(x) net(x; theta), so that a factor that vanishes there imposes boundary and initial values
-exactly; without it they are terms of their own.
+with u = lift(x) + factor(x) net(features(x); theta), so that a factor that vanishes there imposes boundary and initial
+values exactly; without it they are terms of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp
 
 from nn_adapters.pinn.costs import CallTimes
+from nn_adapters.pinn.features import Features
 from nn_adapters.pinn.network import Network, absorb_slopes
+from nn_adapters.pinn.termrows import TermRows
 from nn_adapters.pinn.terms import Ansatz, Field, Term, TermAtPoints
 from pdeopt.core.errors import InputError
 from pdeopt.functions.decomposition import Decomposition
-from pdeopt.functions.smooth import Costs, Restriction, SampledFunction, SmoothFunction, Tally
+from pdeopt.functions.smooth import Costs, Restriction, SmoothFunction, Tally
+from pdeopt.squares.rows import density, draw_rows
 
 
-class PINN(SampledFunction):
-    """The loss of a network that is to satisfy equations, as a `SmoothFunction` for all optimizers of pdeopt.
+class PINN(TermRows):
+    """The loss of a network that is to satisfy equations, as a `ResidualFunction` for all optimizers of pdeopt.
 
     f(theta) = sum over terms of weight * mean over the term's points of residual(u, derivatives, x)^2, where
-    u = lift(x) + factor(x) net(x; theta). A factor that vanishes on a boundary imposes the values of the lift there
-    exactly (I. E. Lagaris, A. Likas, D. I. Fotiadis, IEEE Trans. Neural Netw. 9, 1998); without it the values are terms
-    of their own (M. Raissi, P. Perdikaris, G. E. Karniadakis, J. Comput. Phys. 378, 2019).
+    u = lift(x) + factor(x) net(features(x); theta). It is |r|^2 with a row sqrt(weight / points) residual for each
+    point, term after term, and the Jacobian of r comes from the sweep of the gradient. A factor that vanishes on a
+    boundary imposes the values of the lift there exactly (I. E. Lagaris, A. Likas, D. I. Fotiadis, IEEE Trans. Neural
+    Netw. 9, 1998); without it the values are terms of their own (M. Raissi, P. Perdikaris, G. E. Karniadakis, J.
+    Comput. Phys. 378, 2019).
 
     theta is (network.size,), double precision. Values and gradients come from jets that are carried through the layers
     by hand, without a graph; Hessian products by `torch.func`. Nothing is collective.
@@ -42,6 +45,7 @@ class PINN(SampledFunction):
         names: of the inputs, a letter each, as "xt"; derivatives of the terms are spelled in them.
         lift, factor: functions (points, inputs) -> (points,), made of torch operations; without them u is the network
             itself.
+        features: what the network takes in, as `periodic` ones; without them the inputs themselves.
         tally: where calls are counted.
         costs: by default those of a fixed model of the time; 1 is a gradient of this function.
 
@@ -50,7 +54,8 @@ class PINN(SampledFunction):
             `Decomposition.blocks`.
 
     Raises:
-        InputError: names that do not fit the inputs, no terms, or a term with bad points or derivatives.
+        InputError: names or features that do not fit the inputs of the network, no terms, a term with bad points or
+            derivatives, or a lift or factor that does not have the period of the features.
 
     Example:
         >>> heat = Term(hammersley(2000, [(0, 1), (0, 1)]), lambda u, d, x: d["t"] - d["xx"], ("t", "xx"))
@@ -67,19 +72,19 @@ class PINN(SampledFunction):
         factor: Field | None = None,
         tally: Tally | None = None,
         costs: Costs | None = None,
+        features: Features | None = None,
     ) -> None:
-        if len(names) != network.inputs:
+        if features is None and len(names) != network.inputs:
             raise InputError("names of the inputs", repr(names), f"{network.inputs} letters, one an input")
+        if features is not None and features.size != network.inputs:
+            raise InputError("inputs of the network", network.inputs, f"{features.size}, as there are features")
         if not terms:
             raise InputError("terms of a PINN", "none", "at least one")
-        self.network, self.terms, self.names, self.lift, self.factor = network, tuple(terms), names, lift, factor
-        self.ansatz = Ansatz(network, names, lift, factor)
-        self.evaluated = [TermAtPoints(self.ansatz, term) for term in terms]
-        self.times = CallTimes(network, sum(term.columns for term in self.evaluated))
+        if features is not None:
+            features.check(names, terms[0].points[:16].double(), {"lift": lift, "factor": factor})
+        self.terms, self.names, self.lift, self.factor = tuple(terms), names, lift, factor
         self._kept: tuple[int, Tensor, list[list[Tensor]]] = (0, torch.empty(0), [])  # layer, weights below it, jets
-        super().__init__(
-            network.size, len(terms[0].points), costs=costs or self.times.costs(0, network.depth), tally=tally
-        )
+        super().__init__(Ansatz(network, names, lift, factor, features), self.terms, costs, tally)
         sizes = network.sizes
         self.layers = [*sizes[:-2], sizes[-2] + sizes[-1]]
 
@@ -95,11 +100,15 @@ class PINN(SampledFunction):
 
     def residuals(self, theta: Tensor, x: Tensor | None = None) -> Tensor:
         """Of the first term, at its points or at others, (points, inputs): (points,); counted as work."""
+        return self._jets(theta, x)[0]
+
+    def _jets(self, theta: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Residual, (points,), and jets of u, (J, points), of the first term, counted."""
         term = self.evaluated[0]
         if x is not None:
             term = TermAtPoints(self.ansatz, replace(self.terms[0], points=x, weight=1.0))
         self.tally.work += self.costs.gradient * CallTimes(self.network, term.columns).value(0) / self.times.whole
-        return term.residuals(absorb_slopes(self.network.layers(theta)))
+        return term.jets(absorb_slopes(self.network.layers(theta)))
 
     def with_points(self, points: Tensor, weight: float | Tensor | None = None) -> PINN:
         """The same loss, its first term at other points, (n, inputs), counted in the same tally.
@@ -116,45 +125,31 @@ class PINN(SampledFunction):
         return self._with(self.terms[0].subset(indices))
 
     def _with(self, term: Term) -> PINN:
-        found = PINN(self.network, [term, *self.terms[1:]], self.names, self.lift, self.factor, self.tally)
+        terms, features = [term, *self.terms[1:]], self.ansatz.features
+        found = PINN(self.network, terms, self.names, self.lift, self.factor, self.tally, features=features)
         found.costs = self.costs.times(found.times.whole / self.times.whole)
         return found
 
-    def _value(self, x: Tensor) -> float:
-        return self.value_from(0, [term.inputs for term in self.evaluated], x)
+    def sample(self, x: Tensor, count: int, seed: int, floor: float = 0.5, candidates: int = 0) -> PINN:
+        """The first term at new points, more of them where its residual or the first derivatives of u are large.
 
-    def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        return self.gradient_from(0, self.network.depth, [term.inputs for term in self.evaluated], x)
-
-    def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
-        total = torch.zeros_like(x)
-        for term in self.evaluated:
-            for chunk, inputs in zip(term.chunks, term.inputs):
-                total += jvp(grad(partial(term.plain, chunk, inputs)), (x,), (d,))[1]
-        return total
-
-    def value_from(self, first: int, inputs: list[list[Tensor]], theta: Tensor) -> float:
-        """f from the jets before layer `first`.
-
-        Args:
-            inputs: jets, a list for each term.
-            theta: parameters from layer `first` on.
+        They are drawn by the density |r| / mean + |u'| / mean + floor, u' the first derivatives that the residual
+        needs, among candidates that the term's `draw` makes, or else among its points.
         """
-        layers = absorb_slopes(self.network.layers(theta, first))
-        return sum(term.value(layers, jets, first) for term, jets in zip(self.evaluated, inputs))
+        term = self.terms[0]
+        pool = term.points if term.draw is None else term.draw(candidates or 10 * count, seed)
+        r, u = self._jets(x, pool)
+        firsts = u[1 : 1 + len(self.evaluated[0].basis.first)]
+        sizes = [r.abs(), *([firsts.square().sum(0).sqrt()] if len(firsts) else [])]
+        chosen, weights = draw_rows(density(sizes, floor), count, seed + 1)
+        return self.with_points(pool[chosen], weights * _weights(term, chosen))
 
-    def gradient_from(self, first: int, last: int, inputs: list[list[Tensor]], theta: Tensor) -> tuple[float, Tensor]:
-        """f, and its gradient by the layers `first` to `last`, from the jets before the first.
+    def sample_memory(self) -> dict[str, Tensor]:
+        term = self.terms[0]
+        return {"points": term.points, "weights": torch.as_tensor(term.weight).expand(len(term.points)).clone()}
 
-        Args:
-            inputs: jets, a list for each term.
-            theta: parameters from layer `first` on.
-        """
-        raw = self.network.layers(theta, first)
-        layers = absorb_slopes(raw)
-        sums = [(torch.zeros_like(layer.W), torch.zeros_like(layer.b)) for layer in layers[: last - first + 1]]
-        value = sum(t.add_gradient(layers, jets, first, last, sums) for t, jets in zip(self.evaluated, inputs))
-        return value, self.network.flat_gradient(raw, sums)
+    def recalled(self, memory: dict[str, Tensor]) -> PINN:
+        return self.with_points(memory["points"], memory["weights"])
 
     def decompose(self, parts: int | None = None, overlap: int = 0, team: Any = None) -> Decomposition:
         """Layers in groups of neighbors."""
@@ -186,6 +181,12 @@ class PINN(SampledFunction):
             jets = [term.through(between, own, start) for term, own in zip(self.evaluated, jets)]
         self._kept = (layer, theta[: sum(self.network.sizes[:layer])].clone(), jets)
         return jets
+
+
+def _weights(term: Term, indices: Tensor) -> Tensor:
+    """Of some points of a term; of a term whose points are drawn, the mean, which drawing keeps."""
+    weight = torch.as_tensor(term.weight, dtype=torch.float64)
+    return weight[indices] if weight.ndim and term.draw is None else weight.mean().expand(len(indices))
 
 
 class LocalPINN(SmoothFunction):

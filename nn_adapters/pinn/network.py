@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -127,6 +128,16 @@ class Network:
                 parts.append(self.slope_scale * ((layer.W * W).sum() + (layer.b * b).sum())[None])
         return torch.cat(parts)
 
+    def directions(self, layers: list[DenseLayer], d: Tensor) -> list[DenseLayer]:
+        """The changes of c W and c b, to first order, for the change d, (size,), of W, b and slopes."""
+        found = []
+        for layer, part in zip(layers, d.split(self.sizes)):
+            o, i = layer.W.shape
+            W, b = layer.slope * part[: o * i].view(o, i), layer.slope * part[o * i : o * i + o]
+            c = self.slope_scale * float(part[-1]) if len(part) > o * i + o else 0.0
+            found.append(DenseLayer(W + c * layer.W, b + c * layer.b) if c else DenseLayer(W, b))
+        return found
+
     def jets(self, theta: Tensor, basis: JetBasis, inputs: Tensor) -> Tensor:
         """Jets of u, (J, points), by operations that `torch.func` differentiates.
 
@@ -199,9 +210,59 @@ class JetSweep:
             w: cotangent of the jets of u, (J, points).
             gradients: (W, b) of these layers, to which it is added.
         """
+
+        def add(number: int, z: Tensor, a: Tensor) -> None:
+            gradients[number][0].add_(torch.bmm(z, a.transpose(1, 2)).sum(0))
+            gradients[number][1].add_(z[0].sum(1))
+
+        self._back(closing, w, add, last)
+
+    def jacobian(self, layers: list[DenseLayer], w: Tensor, rows: Tensor) -> None:
+        """Write the derivatives of w.(jets of u) by all parameters, point by point, where the last `forward` went.
+
+        dr_p / dW_oi = sum_j z[j, o, p] a[j, i, p], z the cotangents and a the inputs of a layer: the products that a
+        gradient sums over the points are kept.
+
+        Args:
+            layers: all, with their slopes; `forward` had the same ones without.
+            w: cotangent of the jets of u at each point, (J, points).
+            rows: (points, size), which is overwritten.
+        """
+        columns = rows.split(self.network.sizes, 1)
+
+        def write(number: int, z: Tensor, a: Tensor) -> None:
+            layer, own = layers[number], columns[number]
+            o, i = layer.W.shape
+            weights = torch.bmm(z.permute(2, 1, 0).contiguous(), a.permute(2, 0, 1).contiguous()).view(-1, o * i)
+            torch.mul(weights, layer.slope, out=own[:, : o * i])
+            torch.mul(z[0].T, layer.slope, out=own[:, o * i : o * i + o])
+            if own.shape[1] > o * i + o:
+                own[:, -1] = self.network.slope_scale * (weights @ layer.W.flatten() + layer.b @ z[0])
+
+        self._back(layers[-1], w, write, self.network.depth)
+
+    def tangent(self, layers: list[DenseLayer], directions: list[DenseLayer]) -> Tensor:
+        """The derivative of the jets of u, (J, points), along a direction of W and b, where the last `forward` went.
+
+        Args:
+            layers, directions: from `first` to the closing one, with slopes in W and b, and what is added to them.
+        """
+        v: Tensor | None = None
+        for number, (layer, d) in enumerate(zip(layers, directions)):
+            z = torch.matmul(d.W, self._inputs[number])
+            z[0] += d.b[:, None]
+            z = z if v is None else z.baddbmm_(self._expand(layer.W), v)
+            if number == len(layers) - 1:
+                break
+            out = self.hidden[self.first + number].tangent(z)
+            v = out.add_(v) if v is not None and self._residual(self.first + number) else out
+        return z[:, 0]
+
+    def _back(self, closing: DenseLayer, w: Tensor, take: Callable[[int, Tensor, Tensor], None], last: int) -> None:
+        """Carry a cotangent back; `take` gets those of W a + b and the inputs a of each layer from `last` on down."""
         w = w[:, None]
         if last == self.network.depth:
-            _accumulate(gradients[-1], w, self._inputs[-1])
+            take(last - self.first, w, self._inputs[-1])
         if self.first == self.network.depth:
             return
         v, _ = self._cotangents[-1]
@@ -210,7 +271,7 @@ class JetSweep:
             l = self.first + number
             z = self.hidden[l].back(v, _other(self._cotangents[l], v))
             if l <= last:
-                _accumulate(gradients[number], z, self._inputs[number])
+                take(number, z, self._inputs[number])
             if number:
                 W = self._expand(self._layers[number].W.T)
                 if self._residual(l):
@@ -228,11 +289,6 @@ class JetSweep:
 def _other(pair: tuple[Tensor, ...], one: Tensor) -> Tensor:
     """Of two arrays one that is not in use."""
     return pair[1] if one is pair[0] else pair[0]
-
-
-def _accumulate(gradient: tuple[Tensor, Tensor], z: Tensor, a: Tensor) -> None:
-    gradient[0].add_(torch.bmm(z, a.transpose(1, 2)).sum(0))
-    gradient[1].add_(z[0].sum(1))
 
 
 def absorb_slopes(layers: list[DenseLayer]) -> list[DenseLayer]:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pdeopt.core.errors import InputError, SolveFailure
-from pdeopt.functions.gram import add_gram
 from pdeopt.optimize.splitting import SplitWork
+from pdeopt.squares.gram import add_gram
 
 #: What a matrix solves.
 Solver = Callable[[Tensor], Tensor]

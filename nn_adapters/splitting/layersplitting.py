@@ -25,8 +25,8 @@ from pdeopt.core.memory import used_memory
 from pdeopt.core.messages import PRECISIONS
 from pdeopt.core.settings import Settings, check, setting
 from pdeopt.core.team import Team
-from pdeopt.functions.sharedgrams import SharedGrams
 from pdeopt.optimize.splitting import SplitConstraint, SplitWork
+from pdeopt.squares.sharedgrams import SharedGrams
 
 #: Bytes of the process with what this module imports.
 IMPORTED = int(used_memory()[0])

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from nn_adapters.splitting.affinemaps import finite
 from nn_adapters.splitting.layersplitting import LayerSplitting
 from nn_adapters.splitting.wholestates import AT_ONCE
-from pdeopt.functions.sharedgrams import SharedGrams
 from pdeopt.optimize.descent.minimizer import part_of
+from pdeopt.squares.sharedgrams import SharedGrams
 
 
 class StreamedLayers(LayerSplitting):

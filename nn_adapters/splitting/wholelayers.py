@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from nn_adapters.splitting.layersplitting import LayerSplitting
 from nn_adapters.splitting.splitstates import SplitStates
 from nn_adapters.splitting.wholestates import WholeStates
-from pdeopt.functions.sharedgrams import SharedGrams
 from pdeopt.optimize.descent.minimizer import part_of
+from pdeopt.squares.sharedgrams import SharedGrams
 
 
 class WholeLayers(LayerSplitting):

@@ -34,7 +34,8 @@ from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.settings import Settings, read, setting
 from pdeopt.functions.checked import NoHessianProducts
 from pdeopt.functions.decomposition import Decomposition, number_of_parts
-from pdeopt.functions.smooth import Costs, DiagonalMetric, Metric, Operator, Restriction, SmoothFunction
+from pdeopt.functions.metrics import DiagonalMetric
+from pdeopt.functions.smooth import Costs, Metric, Operator, Restriction, SmoothFunction
 from pdeopt.steps.innerproduct import InnerProduct
 
 #: A state solve and an adjoint solve; a Hessian product takes one of each, too.

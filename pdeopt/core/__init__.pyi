@@ -42,6 +42,7 @@ from pdeopt.core.memory import free_memory as free_memory, require_memory as req
 from pdeopt.core.monitor import (
     ControlResult as ControlResult,
     DescentRecord as DescentRecord,
+    LeastSquaresRecord as LeastSquaresRecord,
     History as History,
     Reason as Reason,
     Record as Record,

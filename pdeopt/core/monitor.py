@@ -15,7 +15,8 @@ class Reason(IntEnum):
     """Why a solver stopped: > 0 converged, < 0 diverged, 0 not yet; as PETSc.
 
     CONVERGED_OPTIMALITY: the gradient met its tolerance. CONVERGED_TARGET: the objective fell to a value that was
-    asked for. CONVERGED_ROUNDING: what is left to gain is less than the rounding errors of the objective, and no
+    asked for. CONVERGED_DECREASE, CONVERGED_STEP: the last decrease, or step, was within its tolerance.
+    CONVERGED_ROUNDING: what is left to gain is less than the rounding errors of the objective, and no
     absolute tolerance was asked for. WORK_DONE: the evaluations that were asked for are done. CONVERGED_TAO,
     DIVERGED_TAO: TAO says so, and its own reason stands in the message. DIVERGED_MAX_IT: the limit of iterations.
     DIVERGED_STAGNATION: the objective does not fall any more where its gradient says that it should, or the trust
@@ -30,6 +31,8 @@ class Reason(IntEnum):
     CONVERGED_TARGET = 4
     CONVERGED_ROUNDING = 5
     WORK_DONE = 6
+    CONVERGED_DECREASE = 7
+    CONVERGED_STEP = 8
     ITERATING = 0
     DIVERGED_MAX_IT = -2
     DIVERGED_STAGNATION = -3
@@ -145,6 +148,32 @@ class DescentRecord:
         return (
             f"{self.iteration:4d}  {self.objective:18.11e}  {self.optimality:9.2e}  {self.radius:9.2e}"
             f"  {self.values:7d}  {self.gradients:9d}  {self.hessian_products:7d}  {self.work:10.1f}  {self.note}"
+        )
+
+
+@dataclass(frozen=True)
+class LeastSquaresRecord(DescentRecord):
+    """One outer iteration of a method for sums of squares; f is |r|^2, and radius the damping.
+
+    Attributes:
+        jacobians, products: calls.
+        factorizations: of damped systems.
+    """
+
+    jacobians: int = 0
+    products: int = 0
+    factorizations: int = 0
+
+    header: ClassVar[str] = (
+        "  it           objective    optimal    damping   values  jacobians  products  factors        work  step"
+    )
+
+    def line(self) -> str:
+        """The record for a reader."""
+        return (
+            f"{self.iteration:4d}  {self.objective:18.11e}  {self.optimality:9.2e}  {self.radius:9.2e}"
+            f"  {self.values:7d}  {self.jacobians:9d}  {self.products:8d}  {self.factorizations:7d}"
+            f"  {self.work:10.1f}  {self.note}"
         )
 
 

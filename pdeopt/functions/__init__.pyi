@@ -1,9 +1,6 @@
 from pdeopt.functions.border import number as number, pair as pair, vector as vector
 from pdeopt.functions.checked import CheckedFunction as CheckedFunction
 from pdeopt.functions.decomposition import Decomposition as Decomposition, number_of_parts as number_of_parts
-from pdeopt.functions.gram import GramSum as GramSum, add_gram as add_gram
-from pdeopt.functions.gramshares import GramShares as GramShares
-from pdeopt.functions.sharedgrams import SharedGrams as SharedGrams
 from pdeopt.functions.hierarchy import (
     Hierarchy as Hierarchy,
     Transfer as Transfer,
@@ -11,14 +8,13 @@ from pdeopt.functions.hierarchy import (
     sample_hierarchy as sample_hierarchy,
     window_transfer as window_transfer,
 )
+from pdeopt.functions.metrics import DiagonalMetric as DiagonalMetric, FixedMetric as FixedMetric
 from pdeopt.functions.minibatch import Batches as Batches, Evaluation as Evaluation
 from pdeopt.functions.sharing import alone as alone, settle as settle, share as share
 from pdeopt.functions.petsc import PetscFunction as PetscFunction
 from pdeopt.functions.smooth import (
     Costs as Costs,
-    DiagonalMetric as DiagonalMetric,
     FirstOrderConsistent as FirstOrderConsistent,
-    FixedMetric as FixedMetric,
     Metric as Metric,
     Restriction as Restriction,
     SampledFunction as SampledFunction,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -27,15 +27,25 @@ Operator = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Costs:
-    """What a call costs, in evaluations of the whole function with its gradient."""
+    """What a call costs, in evaluations of the whole function with its gradient.
+
+    Attributes:
+        value, gradient, hessian_product: of any function.
+        jacobian, product: of a sum of squares: its residuals with their Jacobian, and a product with J or J'.
+        multiplication: of dense matrices, where a method makes its own; 0 where nobody knows.
+    """
 
     value: float = 1 / 3
     gradient: float = 1.0
     hessian_product: float = 2.0
+    jacobian: float = 4.0
+    product: float = 1.0
+    multiplication: float = 0.0
 
     def times(self, share: float) -> Costs:
-        """The costs of a part of the work."""
-        return Costs(share * self.value, share * self.gradient, share * self.hessian_product)
+        """The costs of a part of the work; a multiplication is none."""
+        scaled = {name: share * cost for name, cost in asdict(self).items() if name != "multiplication"}
+        return replace(self, **scaled)
 
 
 @dataclass
@@ -47,12 +57,15 @@ class Tally:
         gradients: with or without the value.
         hessian_products: Hessian times vector.
         work: the sum of all costs.
+        jacobians, products: of sums of squares.
     """
 
     values: int = 0
     gradients: int = 0
     hessian_products: int = 0
     work: float = 0.0
+    jacobians: int = 0
+    products: int = 0
 
     def __sub__(self, other: Tally) -> Tally:
         return Tally(*(a - b for a, b in zip(asdict(self).values(), asdict(other).values())))
@@ -102,41 +115,6 @@ class Metric(Protocol):
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Go on from what `memory` gave."""
-
-
-class FixedMetric:
-    """What metrics have in common that are the same at all points."""
-
-    def refresh(self, function: SmoothFunction, x: Tensor) -> None:
-        """There is nothing to refresh."""
-
-    def memory(self) -> dict[str, Any]:
-        return {}
-
-    def recall(self, memory: dict[str, Any]) -> None:
-        """There is nothing to recall."""
-
-
-class DiagonalMetric(FixedMetric):
-    """R = diag(scale), positive, (size,)."""
-
-    def __init__(self, scale: Tensor) -> None:
-        self.scale = scale
-
-    def root(self, v: Tensor) -> Tensor:
-        return self.scale * v
-
-    def root_solve(self, w: Tensor) -> Tensor:
-        return w / self.scale
-
-    def adjoint(self, w: Tensor) -> Tensor:
-        return self.scale * w
-
-    def adjoint_solve(self, g: Tensor) -> Tensor:
-        return g / self.scale
-
-    def local(self, indices: Tensor) -> DiagonalMetric:
-        return DiagonalMetric(self.scale[indices])
 
 
 class SmoothFunction(CheckedFunction):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.errors import InputError
-from pdeopt.functions.sharedgrams import SharedGrams
 from pdeopt.lowrank.kernels import Array, Gaussian, Kernel, Laplace, Matern
+from pdeopt.squares.sharedgrams import SharedGrams
 
 #: Samples at a time.
 CHUNK = 4096

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError, SolveFailure
-from pdeopt.functions.smooth import FixedMetric
+from pdeopt.functions.metrics import FixedMetric
 from pdeopt.precond.base import Preconditioner
 
 #: Eigenvalues below this share of the largest count as zero, and those that rounding alone may have made.

@@ -18,6 +18,7 @@ from pdeopt.optimize.descent.multilevel import MGOPT as MGOPT
 from pdeopt.optimize.descent.rmtr import RMTR as RMTR
 from pdeopt.optimize.descent.mlvr import MLVR as MLVR
 from pdeopt.optimize.descent.astrom import ASTROM as ASTROM
+from pdeopt.optimize.squares.levenberg import LevenbergMarquardt as LevenbergMarquardt
 
 # Interrupted runs.
 from pdeopt.optimize.checkpoint import (

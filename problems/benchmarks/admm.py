@@ -19,7 +19,7 @@ import torch
 
 from nn_adapters.splitting import SplitTrainingSettings, StreamedLayers, WholeLayers
 from pdeopt.core.messages import even_parts
-from pdeopt.functions.gramshares import GramShares
+from pdeopt.squares.gramshares import GramShares
 from problems.benchmarks.admm_costs import measured_costs
 from problems.benchmarks.admm_model import Counts, Prediction, shapes_of, streaming_counts, whole_counts
 from problems.benchmarks.admm_picture import picture

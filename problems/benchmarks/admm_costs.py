@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from nn_adapters.splitting import SplitTrainingSettings, WholeLayers
-from pdeopt.functions.gram import GramSum
+from pdeopt.squares.gram import GramSum
 from problems.benchmarks.admm_model import Costs, shapes_of
 from problems.benchmarks.admm_work import WIDTHS, published_network
 from problems.benchmarks.processes import median_seconds

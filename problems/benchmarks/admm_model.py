@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pdeopt.core.messages import even_parts
-from pdeopt.functions.gramshares import GramShares
+from pdeopt.squares.gramshares import GramShares
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class DescentCheckpoints:
         comm: communicator or team of all ranks.
         fingerprint: what must be equal at a restart, as JSON values; see `method_fingerprint`.
         run: what the script remembers, tensors and JSON values by name, at the time of a checkpoint.
+        kind: of the records of the history; by default that of the class.
 
     Attributes:
         run_before: what the script remembered in the run that this one continues; None where it continues none.
@@ -40,9 +41,15 @@ class DescentCheckpoints:
     kind: type[DescentRecord | SplitRecord] = DescentRecord
 
     def __init__(
-        self, files: CheckpointFiles, comm: Any, fingerprint: dict[str, Any], run: Callable[[], dict[str, Any]] = dict
+        self,
+        files: CheckpointFiles,
+        comm: Any,
+        fingerprint: dict[str, Any],
+        run: Callable[[], dict[str, Any]] = dict,
+        kind: type[DescentRecord | SplitRecord] | None = None,
     ) -> None:
         self.settings, self.comm, self.fingerprint, self._run = files, comm, fingerprint, run
+        self.kind = kind or self.kind
         self.file = files.of_run(comm)
         self.run_before: dict[str, Any] | None = None
         self._before: po.History | None = None

@@ -7,7 +7,7 @@ import torch
 
 from pdeopt.core.messages import PRECISIONS, Messages
 from pdeopt.core.team import team_of
-from pdeopt.functions.sharedgrams import SharedGrams
+from pdeopt.squares.sharedgrams import SharedGrams
 
 SHAPES = [(20, 9), (11, 6), (7, 3)]
 BATCHES, SAMPLES = 4, 30

@@ -110,6 +110,8 @@ class Minimizer(ABC):
     """
 
     Settings: ClassVar[SettingsGroup]
+    Record: ClassVar[type[DescentRecord]] = DescentRecord  # of its history
+    has_units: ClassVar[bool] = True  # whether the unit of f matters to it
 
     x: Tensor
     f: float
@@ -230,7 +232,7 @@ class Minimizer(ABC):
         self.radius, self.note = math.nan, "start"
         self.measure_in(unit or 1.0)
         self.start(x.clone(), **given)
-        found = 1.0 if unit is not None else unit_of(self.f, self.optimality())
+        found = 1.0 if unit is not None or not self.has_units else unit_of(self.f, self.optimality())
         if found != 1.0:
             self.radius, self.note = math.nan, "start"
             self.measure_in(found)
@@ -373,8 +375,10 @@ def _since_start(history: History | None) -> list[Any]:
 def _count_all(history: History, tally: Tally) -> None:
     """Let the last record count what came after it, too: a step that failed, a comparison with the start."""
     if history.records:
-        counts = {name: amount if name == "work" else int(amount) for name, amount in asdict(tally).items()}
-        history.records[-1] = replace(history.records[-1], **counts)
+        last = history.records[-1]
+        known = {name: amount for name, amount in asdict(tally).items() if hasattr(last, name)}
+        counts = {name: amount if name == "work" else int(amount) for name, amount in known.items()}
+        history.records[-1] = replace(last, **counts)
 
 
 def flattened(nested: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -65,6 +65,19 @@ class Bounds:
         bound = torch.where(side > 0, self.upper, torch.where(side < 0, self.lower, self.nearest(x)))
         return x - bound
 
+    def free(self, x: Tensor, g: Tensor) -> Tensor:
+        """1 where x may move, 0 at a bound that f pushes against, (n,).
+
+        Args:
+            x: within the bounds.
+            g: f'(x).
+        """
+        return (~((x <= self.lower) & (g > 0) | (x >= self.upper) & (g < 0))).to(x.dtype)
+
+    def stationarity(self, x: Tensor, g: Tensor) -> Tensor:
+        """x - P(x - g), P the projection, without the cancellation of x: zero at a minimum, g far from bounds."""
+        return g.clamp(x - self.upper, x - self.lower)
+
 
 class InBox(SmoothFunction):
     """x -> f at the nearest point of the box: what a method sees that keeps to bounds up to rounding only.

@@ -8,9 +8,9 @@ import torch
 
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.messages import Messages
-from pdeopt.functions.gram import GramSum, add_gram
-from pdeopt.functions.gramshares import GramShares
-from pdeopt.functions.sharedgrams import SharedGrams
+from pdeopt.squares.gram import GramSum, add_gram
+from pdeopt.squares.gramshares import GramShares
+from pdeopt.squares.sharedgrams import SharedGrams
 from tests.helpers.parallel_grams import BATCHES, SHAPES, solutions
 from tests.helpers.support import gloo, python
 from tests.helpers.threads import on_threads

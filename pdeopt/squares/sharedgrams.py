@@ -10,8 +10,8 @@ from torch import Tensor
 from pdeopt.core.errors import InputError, together
 from pdeopt.core.messages import Arrival, Messages
 from pdeopt.core.team import Team
-from pdeopt.functions.gram import GramSum
-from pdeopt.functions.gramshares import GramShares
+from pdeopt.squares.gram import GramSum
+from pdeopt.squares.gramshares import GramShares
 
 
 class SharedGrams:

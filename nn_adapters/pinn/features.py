@@ -1,0 +1,104 @@
+"""What a network takes in beside the coordinates themselves: periodic functions of them, and a check that all fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nn_adapters.pinn.jets import JetBasis
+from pdeopt.core.errors import InputError
+
+#: Differences of what should be equal a period apart, in units of its size.
+TOLERANCE = 1e-8
+
+
+@dataclass(frozen=True)
+class Features:
+    """x -> features(x): a network of these is as periodic as they are.
+
+    Args:
+        function: (points, inputs) -> (points, size), made of torch operations; its rows do not interact.
+        size: inputs of the network.
+        periods: of the features, by the letters of the inputs in which they are periodic.
+
+    Example:
+        >>> Features(lambda x: torch.stack([x[:, 0] ** 2, x[:, 1]], 1), 2)          # even in x
+    """
+
+    function: Callable[[Tensor], Tensor]
+    size: int
+    periods: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(points, inputs) -> (points, size)."""
+        return self.function(x)
+
+    def check(self, names: str, x: Tensor, parts: Mapping[str, Callable[[Tensor], Tensor] | None]) -> None:
+        """Refuse what does not fit: u = lift + factor net is periodic only if lift and factor are.
+
+        A factor such as 1 - x^2 has equal values at both ends of a period, and slopes that differ: u / factor is then
+        no smooth function of periodic features, and training sticks.
+
+        Args:
+            names: of the inputs, a letter each.
+            x: points at which values and first derivatives are compared with those a period on, (n, inputs).
+            parts: lift and factor by these names; None for none.
+
+        Raises:
+            InputError: features of another shape, or a feature, lift or factor that does not have a period as stated.
+        """
+        found = self(x)
+        if found.shape != (len(x), self.size):
+            raise InputError("features", f"shape {tuple(found.shape)}", f"({len(x)}, {self.size})")
+        if unknown := sorted(set(self.periods) - set(names)):
+            raise InputError("periods of features", ", ".join(unknown), " | ".join(names))
+        basis = JetBasis(names, tuple(names))
+        for name, period in self.periods.items():
+            on = x.clone()
+            on[:, names.index(name)] += period
+            for what, function in {"features": self.function, **parts}.items():
+                if function is None:
+                    continue
+                here, there = basis.of_function(function, x), basis.of_function(function, on)
+                difference = float((here - there).abs().max())
+                if not difference <= TOLERANCE * (1.0 + float(here.abs().max())):
+                    raise InputError(
+                        what,
+                        f"one that differs by {difference:.1e} from itself at {name} + {period:g}",
+                        f"one with the period of the features in {name}, with its slope; or no such features",
+                    )
+
+
+def periodic(names: str, periods: Mapping[str, float], order: int = 1) -> Features:
+    """sin and cos of the multiples 1 ... order of 2 pi x / period for inputs with periods; the others as they are.
+
+    S. Dong, N. Ni, A method for representing periodic functions and enforcing exactly periodic boundary conditions
+    with deep neural networks, J. Comput. Phys. 435, 2021.
+
+    Args:
+        names: of the inputs, a letter each.
+        periods: by their letters.
+        order: of the last multiple.
+
+    Raises:
+        InputError: letters that are no inputs, periods that are not > 0, an order below 1.
+    """
+    if set(periods) - set(names) or not all(period > 0 for period in periods.values()) or order < 1:
+        raise InputError("periodic features", f"{dict(periods)}, order {order}", f"periods > 0 of {names}, order >= 1")
+
+    def function(x: Tensor) -> Tensor:
+        columns = []
+        for i, name in enumerate(names):
+            if name not in periods:
+                columns.append(x[:, i])
+                continue
+            for k in range(1, order + 1):
+                angle = 2.0 * math.pi * k / periods[name] * x[:, i]
+                columns += [torch.sin(angle), torch.cos(angle)]
+        return torch.stack(columns, 1)
+
+    return Features(function, len(names) + (2 * order - 1) * len(periods), dict(periods))

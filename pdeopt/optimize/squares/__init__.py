@@ -1,0 +1,5 @@
+"""Optimizers of sums of squares."""
+
+from pdeopt.core.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

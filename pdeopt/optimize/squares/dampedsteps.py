@@ -1,0 +1,143 @@
+"""Damped steps from one point: within bounds, with geodesic acceleration, and how good they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pdeopt.core.settings import setting
+from pdeopt.optimize.parts.bounds import Bounds
+from pdeopt.optimize.parts.trustregion import reduction_ratio
+from pdeopt.optimize.squares.damping import FEW, LINEAR_SOLVERS, DampedSystem, Normal, Products, Singular, Woodbury
+from pdeopt.optimize.squares.linearized import Linearized
+from pdeopt.optimize.squares.redrawing import RedrawSettings
+
+#: The part of a step at which residuals are looked at for the second derivative along it.
+PROBE = 0.1
+#: Times that the unknowns which a bound stops are fixed there, and the others follow.
+FIXINGS = 2
+#: Ways to solve with a matrix.
+FACTORED: dict[str, Callable[[Tensor, Tensor], DampedSystem]]
+FACTORED = {"normal": Normal, "woodbury": Woodbury, "svd": Singular}
+
+
+@dataclass(frozen=True)
+class LevenbergSettings(RedrawSettings, prefix="lm_"):
+    """Levenberg-Marquardt."""
+
+    linear: str = setting(
+        "auto",
+        f"how damped systems are solved; auto: svd up to {FEW} unknowns, woodbury for fewer rows than unknowns, cg "
+        "where no matrix fits, else normal",
+        choices=LINEAR_SOLVERS,
+    )
+    damping: float = setting(1.0, "first damping, in means of the diagonal of J'J", above=0)
+    scaling: str = setting(
+        "identity",
+        "D of the damping: identity times the mean of the diagonal of J'J, or that diagonal, its largest so far; "
+        "with cg always identity",
+        choices=("identity", "diagonal"),
+    )
+    geodesic: bool = setting(True, "accelerate along the geodesic: the second derivative along each step")
+    geodesic_limit: float = setting(0.75, "acceleration over step above which a step is refused", above=0)
+    cg_rtol: float = setting(1e-2, "residual of a damped system at which cg ends", above=0, at_most=1)
+    cg_it: int = setting(100, "steps of cg in a damped system", at_least=1)
+    ftol: float = setting(0.0, "relative decrease within which a run has converged; 0: none", at_least=0)
+    xtol: float = setting(0.0, "relative step within which a run has converged; 0: none", at_least=0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Where a step of some damping leads: f there, the decrease that was predicted, and the part of it that came."""
+
+    damping: float
+    x: Tensor
+    f: float
+    predicted: float
+    ratio: float
+
+
+class DampedSteps:
+    """Steps p + a / 2 of any damping from the point of a linear model.
+
+    Args:
+        at: the model.
+        settings: `LevenbergSettings`.
+        bounds: on x; None for none.
+        scale: the largest diagonal of J'J so far, (n,); empty where there is none.
+
+    Attributes:
+        scale: the same, with that of J.
+        systems: that were set up.
+    """
+
+    def __init__(self, at: Linearized, settings: LevenbergSettings, bounds: Bounds | None, scale: Tensor) -> None:
+        self.at, self.settings, self.bounds, self.scale = at, settings, bounds, scale
+        if settings.scaling == "diagonal" and at.J is not None:
+            diagonal = at.J.square().sum(0)
+            self.scale = torch.maximum(scale, diagonal) if len(scale) else diagonal
+            self._D = self.scale.clamp(min=1e-12 * float(self.scale.max()) or 1.0)
+        else:
+            self._D = at.mean_diagonal() * torch.ones_like(at.x)
+        self.systems = list[DampedSystem]()
+        self._whole = self._system(None if bounds is None else bounds.free(at.x, at.g))
+
+    def trial(self, damping: float) -> Trial | None:
+        """The step of this damping; None where there is none, or where it is refused for its acceleration."""
+        at, s = self.at, self.settings
+        p, system = self._damped(damping)
+        if p is None:
+            return None
+        Jp = at.forward(p)
+        step = p
+        if s.geodesic:
+            q = (2.0 / PROBE) * ((at.residual(at.x + PROBE * p) - at.r) / PROBE - Jp)
+            a = system.solve(damping, q) if bool(q.isfinite().all()) else None
+            if a is None or 2.0 * system.length(a) > s.geodesic_limit * system.length(p):
+                return None
+            step = p + 0.5 * a
+        x = self._inside(at.x + step)
+        r = at.residual(x)
+        f, predicted = float(r @ r), -float((2.0 * at.r + Jp) @ Jp)
+        return Trial(damping, x, f, predicted, reduction_ratio(at.f, f, predicted))
+
+    def _damped(self, damping: float) -> tuple[Tensor | None, DampedSystem]:
+        """The damped step p within the bounds, and the system of the unknowns that no bound holds.
+
+        Unknowns that a step takes beyond their bounds go to these, and the others follow; what is still beyond is
+        projected.
+        """
+        at, system = self.at, self._whole
+        p = system.solve(damping, at.r)
+        if self.bounds is None or p is None:
+            return p, system
+        free, fixed = self.bounds.free(at.x, at.g), torch.zeros_like(at.x)
+        for _ in range(FIXINGS):
+            there = self._inside(at.x + p)
+            hit = there != at.x + p
+            if not bool(hit.any()):
+                break
+            free, fixed = free * ~hit, torch.where(hit, there - at.x, fixed)
+            system = self._system(free)
+            others = system.solve(damping, at.r + at.forward(fixed))
+            if others is None:
+                return None, system
+            p = fixed + free * others
+        return self._inside(at.x + p) - at.x, system
+
+    def _system(self, free: Tensor | None) -> DampedSystem:
+        """Of the damped steps of the unknowns that are free: columns of the others are zero."""
+        at, s = self.at, self.settings
+        if at.J is not None:
+            self.systems.append(FACTORED[at.kind](at.J if free is None else at.J * free, self._D))
+        else:
+            mask = torch.ones_like(at.x) if free is None else free
+            forward, backward = (lambda d: at.forward(d * mask)), (lambda w: at.backward(w) * mask)
+            self.systems.append(Products(forward, backward, self._D, s.cg_rtol, s.cg_it))
+        return self.systems[-1]
+
+    def _inside(self, x: Tensor) -> Tensor:
+        return x if self.bounds is None else self.bounds.nearest(x)
