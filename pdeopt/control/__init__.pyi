@@ -13,7 +13,12 @@ from pdeopt.control.objective import (
     TerminalLoss as TerminalLoss,
     Tracking as Tracking,
 )
-from pdeopt.control.linearization import InitialNode as InitialNode, Linearization as Linearization
+from pdeopt.control.linearization import (
+    Eliminated as Eliminated,
+    Elimination as Elimination,
+    InitialNode as InitialNode,
+    Linearization as Linearization,
+)
 from pdeopt.control.problem import ControlProblem as ControlProblem
 from pdeopt.control.propagator import (
     Propagator as Propagator,

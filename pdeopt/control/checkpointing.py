@@ -29,7 +29,7 @@ from pdeopt.core.errors import InputError, SolveFailure, agree
 from pdeopt.core.memory import DOUBLE
 from pdeopt.core.settings import Settings, setting
 from pdeopt.steps.innerproduct import InnerProduct
-from pdeopt.steps.sweeps import chunks
+from pdeopt.steps.windows import chunks
 
 
 @dataclass(frozen=True)

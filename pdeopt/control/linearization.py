@@ -1,9 +1,10 @@
-"""J, F and their derivatives at a point, for vectors of all steps."""
+"""J, F and their derivatives at a point, for vectors of all steps, and what is left of them without the states."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from petsc4py import PETSc
@@ -12,6 +13,7 @@ from torch import Tensor
 from pdeopt.control.constraint import TimeDependentConstraint
 from pdeopt.control.controlmap import StepControls
 from pdeopt.control.objective import Objective
+from pdeopt.control.propagator import Propagator
 from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.arrays import assign
 from pdeopt.core.autodiff import gradient, jvp, vjp
@@ -139,12 +141,12 @@ class Linearization:
     def jvp(self, dx: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = F' dx, in the layout of the multiplier."""
         du, dz, dp = self.layout.fields(dx)
-        assign(out, self.jacobian.jvp(self._old_direction(du, dp), du, self.controls(dz), dp))
+        assign(out, self.jacobian.jvp(self.old_direction(du, dp), du, self.controls(dz), dp))
         return out
 
-    def _old_direction(self, du: Tensor, dp: Tensor) -> Tensor:
+    def old_direction(self, du: Tensor, dp: Tensor) -> Tensor:
         """du_{i-1} at row i, with du_0 = G'(p) dp."""
-        return self.grid.shift(du, self.initial.jvp(self.p, dp))
+        return self.grid.shift(du, self.initial.jvp(self.p, dp) if len(dp) else None)
 
     def vjp(self, lam: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = F'^T lam (the transposed Jacobian), in the layout of x."""
@@ -152,23 +154,11 @@ class Linearization:
 
     def vjp_fields(self, lam: Tensor) -> Fields:
         """F_u' lam (n_local, n), F_z' lam (flat) and F_p' lam, the latter summed over the ranks."""
-        w_old, w_new, w_z, w_p = self._rows_vjp(lam)
+        w_old, w_new, w_z, w_p = _rows_vjp(self, lam)
         following, first = self.grid.shift_adjoint(w_old)
         if self.layout.param_dim:
             w_p = self.grid.sum(w_p + self.initial.vjp(self.p, first))
         return w_new + following, self.controls.adjoint(w_z), w_p
-
-    def _rows_vjp(self, lam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """F_i' lam_i, as `StepJacobian.vjp` has it; of several stretches without their Jacobian, unless it is there."""
-        if len(self.stretches) == 1 or "jacobian" in self.__dict__:
-            return self.jacobian.vjp(lam)
-        w_old, w_new, w_z = (torch.empty_like(x) for x in (self.u, self.u, self.z_step))
-        w_p = torch.zeros_like(self.p)
-        for rows in self.stretches:
-            point = self.u_old[rows], self.u[rows], self.z_step[rows], self.steps[rows]
-            w_old[rows], w_new[rows], w_z[rows], part = StepJacobian(self.constraint, *point).vjp(lam[rows])
-            w_p = w_p + part
-        return w_old, w_new, w_z, w_p
 
     def lagrangian_gradient(self, lam: PETSc.Vec) -> PETSc.Vec:
         """J' + F'^T lam, in the layout of x, a new vector."""
@@ -178,19 +168,22 @@ class Linearization:
 
     def hvp(self, lam: PETSc.Vec | None, dx: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = L'' dx with the multiplier `lam`; None leaves the constraint out (Gauss-Newton)."""
-        du, dz, dp = self.layout.fields(dx)
+        rows = None if lam is None else self.layout.rows(lam)
+        return self.layout.pack(out, *self.hvp_fields(rows, *self.layout.fields(dx)))
+
+    def hvp_fields(self, lam: Tensor | None, du: Tensor, dz: Tensor, dp: Tensor) -> Fields:
+        """L'' times rows du (n_local, n), flat controls dz and dp, with rows of the multiplier; see `hvp`."""
         dz = self.controls(dz)
         h_u, h_z, h_p = self.objective.hvp(self.u, self.z_step, self.steps, du, dz, dp)
         if lam is not None:
-            rows = self.layout.rows(lam)
-            w_old, w_new, w_z, w_p = self.jacobian.hvp(rows, self._old_direction(du, dp), du, dz, dp)
+            w_old, w_new, w_z, w_p = self.jacobian.hvp(lam, self.old_direction(du, dp), du, dz, dp)
             following, first = self.grid.shift_adjoint(w_old)
             h_u, h_z, h_p = h_u + w_new + following, h_z + w_z, h_p + w_p
             if self._starts_at_p:
-                h_p = h_p + self.initial.vjp(self.p, first) + self._initial_curvature(rows, dp)
+                h_p = h_p + self.initial.vjp(self.p, first) + self._initial_curvature(lam, dp)
         if self._starts_at_p:
             h_p = h_p + self.initial.hvp(self.p, dp)
-        return self.layout.pack(out, h_u, self.controls.adjoint(h_z), self.grid.sum(h_p))
+        return h_u, self.controls.adjoint(h_z), self.grid.sum(h_p)
 
     def parameter_column(self, lam: Tensor | None, dp: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Second derivatives of each step's L_i and the Jacobian F_i in the direction dp, for assembly.
@@ -213,3 +206,105 @@ class Linearization:
     def _initial_curvature(self, lam: Tensor, dp: Tensor) -> Tensor:
         """The curvature of the initial map in L: that of B_1' lam_1 . G."""
         return self.initial.curvature(self.p, self.jacobian.vjp(lam)[0][0], dp)
+
+
+def _rows_vjp(lin: Linearization, lam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """F_i' lam_i, as `StepJacobian.vjp` has it; of several stretches without their Jacobian, unless it is there."""
+    if len(lin.stretches) == 1 or "jacobian" in lin.__dict__:
+        return lin.jacobian.vjp(lam)
+    w_old, w_new, w_z = (torch.empty_like(x) for x in (lin.u, lin.u, lin.z_step))
+    w_p = torch.zeros_like(lin.p)
+    for rows in lin.stretches:
+        point = lin.u_old[rows], lin.u[rows], lin.z_step[rows], lin.steps[rows]
+        w_old[rows], w_new[rows], w_z[rows], part = StepJacobian(lin.constraint, *point).vjp(lam[rows])
+        w_p = w_p + part
+    return w_old, w_new, w_z, w_p
+
+
+class Eliminated(NamedTuple):
+    """u and lam, (n_local, n) each, for a design, and what the design misses of its own equation, (design_size,)."""
+
+    state: Tensor
+    multiplier: Tensor
+    rest: Tensor
+
+
+class Elimination:
+    """(d, g, c) -> (u, lam, g_d - W_du u - W_dd d - C'lam), a sweep forward and one backward. Collective.
+
+    States and multipliers of a linearized problem as functions of its design variables: with d = [z | p], T = F_u,
+    C = F_d and S = -T^-1 C, the system
+
+        W_uu u + W_ud d + T'lam = g_u,   W_du u + W_dd d + C'lam = g_d,   T u + C d = c
+
+    has u = T^-1 (c - C d) and lam = T^-T (g_u - W_uu u - W_ud d). What is left is H d = r with the reduced Hessian
+    H = W_dd + W_du S + S'W_ud + S'W_uu S, of the size of the design. It asks nothing of the constraint but its own
+    solves: no sparsity, no price of a state. (L. T. Biegler, O. Ghattas, M. Heinkenschloss, B. van Bloemen Waanders,
+    Large-Scale PDE-Constrained Optimization, Springer, 2003, chapter 1.)
+
+    Designs are flat tensors [z | p] with the entries of this rank, (design_size,).
+
+    Args:
+        lin: gives F'.
+        propagator: T^-1 and T^-T.
+        hessian: W, (u, z, p) -> (u, z, p), as `VectorLayout.fields` has them.
+
+    Raises:
+        SolveFailure: of a call, where a step is singular; on all ranks.
+
+    Example:
+        The right-hand side and a product of the reduced Hessian, and the solution for a design:
+
+            r = eliminate(zero, g, c).rest
+            Hd = -eliminate(d).rest
+            u, lam, rest = eliminate(d, g, c)                         # rest is r - H d
+    """
+
+    def __init__(self, lin: Linearization, propagator: Propagator, hessian: Callable[..., Fields]) -> None:
+        self.lin, self.propagator, self.hessian = lin, propagator, hessian
+
+    def __call__(self, design: Tensor, g: Fields | None = None, c: Tensor | None = None) -> Eliminated:
+        """See the class.
+
+        Args:
+            design: d.
+            g: right-hand side of the primal rows; None for zero.
+            c: right-hand side of F' dx, (n_local, n); None for zero.
+        """
+        z, p = self._fields(design)
+        u = self.state(design, c)
+        rest_u, rest_z, rest_p = (-w for w in self.hessian(u, z, p))
+        if g is not None:
+            rest_u, rest_z, rest_p = rest_u + g[0], rest_z + g[1], rest_p + g[2]
+        lam = self.multiplier(rest_u)
+        return Eliminated(u, lam, self.design_part(rest_z, rest_p, lam))
+
+    def state(self, design: Tensor, c: Tensor | None = None) -> Tensor:
+        """T^-1 (c - C d), (n_local, n)."""
+        lin, (z, p) = self.lin, self._fields(design)
+        old = lin.old_direction(torch.zeros_like(lin.u), p) if len(p) else None
+        driven = lin.jacobian.jvp(old, None, lin.controls(z), p)
+        return self._sweep(self.propagator.forward, -driven if c is None else c - driven)
+
+    def multiplier(self, states: Tensor) -> Tensor:
+        """T^-T of rows, (n_local, n)."""
+        return self._sweep(self.propagator.backward, states)
+
+    def design_part(self, rest_z: Tensor, rest_p: Tensor, lam: Tensor) -> Tensor:
+        """The fields of a design less C'lam, flat."""
+        lin = self.lin
+        if not lin.layout.param_dim:
+            return rest_z - lin.controls.adjoint(lin.jacobian.control_vjp(lam))
+        _, z, p = lin.vjp_fields(lam)
+        return torch.cat([rest_z - z, (rest_p - p)[: lin.layout.param_size]])
+
+    def _fields(self, design: Tensor) -> tuple[Tensor, Tensor]:
+        layout = self.lin.layout
+        z, p = design.split([layout.control_size, layout.param_size])
+        return z, layout.on_all_ranks(p)
+
+    def _sweep(self, solve: Callable[..., Tensor], rows: Tensor) -> Tensor:
+        """No sweep is needed for nothing, as for the first state of a feasible point."""
+        if not float(self.lin.grid.max(rows.any().double())):
+            return torch.zeros_like(rows)
+        return solve(self.lin.jacobian, rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from functools import reduce
 from typing import Any
 
 import scipy.sparse as sp
@@ -189,7 +190,7 @@ class Sum(Objective):
 
 
 def _add(parts: Iterable[Rows]) -> Rows:
-    u, z, p = (torch.stack(part).sum(0) for part in zip(*parts))
+    u, z, p = (reduce(torch.add, part) for part in zip(*parts))
     return u, z, p
 
 
@@ -252,7 +253,7 @@ class Tracking(Objective):
 
     def hvp(self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor) -> Rows:
         seen = self._seen(du)
-        kept = self.measurements(steps, seen.shape[-1])[1]
+        kept = self.measurements.kept_at(steps, seen.shape[-1])
         seen = seen if kept is None else kept * seen
         return self._back(seen, kept, du.shape[-1], steps), torch.zeros_like(dz), torch.zeros_like(dp)
 

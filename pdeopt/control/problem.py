@@ -30,9 +30,9 @@ from pdeopt.core.errors import InputError
 from pdeopt.core.memory import DOUBLE, require_memory
 from pdeopt.core.monitor import ControlResult, logged
 from pdeopt.steps.sparse import StepMatrix
-from pdeopt.steps.sweeps import chunks
 from pdeopt.steps.timegrid import Steps, TimeGrid
 from pdeopt.steps.vectorlayout import Fields, VectorLayout
+from pdeopt.steps.windows import chunks
 
 ARGUMENTS = ("constraint", "objective", "grid", "control_map")
 

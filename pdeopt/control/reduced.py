@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,7 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.control.checkpointing import CheckpointedSweeps, CheckpointSettings, ReducedPoint
-from pdeopt.control.linearization import Linearization
+from pdeopt.control.linearization import Elimination, Linearization
 from pdeopt.control.metric import DesignForm, RieszMetric
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.state_solve import adjoint_of_steps
@@ -131,8 +131,8 @@ class ReducedObjective(SmoothFunction):
         if self.sweeps is not None:
             legal = "methods without them (-tao_type lmvm | blmvm | bncg, or lbfgs), or -reduced_checkpoints 0"
             raise NoHessianProducts("-reduced_checkpoints", "Hessian products, which need all states", legal)
-        lam = None if self.gauss_newton else self.multiplier(x)
-        return reduced_hessian(self.problem, self.linearization(x), lam, _design_vector(self.problem, d))
+        lam = None if self.gauss_newton else self.problem.layout.rows(self.multiplier(x))
+        return reduced_hessian(self.problem, self.linearization(x), lam, d)
 
     # -- the point -------------------------------------------------------------------------------------------
 
@@ -290,27 +290,22 @@ def reduced_gradient(lin: Linearization, lam: PETSc.Vec) -> Tensor:
     return torch.cat([j_z + f_z, (j_p + f_p)[: lin.layout.param_size]])
 
 
-def reduced_hessian(problem: ControlProblem, lin: Linearization, lam: PETSc.Vec | None, design: PETSc.Vec) -> Tensor:
+def reduced_hessian(problem: ControlProblem, lin: Linearization, lam: Tensor | None, design: Tensor) -> Tensor:
     """Z'L''Z times a direction of the design variables, by a sweep forward and one backward. Collective.
 
     Args:
         problem: the control problem.
-        lin, lam: its linearization at a point, and the multiplier there; None leaves the constraint's curvature out.
-        design: the direction [z | p].
+        lin, lam: its linearization at a point, and the multiplier there, rows (n_local, n); None leaves the
+            constraint's curvature out.
+        design: the direction [z | p], flat entries of this rank.
 
     Returns:
-        The flat entries of this rank, (design_size,).
+        The same of the product, (design_size,).
 
     Raises:
         SolveFailure: the state Jacobian is singular.
     """
-    layout, propagator = problem.layout, problem.propagator
-    dx = layout.join(layout.create_multiplier(), design)
-    du = propagator.forward(lin.jacobian, -layout.rows(lin.jvp(dx, layout.create_multiplier())))
-    layout.pack(dx, du, *layout.design_fields(design))
-    w_u, w_z, w_p = layout.fields(lin.hvp(lam, dx, layout.create_primal()))
-    _, fz, fp = lin.vjp_fields(propagator.backward(lin.jacobian, -w_u))
-    return torch.cat([w_z + fz, (w_p + fp)[: layout.param_size]])
+    return -Elimination(lin, problem.propagator, partial(lin.hvp_fields, lam))(design).rest
 
 
 def adjoint_by_stretches(lin: Linearization) -> tuple[PETSc.Vec, Tensor]:

@@ -85,6 +85,10 @@ class StepJacobian:
         w_old, w_new, w_z, w_p = vjp(self._residual, self.point, w)
         return w_old, w_new, w_z, w_p
 
+    def control_vjp(self, w: Tensor) -> Tensor:
+        """C'w alone, (batch, m)."""
+        return self.vjp(w)[2]
+
     def hvp(
         self,
         lam: Tensor,
@@ -238,6 +242,9 @@ class SparseStepJacobian(StepJacobian):
         p_part = super().vjp(w)[3] if p.numel() > 0 else p
         B, A, C = (self.blocks[name] for name in "BAC")
         return B.transpose(w), A.transpose(w), C.transpose(w), p_part
+
+    def control_vjp(self, w: Tensor) -> Tensor:
+        return self.blocks["C"].transpose(w)
 
     def solve(self, r: Tensor) -> Tensor:
         return self._factor.solve(r)

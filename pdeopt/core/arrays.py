@@ -24,6 +24,11 @@ from pdeopt.core.errors import InputError
 Array = np.ndarray[Any, Any]
 
 
+with warnings.catch_warnings():  # torch says once that it minds arrays that NumPy marks as not writable
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(bytes(8)))
+
+
 @contextmanager
 def readonly(vec: PETSc.Vec) -> Iterator[Tensor]:
     """The local entries of `vec`, shape (n_local,), to read.
@@ -31,9 +36,10 @@ def readonly(vec: PETSc.Vec) -> Iterator[Tensor]:
     Raises `RuntimeError` on leaving if the tensor was written to: PETSc would not have noticed.
     """
     array = vec.getArray(readonly=True)
-    # torch warns that NumPy marks the array as not writable; tensors of inference mode would not count what is written
-    with warnings.catch_warnings(), torch.inference_mode(False):
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):  # whose tensors would not count what is written
+            tensor = torch.from_numpy(array)
+    else:
         tensor = torch.from_numpy(array)
     version = tensor._version
     try:
@@ -57,8 +63,7 @@ def writable(vec: PETSc.Vec) -> Iterator[Tensor]:
 
 def copy(vec: PETSc.Vec) -> Tensor:
     """A copy of the local entries of `vec`, shape (n_local,), that is safe to keep."""
-    with readonly(vec) as tensor:
-        return tensor.clone()
+    return torch.from_numpy(vec.getArray(readonly=True).copy())
 
 
 def real_array(values: Any, what: str) -> Array:
@@ -118,10 +123,10 @@ def flat(values: Any, what: str) -> Tensor:
 
 def assign(vec: PETSc.Vec, *blocks: Tensor) -> None:
     """Write the blocks, flattened, one after another into the local entries of `vec`."""
-    with writable(vec) as tensor:
+    with vec as array:
         start = 0
         for block in blocks:
-            tensor[start : start + block.numel()] = block.reshape(-1)
+            array[start : start + block.numel()] = block.detach().reshape(-1).numpy()
             start += block.numel()
 
 

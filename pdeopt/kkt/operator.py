@@ -26,6 +26,7 @@ from pdeopt.core.errors import InputError
 from pdeopt.kkt.assembly import KKTAssembly, require_pattern
 from pdeopt.kkt.layout import KKTLayout
 from pdeopt.steps.sparse import Sparsity
+from pdeopt.steps.vectorlayout import Fields
 
 Hessian = Literal["metric", "design", "full", "gauss-newton"]
 
@@ -80,6 +81,7 @@ class KKTOperator:
                 ranks or on none.
         """
         self.lin, self.lam, self.fixed = lin, lam if self.hessian == "full" else None, fixed
+        self._multiplier = None if self.lam is None else self.problem.layout.rows(self.lam)
         if fixed is not None:
             self.pin = FIXED_DIAGONAL * self._mean_design_form()
 
@@ -121,13 +123,14 @@ class KKTOperator:
 
     def apply_hessian(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = W x, whatever is fixed."""
-        if self.hessian == "metric":
-            return self.metric.primal(x, out)
-        if self.hessian == "design":
-            u, z, p = self.problem.fields(x)
-            z, p = self.metric.design.multiply(z), self.metric.of_parameters(p)
-            return self.problem.layout.pack(out, torch.zeros_like(u), z, p)
-        return self.lin.hvp(self.lam, x, out)
+        return self.problem.layout.pack(out, *self.hessian_fields(*self.problem.fields(x)))
+
+    def hessian_fields(self, u: Tensor, z: Tensor, p: Tensor) -> Fields:
+        """W times rows u (n_local, n), flat controls z and p, whatever is fixed."""
+        if not self.is_metric:
+            return self.lin.hvp_fields(self._multiplier, u, z, p)
+        states = self.metric.state.multiply(u) if self.hessian == "metric" else torch.zeros_like(u)
+        return states, self.metric.design.multiply(z), self.metric.of_parameters(p)
 
     def shell(self) -> PETSc.Mat:
         """A new shell matrix; the caller destroys it. (It is not kept here: see the traps in docs.)"""
@@ -154,14 +157,10 @@ class KKTOperator:
         if self.fixed is not None:
             start = self._assembled.getOwnershipRange()[0] + self.problem.layout.state_size
             self._assembled.zeroRowsColumns(index_array(start + torch.nonzero(self.fixed)[:, 0]), diag=self.pin)
-        self._assembled.setAttr("kkt", self._at_this_point())
-        return self._assembled
-
-    def _at_this_point(self) -> KKTOperator:
-        """A copy that does not hold the assembled matrix, which holds it."""
-        own = copy_of(self)
+        own = copy_of(self)  # which does not hold the assembled matrix, that holds it
         own._assembled = None
-        return own
+        self._assembled.setAttr("kkt", own)
+        return self._assembled
 
     def free(self) -> None:
         """Free the assembled matrix. (`destroy` would be the verb of the shell matrix.)"""

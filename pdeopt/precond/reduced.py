@@ -1,6 +1,6 @@
 """KKT systems by conjugate gradients on the reduced Hessian, as a PETSc Python PC.
 
-States and multipliers are eliminated (`kkt/elimination.py`); what is left, H d = r in the design variables d = [z | p],
+States and multipliers are eliminated (`Elimination`); what is left, H d = r in the design variables d = [z | p],
 is solved by a KSP of its own. Its preconditioner is the Hessian of the objective in the controls, alpha times the
 inner product where control has a price: H is that plus a compact operator, so iterations depend neither on the mesh nor
 on the number of steps. They grow as alpha falls. A product takes one sweep forward and one backward in time.
@@ -15,14 +15,15 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from pdeopt.control.linearization import Eliminated, Elimination
 from pdeopt.control.metric import DesignForm
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import SolveFailure
 from pdeopt.kkt.blocks import parameter_hessian
-from pdeopt.kkt.elimination import Elimination
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.precond.base import Preconditioner
 from pdeopt.precond.operator import operator_of
+from pdeopt.steps.vectorlayout import Fields
 
 #: So many global parameters have their block of the reduced Hessian computed, where the objective alone gives none.
 FEW_PARAMETERS = 16
@@ -36,13 +37,23 @@ class ReducedHessian:
 
     Attributes:
         operator: the same.
-        eliminate: states and multipliers of a design.
+        elimination: states and multipliers of a design.
         curves_down: whether d'H d was not positive for some d since this was set to False.
     """
 
     def __init__(self, operator: KKTOperator) -> None:
-        self.operator, self.eliminate = operator, Elimination(operator)
+        self.operator = operator
+        self.elimination = Elimination(operator.lin, operator.problem.propagator, operator.hessian_fields)
         self.curves_down = False
+
+    def eliminate(self, design: Tensor, g: Fields | None = None, c: Tensor | None = None) -> Eliminated:
+        """See `Elimination`; fixed design variables are left out, their equations are those of the pin."""
+        fixed = self.operator.fixed
+        if fixed is None:
+            return self.elimination(design, g, c)
+        found = self.elimination(torch.where(fixed, 0.0, design), g, c)
+        given = 0.0 if g is None else torch.cat([g[1], g[2][: self.operator.problem.layout.param_size]])
+        return found._replace(rest=torch.where(fixed, given - self.operator.pin * design, found.rest))
 
     def mult(self, matrix: PETSc.Mat | None, x: PETSc.Vec, out: PETSc.Vec) -> None:
         """out = H x; the verb of a PETSc shell matrix."""
@@ -104,15 +115,13 @@ class ReducedPC(Preconditioner):
         self._ksp.setTolerances(max_it=min(limit, self._max_it))
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
-        problem, eliminate = self.operator.problem, self.hessian.eliminate
-        g, c = problem.create_primal(), problem.create_multiplier()
-        problem.layout.split_kkt(x, g, c)
+        layout, eliminate = self.operator.problem.layout, self.hessian.eliminate
+        g, c = layout.kkt_fields(x)
         if self.is_exact:
             return self._project(g, c, y)
-        zero = torch.zeros(problem.layout.design_size, dtype=torch.float64)
-        found = eliminate(zero, g, problem.layout.rows(c))
+        found = eliminate(torch.zeros(layout.design_size, dtype=torch.float64), g, c)
         design = self._solve(found.rest, self._size(g, c))
-        found = eliminate(design, g, problem.layout.rows(c))
+        found = eliminate(design, g, c)
         assign(y, found.state, design, found.multiplier)
 
     @property
@@ -120,18 +129,20 @@ class ReducedPC(Preconditioner):
         """Whether the reduced Hessian is the metric of the design, whose inverse is at hand."""
         return self.operator.hessian == "design" and self.operator.fixed is None
 
-    def _project(self, g: PETSc.Vec, c: PETSc.Vec, y: PETSc.Vec) -> None:
+    def _project(self, g: Fields, c: Tensor, y: PETSc.Vec) -> None:
         """lam = T^-T g_u, d = R_d^-1 (g_d - C'lam), u = T^-1 (c - C d)."""
-        layout, eliminate, metric = self.operator.problem.layout, self.hessian.eliminate, self.operator.metric
-        u, d = copy(g).split([layout.state_size, layout.design_size])
-        lam = eliminate.multiplier(u.reshape(-1, layout.n))
-        assign(self._right, eliminate.design_part(d, lam))
+        elimination, metric = self.hessian.elimination, self.operator.metric
+        lam = elimination.multiplier(g[0])
+        assign(self._right, elimination.design_part(g[1], g[2], lam))
         design = copy(metric.design_inverse(self._right, self._left))
-        assign(y, eliminate.state(design, layout.rows(c)), design, lam)
+        assign(y, elimination.state(design, c), design, lam)
 
-    def _size(self, g: PETSc.Vec, c: PETSc.Vec) -> float:
-        metric = self.operator.metric
-        return math.hypot(metric.dual_norm(g), metric.residual_norm(c))
+    def _size(self, g: Fields, c: Tensor) -> float:
+        """The norm of a right-hand side."""
+        problem, metric = self.operator.problem, self.operator.metric
+        primal, multiplier = problem.layout.pack(problem.create_primal(), *g), problem.create_multiplier()
+        assign(multiplier, c)
+        return math.hypot(metric.dual_norm(primal), metric.residual_norm(multiplier))
 
     def _solve(self, r: Tensor, size: float) -> Tensor:
         """d with |r - H d| <= rtol min(size, |r|) in the dual norm, or the last one before H curved down."""

@@ -154,6 +154,7 @@ class Measurements:
     def __init__(self, target: Any, times: Any = None, weight: Any = None) -> None:
         self.target: Tensor | Callable[[Tensor], Any]
         self.kept: Tensor | None = None
+        self._all_measured: Tensor | None = None  # the times of steps at which nothing is masked
         order = self._set_times(times)
         if callable(target):
             self.target = target
@@ -259,6 +260,15 @@ class Measurements:
         if target.ndim == 1:
             return target[None], None if kept is None else kept[None]
         return target[row], None if kept is None else kept[row]
+
+    def kept_at(self, steps: Steps, k: int) -> Tensor | None:
+        """The second of what a call gives; a function that masked nothing at these very steps is not asked again."""
+        if steps.t_new is self._all_measured:
+            return None
+        kept = self(steps, k)[1]
+        if kept is None:
+            self._all_measured = steps.t_new
+        return kept
 
     def _evaluate(self, steps: Steps, k: int, is_measured: Tensor | None) -> tuple[Tensor, Tensor | None]:
         values = constant(self.target, steps.t_new)  # type: ignore[arg-type]

@@ -8,9 +8,8 @@ guess is its triangular solve: one call runs through a chunk of steps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import count
+from itertools import count, pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,6 +22,7 @@ from pdeopt.core.settings import read
 from pdeopt.steps.bands import BandFactor, band_of, minimum_degree, require_finite
 from pdeopt.steps.sparse import Sparsity, StepMatrix, block_diagonal
 from pdeopt.steps.stepsolve import StagedSubstitution, StepSettings, superlu
+from pdeopt.steps.windows import Stretch, chunks
 
 #: A pivot is exchanged only for one that is larger by the inverse of this.
 PIVOT_THRESHOLD = 2.0**-10
@@ -31,6 +31,9 @@ PIVOT_THRESHOLD = 2.0**-10
 #: call of Python costs nothing beside it.
 LIKE_ENTRIES, UNLIKE_ENTRIES = 1 << 15, 1 << 18
 
+#: Unknowns of the chunks whose right-hand sides and solutions stand in one array: so few that it stays there, too.
+GATHERED = 1 << 14
+
 #: As many sweeps with matrices of which there are many, as of Newton's method, write their values into shared memory.
 FEW_SWEEPS = 4
 
@@ -38,6 +41,10 @@ NUMBERS = count()
 
 #: Rows and columns of entries, and where their values stand in an array.
 Entries = tuple[Array, Array, Array]
+
+#: Which entry of a row comes first, second, ...: (1 or batch, n), BACK, or None for its own order.
+Order = Array | slice | None
+BACK = slice(None, None, -1)
 
 SWEEPS = PETSc.Mat.SORType
 FORWARD = SWEEPS.LOCAL_FORWARD_SWEEP | SWEEPS.ZERO_INITIAL_GUESS
@@ -213,15 +220,6 @@ class SparseTriangles:
         return TriangleLayout(n, number, lower, upper, below, int(starts[-1])), values
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """Rows begin to end - 1, which one call runs through; the first of their window or not."""
-
-    begin: int
-    end: int
-    is_first: bool
-
-
 class Substitution:
     """Substitution by factors of the steps: LAPACK's where they are narrow bands without small pivots, else SuperLU's.
 
@@ -244,44 +242,59 @@ class Substitution:
             starts = starts[:1]
         self._n, self._triangles = A.shape[0], triangles(A, B)
         most = (LIKE_ENTRIES if self._alike else UNLIKE_ENTRIES) // self._triangles.entries
-        self._chunks = [chunk for window in zip(starts, [*starts[1:], batch]) for chunk in chunks(*window, most)]
+        windows = zip(starts, [*starts[1:], batch])
+        runs = [run for window in windows for run in chunks(*window, max(most, GATHERED // self._n))]
+        self._runs = [
+            [Stretch(each.begin, each.end, each.begin in starts) for each in chunks(run.begin, run.end, most)]
+            for run in runs
+        ]
+        self._chunks = [chunk for run in self._runs for chunk in run]
         self._matrices: dict[tuple[int, int, bool], PETSc.Mat] = {}
-        self._work, self._owned = dict[int, Work](), destroyed_with(self, [])
+        self._work, self._owned = dict[tuple[int, ...], Work](), destroyed_with(self, [])
         self._number, self._calls, self._few = next(NUMBERS), 0, FEW_SWEEPS * len(self._chunks)
+
+    @cached_property
+    def _orders(self) -> tuple[Order, Order, Order, Order]:
+        """Which unknown stands at each place of w and of x, and which place is that of each unknown."""
+        rows, columns = self._triangles.rows, self._triangles.columns
+        w = (None, None) if rows is None else (rows, np.argsort(rows, axis=1))
+        x = (BACK, BACK) if columns is None else (columns[:, ::-1], self._n - 1 - np.argsort(columns, axis=1))
+        return w[0], x[0], w[1], x[1]
 
     def forward(self, rows: Tensor) -> Tensor:
         """x for the right-hand sides r, both (batch, n)."""
-        r = taken(rows.detach().numpy(), self._triangles.rows)
-        x, before = np.empty_like(r), None
-        for chunk in self._chunks:
-            work = self._space(chunk)
-            work.right[0, 1] = 0.0 if chunk.is_first else before
-            work.right[1:, 0], work.right[1:, 1] = r[chunk.begin : chunk.end], 0.0
-            self._matrix(chunk, transpose=False).SOR(*work.vectors, sortype=FORWARD)
-            x[chunk.begin : chunk.end] = work.left[1:, 1, ::-1]
-            before = work.left[-1, 1]
-        return torch.from_numpy(put(x, self._triangles.columns))
+        r, (to_w, _, _, from_x) = rows.detach().numpy(), self._orders
+        x, before = np.empty_like(r), np.zeros(self._n)
+        for run in self._runs:
+            work, here = self._space(run), slice(run[0].begin, run[-1].end)
+            work.right[1:, 0], work.right[1:, 1] = taken(r, to_w, here), 0.0
+            work.left[0, 1] = 0.0 if run[0].is_first else before
+            for chunk, first, vectors in zip(run, work.firsts, work.vectors):
+                work.right[first, 1] = work.left[first, 1]
+                self._matrix(chunk, transpose=False).SOR(*vectors, sortype=FORWARD)
+            x[here], before = taken(work.left[1:, 1], from_x, here, here.start), work.left[-1, 1].copy()
+        return torch.from_numpy(x)
 
     def backward(self, rows: Tensor) -> Tensor:
         """x with A_i'x_i + B_{i+1}'x_{i+1} = r_i in each window, x = 0 after it."""
-        r = taken(rows.detach().numpy(), self._triangles.columns)[:, ::-1]
-        x, after = np.empty_like(r), None
-        for chunk in reversed(self._chunks):
-            work = self._space(chunk)
-            work.right[0, 1] = 0.0
-            work.right[1:, 0], work.right[1:, 1] = 0.0, r[chunk.begin : chunk.end]
-            if after is not None:
-                work.right[-1, 1] += after
-            self._matrix(chunk, transpose=True).SOR(*work.vectors, sortype=BACKWARD)
-            x[chunk.begin : chunk.end] = work.left[1:, 0]
-            after = None if chunk.is_first else work.left[0, 1]
-        return torch.from_numpy(put(x, self._triangles.rows))
+        r, (_, to_x, from_w, _) = rows.detach().numpy(), self._orders
+        x, after = np.empty_like(r), np.zeros(self._n)
+        for run in reversed(self._runs):
+            work, here = self._space(run), slice(run[0].begin, run[-1].end)
+            work.right[1:, 0], work.right[1:, 1], work.right[0, 1] = 0.0, taken(r, to_x, here), 0.0
+            work.right[-1, 1] += after
+            for chunk, first, vectors in reversed(list(zip(run, work.firsts, work.vectors))):
+                self._matrix(chunk, transpose=True).SOR(*vectors, sortype=BACKWARD)
+                work.right[first, 1] = work.left[first, 1]  # less what the steps after it say
+            x[here] = taken(work.left[1:, 0], from_w, here, here.start)
+            after = np.zeros(self._n) if run[0].is_first else work.left[0, 1].copy()
+        return torch.from_numpy(x)
 
-    def _space(self, chunk: Stretch) -> Work:
-        length = chunk.end - chunk.begin
-        if length not in self._work:
-            self._work[length] = Work(self._n, length)
-        return self._work[length]
+    def _space(self, run: list[Stretch]) -> Work:
+        lengths = tuple(chunk.end - chunk.begin for chunk in run)
+        if lengths not in self._work:
+            self._work[lengths] = Work(self._n, lengths)
+        return self._work[lengths]
 
     def _matrix(self, chunk: Stretch, transpose: bool) -> PETSc.Mat:
         length = chunk.end - chunk.begin
@@ -296,16 +309,28 @@ class Substitution:
 
 
 class Work:
-    """Right-hand side and solution of a chunk's triangle, (1 + steps, 2, n), w and x of each step.
+    """Right-hand sides and solutions of the triangles of consecutive chunks, (1 + steps, 2, n), w and x of each step.
 
-    Of row 0, the state before the chunk, the triangle sees x only.
+    The state before a chunk is the last one of the chunk before; of its row the triangle sees x only.
+
+    Args:
+        n: unknowns of a step.
+        lengths: steps of each chunk.
+
+    Attributes:
+        right, left: the arrays.
+        firsts: the row before each chunk.
+        vectors: the parts of both that each chunk sees.
     """
 
-    def __init__(self, n: int, steps: int) -> None:
-        self.right, self.left = np.zeros((2, 1 + steps, 2, n))
-        vectors = (array.reshape(-1)[n:] for array in (self.right, self.left))
-        made = [PETSc.Vec().createWithArray(vector, comm=PETSc.COMM_SELF) for vector in vectors]
-        self.vectors = destroyed_with(self, made)
+    def __init__(self, n: int, lengths: tuple[int, ...]) -> None:
+        self.right, self.left = np.zeros((2, 1 + sum(lengths), 2, n))
+        ends = np.cumsum((0, *lengths)).tolist()
+        self.firsts = ends[:-1]
+        parts = [slice((2 * a + 1) * n, (2 * b + 2) * n) for a, b in pairwise(ends)]
+        flat = self.right.reshape(-1), self.left.reshape(-1)
+        self.vectors = [[PETSc.Vec().createWithArray(x[part], comm=PETSc.COMM_SELF) for x in flat] for part in parts]
+        destroyed_with(self, [vector for pair in self.vectors for vector in pair])
 
 
 def triangles(A: StepMatrix, B: StepMatrix) -> BandTriangles | SparseTriangles:
@@ -317,30 +342,22 @@ def triangles(A: StepMatrix, B: StepMatrix) -> BandTriangles | SparseTriangles:
     return SparseTriangles(A, B)
 
 
-def chunks(begin: int, end: int, most: int) -> list[Stretch]:
-    """A window in chunks of `most` steps or fewer: of one length, where one above half of that divides it."""
-    steps, most = end - begin, max(min(most, end - begin), 1)
-    length = next((k for k in range(most, most // 2, -1) if steps % k == 0), most)
-    return [Stretch(a, min(a + length, end), a == begin) for a in range(begin, end, length)]
+def taken(rows: Array, order: Order, here: slice, start: int = 0) -> Array:
+    """Some steps, each in an order.
 
-
-def taken(rows: Array, order: Array | None) -> Array:
-    """Each row in an order, (batch or 1, n); None for its own."""
+    Args:
+        rows: of the steps from `start` on, (steps, n).
+        order: of all steps.
+        here: the steps.
+    """
+    rows = rows[here.start - start : here.stop - start]
+    if isinstance(order, slice):
+        backward: Array = rows[:, order]
+        return backward
     if order is None:
         return rows
-    return rows[:, order[0]] if len(order) == 1 else np.take_along_axis(rows, order, axis=1)
-
-
-def put(rows: Array, order: Array | None) -> Array:
-    """The inverse of `taken`."""
-    if order is None:
-        return rows
-    out = np.empty_like(rows)
-    if len(order) > 1:
-        np.put_along_axis(out, order, rows, axis=1)
-    else:
-        out[:, order[0]] = rows
-    return out
+    chosen: Array = np.take(rows, order[0], axis=1) if len(order) == 1 else np.take_along_axis(rows, order[here], 1)
+    return chosen
 
 
 def spread(matrix: StepMatrix, batch: int) -> StepMatrix:

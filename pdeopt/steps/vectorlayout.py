@@ -68,19 +68,20 @@ class VectorLayout:
     def fields(self, x: PETSc.Vec) -> Fields:
         """Copies of u (n_local, n), of the flat controls, and of p on all ranks. Collective."""
         u, z, p = copy(x).split([self.state_size, self.control_size, self.param_size])
-        return u.reshape(-1, self.n), z, self._on_all_ranks(p)
+        return u.reshape(-1, self.n), z, self.on_all_ranks(p)
 
     def design_fields(self, design: PETSc.Vec) -> tuple[Tensor, Tensor]:
         """Copies of the flat controls and of p on all ranks. Collective."""
         z, p = copy(design).split([self.control_size, self.param_size])
-        return z, self._on_all_ranks(p)
+        return z, self.on_all_ranks(p)
 
     def kkt_fields(self, k: PETSc.Vec) -> tuple[Fields, Tensor]:
         """Copies of (u, z, p) and of lam (n_local, n). Collective."""
         u, z, p, lam = copy(k).split([self.state_size, self.control_size, self.param_size, self.state_size])
-        return (u.reshape(-1, self.n), z, self._on_all_ranks(p)), lam.reshape(-1, self.n)
+        return (u.reshape(-1, self.n), z, self.on_all_ranks(p)), lam.reshape(-1, self.n)
 
-    def _on_all_ranks(self, p: Tensor) -> Tensor:
+    def on_all_ranks(self, p: Tensor) -> Tensor:
+        """The entries of p that this rank holds, all of them on rank 0, on all ranks. Collective."""
         return self.grid.from_first(p if self.grid.is_first else p.new_zeros(self.param_dim))
 
     def pack(self, x: PETSc.Vec, u: Tensor, z: Tensor, p: Tensor, lam: Tensor | None = None) -> PETSc.Vec:

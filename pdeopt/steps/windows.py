@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
@@ -78,3 +79,19 @@ def sum_windows(windows: Windows, matrix: StepMatrix) -> StepMatrix:
     if alike(windows.grid, matrix) and windows.grid.num_steps % windows.size == 0:
         return StepMatrix(matrix.sparsity, windows.size * matrix.values)
     return StepMatrix(matrix.sparsity, windows.sum(matrix.values.expand(windows.grid.n_local, -1)))
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Rows begin to end - 1, which one call runs through; the first of a window or not."""
+
+    begin: int
+    end: int
+    is_first: bool
+
+
+def chunks(begin: int, end: int, most: int) -> list[Stretch]:
+    """A window in chunks of `most` steps or fewer: of one length, where one above half of that divides it."""
+    steps, most = end - begin, max(min(most, end - begin), 1)
+    length = next((k for k in range(most, most // 2, -1) if steps % k == 0), most)
+    return [Stretch(a, min(a + length, end), a == begin) for a in range(begin, end, length)]

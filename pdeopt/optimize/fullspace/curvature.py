@@ -18,7 +18,7 @@ from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import reduced_hessian
 from pdeopt.control.verify import randomize
-from pdeopt.core.arrays import assign, copy
+from pdeopt.core.arrays import copy
 from pdeopt.core.errors import SolveFailure
 from pdeopt.steps.timegrid import TimeGrid
 
@@ -42,12 +42,11 @@ def curves_down(metric: RieszMetric, lin: Linearization, lam: PETSc.Vec, fixed: 
     Returns:
         False also where the state Jacobian is singular.
     """
-    problem, D = metric.problem, copy(metric.root())
-    design, free = problem.create_design(), torch.ones_like(D) if fixed is None else (~fixed).double()
+    problem, D, rows = metric.problem, copy(metric.root()), metric.problem.layout.rows(lam)
+    free = torch.ones_like(D) if fixed is None else (~fixed).double()
 
     def product(y: Tensor) -> Tensor:
-        assign(design, free * y / D)
-        return free * reduced_hessian(problem, lin, lam, design) / D
+        return free * reduced_hessian(problem, lin, rows, free * y / D) / D
 
     start = free * copy(randomize(problem.create_design(), 0))
     try:

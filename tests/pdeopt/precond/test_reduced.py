@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from pdeopt.control.linearization import Elimination
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.objective import TerminalLoss
 from pdeopt.control.verify import randomize
-from pdeopt.kkt.elimination import Elimination
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.optimize.fullspace.sqp import SQPSolver
@@ -59,9 +59,8 @@ def test_the_reduced_hessian_is_the_schur_complement_of_the_dense_matrix(name, h
     assert relative(dense(matrix), dense_reduced(problem, K)) <= 1e-10
     matrix.destroy()
     r, d = randomize(problem.create_kkt(), 6), randomize(problem.create_design(), 7)
-    g, c = problem.create_primal(), problem.create_multiplier()
-    problem.layout.split_kkt(r, g, c)
-    u, lam, rest = Elimination(operator)(entries(d), g, problem.layout.rows(c))
+    g, c = problem.layout.kkt_fields(r)
+    u, lam, rest = Elimination(operator.lin, problem.propagator, operator.hessian_fields)(entries(d), g, c)
     residual = entries(r) - K @ torch.cat([u.ravel(), entries(d), lam.ravel()])
     expected = torch.cat([torch.zeros(u.numel()), rest, torch.zeros(lam.numel())])
     assert (residual - expected).abs().max() <= 1e-10 * entries(r).abs().max()

@@ -84,6 +84,7 @@ def test_windows_and_chunks_are_solved_each_from_its_start(monkeypatch, alike, s
     for entries in (1, 90):  # chunks of one step, of two or three
         monkeypatch.setattr(room, "LIKE_ENTRIES", entries)
         monkeypatch.setattr(room, "UNLIKE_ENTRIES", entries)
+        monkeypatch.setattr(room, "GATHERED", 2 * n)
         sweeps = Substitution(A, B, N, np.array(starts))
         assert len(sweeps._chunks) >= (N if entries == 1 else 2)
         assert_solves(sweeps, A, B, N, starts)
