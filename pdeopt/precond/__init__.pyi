@@ -13,6 +13,7 @@ from pdeopt.precond.blockjacobi import (
     TimeBlockJacobi as TimeBlockJacobi,
     WindowFactors as WindowFactors,
 )
+from pdeopt.precond.circulant import CirculantPC as CirculantPC
 from pdeopt.precond.timemg import TimeMultigridPC as TimeMultigridPC
 from pdeopt.precond.direct import KKTDirectPC as KKTDirectPC, factor_kkt as factor_kkt, use_direct as use_direct
 

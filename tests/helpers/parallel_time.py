@@ -26,10 +26,12 @@ from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.precond.blockjacobi import TimeBlockJacobi
+from pdeopt.precond.circulant import CirculantPC
 from pdeopt.precond.matching import matched_shift
 from pdeopt.precond.operator import BlockOperator
 from pdeopt.precond.timemg import TimeMultigridPC
 from pdeopt.precond.wathen import WathenPC
+from pdeopt.steps.frequencies import Frequencies, mean
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings
 from pdeopt.steps.sparse import Sparsity, StepMatrix
@@ -130,6 +132,17 @@ def mgrit():
                     whole, part = LinearMgrit(alone, A, B, settings), LinearMgrit(grid, A[own], B[own], settings)
                     assert_same(gathered(part.forward(r[own])), whole.forward(r))
                     assert_same(gathered(part.adjoint(r[own])), whole.adjoint(r))
+
+
+def frequencies():
+    for N in (7, 12):
+        grid, alone, own = grids(N)
+        rows, parts, whole = randn(N, 4), Frequencies(grid), Frequencies(alone)
+        found, expected = parts.forward(rows[own]), torch.from_numpy(whole.forward(rows))
+        assert_same(gathered(torch.from_numpy(found)), expected)
+        assert_same(gathered(parts.backward(found)), rows)
+        steps = random_steps(random_pattern(3, 4), N)
+        assert_same(*(torch.from_numpy(mean(*each).data) for each in ((grid, steps[own]), (alone, steps))))
 
 
 def propagator():
@@ -282,6 +295,11 @@ def wathen():
     fails_everywhere(BlockOperator(spoil(operator, "singular")), WathenPC, "singular")
 
 
+def circulant():
+    for problem in (lambda comm: heat(14, comm=comm), *PROBLEMS):
+        same_histories(problem, CirculantPC)
+
+
 def blockjacobi():
     def make(comm):
         return heat(12, comm=comm)
@@ -367,7 +385,21 @@ def reduced():
             assert not len(other) or (each - other).abs().max() <= 1e-8 * other.abs().max()
 
 
-PARTS = [timegrid, propagator, windows, innerproduct, mgrit, transfer, blocks, wathen, blockjacobi, timemg, reduced]
+PARTS = [
+    timegrid,
+    frequencies,
+    propagator,
+    windows,
+    innerproduct,
+    mgrit,
+    transfer,
+    blocks,
+    wathen,
+    circulant,
+    blockjacobi,
+    timemg,
+    reduced,
+]
 
 if __name__ == "__main__":
     for part in PARTS:

@@ -1,11 +1,12 @@
 """Which way KKT systems are solved: what may be chosen, and where the user leaves it open, a rule of counts.
 
-Two ways complement each other. Conjugate gradients on the reduced Hessian ("reduced") need nothing but sweeps over
+Three ways complement each other. Conjugate gradients on the reduced Hessian ("reduced") need nothing but sweeps over
 time, two an iteration, and take more iterations as control gets cheaper. The matched Schur complement ("wathen") takes
 about ten sweeps an iteration, has flat counts where states are observed and controls act everywhere, and fails where
-not. So the first is given the work of a few iterations of the second, the second as much as it ever needs where it
-fits, and then the first as much as it asks for. The same run takes the same decisions on any machine and any number of
-ranks.
+not. Means over time ("circulant") have flat counts there, too, and for waves, but factors a complex matrix for every
+other step, and fail where coefficients or steps vary much. So the first is given the work of a few iterations of the
+second, the second and the third as much as they ever need where they fit, and then the first as much as it asks for.
+The same run takes the same decisions on any machine and any number of ranks.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pdeopt.core.settings import Settings, read_inner, setting
 from pdeopt.kkt.operator import Hessian
 from pdeopt.precond.base import Preconditioner
 from pdeopt.precond.blockjacobi import TimeBlockJacobi
+from pdeopt.precond.circulant import CirculantPC
 from pdeopt.precond.reduced import ReducedPC
 from pdeopt.precond.timemg import TimeMultigridPC
 from pdeopt.precond.wathen import WathenPC
@@ -30,7 +32,13 @@ from pdeopt.precond.wathen import WathenPC
 Stage = tuple[str, int | None]
 
 #: The ways in turn for constraints with a sparsity pattern.
-OPEN: tuple[Stage, ...] = (("reduced", 40), ("wathen", 20), ("reduced", None), ("direct", None))
+OPEN: tuple[Stage, ...] = (
+    ("reduced", 40),
+    ("wathen", 20),
+    ("circulant", 40),
+    ("reduced", None),
+    ("direct", None),
+)
 
 #: Iterations after which "wathen" alone has failed.
 MAX_FLAT = 60
@@ -48,6 +56,7 @@ PRECONDITIONERS: dict[str, type[Preconditioner] | None] = {
     "direct": None,
     "wathen": WathenPC,
     "reduced": ReducedPC,
+    "circulant": CirculantPC,
     "block_jacobi": TimeBlockJacobi,
     "multigrid": TimeMultigridPC,
     "none": None,
@@ -64,8 +73,8 @@ class KKTSettings(Settings, prefix="kkt_"):
     precond: str = setting(
         "direct",
         "how KKT systems are solved: by factors of the whole matrix, by conjugate gradients on the reduced Hessian, by "
-        "an iteration preconditioned in time, or (auto) small ones by factors, others by reduced, by wathen from where "
-        "that takes many iterations, and by factors from where both fail",
+        "an iteration preconditioned in time, or (auto) small ones by factors, others by reduced, by wathen or "
+        "circulant from where that takes many iterations, and by factors from where all fail",
         choices=tuple(PRECONDITIONERS),
         reads={name: context.reads for name, context in PRECONDITIONERS.items() if context is not None}
         | {"auto": WathenPC.reads},
