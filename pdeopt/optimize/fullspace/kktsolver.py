@@ -19,6 +19,7 @@ from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
 from pdeopt.core.errors import InputError, SolveFailure, as_raised
 from pdeopt.core.monitor import logged
+from pdeopt.core.options import defaults
 from pdeopt.core.settings import read_inner
 from pdeopt.kkt.coupled import CoupledKKT
 from pdeopt.kkt.operator import Hessian, KKTOperator
@@ -122,7 +123,8 @@ class KKTSolver:
             use_direct(ksp.getPC(), layout)
         else:
             ksp.getPC().setType("none")
-        ksp.setFromOptions()
+        with defaults({self.prefix + "ksp_gmres_cgs_refinement_type": "refine_ifneeded"}):
+            ksp.setFromOptions()  # states and multipliers differ by orders of magnitude: bases lose orthogonality
         self._max_it = ksp.getTolerances()[3]
         if ksp.getPC().getType() == "fieldsplit":
             kind = PETSc.Options(self.prefix).getString("pc_fieldsplit_type", "")

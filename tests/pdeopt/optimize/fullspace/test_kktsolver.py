@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from petsc4py import PETSc
 
 from pdeopt.control.metric import RieszMetric
-from pdeopt.control.objective import TerminalLoss
+from pdeopt.control.objective import TerminalLoss, Tracking
 from pdeopt.control.verify import randomize
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.kkt.operator import KKTOperator
@@ -234,14 +235,20 @@ def test_small_problems_are_factored_at_once(monkeypatch, options):
 
 
 @pytest.mark.parametrize(
-    "alpha, seen, way", [(1e-7, True, "wathen"), (1e-6, False, "reduced"), (1e-1, True, "reduced")]
+    "alpha, seen, way",
+    [(1e-7, "all", "wathen"), (1e-6, "part", "circulant"), (1e-6, "last", "reduced"), (1e-1, "all", "reduced")],
 )
 def test_auto_takes_the_way_that_suits(monkeypatch, alpha, seen, way):
-    """Cheap controls everywhere take the matched Schur complement; with a loss of the last state alone that fails."""
+    """Cheap controls everywhere take the matched Schur complement; with observation of a part means over time do, and
+    with a loss of the last state alone both fail."""
     monkeypatch.setattr(kktchoice, "SMALL_MATRIX", 0)
     monkeypatch.setattr(kktchoice, "SMALL_STEP", 0)
-    objective = None if seen else TerminalLoss(lambda u, p: 0.5 * (u - 1).square().mean())
-    problem = krylov.heat(32, alpha, 15, objective=objective)
+    objectives = {
+        "all": None,
+        "part": Tracking(lambda t: torch.cos(3 * t[:, None]).expand(-1, 7), observe=np.arange(7)),
+        "last": TerminalLoss(lambda u, p: 0.5 * (u - 1).square().mean()),
+    }
+    problem = krylov.heat(32, alpha, 15, objective=objectives[seen])
     solver, lin = KKTSolver(RieszMetric(problem), "gauss-newton", "test_", "auto"), problem.at(problem.create_primal())
     solver.set_point(lin)
     x, lam = solver.solve_blocks(lin.gradient, lin.residual, 1e-9)
