@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
+from mpi4py import MPI
 from petsc4py import PETSc
 
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.objective import ControlCost, Tracking
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.verify import randomize
-from pdeopt.core.errors import as_raised
+from pdeopt.core.errors import SolveFailure, as_raised
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.precond.operator import BlockOperator
+from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
 from tests.helpers import examples
 from tests.helpers.support import dense, entries
@@ -142,3 +145,27 @@ def inverse_of_windows(operator, window):
     """The dense inverse of K without what couples windows."""
     blocks = operator.blocks if isinstance(operator, BlockOperator) else KKTBlocks.of(operator)
     return torch.linalg.inv(torch.where(windows_of(blocks, window), matrix_of(operator), 0.0))
+
+
+def spoil(operator, kind):
+    """Blocks whose last step is singular or not a number."""
+    blocks = KKTBlocks.of(operator)
+    rows = blocks.grid.n_local
+    A, B, C = (StepMatrix(M.sparsity, M.values.repeat(rows, 1)) for M in (blocks.A, blocks.B, blocks.C))
+    if blocks.grid.is_last:
+        for M in (A, B, C):
+            M.values[-1, M.sparsity.rows == 1] = 0.0 if kind == "singular" else torch.nan
+    return replace(blocks, A=A, B=B, C=C)
+
+
+def fails_everywhere(operator, context, words):
+    """A failure on the last rank is the same one on all, and none waits."""
+    message = ""
+    try:
+        with solver(operator, context()) as ksp:
+            b, x = ksp.getOperators()[0].createVecs()
+            b.set(1.0)
+            ksp.solve(b, x)
+    except SolveFailure as failure:
+        message = str(failure)
+    assert all(words in each for each in MPI.COMM_WORLD.allgather(message)), message

@@ -10,7 +10,6 @@ import functools
 import subprocess
 import traceback
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from petsc4py import PETSc
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.objective import TerminalLoss, Tracking
 from pdeopt.control.propagator import Propagator, PropagatorSettings
-from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.errors import InputError
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
@@ -34,12 +33,12 @@ from pdeopt.precond.wathen import WathenPC
 from pdeopt.steps.frequencies import Frequencies, mean
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings
-from pdeopt.steps.sparse import Sparsity, StepMatrix
+from pdeopt.steps.sparse import Sparsity
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.transfer import adjoint_interpolation, injection, interpolation, piecewise_constant, transfer_matrix
 from pdeopt.steps.windows import Windows, alike, sum_windows
 from tests.helpers import examples
-from tests.helpers.krylov import heat, history, operator_at_zero, solver
+from tests.helpers.krylov import fails_everywhere, heat, history, operator_at_zero, solver, spoil
 from tests.helpers.matrices import densify, randn, random_pattern, random_steps
 from tests.helpers.support import python
 
@@ -322,30 +321,6 @@ def blockjacobi():
             assert "borders of ranks" in str(error)
         else:
             raise AssertionError("a window reaches over a border")
-
-
-def spoil(operator, kind):
-    """Blocks whose last step is singular or not a number."""
-    blocks = KKTBlocks.of(operator)
-    rows = blocks.grid.n_local
-    A, B, C = (StepMatrix(M.sparsity, M.values.repeat(rows, 1)) for M in (blocks.A, blocks.B, blocks.C))
-    if blocks.grid.is_last:
-        for M in (A, B, C):
-            M.values[-1, M.sparsity.rows == 1] = 0.0 if kind == "singular" else torch.nan
-    return replace(blocks, A=A, B=B, C=C)
-
-
-def fails_everywhere(operator, context, words):
-    """A failure on the last rank is the same one on all, and none waits."""
-    message = ""
-    try:
-        with solver(operator, context()) as ksp:
-            b, x = ksp.getOperators()[0].createVecs()
-            b.set(1.0)
-            ksp.solve(b, x)
-    except SolveFailure as failure:
-        message = str(failure)
-    assert all(words in each for each in MPI.COMM_WORLD.allgather(message)), message
 
 
 def timemg():
