@@ -32,13 +32,7 @@ from pdeopt.precond.wathen import WathenPC
 Stage = tuple[str, int | None]
 
 #: The ways in turn for constraints with a sparsity pattern.
-OPEN: tuple[Stage, ...] = (
-    ("reduced", 40),
-    ("wathen", 20),
-    ("circulant", 40),
-    ("reduced", None),
-    ("direct", None),
-)
+OPEN: tuple[Stage, ...] = (("reduced", 40), ("wathen", 20), ("circulant", 40), ("reduced", None), ("direct", None))
 
 #: Iterations after which "wathen" alone has failed.
 MAX_FLAT = 60
