@@ -26,6 +26,9 @@ from pdeopt.precond.schur import (
 )
 from pdeopt.precond.matching import matched_shift as matched_shift
 
+# What is constant in time.
+from pdeopt.precond.frequencies import Frequencies as Frequencies, mean as mean
+
 # Levels in time.
 from pdeopt.precond.levels import (
     Level as Level,

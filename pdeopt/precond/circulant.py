@@ -31,8 +31,8 @@ from pdeopt.core.errors import SolveFailure
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.precond.base import Preconditioner
+from pdeopt.precond.frequencies import Frequencies, mean
 from pdeopt.precond.operator import blocks_of, operator_of
-from pdeopt.steps.frequencies import Frequencies, mean
 
 #: Bytes of factors on a rank above which there are none, and of a complex entry with its index.
 MEMORY, ENTRY = 2 << 30, 20

@@ -26,11 +26,11 @@ from pdeopt.kkt.operator import KKTOperator
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.precond.blockjacobi import TimeBlockJacobi
 from pdeopt.precond.circulant import CirculantPC
+from pdeopt.precond.frequencies import Frequencies, mean
 from pdeopt.precond.matching import matched_shift
 from pdeopt.precond.operator import BlockOperator
 from pdeopt.precond.timemg import TimeMultigridPC
 from pdeopt.precond.wathen import WathenPC
-from pdeopt.steps.frequencies import Frequencies, mean
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings
 from pdeopt.steps.sparse import Sparsity

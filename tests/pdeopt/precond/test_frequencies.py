@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pdeopt.steps.frequencies import Frequencies, mean
+from pdeopt.precond.frequencies import Frequencies, mean
 from pdeopt.steps.sparse import Sparsity
 from pdeopt.steps.timegrid import TimeGrid
 from tests.helpers.matrices import densify, randn, random_steps
