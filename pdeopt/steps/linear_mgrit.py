@@ -13,6 +13,8 @@ exact transpose of `forward`, so that products of both are symmetric.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,13 +22,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdeopt.core.errors import together
+from pdeopt.core.errors import SolveFailure, together
 from pdeopt.core.settings import Settings, setting
 from pdeopt.steps.sparse import StepMatrix, combination
 from pdeopt.steps.stepsolve import StagedSubstitution
 from pdeopt.steps.sweeps import Substitution, substitution
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.windows import Windows, alike
+
+#: Rows -> rows, collective.
+RowMap = Callable[[Tensor], Tensor]
+
+#: Relative residual at which a solve counts as exact.
+EXACT_RTOL = 1e-14
+
+#: Relative residual that is enough where rounding stops the cycles: the last one gained less than `STAGNATION`.
+ROUNDED_RTOL, STAGNATION = 1e-10, 0.5
+
+#: Growth of the residual that counts as divergence, and the most cycles of a solve.
+DIVERGENCE, MAX_CYCLES = 1e3, 200
 
 
 @dataclass(frozen=True)
@@ -150,6 +164,7 @@ class LinearMgrit:
         >>> cycles = LinearMgrit(grid, A, B, LinearMgritSettings(window=16, cycles=2))
         >>> x = cycles.forward(r)                             # T x = r, approximately
         >>> y = cycles.adjoint(r)                             # by the exact transpose
+        >>> x = cycles.solve(r, rtol=1e-6)                    # as many cycles as that takes
     """
 
     def __init__(self, grid: TimeGrid, A: StepMatrix, B: StepMatrix, settings: LinearMgritSettings) -> None:
@@ -186,6 +201,54 @@ class LinearMgrit:
             x = system.sweep_adjoint(r - system.at_ends(e))
             e = e + self._correction_adjoint(system.couple_adjoint(x) - e)
         return system.sweep_adjoint(r - system.at_ends(e))
+
+    def solve(self, r: Tensor, rtol: float = EXACT_RTOL) -> Tensor:
+        """x with |r - T x| <= rtol |r|, a sweep a cycle.
+
+        Args:
+            r: rows, (n_local, n).
+            rtol: relative residual; `EXACT_RTOL` is rounding.
+
+        Returns:
+            (n_local, n).
+
+        Raises:
+            SolveFailure: the cycles diverge, or stop before they are there; on all ranks.
+        """
+        system = self.system
+        return self._cycle(r, rtol, system.sweep, lambda x: x[system.windows.ends], system.couple, self._correction)
+
+    def solve_adjoint(self, r: Tensor, rtol: float = EXACT_RTOL) -> Tensor:
+        """x with |r - T'x| <= rtol |r|; see `solve`."""
+        system = self.system
+        read, put = system.couple_adjoint, system.at_ends
+        return self._cycle(r, rtol, system.sweep_adjoint, read, put, self._correction_adjoint)
+
+    def _cycle(
+        self, r: Tensor, rtol: float, sweep: RowMap, read: RowMap, put: RowMap, correction: RowMap
+    ) -> Tensor:
+        """x = sweep(r - put(e)) with e = read(x), where windows meet: what e misses is all the residual there is."""
+        x = sweep(r)
+        if self.is_coarsest:
+            return x
+        e = torch.zeros(len(self.system.windows.ends), r.shape[1], dtype=r.dtype)
+        first, last, size = self._size(r), math.inf, math.inf
+        for _ in range(MAX_CYCLES):
+            defect = read(x) - e
+            last, size = size, self._size(put(defect))
+            if size <= rtol * first or (size <= ROUNDED_RTOL * first and size > STAGNATION * last):
+                return x
+            if not size < DIVERGENCE * first:  # also for NaN
+                break
+            e = e + correction(defect)
+            x = sweep(r - put(e))
+        raise SolveFailure(
+            f"MGRIT: relative residual {size / first:.1e} where {rtol:.1e} was asked for, after {MAX_CYCLES} cycles",
+            "more -mgrit_cycles, a smaller -mgrit_window, or -propagator serial, as waves need it",
+        )
+
+    def _size(self, rows: Tensor) -> float:
+        return float(self.system.grid.sum(rows.square().sum()) ** 0.5)
 
     def _correction(self, defect: Tensor) -> Tensor:
         """T_c^-1 A_c of what the states at the ends miss."""
