@@ -17,6 +17,7 @@ from pdeopt.control.propagator import Propagator
 from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.arrays import assign
 from pdeopt.core.autodiff import gradient, jvp, vjp
+from pdeopt.steps.linear_mgrit import EXACT_RTOL
 from pdeopt.steps.timegrid import Steps
 from pdeopt.steps.vectorlayout import Fields, VectorLayout
 
@@ -249,6 +250,9 @@ class Elimination:
         propagator: T^-1 and T^-T.
         hessian: W, (u, z, p) -> (u, z, p), as `VectorLayout.fields` has them.
 
+    Attributes:
+        rtol: relative residual to which sweeps are done where the propagator iterates.
+
     Raises:
         SolveFailure: of a call, where a step is singular; on all ranks.
 
@@ -262,6 +266,7 @@ class Elimination:
 
     def __init__(self, lin: Linearization, propagator: Propagator, hessian: Callable[..., Fields]) -> None:
         self.lin, self.propagator, self.hessian = lin, propagator, hessian
+        self.rtol = EXACT_RTOL
 
     def __call__(self, design: Tensor, g: Fields | None = None, c: Tensor | None = None) -> Eliminated:
         """See the class.
@@ -307,4 +312,4 @@ class Elimination:
         """No sweep is needed for nothing, as for the first state of a feasible point."""
         if not float(self.lin.grid.max(rows.any().double())):
             return torch.zeros_like(rows)
-        return solve(self.lin.jacobian, rows)
+        return solve(self.lin.jacobian, rows, self.rtol)

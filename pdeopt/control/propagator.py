@@ -8,7 +8,9 @@ less is asked for, it takes fewer cycles.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -50,7 +52,7 @@ class Propagator:
         self._mgrit_settings = (
             LinearMgritSettings() if self.settings.propagator == "serial" else read(LinearMgritSettings)
         )
-        self._of: StepJacobian | None = None
+        self._cycles_of: WeakKeyDictionary[StepJacobian, LinearMgrit] = WeakKeyDictionary()
 
     @property
     def is_exact(self) -> bool:
@@ -83,17 +85,17 @@ class Propagator:
         return self._cycles(jacobian).solve_adjoint(r, rtol)
 
     def _cycles(self, jacobian: StepJacobian) -> LinearMgrit:
-        """Kept as long as the Jacobian is the same."""
+        """With their factors, kept as long as somebody has the Jacobian."""
         if not isinstance(jacobian, SparseStepJacobian):
             raise InputError(
                 "-propagator mgrit",
                 f"{type(jacobian.constraint).__name__} without a sparsity pattern",
                 "a constraint with a pattern, or -propagator serial",
             )
-        if self._of is not jacobian:
+        if jacobian not in self._cycles_of:
             A, B = jacobian.blocks["A"], jacobian.blocks["B"]
-            self._mgrit, self._of = LinearMgrit(self.grid, A, B, self._mgrit_settings), jacobian
-        return self._mgrit
+            self._cycles_of[jacobian] = LinearMgrit(self.grid, A, B, self._mgrit_settings)
+        return self._cycles_of[jacobian]
 
 
 # -- serial -------------------------------------------------------------------------------------------------

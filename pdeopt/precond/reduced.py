@@ -23,7 +23,11 @@ from pdeopt.kkt.blocks import parameter_hessian
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.precond.base import Preconditioner
 from pdeopt.precond.operator import operator_of
+from pdeopt.steps.linear_mgrit import EXACT_RTOL
 from pdeopt.steps.vectorlayout import Fields
+
+#: The share of a tolerance that is left to errors of sweeps, and the relative residual that these always reach.
+SWEEP_SHARE, LOOSEST_RTOL = 0.1, 1e-2
 
 #: So many global parameters have their block of the reduced Hessian computed, where the objective alone gives none.
 FEW_PARAMETERS = 16
@@ -100,7 +104,7 @@ class ReducedPC(Preconditioner):
         self.own(self._matrix.destroy, self._ksp.destroy)
         self._ksp.setOptionsPrefix(self.prefix + "reduced_")
         self._ksp.setOperators(self._matrix)
-        self._ksp.setType("stcg")
+        self._ksp.setType("stcg" if self.operator.problem.propagator.is_exact else "fcg")
         self._ksp.setNormType(PETSc.KSP.NormType.NATURAL)
         self._ksp.getPC().setType("python")
         self._ksp.getPC().setPythonContext(ControlBlock())
@@ -108,6 +112,10 @@ class ReducedPC(Preconditioner):
         self._max_it = self._ksp.getTolerances()[3]
         self._ksp.setUp()  # now, where a failure reaches all ranks
         self._right, self._left = self._matrix.createVecs()
+        self._is_flexible = self._ksp.getType() == "fcg"
+        if self._is_flexible:
+            self._before = self._left.duplicate()
+            self._ksp.setConvergenceTest(self._watch)
 
     def preSolve(self, pc: PETSc.PC, ksp: PETSc.KSP, right: PETSc.Vec, left: PETSc.Vec) -> None:
         """Tolerance and limit of the solve outside are those of the solve inside. PETSc calls it before a solve."""
@@ -115,12 +123,15 @@ class ReducedPC(Preconditioner):
         self._ksp.setTolerances(max_it=min(limit, self._max_it))
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
-        layout, eliminate = self.operator.problem.layout, self.hessian.eliminate
+        layout, eliminate, elimination = self.operator.problem.layout, self.hessian.eliminate, self.hessian.elimination
         g, c = layout.kkt_fields(x)
         if self.is_exact:
             return self._project(g, c, y)
+        sweep_rtol = SWEEP_SHARE * self._rtol if self._is_flexible else EXACT_RTOL
+        elimination.rtol = sweep_rtol
         found = eliminate(torch.zeros(layout.design_size, dtype=torch.float64), g, c)
         design = self._solve(found.rest, self._size(g, c))
+        elimination.rtol = sweep_rtol
         found = eliminate(design, g, c)
         assign(y, found.state, design, found.multiplier)
 
@@ -162,9 +173,30 @@ class ReducedPC(Preconditioner):
         self._ksp.solve(self._right, self._left)
         self.iterations = self._ksp.getIterationNumber()
         self.curves_down = self.hessian.curves_down
+        if self.curves_down and self._is_flexible:
+            self._before.copy(self._left)
         if self.curves_down and self._left.norm() == 0.0:
             return copy(preconditioned)
         return copy(self._left)
+
+    def _watch(self, ksp: PETSc.KSP, iteration: int, norm: float) -> PETSc.KSP.ConvergedReason:
+        """The convergence test of flexible conjugate gradients; and how accurate the sweeps of the next product are.
+
+        A product with the error E_k d_k moves the residual that is left by no more than the tolerance while
+        |E_k| < eps / |r_k|: the nearer the solution, the less accurate (J. van den Eshof, G. L. G. Sleijpen, Inexact
+        Krylov subspace methods for linear systems, SIAM J. Matrix Anal. Appl. 26, 2004, section 4).
+        """
+        reasons = PETSc.KSP.ConvergedReason
+        target = ksp.getTolerances()[1]
+        if not math.isfinite(norm):
+            return reasons.DIVERGED_NANORINF
+        if self.hessian.curves_down:  # `fcg` goes on: the design before this step is what counts
+            return reasons.DIVERGED_INDEFINITE_MAT
+        if norm <= target:
+            return reasons.CONVERGED_ATOL
+        self._left.copy(self._before)
+        self.hessian.elimination.rtol = min(LOOSEST_RTOL, SWEEP_SHARE * target / norm)
+        return reasons.ITERATING
 
     def view(self, pc: PETSc.PC, viewer: PETSc.Viewer) -> None:
         self.tell(pc, viewer, "states and multipliers eliminated; the design by")

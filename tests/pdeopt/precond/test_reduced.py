@@ -13,6 +13,8 @@ from pdeopt.kkt.operator import KKTOperator
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.optimize.fullspace.sqp import SQPSolver
 from pdeopt.precond.reduced import ControlBlock, ReducedHessian
+from pdeopt.steps.linear_mgrit import TimeSystem
+from problems.benchmarks.processes import counted
 from tests.helpers import examples
 from tests.helpers.krylov import heat, operator_at_random
 from tests.helpers.oracle import Oracle
@@ -101,10 +103,11 @@ def concave(weight):
     return heat(6, objective=TerminalLoss(lambda u, p: -weight * (u**2).sum()))
 
 
+@pytest.mark.parametrize("kind", ["stcg", "fcg"])
 @pytest.mark.parametrize("weight", [30.0, 1e3])
-def test_negative_curvature_is_told_and_the_step_leads_down(options, weight):
+def test_negative_curvature_is_told_and_the_step_leads_down(options, weight, kind):
     """Conjugate gradients stop before it: d'Hd > 0 and r'd > 0 there, and the linearized equation holds."""
-    options(test_kkt_precond="reduced")
+    options(test_kkt_precond="reduced", test_kkt_reduced_ksp_type=kind)
     problem = concave(weight)
     operator, k = operator_at_random(problem, "full")
     K = dense_kkt(problem, k, "full")
@@ -160,9 +163,13 @@ def test_the_control_block_has_a_hook(options):
     kkt.destroy()
 
 
+def at_zero(problem):
+    return problem.at(problem.create_primal())
+
+
 def iterations(problem):
     kkt = KKTSolver(RieszMetric(problem), "gauss-newton", "test_", "reduced")
-    lin = problem.at(problem.create_primal())
+    lin = at_zero(problem)
     kkt.set_point(lin)
     kkt.solve_blocks(lin.gradient, lin.residual, 1e-8)
     taken = kkt.take_iterations()
@@ -174,6 +181,31 @@ def iterations(problem):
 def test_iterations_depend_neither_on_the_mesh_nor_on_the_steps(objective):
     counts = [iterations(heat(N, 1e-2, n, objective=objective)) for N in (16, 64) for n in (7, 31)]
     assert max(counts) - min(counts) <= 4 and max(counts) <= 20
+
+
+@pytest.mark.parametrize("make", [lambda: heat(32, 1e-3), lambda: examples.burgers(nt=32)])
+def test_sweeps_by_cycles_are_as_accurate_as_they_must_be(options, make):
+    """The true residual is below the tolerance at once, and by the iterations of exact sweeps."""
+    options(mgrit_window=4)
+    for rtol in (1e-3, 1e-8):
+        its, sweeps = {}, {}
+        for kind in ("serial", "mgrit", "exact"):
+            options(propagator="serial" if kind == "serial" else "mgrit")
+            options(test_kkt_reduced_ksp_type="fcg" if kind == "mgrit" else "cg")
+            problem = make()
+            kkt, lin = KKTSolver(RieszMetric(problem), "gauss-newton", "test_", "reduced"), at_zero(problem)
+            kkt.set_point(lin)
+            r = problem.layout.join_kkt(lin.gradient, lin.residual, problem.create_kkt())
+            with counted(TimeSystem, "sweep") as cycles, counted(KKTSolver, "_correct") as solves:
+                s = kkt.solve(r, rtol)
+            missed = r.duplicate()
+            kkt.operator.mult(None, s, missed)
+            missed.aypx(-1.0, r)
+            assert kkt.norm(missed) <= rtol * kkt.norm(r) and solves[0] == 1
+            its[kind], sweeps[kind] = kkt.take_iterations(), cycles[0]
+            kkt.destroy()
+        assert max(its.values()) - min(its.values()) <= 2
+        assert sweeps["mgrit"] <= 0.6 * sweeps["exact"]
 
 
 @pytest.mark.mpi

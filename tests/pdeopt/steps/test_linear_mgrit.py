@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from pdeopt.core.errors import InputError
+from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.settings import read
-from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings, TimeSystem
+from pdeopt.steps.linear_mgrit import EXACT_RTOL, LinearMgrit, LinearMgritSettings, TimeSystem
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.timegrid import TimeGrid
+from problems.benchmarks.processes import counted
 from tests.helpers import examples
 from tests.helpers.matrices import coupled, densify, randn, random_pattern, random_steps
 from tests.helpers.parallel_time import RANKS, check
@@ -143,3 +144,29 @@ def test_settings_are_options(options, name):
 def test_cycles_are_the_same_on_several_ranks(ranks):
     """Forward and adjoint, matrices constant or not, windows over borders, levels on fewer ranks."""
     check("mgrit", ranks)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("N, m", CASES)
+def test_what_is_missed_where_windows_meet_is_the_residual(N, m, constant):
+    """A solve stops at the first cycle whose true residual is small enough; to rounding where that is asked for."""
+    grid, A, B, T = system(N, constant)
+    mgrit, r = LinearMgrit(grid, A, B, LinearMgritSettings(m)), randn(N, n)
+    for solve, matrix in ((mgrit.solve, T), (mgrit.solve_adjoint, T.T)):
+        counts = []
+        for rtol in (1.0, 1e-2, 1e-5, EXACT_RTOL):
+            with counted(LinearMgrit, "_size") as sizes:
+                x = solve(r, rtol)
+            counts.append(sizes[0])
+            assert (matrix @ x.ravel() - r.ravel()).norm() <= 1.1 * rtol * r.norm()
+        assert counts == sorted(counts)
+        assert torch.allclose(x.ravel(), torch.linalg.solve(matrix, r.ravel()), rtol=1e-12, atol=1e-13)
+
+
+def test_cycles_that_diverge_say_so_and_name_the_remedy():
+    grid, A, B, _ = system(8, constant=True)
+    mgrit = LinearMgrit(grid, A, B, LinearMgritSettings(2))
+    mgrit._correction = lambda defect: -3.0 * defect
+    with pytest.raises(SolveFailure, match=r"MGRIT: relative residual .* where 1\.0e-06") as failure:
+        mgrit.solve(randn(8, n), 1e-6)
+    assert "-propagator serial" in str(failure.value)
