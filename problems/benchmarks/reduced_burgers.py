@@ -31,7 +31,7 @@ class ReducedBurgers:
             raise ValueError("theta must lie in (0, 1]")
         self.nx, self.nt, self.nu, self.alpha = nx, nt, nu, alpha
         self.theta, self.flux = theta, flux
-        self.h, self.tau = 1.0 / nx, T / nt
+        self.h, self.tau, self.size = 1.0 / nx, T / nt, nt * (nx + 1)
         self.weights = np.full(nt + 1, self.tau)
         self.weights[[0, -1]] /= 2
         self.target = (2 * np.arange(nx + 1) <= nx).astype(float)
