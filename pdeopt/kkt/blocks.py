@@ -219,6 +219,15 @@ class KKTBlocks:
         return self.jacobian(self.inverse(self.adjoint(lam)))
 
 
+def sees_all_states(operator: KKTOperator) -> bool:
+    """Whether W has no zero row in any state of any step, see `KKTBlocks`. Collective."""
+    problem, lin = operator.problem, operator.lin
+    if operator.is_metric:
+        return operator.hessian != "design"
+    state, _ = problem.objective.hessian_blocks(lin.u, lin.z_step, lin.steps)
+    return not float(problem.grid.max(state.zero_rows().any().double()))
+
+
 def _seen(grid: TimeGrid, state: InnerProduct, metric: InnerProduct, price: float) -> InnerProduct:
     """The form of the state, with `price` times the metric for unknowns that it does not see. Collective."""
     unseen = grid.sum(state.zero_rows().expand(grid.n_local, -1).double().sum(0))  # in how many steps

@@ -21,6 +21,7 @@ from pdeopt.core.errors import InputError, SolveFailure, as_raised
 from pdeopt.core.monitor import logged
 from pdeopt.core.options import defaults
 from pdeopt.core.settings import read_inner
+from pdeopt.kkt.blocks import sees_all_states
 from pdeopt.kkt.coupled import CoupledKKT
 from pdeopt.kkt.operator import Hessian, KKTOperator
 from pdeopt.optimize.fullspace.kktchoice import PRECONDITIONERS, Choice, KKTSettings, stages
@@ -191,19 +192,26 @@ class KKTSolver:
             try:
                 missed = self._refine(rhs, solution, remainder, rtol * first) / max(first, TINY)
             except (InputError, SolveFailure):
-                if not self.choice.give_up():
+                if not self._give_up():
                     raise
                 continue
             enough = rtol if self.choice.patience is not None else max(rtol, ROUNDING_RTOL)
             if missed <= enough or self.curves_down:
                 return solution
-            if not self.choice.give_up():
+            if not self._give_up():
                 break
         raise SolveFailure(
             f"KKT system: relative residual {missed:.1e} where {rtol:.1e} was asked for "
             f"(KSP reason {self._ksp.getConvergedReason()})",
             f"see -{self.prefix}ksp_converged_reason; " + self._other_way(),
         )
+
+    def _give_up(self) -> bool:
+        """Go on to the next way that may suit; returns whether there is one. Collective."""
+        goes_on = self.choice.give_up()
+        if goes_on and self.choice.way == "wathen" and not sees_all_states(self.operator):
+            goes_on = self.choice.give_up()  # no shift matches a state that the objective does not see
+        return goes_on
 
     def _other_way(self) -> str:
         """What to try where the present linear solver failed."""
