@@ -27,7 +27,9 @@ from pdeopt.control.reduced import ReducedObjective as ReducedObjective
 
 # Solvers.
 from pdeopt.optimize.choice import solve as solve
-from pdeopt.optimize.minimization import minimize as minimize, MinimizeResult as MinimizeResult
+from pdeopt.optimize.minimization import minimize as minimize
+from pdeopt.optimize.leastsquares import least_squares as least_squares
+from pdeopt.optimize.results import MinimizeResult as MinimizeResult, LeastSquaresResult as LeastSquaresResult
 from pdeopt.optimize.fullspace.sqp import SQPSolver as SQPSolver
 from pdeopt.optimize.tao import TaoSolver as TaoSolver
 from pdeopt.optimize.descent.minimizer import Minimizer as Minimizer

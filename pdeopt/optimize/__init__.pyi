@@ -2,7 +2,17 @@
 from pdeopt.optimize.choice import SolveSettings as SolveSettings, solve as solve
 
 # SciPy's way.
-from pdeopt.optimize.minimization import MinimizeResult as MinimizeResult, minimize as minimize
+from pdeopt.optimize.minimization import minimize as minimize
+from pdeopt.optimize.leastsquares import (
+    UserResiduals as UserResiduals,
+    black_box as black_box,
+    least_squares as least_squares,
+)
+from pdeopt.optimize.results import (
+    LeastSquaresResult as LeastSquaresResult,
+    MinimizeResult as MinimizeResult,
+    NamedResult as NamedResult,
+)
 from pdeopt.optimize.bounded import BoundedLBFGS as BoundedLBFGS
 
 # TAO's.

@@ -32,6 +32,9 @@ from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
 from pdeopt.optimize.descent.quasinewton import LBFGS, SSBroyden
 from pdeopt.optimize.descent.schwarz import SPQN
 from pdeopt.optimize.descent.trust import TrustRegionMinimizer
+from pdeopt.optimize.leastsquares import UserResiduals, black_box
+from pdeopt.optimize.results import MinimizeResult
+from pdeopt.optimize.squares.levenberg import LevenbergMarquardt
 
 #: The methods by their names.
 METHODS: dict[str, type[Minimizer]] = {
@@ -40,6 +43,7 @@ METHODS: dict[str, type[Minimizer]] = {
     "spqn": SPQN,
     "tr": TrustRegionMinimizer,
     "apts": APTS,
+    "lm": LevenbergMarquardt,
 }
 #: Those that keep to bounds.
 BOUNDED = ("lbfgs",)
@@ -51,38 +55,6 @@ SCIPY_OPTIONS = {"maxiter": "max_it", "maxfun": "max_gradients", "maxcor": "memo
 WHOLE, NO_LIMIT = ("maxiter", "maxfun", "maxcor"), 2**31
 #: SciPy's names of methods.
 ALIASES = {"l-bfgs-b": "lbfgs"}
-
-
-class MinimizeResult(dict[str, Any]):
-    """What `minimize` found; `result.x` and `result["x"]` are the same.
-
-    Attributes:
-        x: the last point, (n,), of the kind and type of x0.
-        fun: f there.
-        jac: f' there, (n,), as x.
-        nit: iterations.
-        nfev, njev, nhev: values, gradients and Hessian products that were asked for.
-        success: whether the tolerance was met.
-        status: the `Reason` why it stopped; see there.
-        message: the same in words.
-        history: a `DescentRecord` an iteration; `history["objective"]` is a column.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self:
-            raise AttributeError(f"{name!r}: the result has {', '.join(self)}")
-        return self[name]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
-
-    def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self]
-
-    def __repr__(self) -> str:
-        shown = {name: value for name, value in self.items() if name != "history"}
-        width = max(map(len, shown), default=0)
-        return "\n".join(f"{name:>{width}}: {value}" for name, value in shown.items())
 
 
 @in_turn
@@ -111,7 +83,8 @@ def minimize(
         args: more arguments of `fun`, `jac`, `hess` and `hessp`, after x; one alone need not be a tuple.
         method: lbfgs, limited-memory BFGS, the default; ssbroyden, the dense self-scaled Broyden class, for up to some
             10^4 unknowns; spqn, Schwarz-preconditioned L-BFGS, for couplings that are mostly local; tr, a trust region;
-            apts, a trust region preconditioned by parts.
+            apts, a trust region preconditioned by parts; lm, Levenberg-Marquardt, for which `fun` returns the residuals
+            r(x), (m,), and f is |r|^2; see `least_squares` for its `jac`.
         jac: x -> f'(x), (n,); True where `fun` returns the pair of both; None for torch's automatic differentiation,
             which needs a `fun` that works on tensors (plain arithmetic does).
         hess: x -> f''(x), (n, n), for "tr" and "apts".
@@ -151,7 +124,11 @@ def minimize(
             )
     with torch.inference_mode(False):  # torch does not differentiate the tensors that are made in it
         start = first_point(x0)
-        function = UserFunction(*with_arguments(args, fun, jac, hessp, hess), start, as_tensor=isinstance(x0, Tensor))
+        users = with_arguments(args, fun, jac, hessp, hess)
+        is_tensor = isinstance(x0, Tensor)
+        function: Any = (
+            UserResiduals(*users[:2], start, is_tensor) if name == "lm" else UserFunction(*users, start, is_tensor)
+        )
         words = _defaults(name, function, start)
         own, stop = _settings(make.Settings, words, _options(options, tol), bounded=bounds is not None)
         watch = _Watch(callback, function, Kind(x0))
@@ -175,9 +152,9 @@ def _method(method: Any) -> type[Minimizer]:
 # -- options -----------------------------------------------------------------------------------------------
 
 
-def _defaults(name: str, function: UserFunction, x: Tensor) -> dict[str, Any]:
+def _defaults(name: str, function: Any, x: Tensor) -> dict[str, Any]:
     """Settings of a method that black boxes of any size can have."""
-    words: dict[str, Any] = {"max_it": max(1000, 200 * len(x))}
+    words: dict[str, Any] = {"max_it": max(1000, 200 * len(x))} | (black_box(len(x)) if name == "lm" else {})
     if name in SECOND_ORDER and function.has_products(x):
         words["model"] = "hvp"
     return words
@@ -228,7 +205,7 @@ class _Watch:
     """Tells the user's callback of each new point."""
 
     callback: Callable[..., Any] | None
-    function: UserFunction
+    function: Any
     kind: Kind
     stopped: bool = False
 
@@ -272,7 +249,7 @@ def _result(watch: _Watch, x: Tensor, f: float, g: Tensor, reason: Reason, histo
         nit=int(history[-1].iteration),
         nfev=function.nfev,
         njev=function.njev,
-        nhev=function.nhev,
+        nhev=getattr(function, "nhev", 0),
         success=reason > 0 and reason != Reason.WORK_DONE and not stopped,
         status=reason,
         message=": ".join(part for part in (words, _REMEDIES.get(reason, "")) if part),

@@ -34,11 +34,18 @@ class LevenbergSettings(RedrawSettings, prefix="lm_"):
         "where no matrix fits, else normal",
         choices=LINEAR_SOLVERS,
     )
+    rule: str = setting(
+        "damping",
+        "damping: lam/4, lam, 4 lam, ... are tried, and the best is taken, where r costs less than J; radius: lam "
+        "follows from a trust radius, by singular values",
+        choices=("damping", "radius"),
+    )
+    radius: float = setting(1.0, "first trust radius, in lengths of x", above=0)
     damping: float = setting(1.0, "first damping, in means of the diagonal of J'J", above=0)
     scaling: str = setting(
         "identity",
-        "D of the damping: identity times the mean of the diagonal of J'J, or that diagonal, its largest so far; "
-        "with cg always identity",
+        "D of the damping: identity, for the rule of damping times the mean of the diagonal of J'J, or that diagonal, "
+        "its largest so far; with cg always identity",
         choices=("identity", "diagonal"),
     )
     geodesic: bool = setting(True, "accelerate along the geodesic: the second derivative along each step")
@@ -51,13 +58,14 @@ class LevenbergSettings(RedrawSettings, prefix="lm_"):
 
 @dataclass(frozen=True)
 class Trial:
-    """Where a step of some damping leads: f there, the decrease that was predicted, and the part of it that came."""
+    """Where a step of some damping leads: f there, the decrease that was predicted, the part of it that came, |p|_D."""
 
     damping: float
     x: Tensor
     f: float
     predicted: float
     ratio: float
+    length: float
 
 
 class DampedSteps:
@@ -81,9 +89,19 @@ class DampedSteps:
             self.scale = torch.maximum(scale, diagonal) if len(scale) else diagonal
             self._D = self.scale.clamp(min=1e-12 * float(self.scale.max()) or 1.0)
         else:
-            self._D = at.mean_diagonal() * torch.ones_like(at.x)
+            unit = 1.0 if settings.rule == "radius" else at.mean_diagonal()
+            self._D = unit * torch.ones_like(at.x)
         self.systems = list[DampedSystem]()
         self._whole = self._system(None if bounds is None else bounds.free(at.x, at.g))
+
+    def length(self, x: Tensor) -> float:
+        """|x|_D."""
+        return self._whole.length(x)
+
+    def damping_for(self, radius: float) -> float:
+        """That of the step of this length, by singular values; 0 where the undamped step is no longer."""
+        assert isinstance(self._whole, Singular)
+        return self._whole.damping_for(radius, self.at.r)
 
     def trial(self, damping: float) -> Trial | None:
         """The step of this damping; None where there is none, or where it is refused for its acceleration."""
@@ -102,7 +120,7 @@ class DampedSteps:
         x = self._inside(at.x + step)
         r = at.residual(x)
         f, predicted = float(r @ r), -float((2.0 * at.r + Jp) @ Jp)
-        return Trial(damping, x, f, predicted, reduction_ratio(at.f, f, predicted))
+        return Trial(damping, x, f, predicted, reduction_ratio(at.f, f, predicted), system.length(p))
 
     def _damped(self, damping: float) -> tuple[Tensor | None, DampedSystem]:
         """The damped step p within the bounds, and the system of the unknowns that no bound holds.

@@ -21,6 +21,8 @@ LINEAR_SOLVERS = ("auto", "normal", "woodbury", "svd", "cg")
 
 #: Unknowns up to which singular values serve: one factorization for all lam, and no squared condition.
 FEW = 64
+#: The part by which a step may miss its radius.
+NEARLY = 0.01
 #: Unknowns or rows, whichever are fewer, up to which a matrix is factored, and entries of J that are kept.
 MOST_FACTORED, MOST_ENTRIES = 12_000, 5 * 10**8
 
@@ -126,12 +128,37 @@ class Singular(DampedSystem):
         super().__init__(D)
         W = J / self.root
         self.U, self.s, self.Vh = torch.linalg.svd(W if bool(W.isfinite().all()) else torch.zeros_like(W), False)
+        largest = float(self.s[0]) if len(self.s) else 0.0
+        self.is_zero = self.s <= max(J.shape) * torch.finfo(J.dtype).eps * largest
         self.factorizations = 1
         self.multiplications = 4.0 * max(J.shape) * min(J.shape) ** 2
 
     def solve(self, lam: float, q: Tensor) -> Tensor | None:
         self.multiplications += 2.0 * self.U.numel()
-        return _finite(-(self.Vh.T @ (self.s / (self.s.square() + lam) * (self.U.T @ q))) / self.root)
+        return _finite(-(self.Vh.T @ self._weighted(lam, self.U.T @ q)) / self.root)
+
+    def _weighted(self, lam: float, c: Tensor) -> Tensor:
+        """s c / (s^2 + lam), 0 where s is rounding alone: in the directions V, -D^1/2 p."""
+        return torch.where(self.is_zero, 0.0, self.s * c / (self.s.square() + lam))
+
+    def damping_for(self, radius: float, q: Tensor) -> float:
+        """lam >= 0 with |p|_D = radius nearly, or 0 where the undamped step is no longer.
+
+        Newton's method on 1/|p| (J. J. More, Lecture Notes in Math. 630, 1978, section 5), from the left.
+
+        Args:
+            radius: > 0.
+            q: (m,).
+        """
+        c, lam = self.U.T @ q, 0.0
+        for _ in range(50):
+            v = self._weighted(lam, c)
+            length = float(v.norm())
+            if length <= (1.0 + NEARLY) * radius:
+                break
+            slope = float(torch.where(self.is_zero, 0.0, v.square() / (self.s.square() + lam)).sum())
+            lam += (length - radius) / radius * length**2 / slope
+        return lam
 
 
 class Products(DampedSystem):

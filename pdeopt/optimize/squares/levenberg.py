@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from pdeopt.core.monitor import DescentRecord, LeastSquaresRecord, Reason
 from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize.descent.minimizer import Minimizer, flattened, part_of
 from pdeopt.optimize.parts.bounds import Bounds
+from pdeopt.optimize.parts.trustregion import RatioRule
 from pdeopt.optimize.squares.dampedsteps import DampedSteps, LevenbergSettings, Trial
 from pdeopt.optimize.squares.linearized import Linearized
 from pdeopt.optimize.squares.redrawing import Redrawing
@@ -26,6 +28,8 @@ FACTOR, GOOD, ACCEPT = 4.0, 0.9, 1e-4
 FAIR = 0.25
 #: Trials of an iteration, and iterations in a row without a step; no damping is below the least.
 TRIALS, FAILURES, LEAST_DAMPING = 12, 3, 1e-18
+#: How a trust radius follows.
+RADIUS_RULE = RatioRule(shrink=0.25)
 #: A predicted decrease below this part of f, for each row, cannot be seen.
 ROUNDING = 1e-15
 
@@ -80,6 +84,8 @@ class LevenbergMarquardt(Minimizer):
             raise InputError("function of Levenberg-Marquardt", type(function).__name__, "a ResidualFunction")
         if self.bounds is not None and not self.bounds.lower.shape == self.bounds.upper.shape == (function.size,):
             raise InputError("bounds", f"shape {tuple(self.bounds.lower.shape)}", f"({function.size},)")
+        if self.settings.rule == "radius" and self.settings.linear not in ("auto", "svd"):
+            raise InputError("-lm_rule", f"radius, with -lm_linear {self.settings.linear}", "damping, or svd")
         self.whole, self.function = function, function
         self._forget()
         self.is_monotone = not self.redrawing.is_on
@@ -89,6 +95,7 @@ class LevenbergMarquardt(Minimizer):
         self.factorizations, self._failed, self._why, self._is_wary = 0, 0, Reason.ITERATING, False
         self._scale = torch.empty(0, dtype=torch.float64)
         self.damping = self.radius = self.settings.damping
+        self._trust = 0.0
         x = x if self.bounds is None else self.bounds.nearest(x)
         self._set(self.redrawing.draw(x) if self.redrawing.is_on else self.whole, x)
         self.note_first()
@@ -96,7 +103,8 @@ class LevenbergMarquardt(Minimizer):
     def _forget(self) -> None:
         """What no restart needs."""
         self.redrawing = Redrawing(self.whole, self.settings)
-        self.at, self.outside, self._ending = Linearized(self.settings.linear), 0.0, Reason.ITERATING
+        linear = "svd" if self.settings.rule == "radius" else self.settings.linear
+        self.at, self.outside, self._ending = Linearized(linear), 0.0, Reason.ITERATING
 
     def _set(self, function: ResidualFunction, x: Tensor) -> None:
         """Go to this point, on these rows."""
@@ -134,6 +142,15 @@ class LevenbergMarquardt(Minimizer):
             met.append(trial)
             return trial if trial.ratio > ACCEPT else None
 
+        best = self._within_radius(steps, at) if self.settings.rule == "radius" else self._by_damping(at)
+        self._scale = steps.scale
+        self.factorizations += sum(system.factorizations for system in steps.systems)
+        multiplications = sum(system.multiplications for system in steps.systems)
+        self.function.tally.work += self.function.costs.multiplication * multiplications
+        return best, met
+
+    def _by_damping(self, at: Callable[[float], Trial | None]) -> Trial | None:
+        """The best of lam/4, lam/16, ..., or the first of lam, 4 lam, ... that serves."""
         damping = max(self.damping if self._is_wary else self.damping / FACTOR, LEAST_DAMPING)
         best = at(damping)
         self._is_wary = best is None or best.ratio < FAIR
@@ -141,17 +158,26 @@ class LevenbergMarquardt(Minimizer):
             more = (damping * FACTOR**k for k in range(1, TRIALS))
             best = next((trial for each in more if (trial := at(each)) is not None), None)
         else:
-            while best.ratio > GOOD and damping > LEAST_DAMPING and len(met) < TRIALS:
-                damping = max(damping / FACTOR, LEAST_DAMPING)
-                longer = at(damping)
+            for _ in range(TRIALS):
+                damping /= FACTOR
+                longer = at(damping) if best.ratio > GOOD and damping > LEAST_DAMPING else None
                 if longer is None or longer.f >= best.f:
                     break
                 best = longer
-        self._scale = steps.scale
-        self.factorizations += sum(system.factorizations for system in steps.systems)
-        multiplications = sum(system.multiplications for system in steps.systems)
-        self.function.tally.work += self.function.costs.multiplication * multiplications
-        return best, met
+        return best
+
+    def _within_radius(self, steps: DampedSteps, at: Callable[[float], Trial | None]) -> Trial | None:
+        """The first step that serves as the radius shrinks."""
+        self._trust = self._trust or self.settings.radius * (steps.length(self.x) or 1.0)
+        best = None
+        for _ in range(TRIALS):
+            damping = steps.damping_for(self._trust)
+            best = at(damping)
+            ratio, length = (best.ratio, best.length) if best else (-math.inf, self._trust)
+            self._trust = RADIUS_RULE.after(ratio, self._trust, length)
+            if best is not None:
+                break
+        return best
 
     def _move(self, trial: Trial) -> Reason:
         """Take the step; back again where there are no derivatives."""
@@ -187,8 +213,10 @@ class LevenbergMarquardt(Minimizer):
         self._failed += 1
         return self._why if self._failed >= FAILURES else Reason.ITERATING
 
-    def test(self, record: DescentRecord) -> Reason:
+    def test(self, record: Any) -> Reason:
         found = super().test(record)
+        if found == Reason.ITERATING and 0 < self.stop.max_gradients <= record.jacobians:  # each has a gradient
+            return Reason.WORK_DONE
         return self._ending if found == Reason.ITERATING else found
 
     # -- records and restarts --------------------------------------------------------------------------------------
@@ -203,7 +231,7 @@ class LevenbergMarquardt(Minimizer):
 
     def memory(self) -> dict[str, Any]:
         numbers = {"damping": self.damping, "wary": float(self._is_wary), "failed": self._failed, "why": int(self._why)}
-        numbers |= {"factorizations": self.factorizations, "scale": self._scale.clone()}
+        numbers |= {"factorizations": self.factorizations, "trust": self._trust, "scale": self._scale.clone()}
         sample = self.function.sample_memory() if self.redrawing.is_on else {}
         return super().memory() | numbers | flattened({"redrawing": self.redrawing.memory(), "sample": sample})
 
@@ -213,6 +241,7 @@ class LevenbergMarquardt(Minimizer):
         self.redrawing.recall(part_of(memory, "redrawing"))
         self.damping, self._is_wary = float(memory["damping"]), bool(memory["wary"])
         self.factorizations, self._failed = int(memory["factorizations"]), int(memory["failed"])
+        self._trust = float(memory["trust"])
         self._scale, self._why = memory["scale"].clone(), Reason(int(memory["why"]))
         counted = self.function.tally.copy()
         self._set(self.whole.recalled(part_of(memory, "sample")) if self.redrawing.is_on else self.whole, self.x)
