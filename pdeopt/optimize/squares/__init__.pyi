@@ -14,6 +14,7 @@ from pdeopt.optimize.squares.dampedsteps import (
     LevenbergSettings as LevenbergSettings,
     Trial as Trial,
 )
+from pdeopt.optimize.squares.dampingsearch import DampingSearch as DampingSearch
 from pdeopt.optimize.squares.levenberg import LevenbergMarquardt as LevenbergMarquardt
 
 __all__: list[str]

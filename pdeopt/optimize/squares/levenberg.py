@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -16,20 +15,14 @@ from pdeopt.core.monitor import DescentRecord, LeastSquaresRecord, Reason
 from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize.descent.minimizer import Minimizer, flattened, part_of
 from pdeopt.optimize.parts.bounds import Bounds
-from pdeopt.optimize.parts.trustregion import RatioRule
 from pdeopt.optimize.squares.dampedsteps import DampedSteps, LevenbergSettings, Trial
+from pdeopt.optimize.squares.dampingsearch import FAIR, DampingSearch
 from pdeopt.optimize.squares.linearized import Linearized
 from pdeopt.optimize.squares.redrawing import Redrawing
 from pdeopt.squares.residual import ResidualFunction
 
-#: The damping is divided or multiplied by this; a step that is better than this ratio tells to try a longer one.
-FACTOR, GOOD, ACCEPT = 4.0, 0.9, 1e-4
-#: After a step below this ratio, or a refused one, less damping is not tried at once.
-FAIR = 0.25
-#: Trials of an iteration, and iterations in a row without a step; no damping is below the least.
-TRIALS, FAILURES, LEAST_DAMPING = 12, 3, 1e-18
-#: How a trust radius follows.
-RADIUS_RULE = RatioRule(shrink=0.25)
+#: Iterations in a row without a step at which a run ends.
+FAILURES = 3
 #: A predicted decrease below this part of f, for each row, cannot be seen.
 ROUNDING = 1e-15
 
@@ -60,7 +53,7 @@ class LevenbergMarquardt(Minimizer):
 
     Attributes:
         at: residual, Jacobian and linear model at x.
-        damping: lam of the last step.
+        search: for the damping.
         factorizations: since the start.
         outside: seconds of the processor in steps outside of the function's calls.
 
@@ -92,17 +85,16 @@ class LevenbergMarquardt(Minimizer):
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         self._forget()
-        self.factorizations, self._failed, self._why, self._is_wary = 0, 0, Reason.ITERATING, False
+        self.factorizations, self._failed, self._why = 0, 0, Reason.ITERATING
         self._scale = torch.empty(0, dtype=torch.float64)
-        self.damping = self.radius = self.settings.damping
-        self._trust = 0.0
+        self.radius = self.settings.damping
         x = x if self.bounds is None else self.bounds.nearest(x)
         self._set(self.redrawing.draw(x) if self.redrawing.is_on else self.whole, x)
         self.note_first()
 
     def _forget(self) -> None:
         """What no restart needs."""
-        self.redrawing = Redrawing(self.whole, self.settings)
+        self.redrawing, self.search = Redrawing(self.whole, self.settings), DampingSearch(self.settings)
         linear = "svd" if self.settings.rule == "radius" else self.settings.linear
         self.at, self.outside, self._ending = Linearized(linear), 0.0, Reason.ITERATING
 
@@ -125,58 +117,20 @@ class LevenbergMarquardt(Minimizer):
                 old, rows = self.f, self.at.timed(lambda: self.redrawing.draw(self.x))
                 self._set(rows, self.x)
                 self.redrawing.compare(old, self.f)
-            trial, met = self._search()
+            trial = self._search()
             self.redrawing.age += 1
-            return self._stay(met) if trial is None else self._move(trial)
+            return self._stay(self.search.met) if trial is None else self._move(trial)
         finally:
             self.outside += time.process_time() - self.at.seconds - begin
 
-    def _search(self) -> tuple[Trial | None, list[Trial]]:
-        """The step to take, by the damping that serves best, and all that were looked at."""
-        steps, met = DampedSteps(self.at, self.settings, self.bounds, self._scale), list[Trial]()
-
-        def at(damping: float) -> Trial | None:
-            trial = steps.trial(damping)
-            if trial is None or torch.equal(trial.x, self.x):
-                return None
-            met.append(trial)
-            return trial if trial.ratio > ACCEPT else None
-
-        best = self._within_radius(steps, at) if self.settings.rule == "radius" else self._by_damping(at)
+    def _search(self) -> Trial | None:
+        """The step to take."""
+        steps = DampedSteps(self.at, self.settings, self.bounds, self._scale)
+        best = self.search.best(steps)
         self._scale = steps.scale
         self.factorizations += sum(system.factorizations for system in steps.systems)
         multiplications = sum(system.multiplications for system in steps.systems)
         self.function.tally.work += self.function.costs.multiplication * multiplications
-        return best, met
-
-    def _by_damping(self, at: Callable[[float], Trial | None]) -> Trial | None:
-        """The best of lam/4, lam/16, ..., or the first of lam, 4 lam, ... that serves."""
-        damping = max(self.damping if self._is_wary else self.damping / FACTOR, LEAST_DAMPING)
-        best = at(damping)
-        self._is_wary = best is None or best.ratio < FAIR
-        if best is None:
-            more = (damping * FACTOR**k for k in range(1, TRIALS))
-            best = next((trial for each in more if (trial := at(each)) is not None), None)
-        else:
-            for _ in range(TRIALS):
-                damping /= FACTOR
-                longer = at(damping) if best.ratio > GOOD and damping > LEAST_DAMPING else None
-                if longer is None or longer.f >= best.f:
-                    break
-                best = longer
-        return best
-
-    def _within_radius(self, steps: DampedSteps, at: Callable[[float], Trial | None]) -> Trial | None:
-        """The first step that serves as the radius shrinks."""
-        self._trust = self._trust or self.settings.radius * (steps.length(self.x) or 1.0)
-        best = None
-        for _ in range(TRIALS):
-            damping = steps.damping_for(self._trust)
-            best = at(damping)
-            ratio, length = (best.ratio, best.length) if best else (-math.inf, self._trust)
-            self._trust = RADIUS_RULE.after(ratio, self._trust, length)
-            if best is not None:
-                break
         return best
 
     def _move(self, trial: Trial) -> Reason:
@@ -186,7 +140,7 @@ class LevenbergMarquardt(Minimizer):
         if not self.at.is_finite:
             self._set(self.function, x)
             return self._stay([replace(trial, f=math.nan)])
-        self.damping = self.radius = trial.damping
+        self.radius = trial.damping
         self._failed, self.note = 0, ""
         if s.ftol > 0.0 and f - self.f <= s.ftol * f and trial.ratio > FAIR:
             self._ending = Reason.CONVERGED_DECREASE
@@ -201,9 +155,10 @@ class LevenbergMarquardt(Minimizer):
             met: trials that led somewhere.
         """
         self.note, redraws = "rejected", self.redrawing.is_on
-        self.damping = self.radius = self.settings.damping if redraws else self.damping * FACTOR**TRIALS
         if redraws:
             self.redrawing.age = self.settings.resample_every
+            self.search.begin_again()
+        self.radius = self.search.damping
         promised = max((trial.predicted for trial in met), default=math.inf)
         if promised <= ROUNDING * self.function.rows * self.f and not redraws:
             return Reason(self.stop.stalled())
@@ -230,18 +185,17 @@ class LevenbergMarquardt(Minimizer):
         return LeastSquaresRecord(*astuple(super().unsolved()))
 
     def memory(self) -> dict[str, Any]:
-        numbers = {"damping": self.damping, "wary": float(self._is_wary), "failed": self._failed, "why": int(self._why)}
-        numbers |= {"factorizations": self.factorizations, "trust": self._trust, "scale": self._scale.clone()}
-        sample = self.function.sample_memory() if self.redrawing.is_on else {}
-        return super().memory() | numbers | flattened({"redrawing": self.redrawing.memory(), "sample": sample})
+        numbers = {"factorizations": self.factorizations, "failed": self._failed, "why": int(self._why)}
+        parts = {"search": self.search.memory(), "redrawing": self.redrawing.memory()}
+        parts["sample"] = self.function.sample_memory() if self.redrawing.is_on else {}
+        return super().memory() | numbers | {"scale": self._scale.clone()} | flattened(parts)
 
     def recall(self, memory: dict[str, Any]) -> None:
         super().recall(memory)
         self._forget()
         self.redrawing.recall(part_of(memory, "redrawing"))
-        self.damping, self._is_wary = float(memory["damping"]), bool(memory["wary"])
+        self.search.recall(part_of(memory, "search"))
         self.factorizations, self._failed = int(memory["factorizations"]), int(memory["failed"])
-        self._trust = float(memory["trust"])
         self._scale, self._why = memory["scale"].clone(), Reason(int(memory["why"]))
         counted = self.function.tally.copy()
         self._set(self.whole.recalled(part_of(memory, "sample")) if self.redrawing.is_on else self.whole, self.x)
