@@ -1,27 +1,34 @@
 """Newton's method on the KKT system with a line search on the augmented Lagrangian J + lam.F + rho |F|^2.
 
 The search moves x and lam together (P. E. Gill, W. Murray, M. A. Saunders, M. H. Wright, Some theoretical
-properties of an augmented Lagrangian merit function, 1986): full steps are taken near the solution, without
-a correction against the Maratos effect. With F' dx = -F and W dx + F'^T dlam = -L_x the merit function's
-derivative along the step is -dx.W dx + 2 dlam.F - 2 rho |F|^2.
+properties of an augmented Lagrangian merit function, 1986). With F' dx = -F and W dx + F'^T dlam = -L_x the merit
+function's derivative along the step is -dx.W dx + 2 dlam.F - 2 rho |F|^2.
+
+Where J has kinks in its derivative, as a penalty max(u - b, 0)^2 has, the Hessian ahead is another one, and J rises
+along a full step although the next step, with the Hessian there, comes down: semismooth Newton converges by full steps.
+So a few full steps in a row are tried before the search, and taken where they end below (watchdog: R. M. Chamberlain,
+M. J. D. Powell, C. Lemarechal, H. C. Pedersen, Math. Programming Study 16, 1982). They are tried only where the
+quadratic model of J alone explains the rise: a smooth J in a nonlinear problem costs no solves in vain.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
+from pdeopt.core.errors import SolveFailure
 from pdeopt.core.monitor import History, Reason, Record
 from pdeopt.kkt.operator import Hessian
 from pdeopt.optimize.fullspace.curvature import curves_down
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
+from pdeopt.optimize.fullspace.merit import Merit, Point
 from pdeopt.optimize.fullspace.method import FullSpaceMethod
 from pdeopt.optimize.parts.linesearch import Backtracking
 
@@ -30,6 +37,9 @@ SHORTEST_STEP: dict[Hessian, float] = {"full": 0.1, "gauss-newton": 1e-10}
 
 #: The loosest relative tolerance of a KKT solve.
 LOOSEST_RTOL = 1e-2
+
+#: Most full steps over kinks, the first one counted.
+MAX_OVER_KINKS = 4
 
 
 class NewtonKKT(FullSpaceMethod):
@@ -68,21 +78,25 @@ class NewtonKKT(FullSpaceMethod):
         self._note = ""
         self.lin = problem.at(x)
         self._residual = self._previous = math.inf  # |(L_x, F)| now and before the last step
-        self.penalty = penalty * max(abs(self.lin.value), 1e-8)
+        self.merit = Merit(self.metric, penalty * max(abs(self.lin.value), 1e-8))
 
     def record(self, iteration: int) -> Record:
-        self._gradient = self.lin.lagrangian_gradient(self.lam)
-        self._feasibility = self.metric.residual_norm(self.lin.residual)
+        self._evaluate()
         krylov = sum(solver.take_iterations() for solver in self._solvers.values())
         optimality = self.metric.dual_norm(self._gradient)
         self._residual = math.hypot(optimality, self._feasibility)
         return Record(iteration, self.lin.value, self._feasibility, optimality, self.step_size, krylov, self._note)
 
+    def _evaluate(self) -> None:
+        """Gradient and residual at the point."""
+        self._gradient = self.lin.lagrangian_gradient(self.lam)
+        self._feasibility = self.metric.residual_norm(self.lin.residual)
+
     def step(self) -> Reason:
         reason = Reason.DIVERGED_LINE_SEARCH
         for hessian, shortest in SHORTEST_STEP.items():
             dx, dlam, curvature = self._direction(hessian)
-            slope = self._slope(dlam, curvature)
+            slope = self.merit.slope(self.lin, dlam, curvature)
             curves_down = self._solver(hessian).curves_down
             notes = ["" if hessian == "full" else "Gauss-Newton", "negative curvature" if curves_down else ""]
             self._note = ", ".join(filter(None, notes))
@@ -115,33 +129,46 @@ class NewtonKKT(FullSpaceMethod):
         reduction = self._residual / self._previous if math.isfinite(self._previous) else 1.0
         return max(self.rtol, min(LOOSEST_RTOL, 0.9 * reduction**2))
 
-    def _slope(self, dlam: PETSc.Vec, curvature: float) -> float:
-        """The merit function's derivative along the step, after its penalty was raised for descent."""
-        coupling, violation = dlam.dot(self.lin.residual), self._feasibility**2
-        needed = (2.0 * coupling - 0.5 * curvature) / (2.0 * violation) if violation > 0 else 0.0
-        if self.penalty < needed:
-            self.penalty = 2.0 * needed
-        return float(-curvature + 2.0 * coupling - 2.0 * self.penalty * violation)
-
     def _move(self, dx: PETSc.Vec, dlam: PETSc.Vec, slope: float, search: Backtracking) -> Reason:
-        trials: dict[float, tuple[PETSc.Vec, PETSc.Vec, Linearization]] = {}
+        here = Point(self.x, self.lam, self.lin)
+        start, trials = self.merit(here), {1.0: self.merit.ahead(here, 1.0, dx, dlam)}
+        if self.merit.has_kinks(here, dx, trials[1.0], start + 0.5 * slope):
+            beyond = self._over_kinks(trials[1.0], search.limit(start, slope, 1.0))
+            if beyond is not None:
+                return self._take(beyond, 1.0)
 
         def merit(size: float) -> float:
-            x, lam = self.x.copy(), self.lam.copy()
-            x.axpy(size, dx)
-            lam.axpy(size, dlam)
-            trials[size] = x, lam, self.problem.at(x)
-            return self.metric.augmented_lagrangian(trials[size][2], lam, self.penalty)
+            point = trials[size] if size in trials else self.merit.ahead(here, size, dx, dlam)
+            trials[size] = self.merit.corrected(point, search.limit(start, slope, size))
+            return self.merit(trials[size])
 
-        start = self.metric.augmented_lagrangian(self.lin, self.lam, self.penalty)
         size = search.search(merit, start, slope)
         if size is None:
-            finite = all(math.isfinite(lin.value) for _, _, lin in trials.values())
+            finite = all(math.isfinite(point.lin.value) for point in trials.values())
             return Reason.DIVERGED_LINE_SEARCH if finite else Reason.DIVERGED_NAN
-        x, lam, self.lin = trials[size]
-        x.copy(self.x)
-        lam.copy(self.lam)
-        self.step_size = size
+        return self._take(trials[size], size)
+
+    def _over_kinks(self, point: Point, enough: float) -> Point | None:
+        """The first point of full steps from this one on where the merit function is at most `enough`."""
+        here, size = Point(self.x.copy(), self.lam.copy(), self.lin), self.step_size
+        with suppress(SolveFailure):
+            for count in range(1, MAX_OVER_KINKS):
+                self._take(point, 1.0)
+                self._evaluate()
+                dx, dlam, _ = self._direction("full")
+                point = self.merit.ahead(point, 1.0, dx, dlam)
+                if self.merit(point) <= enough:
+                    self._note = f"{count + 1} steps over kinks"
+                    break
+        self._take(here, size)
+        self._evaluate()
+        return point if self.merit(point) <= enough else None
+
+    def _take(self, point: Point, size: float) -> Reason:
+        """Go there."""
+        point.x.copy(self.x)
+        point.lam.copy(self.lam)
+        self.lin, self.step_size = point.lin, size
         return Reason.ITERATING
 
     def curves_down(self, history: History) -> bool:
@@ -161,11 +188,12 @@ class NewtonKKT(FullSpaceMethod):
     def memory(self) -> dict[str, Any]:
         """What a restart needs beside x and lam."""
         ways = {hessian: solver.choice.stage for hessian, solver in self._solvers.items()}
-        return {"penalty": self.penalty, "step_size": self.step_size, "previous": self._previous, "ways": ways}
+        return {"penalty": self.merit.penalty, "step_size": self.step_size, "previous": self._previous, "ways": ways}
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Go on from the `memory` of an earlier run."""
-        self.penalty, self.step_size, self._previous = (memory[name] for name in ("penalty", "step_size", "previous"))
+        self.merit.penalty = memory["penalty"]
+        self.step_size, self._previous = memory["step_size"], memory["previous"]
         for hessian, stage in memory["ways"].items():
             self._solver(hessian).choice.resume(stage)
 

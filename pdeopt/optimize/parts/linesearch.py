@@ -104,10 +104,13 @@ class Backtracking:
     cubic: bool = False
     scale: float = 1.0
 
+    def limit(self, start: float, slope: float, size: float) -> float:
+        """The largest phi(size) that is a sufficient decrease; differences at rounding level count as equal."""
+        return start + self.armijo * size * slope + 1e-14 * max(self.scale, abs(start))
+
     def sufficient(self, start: float, value: float, slope: float, size: float) -> bool:
-        """Whether phi(size) = value decreases enough; differences at rounding level count as equal."""
-        rounding = 1e-14 * max(self.scale, abs(start))
-        return value <= start + self.armijo * size * slope + rounding
+        """Whether phi(size) = value decreases enough, see `limit`."""
+        return value <= self.limit(start, slope, size)
 
     def along(self, ray: Ray, size: float = 1.0) -> float | None:
         """A step size with sufficient decrease along the ray; None if there is none."""

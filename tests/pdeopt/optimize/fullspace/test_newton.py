@@ -1,9 +1,14 @@
 import pytest
 import torch
 
+from pdeopt.control.objective import Objective
+from pdeopt.control.problem import ControlProblem
+from pdeopt.control.reduced import ReducedObjective
 from pdeopt.control.verify import randomize
 from pdeopt.core.monitor import Reason
 from pdeopt.optimize.fullspace.sqp import SQPSolver
+from pdeopt.optimize.tao import TaoSolver
+from problems.burgers import BurgersCase, BurgersSettings
 from tests.helpers import examples
 from tests.helpers.oracle import Oracle
 from tests.helpers.support import entries, random_design, relative
@@ -53,3 +58,39 @@ def test_the_start_is_not_moved():
     before = x.copy(), lam.copy()
     SQPSolver(problem, type="newton").solve(x, lam)
     assert x.equal(before[0]) and lam.equal(before[1])
+
+
+@pytest.mark.parametrize("nu", [1e-3, pytest.param(1e-4, marks=pytest.mark.slow)])
+def test_low_viscosity_converges_from_both_starts(nu):
+    """To minima; full steps alone diverge, and a search without second-order corrections takes 100 short steps."""
+    problem = BurgersCase(BurgersSettings(nx=32, nt=32, nu=nu)).problem
+    results = [SQPSolver(problem, type="newton", start=start).solve() for start in ("state", "initial")]
+    assert all(result.reason == Reason.CONVERGED_OPTIMALITY for result in results)
+    assert all("no minimum" not in result.message for result in results)
+    assert results[0].iterations <= 25
+    expected = TaoSolver(ReducedObjective(problem)).solve()
+    assert results[0].objective == pytest.approx(expected.objective, rel=1e-8)
+
+
+class Ceiling(Objective):
+    """gamma / 2 |max(u - limit, 0)|^2."""
+
+    def __init__(self, gamma, limit):
+        self.gamma, self.limit = gamma, limit
+
+    def value(self, u, z, steps):
+        return 0.5 * self.gamma * steps.weight * torch.relu(u - self.limit).square().sum(-1)
+
+
+@pytest.mark.parametrize(("name", "gamma"), [("heat", 1e2), ("heat", 1e6), ("burgers", 1e4)])
+def test_kinks_of_a_penalty_on_states_do_not_shorten_steps(name, gamma):
+    plain = examples.EXAMPLES[name]()
+    limit = 0.5 * float(entries(SQPSolver(plain, type="newton").solve().state).max())
+    problem = ControlProblem(plain.constraint, plain.objective + Ceiling(gamma, limit), plain.grid)
+    result = SQPSolver(problem, type="newton").solve()
+    assert result.converged and result.iterations <= 12, result.message
+    assert (
+        0.0 < float(entries(result.state).max()) - limit < 100.0 / gamma
+    )  # binds; the violation is of order 1 / gamma
+    k = torch.cat([entries(part) for part in (result.state, result.design, result.multiplier)])
+    assert torch.func.grad(Oracle(problem).L)(k).abs().max() <= 1e-7
