@@ -8,6 +8,7 @@ equation misses. In these norms iteration counts do not depend on the mesh.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -18,6 +19,7 @@ from pdeopt.control.linearization import Linearization
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import assign, copy, index_array
 from pdeopt.core.options import set_default
+from pdeopt.core.ranks import freed
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.sparse import block_diagonal
 
@@ -150,19 +152,19 @@ class RieszMetric:
 
     def norm(self, x: PETSc.Vec) -> float:
         """sqrt(x.Rx)."""
-        return _root(x.dot(self.primal(x, x.duplicate())))
+        return _norm(self.primal, x)
 
     def dual_norm(self, g: PETSc.Vec) -> float:
         """sqrt(g.R^-1 g) of a gradient."""
-        return _root(g.dot(self.primal_inverse(g, g.duplicate())))
+        return _norm(self.primal_inverse, g)
 
     def design_dual_norm(self, g: PETSc.Vec) -> float:
         """`dual_norm` of a gradient in the design variables alone."""
-        return _root(g.dot(self.design_inverse(g, g.duplicate())))
+        return _norm(self.design_inverse, g)
 
     def residual_norm(self, c: PETSc.Vec) -> float:
         """|c| of a constraint residual."""
-        return _root(c.dot(self.residual_inverse(c, c.duplicate())))
+        return _norm(self.residual_inverse, c)
 
     def augmented_lagrangian(self, lin: Linearization, lam: PETSc.Vec, penalty: float) -> float:
         """J + lam.F + penalty |F|^2 at a linearization."""
@@ -181,6 +183,13 @@ class RieszMetric:
 def _pack_design(problem: ControlProblem, out: PETSc.Vec, z: Tensor, p: Tensor) -> PETSc.Vec:
     assign(out, z, p[: problem.layout.param_size])
     return out
+
+
+def _norm(form: Callable[[PETSc.Vec, PETSc.Vec], PETSc.Vec], x: PETSc.Vec) -> float:
+    """sqrt(x.(form x)), with form(x, out) -> out."""
+    image = x.duplicate()
+    with freed(image):  # it is large, and Python alone would only queue it
+        return _root(x.dot(form(x, image)))
 
 
 def _root(square: float) -> float:

@@ -297,10 +297,17 @@ def _require_shapes_of(problem: ControlProblem, u0: Tensor, steps: Steps) -> Non
 
 
 def _require_torch(what: str, function: Callable[..., Tensor], arguments: tuple[Any, ...]) -> None:
-    """Raise `InputError` where NumPy stands between the arguments and the result, so that nothing can differentiate."""
+    """Raise `InputError` where NumPy stands between the arguments and the result, so that nothing can differentiate.
+
+    Where the tape of PyTorch shows that the result depends on an argument, nothing does; else a derivative tells, for
+    which PyTorch loads much that a problem with derivatives of its own never needs.
+    """
     *fields, steps = arguments
     try:
-        jvp(lambda *x: function(*x, steps), tuple(fields), tuple(torch.ones_like(x) for x in fields))
+        for k, x in enumerate(fields):
+            rest = fields[:k], fields[k + 1 :]
+            if not function(*rest[0], x.detach().clone().requires_grad_(), *rest[1], steps).requires_grad:
+                jvp(lambda y, rest=rest: function(*rest[0], y, *rest[1], steps), (x,), (torch.ones_like(x),))
     except RuntimeError as error:
         if "numpy" in str(error) or "data pointer" in str(error):  # of a tensor that is being differentiated
             legal = "torch functions of the states and controls; NumPy does for what does not depend on them"

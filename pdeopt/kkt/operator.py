@@ -106,6 +106,7 @@ class KKTOperator:
         Wx = self.apply_hessian(x, self._w)
         JT_lam = self.lin.vjp(lam, self.problem.create_primal())
         Wx.axpy(1.0, JT_lam)
+        JT_lam.destroy()
         self._exchange_fixed(Wx, held)
         self.problem.layout.join_kkt(Wx, self.lin.jvp(x, self._c), out)
 

@@ -20,6 +20,7 @@ from pdeopt.control.metric import RieszMetric
 from pdeopt.core.errors import InputError, SolveFailure, as_raised
 from pdeopt.core.monitor import logged
 from pdeopt.core.options import defaults
+from pdeopt.core.ranks import freed
 from pdeopt.core.settings import read_inner
 from pdeopt.kkt.blocks import sees_all_states
 from pdeopt.kkt.coupled import CoupledKKT
@@ -40,9 +41,9 @@ TINY = 1e-300
 #: INFOG(1) of MUMPS where pivots need more memory than its analysis foresaw.
 MUMPS_OUT_OF_ROOM = (-8, -9, -11, -14, -15, -17, -19, -20)
 
-
-#: Krylov iterations of a solve.
-MAX_ITERATIONS = 500
+#: Krylov iterations of a solve, and those whose vectors are kept: two of all unknowns each, of which PETSc takes ten at
+#: a time; "wathen" takes a few iterations where it fits, and keeps its counts with few of them.
+MAX_ITERATIONS, RESTART, FLAT_RESTART = 500, 100, 5
 
 
 class KKTSolver:
@@ -110,7 +111,7 @@ class KKTSolver:
         ksp.setOptionsPrefix(self.prefix)
         ksp.setType("fgmres")
         ksp.setTolerances(max_it=MAX_ITERATIONS)
-        ksp.setGMRESRestart(100)
+        ksp.setGMRESRestart(FLAT_RESTART if self.way == "wathen" else RESTART)
         context, layout = PRECONDITIONERS[self.way], self.operator.layout
         if self._coupled is not None:
             layout = self._coupled.coupled
@@ -197,6 +198,7 @@ class KKTSolver:
                 continue
             enough = rtol if self.choice.patience is not None else max(rtol, ROUNDING_RTOL)
             if missed <= enough or self.curves_down:
+                remainder.destroy()
                 return solution
             if not self._give_up():
                 break
@@ -241,6 +243,7 @@ class KKTSolver:
                 size = self._remainder(rhs, solution, remainder)
             if self.curves_down or not size < 0.9 * last:
                 break
+        correction.destroy()
         return size
 
     def _remainder(self, rhs: PETSc.Vec, solution: PETSc.Vec, out: PETSc.Vec) -> float:
@@ -338,8 +341,9 @@ class KKTSolver:
     def norm(self, k: PETSc.Vec) -> float:
         """The dual norm of a right-hand side or residual [g | c]."""
         g, c = self.problem.create_primal(), self.problem.create_multiplier()
-        self.problem.layout.split_kkt(k, g, c)
-        return float((self.metric.dual_norm(g) ** 2 + self.metric.residual_norm(c) ** 2) ** 0.5)
+        with freed(g, c):
+            self.problem.layout.split_kkt(k, g, c)
+            return float((self.metric.dual_norm(g) ** 2 + self.metric.residual_norm(c) ** 2) ** 0.5)
 
     @property
     def ksp(self) -> PETSc.KSP:
