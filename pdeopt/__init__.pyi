@@ -10,7 +10,8 @@ from pdeopt.control.objective import (
 from pdeopt.control.controlmap import ControlMap as ControlMap
 from pdeopt.control.problem import ControlProblem as ControlProblem
 from pdeopt.steps.timegrid import TimeGrid as TimeGrid, Steps as Steps
-from pdeopt.steps.sparse import StepMatrix as StepMatrix, StepPattern as StepPattern, Sparsity as Sparsity
+from pdeopt.steps.sparse import StepMatrix as StepMatrix, StepPattern as StepPattern
+from pdeopt.steps.sparsity import Sparsity as Sparsity
 
 # Smooth functions.
 from pdeopt.functions.smooth import (

@@ -36,8 +36,7 @@ from nn_adapters.layers.context import (
 from nn_adapters.layers.layerstep import LayerStep, LinearizedSteps, StepLength
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import Mgrit, MgritSettings, whole_intervals
-from pdeopt.steps.neighbors import as_bytes
-from pdeopt.steps.timegrid import TimeGrid
+from pdeopt.steps.timegrid import TimeGrid, as_bytes
 
 #: A solve whose last run misses its C-points by more than half of their size has diverged. In training that goes well
 #: they are missed by less than a twentieth.

@@ -35,6 +35,7 @@ class InitialNode:
     def __init__(self, state: Callable[[Tensor], Tensor], objective: Objective, node: Steps, m: int) -> None:
         self.state, self.objective, self.node = state, objective, node
         self._no_control = torch.zeros(1, m, dtype=torch.float64)
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def jvp(self, p: Tensor, dp: Tensor) -> Tensor:
         """G'(p) dp, shape (n,)."""
@@ -50,7 +51,15 @@ class InitialNode:
 
     def value(self, p: Tensor) -> Tensor:
         """J_0(G(p), 0; p), a scalar."""
-        return self.objective.value(self.state(p)[None], self._no_control, self.node.with_parameters(p)).sum()
+        u0 = self.state(p)
+        if len(p):
+            return self._value(u0, p)
+        if self._last is None or not torch.equal(self._last[0], u0):  # the same for all controls
+            self._last = u0, self._value(u0, p)
+        return self._last[1]
+
+    def _value(self, u0: Tensor, p: Tensor) -> Tensor:
+        return self.objective.value(u0[None], self._no_control, self.node.with_parameters(p)).sum()
 
     def gradient(self, p: Tensor) -> Tensor:
         """The gradient of `value`, shape (param_dim,)."""
@@ -118,7 +127,10 @@ class Linearization:
     def residual(self) -> PETSc.Vec:
         """F at the point, in the layout of the multiplier."""
         out = self.layout.create_multiplier()
-        assign(out, self.constraint.residual(self.u_old, self.u, self.z_step, self.steps))
+        if "jacobian" in self.__dict__:
+            assign(out, self.jacobian.residual)
+        else:
+            assign(out, self.constraint.residual(self.u_old, self.u, self.z_step, self.steps))
         return out
 
     @cached_property

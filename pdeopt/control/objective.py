@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.arrays import Array, real_number
-from pdeopt.core.autodiff import columns, jvp, vjp
+from pdeopt.core.autodiff import columns, curvature, vjp
 from pdeopt.core.errors import InputError
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.observation import Measurements, Observation, SeenForm
-from pdeopt.steps.sparse import Sparsity, StepMatrix
+from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.timegrid import Steps, TimeGrid
 
 Rows = tuple[Tensor, Tensor, Tensor]  # (batch, n) for u, (batch, m) for z, (param_dim,) for p
@@ -82,10 +83,10 @@ class Objective(ABC):
             du, dz, dp: the direction, (batch, n), (batch, m), (param_dim,).
         """
 
-        def gradient(u: Tensor, z: Tensor, p: Tensor) -> tuple[Tensor, ...]:
-            return self.gradient(u, z, steps.with_parameters(p))
+        def value(u: Tensor, z: Tensor, p: Tensor) -> Tensor:
+            return self.value(u, z, steps.with_parameters(p))
 
-        hu, hz, hp = jvp(gradient, (u, z, steps.p), (du, dz, dp))
+        hu, hz, hp = curvature(value, (u, z, steps.p), torch.ones(len(steps), dtype=u.dtype))(du, dz, dp)
         return hu, hz, hp
 
     def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:

@@ -39,6 +39,9 @@ ARGUMENTS = ("constraint", "objective", "grid", "control_map")
 #: Copies of its unknowns that a problem takes at least: state, control, multiplier, their gradients, Jacobians.
 COPIES = 6
 
+#: Unknown states of linearizations after which what Python let go of is freed: that takes longer than a small solve.
+GARBAGE = 1 << 13
+
 #: Unknown states of a stretch of steps, and the fewest stretches into which all steps are cut.
 STRETCH_UNKNOWNS, FEWEST_STRETCHES = 1 << 14, 8
 
@@ -100,6 +103,7 @@ class ControlProblem:
         self.controls = StepControls(grid, self.m, control_map)
         self.layout = VectorLayout(grid, self.n, self.controls.size, self.param_dim)
         self.propagator = Propagator(grid)
+        self._linearizations, self._garbage_period = 0, max(GARBAGE // (grid.num_steps * self.n), 1)
         _require_shapes(self)
 
     # -- vectors: those of the layout that a user needs -------------------------------------------------------
@@ -171,9 +175,16 @@ class ControlProblem:
         if not self._has_room:
             _require_memory(self, self.grid.n_local * (2 * self.n + self.m))
             self._has_room = True
-        free_garbage(self.grid.comm)  # of the linearizations before
-        initial = InitialNode(self.initial_state, self.objective, self.grid.node_zero, self.m)
-        return Linearization(self.constraint, self.objective, initial, self.layout, self.controls, x, self.stretches)
+        self._linearizations += 1
+        if self._linearizations % self._garbage_period == 0:
+            free_garbage(self.grid.comm)  # of the linearizations before
+        return Linearization(
+            self.constraint, self.objective, self._initial, self.layout, self.controls, x, self.stretches
+        )
+
+    @cached_property
+    def _initial(self) -> InitialNode:
+        return InitialNode(self.initial_state, self.objective, self.grid.node_zero, self.m)
 
     @plainly
     @logged("pdeoptState")

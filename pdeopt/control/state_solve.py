@@ -17,12 +17,15 @@ from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.errors import SolveFailure
 from pdeopt.steps.timegrid import Steps
 
-#: An old Jacobian is kept while each correction is smaller than the last by this factor.
-FAST_CONTRACTION = 0.2
+#: Corrections with an old Jacobian that cost no more than a new one: it is kept while so many more are enough.
+WORTH_A_JACOBIAN = 5
 
-#: Sizes of a last correction relative to 1 + |u|: with a new Jacobian, where the next one would be about 1e-16, and
-#: with an old one.
-NEWTON_TOLERANCE, CHORD_TOLERANCE = 1e-8, 1e-12
+#: The first correction with a new Jacobian after which the next one is worth trying with it, relative to 1 + |u|.
+SMALL_CORRECTION = 1e-2
+
+#: The size of a last correction with a new Jacobian relative to 1 + |u|, where the next one would be about 1e-16; with
+#: an old one, that of the next correction as the rate of contraction foretells it.
+NEWTON_TOLERANCE, CHORD_TOLERANCE = 1e-8, 2e-13
 
 #: Most linear solves of Newton's method; where they do not do, a stretch is halved.
 MAX_CORRECTIONS = 40
@@ -54,23 +57,27 @@ class StateEquation:
         size, fresh = math.inf, False
         for _ in range(MAX_CORRECTIONS):
             u_old = self.old(u)
-            r = self.constraint.residual(u_old, u, self.z, self.steps)
             try:
                 if jacobian is None:
                     jacobian, fresh = self.constraint.linearize(u_old, u, self.z, self.steps), True
+                    r = jacobian.residual
+                else:
+                    r = self.constraint.residual(u_old, u, self.z, self.steps)
                 du = self.forward(jacobian, -r)
             except SolveFailure:
                 return None
             last, size = size, self.largest((du.abs() / (1 + u.abs())).amax())
+            rate = size / last if math.isfinite(last) else min(size / SMALL_CORRECTION, 1.0) if fresh else math.nan
+            if size <= NEWTON_TOLERANCE if fresh else size * min(rate, 1.0) <= CHORD_TOLERANCE:
+                return u + du
             if fresh and not size < 2 * last:  # also for NaN
                 return None
-            if not size < FAST_CONTRACTION * last and not fresh:  # the step of an old Jacobian is not worth taking
+            if rate >= 1 and not fresh:  # the step of an old Jacobian is not worth taking
                 jacobian, size = None, last
                 continue
             u = u + du
-            if size <= (NEWTON_TOLERANCE if fresh else CHORD_TOLERANCE):
-                return u
-            jacobian, fresh = (jacobian if size < FAST_CONTRACTION * last < math.inf else None), False
+            is_slow = size * rate**WORTH_A_JACOBIAN > CHORD_TOLERANCE
+            jacobian, fresh = (None if is_slow else jacobian), False
         return None
 
 

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pdeopt.core.autodiff import columns, jvp, vjp
+from pdeopt.core.autodiff import columns, curvature, is_transformed, jvp, pullback, vjp
 from pdeopt.core.errors import InputError, StepFailure
-from pdeopt.steps.bands import NOT_FINITE, SINGULAR_STEP
+from pdeopt.steps.bands import NOT_FINITE, SINGULAR_STEP, CoupledBand
 from pdeopt.steps.sparse import StepMatrix, StepPattern
 from pdeopt.steps.stepsolve import StagedSubstitution, StepSolver, step_solver
 from pdeopt.steps.sweeps import Substitution, substitution
@@ -54,6 +54,11 @@ class StepJacobian:
 
     def _directions(self, *directions: Tensor | None) -> tuple[Tensor, ...]:
         return tuple(torch.zeros_like(x) if d is None else d for x, d in zip(self.point, directions))
+
+    @cached_property
+    def residual(self) -> Tensor:
+        """F at the point, (batch, n)."""
+        return self._residual(*self.point)
 
     def jvp(
         self,
@@ -107,10 +112,8 @@ class StepJacobian:
             Rows for u_old, u_new and z, and the sum over the batch for p, as in `vjp`.
         """
 
-        def gradient(*point: Tensor) -> tuple[Tensor, ...]:
-            return vjp(self._residual, point, lam)
-
-        h_old, h_new, h_z, h_p = jvp(gradient, self.point, self._directions(d_old, d_new, dz, dp))
+        product = curvature(self._residual, self.point, lam)
+        h_old, h_new, h_z, h_p = product(*self._directions(d_old, d_new, dz, dp))
         return h_old, h_new, h_z, h_p
 
     @cached_property
@@ -192,7 +195,9 @@ class SparseStepJacobian(StepJacobian):
         values: Tensor | Mapping[str, Tensor],
     ) -> None:
         super().__init__(constraint, *point, steps)
-        self.pattern = pattern
+        self.pattern, self._widths = pattern, [x.shape[1] for x in point]
+        self._last: Tensor | None = None  # the multiplier of the last Hessian,
+        self._hessian: tuple[StepMatrix, bool] | None = None  # and that, if it was filled, and whether its pattern fits
         if isinstance(values, Tensor):
             self.blocks = pattern.split(values)
         else:
@@ -202,27 +207,34 @@ class SparseStepJacobian(StepJacobian):
     def colored(
         cls, constraint: StepEquation, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps, pattern: StepPattern
     ) -> SparseStepJacobian:
-        """Blocks by colored forward-mode differentiation, checked with one product.
+        """Blocks by colored differentiation, checked with one product: in the mode that needs fewer of them.
 
         Raises `InputError` where the residual depends on more than the pattern says.
         """
-        n = constraint.state_dim
-        x = torch.cat([u_old, u_new, z], dim=1)
 
-        def residual(x: Tensor) -> Tensor:
-            return constraint.residual(x[:, :n], x[:, n : 2 * n], x[:, 2 * n :], steps)
+        def residual(u_old: Tensor, u_new: Tensor, z: Tensor) -> Tensor:
+            return constraint.residual(u_old, u_new, z, steps)
 
-        def product(direction: Tensor) -> Tensor:
-            return jvp(residual, (x,), (direction.expand_as(x),))
-
-        values, are_all = pattern.jacobian.fill(product)
+        point = (u_old, u_new, z)
+        if pattern.jacobian.has_fewer_row_colors:
+            value, transposed = pullback(residual, point)
+            values, are_all = pattern.jacobian.fill_transposed(
+                lambda w: torch.cat(transposed(w.expand_as(u_new)), dim=1)
+            )
+        else:
+            value, widths = residual(*point), [x.shape[1] for x in point]
+            values, are_all = pattern.jacobian.fill(
+                lambda d: jvp(residual, point, tuple(x.expand(len(z), -1) for x in d.split(widths)))
+            )
         if not are_all:
             raise InputError(
                 f"{type(constraint).__name__}.pattern",
                 "a sparsity that misses nonzero derivatives",
                 "StepPattern(A, B, C, W) with all entries, or pattern = None for matrix-free products",
             )
-        return cls(constraint, (u_old, u_new, z), steps, pattern, values)
+        found = cls(constraint, point, steps, pattern, values)
+        found.residual = value
+        return found
 
     def jvp(
         self,
@@ -246,6 +258,52 @@ class SparseStepJacobian(StepJacobian):
     def control_vjp(self, w: Tensor) -> Tensor:
         return self.blocks["C"].transpose(w)
 
+    def hvp(
+        self,
+        lam: Tensor,
+        d_old: Tensor | None = None,
+        d_new: Tensor | None = None,
+        dz: Tensor | None = None,
+        dp: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if self.point[3].numel() or is_transformed() or (W := self._hessian_at(lam)) is None:
+            return super().hvp(lam, d_old, d_new, dz, dp)
+        *directions, no_p = self._directions(d_old, d_new, dz, None)
+        h_old, h_new, h_z = W(torch.cat(directions, dim=1)).split(self._widths, dim=1)
+        return h_old, h_new, h_z, no_p
+
+    def _hessian_at(self, lam: Tensor) -> StepMatrix | None:
+        """`hessian` from the second time on that this multiplier comes: for one product it does not pay."""
+        if self._last is None or not torch.equal(self._last, lam):
+            self._last, self._hessian = lam.clone(), None
+            return None
+        return self.hessian(lam)
+
+    def hessian(self, lam: Tensor) -> StepMatrix | None:
+        """The Hessian of each lam_i.F_i over [u_old | u_new | z], by colored products; kept for this multiplier.
+
+        None where the pattern misses nonzero second derivatives.
+
+        Args:
+            lam: multipliers of the steps, (batch, n).
+        """
+        if self._last is None or not torch.equal(self._last, lam):
+            self._last, self._hessian = lam.clone(), None
+        if self._hessian is None:
+
+            def residual(u_old: Tensor, u_new: Tensor, z: Tensor) -> Tensor:
+                return self._residual(u_old, u_new, z, self.point[3])
+
+            def rows(d: Tensor) -> Tensor:
+                directions = (part.expand(len(lam), -1) for part in d.split(self._widths))
+                return torch.cat(product(*directions), dim=1)
+
+            product = curvature(residual, self.point[:3], lam)
+            values, are_all = self.pattern.W.fill(rows, at_once=False)
+            self._hessian = StepMatrix(self.pattern.W, values), are_all
+        W, are_all = self._hessian
+        return W if are_all else None
+
     def solve(self, r: Tensor) -> Tensor:
         return self._factor.solve(r)
 
@@ -258,7 +316,7 @@ class SparseStepJacobian(StepJacobian):
             return step_solver(self.blocks["A"])
 
     @cached_property
-    def _sweeps(self) -> Substitution | StagedSubstitution:
+    def _sweeps(self) -> CoupledBand | Substitution | StagedSubstitution:
         with self.steps.naming():
             return substitution(self.blocks["A"], self.blocks["B"], len(self.steps))
 

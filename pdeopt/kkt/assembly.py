@@ -26,7 +26,8 @@ from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.core.arrays import Array, index_array
 from pdeopt.core.errors import InputError
 from pdeopt.kkt.layout import KKTLayout, selection
-from pdeopt.steps.sparse import Sparsity, StepPattern
+from pdeopt.steps.sparse import StepPattern
+from pdeopt.steps.sparsity import Sparsity
 
 
 def require_pattern(problem: ControlProblem) -> StepPattern:

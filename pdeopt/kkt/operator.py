@@ -11,6 +11,7 @@ multiple of the identity, so small that sums over windows of steps, as of coarse
 from __future__ import annotations
 
 from copy import copy as copy_of
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,11 +22,12 @@ from torch import Tensor
 
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
+from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.core.arrays import copy, index_array, writable
 from pdeopt.core.errors import InputError
 from pdeopt.kkt.assembly import KKTAssembly, require_pattern
 from pdeopt.kkt.layout import KKTLayout
-from pdeopt.steps.sparse import Sparsity
+from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.vectorlayout import Fields
 
 Hessian = Literal["metric", "design", "full", "gauss-newton"]
@@ -175,12 +177,17 @@ class KKTOperator:
         nothing = sp.csr_matrix((n, n))
         if self.is_metric:
             return Sparsity(sp.block_diag([nothing, *(mass.sparsity.csr for mass in self._masses)]))
-        p = torch.randn(problem.param_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        samples = problem.grid.samples().with_parameters(p)
-        objective = problem.objective.hessian_sparsity(n, m, samples)
+        objective = self._objective_sparsity
         own = sp.diags(np.repeat([0.0, 1.0], [n, m]))  # of fixed controls
         total = Sparsity(sp.block_diag([nothing, objective.csr + own]))
         return total | require_pattern(problem).W if self.hessian == "full" else total
+
+    @cached_property
+    def _objective_sparsity(self) -> Sparsity:
+        """The pattern of the objective's Hessian over [u_new | z]."""
+        problem = self.problem
+        p = torch.randn(problem.param_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return problem.objective.hessian_sparsity(problem.n, problem.m, problem.grid.samples().with_parameters(p))
 
     def _metric_values(self) -> Tensor:
         state, control = (mass.values[0] for mass in self._masses)
@@ -197,20 +204,19 @@ class KKTOperator:
 
     def _hessian_values(self, lam: Tensor | None) -> Tensor:
         """Entries of each step's W by colored Hessian products, (n_local, nnz)."""
-        lin, n = self.lin, self.problem.n
         assert self._assembly is not None
-        rows, objective = len(lin.steps), self.problem.objective
-        no_p = torch.zeros_like(lin.p)
-
-        def product(direction: Tensor) -> Tensor:
-            d_old, du, dz = (d.expand(rows, -1) for d in direction.split([n, n, self.problem.m]))
-            h_u, h_z, _ = objective.hvp(lin.u, lin.z_step, lin.steps, du, dz, no_p)
-            if lam is None:
-                return torch.cat([torch.zeros_like(h_u), h_u, h_z], dim=1)
-            w_old, w_new, w_z, _ = lin.jacobian.hvp(lam, d_old, du, dz)
-            return torch.cat([w_old, h_u + w_new, h_z + w_z], dim=1)
-
-        values, are_all = self._assembly.W.fill(product)
+        pattern, own = self._assembly.W, self._objective_sparsity
+        values = torch.zeros(len(self.lin.steps), pattern.nnz, dtype=torch.float64)
+        objective, are_all = own.fill(self._objective_rows, at_once=False)
+        n = self.problem.n
+        values[:, pattern.places(own.placed(n, n, pattern.shape))] = objective
+        if lam is not None:
+            jacobian = self.lin.jacobian
+            assert isinstance(jacobian, SparseStepJacobian)  # the constraint has a pattern
+            constraint = jacobian.hessian(lam)
+            if constraint is not None:
+                values[:, pattern.places(constraint.sparsity)] += constraint.values
+            are_all = are_all and constraint is not None
         if not are_all:
             raise InputError(
                 "the sparsity of second derivatives",
@@ -218,3 +224,10 @@ class KKTOperator:
                 "StepPattern(A, B, C, W) with all entries of W, or another Objective.hessian_sparsity",
             )
         return values
+
+    def _objective_rows(self, direction: Tensor) -> Tensor:
+        """The objective's Hessian times one direction (n + m,) in all steps, (n_local, n + m)."""
+        lin, n = self.lin, self.problem.n
+        du, dz = (d.expand(len(lin.steps), -1) for d in direction.split([n, self.problem.m]))
+        h_u, h_z, _ = self.problem.objective.hvp(lin.u, lin.z_step, lin.steps, du, dz, torch.zeros_like(lin.p))
+        return torch.cat([h_u, h_z], dim=1)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.steps.innerproduct import InnerProduct
-from pdeopt.steps.sparse import Sparsity, StepMatrix
+from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.windows import alike
 

@@ -12,11 +12,9 @@ from pdeopt.steps.mgrit import (
     Outcome as Outcome,
     whole_intervals as whole_intervals,
 )
-from pdeopt.steps.neighbors import Neighbors as Neighbors
 from pdeopt.steps.observation import Measurements as Measurements, Observation as Observation, SeenForm as SeenForm
 from pdeopt.steps.sparse import (
     PaddedProduct as PaddedProduct,
-    Sparsity as Sparsity,
     StepMatrix as StepMatrix,
     StepPattern as StepPattern,
     block_diagonal as block_diagonal,
@@ -24,6 +22,7 @@ from pdeopt.steps.sparse import (
     dense as dense,
     serial_aij as serial_aij,
 )
+from pdeopt.steps.sparsity import Sparsity as Sparsity
 from pdeopt.steps.stepsolve import (
     StagedSubstitution as StagedSubstitution,
     StepFactor as StepFactor,
@@ -36,7 +35,7 @@ from pdeopt.steps.stepsolve import (
     superlu as superlu,
 )
 from pdeopt.steps.sweeps import Substitution as Substitution, substitution as substitution
-from pdeopt.steps.timegrid import Steps as Steps, TimeGrid as TimeGrid
+from pdeopt.steps.timegrid import Neighbors as Neighbors, Steps as Steps, TimeGrid as TimeGrid
 from pdeopt.steps.transfer import (
     adjoint_interpolation as adjoint_interpolation,
     injection as injection,

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import StepFailure
-from pdeopt.steps.sparse import Sparsity, StepMatrix
+from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.sparsity import Sparsity
 
 #: What happened and what to try, where a step cannot be solved.
 NOT_FINITE = ("a step matrix dF/du_new is not finite", "check the residual for NaN, log and division")
@@ -166,3 +167,47 @@ class BandFactor:
             given, solution = solution, np.empty_like(solution)
             solution[:, self.band.order] = given
         return torch.from_numpy(solution)
+
+
+class CoupledBand:
+    """Substitution over windows of steps of few unknowns: LU of the matrix over all of them, a narrow band, by LAPACK.
+
+    A_i stands on its diagonal and B_i below, so that rows are exchanged between a step and the next, too.
+
+    Args:
+        A, B: the matrices, each one a step or one for all.
+        batch: steps.
+        starts: rows at which a window starts, whose B does not count, the first of them 0.
+
+    Attributes:
+        is_regular: whether no pivot is zero and all numbers are finite; else there is nothing to solve with.
+    """
+
+    def __init__(self, A: StepMatrix, B: StepMatrix, batch: int, starts: Array) -> None:
+        n = A.shape[0]
+        self._below, self._above = 2 * n - 1, n - 1
+        diagonal = self._below + self._above  # its row in the storage of LAPACK, which has a column to a row of this
+        band = np.zeros((batch, n, diagonal + self._below + 1))
+        of_A, of_B = A.sparsity, B.sparsity
+        band[:, of_A.cols, diagonal + of_A.rows - of_A.cols] = A.values.numpy()
+        coupled = B.values.numpy().repeat(batch, 0) if B.is_constant else B.values.numpy().copy()
+        coupled[starts] = 0.0
+        band[:-1, of_B.cols, diagonal + n + of_B.rows - of_B.cols] = coupled[1:]
+        flat = band.reshape(batch * n, -1).T
+        self.is_regular = bool(np.isfinite(band.sum()))
+        if self.is_regular:
+            self._factor, self._pivots, info = lapack.dgbtrf(flat, self._below, self._above, overwrite_ab=1)
+            self.is_regular = info == 0
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """x with A_i x_i + B_i x_{i-1} = r_i, both (batch, n), x = 0 before each window."""
+        return self._solve(rows, transpose=False)
+
+    def backward(self, rows: Tensor) -> Tensor:
+        """x with A_i'x_i + B_{i+1}'x_{i+1} = r_i, x = 0 after each window."""
+        return self._solve(rows, transpose=True)
+
+    def _solve(self, rows: Tensor, transpose: bool) -> Tensor:
+        right = rows.detach().numpy().reshape(-1, 1)
+        left, _ = lapack.dgbtrs(self._factor, self._below, self._above, right, self._pivots, trans=int(transpose))
+        return torch.from_numpy(left.reshape(rows.shape))

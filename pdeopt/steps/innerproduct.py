@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.errors import SolveFailure
-from pdeopt.steps.sparse import Sparsity, StepMatrix, combination
+from pdeopt.steps.sparse import StepMatrix, combination
+from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.stepsolve import StepSolver, step_solver
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.windows import Windows, alike

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pdeopt.core.errors import SolveFailure, together
 from pdeopt.core.settings import Settings, setting
+from pdeopt.steps.bands import CoupledBand
 from pdeopt.steps.sparse import StepMatrix, combination
 from pdeopt.steps.stepsolve import StagedSubstitution
 from pdeopt.steps.sweeps import Substitution, substitution
@@ -67,7 +68,7 @@ class TimeSystem:
         self.windows = Windows(grid, min(window or grid.num_steps, grid.num_steps))
 
     @cached_property
-    def _sweeps(self) -> Substitution | StagedSubstitution:
+    def _sweeps(self) -> CoupledBand | Substitution | StagedSubstitution:
         with self.grid.steps.naming():
             return substitution(self.A, self.B, self.grid.n_local, self.windows.starts)
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from pdeopt.core.arrays import Array, real_array
 from pdeopt.core.autodiff import constant
 from pdeopt.core.errors import InputError
-from pdeopt.steps.sparse import Sparsity, StepMatrix
+from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.timegrid import Steps
 
 #: Times of measurements may miss the nodes of the grid by this much of the latest time; more in single precision.

@@ -1,17 +1,15 @@
 """Sparse matrices that act on batches of rows: one sparsity for all steps, constant or per-step values.
 
-`Sparsity` is a pattern with the coloring that lets automatic differentiation fill it (Curtis, Powell,
-Reid 1974: columns that share no row are differentiated at once). `StepMatrix` is a pattern with values,
-one set for all steps or one a step. `StepPattern` holds the sparsities of a constraint's step.
+`StepMatrix` is a pattern with values, one set for all steps or one a step. `StepPattern` holds the sparsities of a
+constraint's step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
-from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,115 +19,13 @@ from scipy.sparse import get_index_dtype
 from torch import Tensor
 
 from pdeopt.core.arrays import Array, index_array
-from pdeopt.core.autodiff import columns, is_plain, plainly
+from pdeopt.core.autodiff import is_plain, is_recorded, plainly
 from pdeopt.core.errors import InputError
 from pdeopt.steps.forms import real_matrix, require_form
+from pdeopt.steps.sparsity import Sparsity
 
-
-class Sparsity:
-    """The pattern of a sparse matrix, entries sorted by row, then column.
-
-    Args:
-        pattern: a scipy sparse or dense matrix; its stored (dense: nonzero) entries count.
-    """
-
-    def __init__(self, pattern: Any) -> None:
-        csr = sp.csr_matrix(pattern)  # copied: sorting a user's indices in place would leave the values behind
-        csr = sp.csr_matrix((np.ones(csr.nnz), csr.indices, csr.indptr), shape=csr.shape, copy=True)
-        csr.sum_duplicates()
-        self.csr = csr
-        self.shape: tuple[int, int] = csr.shape
-        self.nnz: int = csr.nnz
-        self.rows = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
-        self.cols = csr.indices.astype(np.int64)
-
-    @classmethod
-    def banded(cls, n: int, width: int = 1) -> Sparsity:
-        """The n x n pattern with `width` diagonals on either side of the main one."""
-        offsets = range(-min(width, n - 1), min(width, n - 1) + 1)
-        return cls(sp.diags([np.ones(n - abs(k)) for k in offsets], list(offsets), shape=(n, n)))
-
-    @classmethod
-    def empty(cls, rows: int, cols: int) -> Sparsity:
-        """The pattern without entries."""
-        return cls(sp.csr_matrix((rows, cols)))
-
-    def __or__(self, other: Sparsity) -> Sparsity:
-        return Sparsity(self.csr + other.csr)
-
-    def covers(self, other: Sparsity) -> bool:
-        """Whether every entry of `other` is one of this pattern."""
-        return bool(np.isin(other._keys, self._keys, assume_unique=True).all())
-
-    def places(self, other: Sparsity) -> Tensor:
-        """Where the entries of `other`, which this pattern covers, stand among its own. Shape (other.nnz,)."""
-        return torch.from_numpy(np.searchsorted(self._keys, other._keys))
-
-    @cached_property
-    def _keys(self) -> Array:
-        keys: Array = self.rows * self.shape[1] + self.cols
-        return keys
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sparsity) and self._digest == other._digest
-
-    def __hash__(self) -> int:
-        return hash(self._digest)
-
-    @cached_property
-    def _digest(self) -> bytes:
-        """Of the entries: what is kept for a pattern serves all that are equal."""
-        return sha256(repr(self.shape).encode() + self._keys.tobytes()).digest()
-
-    @cached_property
-    def colors(self) -> Array:
-        """A color for each column; columns of one color share no row. Greedy. Shape (columns,)."""
-        columns = self.csr.tocsc()
-        neighbors = sp.csr_matrix(self.csr.T @ self.csr)
-        colors = np.full(self.shape[1], -1)
-        for j in np.flatnonzero(np.diff(columns.indptr)):
-            taken = set(colors[neighbors.indices[neighbors.indptr[j] : neighbors.indptr[j + 1]]])
-            colors[j] = next(c for c in range(len(taken) + 1) if c not in taken)
-        return colors
-
-    @cached_property
-    def seeds(self) -> Tensor:
-        """The sum of the unit vectors of each color, shape (colors, columns)."""
-        number = int(self.colors.max(initial=-1)) + 1
-        return torch.from_numpy((self.colors == np.arange(number)[:, None]).astype(float))
-
-    def fill(self, product: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
-        """Values of the entries, (batch, nnz), and whether they are all: whether they give a product with no zeros.
-
-        `product` maps a direction, (columns,), to the batch of products, (batch, rows); it is vectorized over the
-        seeds and that direction.
-        """
-        color, row, col = (torch.from_numpy(x) for x in (self.colors[self.cols], self.rows, self.cols))
-        probe = torch.linspace(1.0, 2.0, self.shape[1], dtype=torch.float64)
-        *_, expected = products = columns(product, torch.cat([self.seeds, probe[None]]))  # (colors + 1, batch, rows)
-        values = products[color, :, row].T.contiguous()
-        missed = expected.index_add(1, row, values * probe[col], alpha=-1).abs().amax()
-        return values, not bool(missed > 1e-8 * (1 + expected.abs().amax()))
-
-    @cached_property
-    def padded(self) -> tuple[Tensor, Tensor]:
-        """Row-padded form: entry and column numbers, each (width, rows); padding has entry nnz, column 0."""
-        return _pad(self.rows, self.cols, np.arange(self.nnz), self.shape[0])
-
-    @cached_property
-    def padded_transpose(self) -> tuple[Tensor, Tensor]:
-        """`padded` of the transpose: entry and row numbers, each (width, columns)."""
-        order = np.lexsort((self.rows, self.cols))
-        return _pad(self.cols[order], self.rows[order], order, self.shape[1])
-
-
-def _pad(rows: Array, cols: Array, entries: Array, num_rows: int) -> tuple[Tensor, Tensor]:
-    counts = np.bincount(rows, minlength=num_rows)
-    position = np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts)
-    width = int(counts.max(initial=0))
-    entry, col = np.full((width, num_rows), rows.size), np.zeros((width, num_rows), dtype=np.int64)
-    entry[position, rows], col[position, rows] = entries, cols
-    return torch.from_numpy(entry), torch.from_numpy(col)
+#: Steps of so many entries, zeros counted, and so many entries of all steps are multiplied as dense matrices.
+SMALL_STEP, SMALL_STEPS = 64, 1 << 18
 
 
 class PaddedProduct:
@@ -255,17 +151,28 @@ class StepMatrix:
             )
         if x.ndim == 2 and is_plain(x):
             return self._product(x, transpose=False)
+        if x.ndim == 2 and self._is_recorded(x):
+            return recorded(x, self, False)
         return self._by_row(x)
 
     def transpose(self, y: Tensor) -> Tensor:
         """The transposed product with each row of `y`, (batch, rows) -> (batch, columns)."""
         if y.ndim == 2 and is_plain(y):
             return self._product(y, transpose=True)
+        if y.ndim == 2 and self._is_recorded(y):
+            return recorded(y, self, True)
         return self._by_column(y)
+
+    def _is_recorded(self, x: Tensor) -> bool:
+        """Whether a product with x is to be differentiated by reverse mode alone, and by x alone."""
+        return is_recorded(x) and not self.values.requires_grad
 
     def _product(self, x: Tensor, transpose: bool) -> Tensor:
         """Without gathering, ten times faster for one matrix on many rows and three times for one a row."""
-        width = self.shape[1 if transpose else 0]
+        width, entries = self.shape[1 if transpose else 0], self.shape[0] * self.shape[1]
+        if entries <= SMALL_STEP and entries * len(self.values) <= SMALL_STEPS:
+            full = self._small if transpose else self._small.mT
+            return x @ full[0] if self.is_constant else (x[:, None] @ full)[:, 0]
         if not self.is_constant:
             blocks = self._blocks.T if transpose else self._blocks
             return torch.from_numpy(blocks @ x.numpy().ravel()).reshape(len(self.values), width)
@@ -280,6 +187,13 @@ class StepMatrix:
             csr = self.as_csr()
             self._matrices[transpose] = serial_aij(csr.T.tocsr() if transpose else csr)
         return self._matrices[transpose]
+
+    @cached_property
+    def _small(self) -> Tensor:
+        """Dense, (batch or 1, rows, columns)."""
+        full = self.values.new_zeros(len(self.values), self.shape[0] * self.shape[1])
+        full[:, self.sparsity.flat] = self.values
+        return full.reshape(len(full), *self.shape)
 
     @cached_property
     def _blocks(self) -> sp.csr_matrix:
@@ -301,6 +215,25 @@ class StepMatrix:
     @cached_property
     def _by_column(self) -> PaddedProduct:
         return PaddedProduct(self.values, *self.sparsity.padded_transpose)
+
+
+class Recorded(torch.autograd.Function):
+    """Products with a `StepMatrix` for reverse mode, to any order: their derivatives are such products, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: StepMatrix, transpose: bool) -> Tensor:
+        ctx.matrix, ctx.transpose = matrix, transpose
+        return matrix._product(x.detach(), transpose)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
+        product = ctx.matrix if ctx.transpose else ctx.matrix.transpose
+        return product(*cotangents), None, None
+
+
+def recorded(x: Tensor, matrix: StepMatrix, transpose: bool) -> Tensor:
+    """The product, or that with the transpose, with rows that require gradients."""
+    return cast(Tensor, Recorded.apply(x, matrix, transpose))  # type: ignore[no-untyped-call]
 
 
 def combination(terms: list[tuple[float, StepMatrix]]) -> StepMatrix:

@@ -14,7 +14,8 @@ from pdeopt.control.controlmap import ControlMap
 from pdeopt.control.objective import ControlCost, Objective, TerminalLoss, Tracking
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.stepjacobian import SparseStepJacobian
-from pdeopt.steps.sparse import Sparsity, StepMatrix, StepPattern
+from pdeopt.steps.sparse import StepMatrix, StepPattern
+from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.timegrid import Steps, TimeGrid
 from problems.burgers import BurgersCase, BurgersSettings
 

@@ -8,8 +8,7 @@ import torch
 from mpi4py import MPI
 
 from pdeopt.steps.mgrit import Mgrit, MgritSettings, whole_intervals
-from pdeopt.steps.neighbors import Neighbors
-from pdeopt.steps.timegrid import TimeGrid
+from pdeopt.steps.timegrid import Neighbors, TimeGrid
 
 STEPS = 64
 SETTINGS = [("2", 4, "F", "V"), ("4", 2, "FCF", "V"), ("2", 3, "F", "F"), ("8", 1, "F", "V")]

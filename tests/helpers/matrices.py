@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pdeopt.steps.sparse import Sparsity, StepMatrix
+from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.sparsity import Sparsity
 
 
 def random_pattern(rows, cols, density=0.3, seed=0, diagonal=False):

@@ -33,7 +33,7 @@ from pdeopt.precond.timemg import TimeMultigridPC
 from pdeopt.precond.wathen import WathenPC
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings
-from pdeopt.steps.sparse import Sparsity
+from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.transfer import adjoint_interpolation, injection, interpolation, piecewise_constant, transfer_matrix
 from pdeopt.steps.windows import Windows, alike, sum_windows

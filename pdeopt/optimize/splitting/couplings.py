@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdeopt.steps.neighbors import Neighbors
+from pdeopt.steps.timegrid import Neighbors
 
 
 class Couplings:

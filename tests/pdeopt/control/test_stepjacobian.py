@@ -4,7 +4,8 @@ from torch.func import hessian, jacfwd
 
 from pdeopt.control.stepjacobian import SparseStepJacobian, StepJacobian
 from pdeopt.core.errors import InputError, SolveFailure
-from pdeopt.steps.sparse import Sparsity, StepPattern
+from pdeopt.steps.sparse import StepPattern
+from pdeopt.steps.sparsity import Sparsity
 from tests.helpers import examples
 from tests.helpers.matrices import densify
 

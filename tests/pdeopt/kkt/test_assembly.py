@@ -8,7 +8,8 @@ from pdeopt.control.metric import RieszMetric
 from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.control.verify import randomize
 from pdeopt.kkt.operator import KKTOperator
-from pdeopt.steps.sparse import Sparsity, StepPattern
+from pdeopt.steps.sparse import StepPattern
+from pdeopt.steps.sparsity import Sparsity
 from problems.klein_gordon import KleinGordonCase, KleinGordonSettings
 from tests.helpers import examples
 from tests.helpers.support import entries

@@ -8,7 +8,8 @@ import torch
 from pdeopt.core.errors import InputError
 from pdeopt.steps import forms
 from pdeopt.steps.forms import real_matrix, require_form
-from pdeopt.steps.sparse import Sparsity, StepMatrix
+from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.sparsity import Sparsity
 
 
 def with_eigenvalues(values, seed=0):

@@ -4,7 +4,8 @@ import torch
 
 from pdeopt.core.errors import SolveFailure
 from pdeopt.steps.innerproduct import InnerProduct
-from pdeopt.steps.sparse import Sparsity, StepMatrix
+from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.windows import Windows
 from tests.helpers.matrices import densify, randn

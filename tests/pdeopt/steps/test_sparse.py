@@ -5,7 +5,8 @@ import torch
 from torch.func import jvp, vmap
 
 from pdeopt.core.errors import InputError
-from pdeopt.steps.sparse import Sparsity, StepMatrix, StepPattern, block_diagonal, combination
+from pdeopt.steps.sparse import StepMatrix, StepPattern, block_diagonal, combination
+from pdeopt.steps.sparsity import Sparsity
 from tests.helpers.matrices import densify, randn, random_pattern, random_steps
 
 

@@ -5,7 +5,8 @@ from petsc4py import PETSc
 
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.steps.bands import BandFactor
-from pdeopt.steps.sparse import Sparsity, StepMatrix
+from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.stepsolve import StepFactor, StepInverse, StepKrylov, step_solver
 from tests.helpers.matrices import densify, heat_steps, randn, random_pattern, random_steps
 

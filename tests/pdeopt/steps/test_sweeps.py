@@ -7,7 +7,8 @@ from scipy.sparse.linalg import spsolve
 import pdeopt.steps.sweeps as room
 from pdeopt.core.errors import StepFailure
 from pdeopt.steps.bands import BandFactor, band_of
-from pdeopt.steps.sparse import Sparsity, StepMatrix, block_diagonal
+from pdeopt.steps.sparse import StepMatrix, block_diagonal
+from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.stepsolve import StagedSubstitution
 from pdeopt.steps.sweeps import BandTriangles, SparseTriangles, Substitution, substitution
 from tests.helpers.matrices import coupled, densify, heat_steps, randn, random_pattern, random_steps

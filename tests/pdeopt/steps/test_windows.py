@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from pdeopt.steps.sparse import Sparsity, StepMatrix
+from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.windows import Windows, alike, sum_windows
 from tests.helpers.matrices import densify, randn, random_pattern, random_steps

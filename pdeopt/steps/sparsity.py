@@ -1,0 +1,177 @@
+"""Patterns of sparse matrices, and the coloring that lets automatic differentiation fill them.
+
+Columns that share no entry of a row are differentiated at once (A. R. Curtis, M. J. D. Powell, J. K. Reid, On the
+estimation of sparse Jacobian matrices, 1974); so are rows, in reverse mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from pdeopt.core.arrays import Array
+from pdeopt.core.autodiff import columns
+
+
+class Sparsity:
+    """The pattern of a sparse matrix, entries sorted by row, then column.
+
+    Args:
+        pattern: a scipy sparse or dense matrix; its stored (dense: nonzero) entries count.
+    """
+
+    def __init__(self, pattern: Any) -> None:
+        csr = sp.csr_matrix(pattern)  # copied: sorting a user's indices in place would leave the values behind
+        csr = sp.csr_matrix((np.ones(csr.nnz), csr.indices, csr.indptr), shape=csr.shape, copy=True)
+        csr.sum_duplicates()
+        self.csr = csr
+        self.shape: tuple[int, int] = csr.shape
+        self.nnz: int = csr.nnz
+        self.rows = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
+        self.cols = csr.indices.astype(np.int64)
+
+    @classmethod
+    def banded(cls, n: int, width: int = 1) -> Sparsity:
+        """The n x n pattern with `width` diagonals on either side of the main one."""
+        offsets = range(-min(width, n - 1), min(width, n - 1) + 1)
+        return cls(sp.diags([np.ones(n - abs(k)) for k in offsets], list(offsets), shape=(n, n)))
+
+    @classmethod
+    def empty(cls, rows: int, cols: int) -> Sparsity:
+        """The pattern without entries."""
+        return cls(sp.csr_matrix((rows, cols)))
+
+    def __or__(self, other: Sparsity) -> Sparsity:
+        return Sparsity(self.csr + other.csr)
+
+    def covers(self, other: Sparsity) -> bool:
+        """Whether every entry of `other` is one of this pattern."""
+        return bool(np.isin(other._keys, self._keys, assume_unique=True).all())
+
+    def places(self, other: Sparsity) -> Tensor:
+        """Where the entries of `other`, which this pattern covers, stand among its own. Shape (other.nnz,)."""
+        return torch.from_numpy(np.searchsorted(self._keys, other._keys))
+
+    def placed(self, row: int, col: int, shape: tuple[int, int]) -> Sparsity:
+        """This pattern as a block of a larger one of a shape, from a row and a column on."""
+        return Sparsity(sp.csr_matrix((np.ones(self.nnz), (self.rows + row, self.cols + col)), shape=shape))
+
+    @cached_property
+    def _keys(self) -> Array:
+        keys: Array = self.rows * self.shape[1] + self.cols
+        return keys
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sparsity) and self._digest == other._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    @cached_property
+    def _digest(self) -> bytes:
+        """Of the entries: what is kept for a pattern serves all that are equal."""
+        return sha256(repr(self.shape).encode() + self._keys.tobytes()).digest()
+
+    @cached_property
+    def colors(self) -> Array:
+        """A color for each column; columns of one color share no row. Greedy. Shape (columns,)."""
+        columns = self.csr.tocsc()
+        neighbors = sp.csr_matrix(self.csr.T @ self.csr)
+        colors = np.full(self.shape[1], -1)
+        for j in np.flatnonzero(np.diff(columns.indptr)):
+            taken = set(colors[neighbors.indices[neighbors.indptr[j] : neighbors.indptr[j + 1]]])
+            colors[j] = next(c for c in range(len(taken) + 1) if c not in taken)
+        return colors
+
+    @cached_property
+    def seeds(self) -> Tensor:
+        """The sum of the unit vectors of each color, shape (colors, columns)."""
+        number = int(self.colors.max(initial=-1)) + 1
+        return torch.from_numpy((self.colors == np.arange(number)[:, None]).astype(float))
+
+    def fill(self, product: Callable[[Tensor], Tensor], at_once: bool = True) -> tuple[Tensor, bool]:
+        """Values of the entries, (batch, nnz), and whether they are all: whether they give a product with no zeros.
+
+        `product` maps a direction, (columns,), to the batch of products, (batch, rows); it is vectorized over the
+        seeds and that direction, or, not `at_once`, called for one after the other.
+        """
+        directions = self._directions
+        products = columns(product, directions) if at_once else torch.stack([product(d) for d in directions])
+        return self._recover(products)
+
+    def fill_transposed(self, product: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
+        """`fill` by products with the transpose, (rows,) -> (batch, columns), called for one after the other."""
+        values, are_all = self.transposed.fill(product, at_once=False)
+        return values[:, self._places_in_transposed], are_all
+
+    @cached_property
+    def transposed(self) -> Sparsity:
+        """The pattern of the transpose; its colors are those of the rows."""
+        return Sparsity(self.csr.T)
+
+    @cached_property
+    def has_fewer_row_colors(self) -> bool:
+        """Whether the rows need no more colors than the columns."""
+        largest = int(np.bincount(self.cols).max(initial=0))  # rows that share a column differ in color
+        return largest <= len(self.seeds) and len(self.transposed.seeds) <= len(self.seeds)
+
+    @cached_property
+    def _directions(self) -> Tensor:
+        """The seeds, and one without zeros, unless each column has a color of its own and shows all its entries."""
+        if len(self.seeds) == self.shape[1]:
+            return self.seeds
+        return torch.cat([self.seeds, torch.linspace(1.0, 2.0, self.shape[1], dtype=torch.float64)[None]])
+
+    def _recover(self, products: Tensor) -> tuple[Tensor, bool]:
+        """Values of the entries from the products with `_directions`, (directions, batch, rows), as `fill` has them."""
+        color, row, col = self._recovery
+        values = products[color, :, row].T.contiguous()
+        if len(self.seeds) < len(products):
+            expected, probed = products[-1], values * self._directions[-1][col]
+        else:
+            expected, probed = products.sum(0), values
+        missed = expected.index_add(1, row, probed, alpha=-1).abs().amax()
+        return values, not bool(missed > 1e-8 * (1 + expected.abs().amax()))
+
+    @cached_property
+    def _recovery(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each entry: the color of its column, its row and its column."""
+        color, row, col = (torch.from_numpy(x) for x in (self.colors[self.cols], self.rows, self.cols))
+        return color, row, col
+
+    @cached_property
+    def _places_in_transposed(self) -> Tensor:
+        """Where the entries of this pattern stand among those of the transpose."""
+        return torch.from_numpy(np.argsort(np.lexsort((self.rows, self.cols))))
+
+    @cached_property
+    def flat(self) -> Tensor:
+        """Where the entries stand in a dense matrix, row by row, (nnz,)."""
+        return torch.from_numpy(self._keys)
+
+    @cached_property
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Row-padded form: entry and column numbers, each (width, rows); padding has entry nnz, column 0."""
+        return _pad(self.rows, self.cols, np.arange(self.nnz), self.shape[0])
+
+    @cached_property
+    def padded_transpose(self) -> tuple[Tensor, Tensor]:
+        """`padded` of the transpose: entry and row numbers, each (width, columns)."""
+        order = np.lexsort((self.rows, self.cols))
+        return _pad(self.cols[order], self.rows[order], order, self.shape[1])
+
+
+def _pad(rows: Array, cols: Array, entries: Array, num_rows: int) -> tuple[Tensor, Tensor]:
+    counts = np.bincount(rows, minlength=num_rows)
+    position = np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    width = int(counts.max(initial=0))
+    entry, col = np.full((width, num_rows), rows.size), np.zeros((width, num_rows), dtype=np.int64)
+    entry[position, rows], col[position, rows] = entries, cols
+    return torch.from_numpy(entry), torch.from_numpy(col)
