@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array, destroyed_with, index_array
 from pdeopt.core.settings import read
-from pdeopt.steps.bands import FEW_UNKNOWNS, BandFactor, CoupledBand, band_of, minimum_degree, require_finite
+from pdeopt.steps.bands import BandFactor, CoupledBand, band_of, minimum_degree, require_finite
 from pdeopt.steps.sparse import StepMatrix, block_diagonal
 from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.stepsolve import StagedSubstitution, StepSettings, superlu
@@ -37,10 +37,6 @@ GATHERED = 1 << 14
 
 #: As many sweeps with matrices of which there are many, as of Newton's method, write their values into shared memory.
 FEW_SWEEPS = 4
-
-#: Up to so many unknowns a step, and in fewer rows than that up to `FEW_UNKNOWNS`, all steps are factored as one band:
-#: that takes a fifth to a half of the time for a matrix and its first sweeps.
-FEW_STATES, MANY_ROWS = 4, 4096
 
 NUMBERS = count()
 
@@ -394,8 +390,7 @@ def substitution(
     """
     if read(StepSettings).pc_type != "lu":
         return StagedSubstitution(A, B, batch, starts)
-    n = A.shape[0]
-    if n <= FEW_STATES or (n <= FEW_UNKNOWNS and n * batch <= MANY_ROWS):
+    if CoupledBand.fits(A.shape[0], batch):
         coupled = CoupledBand(A, B, batch, np.zeros(1, dtype=np.int64) if starts is None else starts)
         if coupled.is_regular:
             return coupled

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pdeopt.precond.frequencies import Frequencies, mean
-from pdeopt.steps.sparse import Sparsity
+from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.timegrid import TimeGrid
 from tests.helpers.matrices import densify, randn, random_steps
 from tests.helpers.parallel_time import RANKS, check

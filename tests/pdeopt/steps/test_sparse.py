@@ -141,3 +141,26 @@ def test_stacked_values_split_into_the_blocks():
 def test_a_step_pattern_of_wrong_shapes_is_refused():
     with pytest.raises(InputError, match="shapes"):
         StepPattern(np.eye(3), np.eye(3), np.ones((3, 2)), np.eye(7))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (7, 5), (1, 4), (3, 1)])
+def test_rows_are_filled_by_transposed_products_as_columns_are(shape):
+    matrix = random_steps(random_pattern(*shape), 4)
+    pattern, dense = matrix.sparsity, densify(matrix)
+    by_columns, all_columns = pattern.fill(lambda d: dense @ d)
+    by_rows, all_rows = pattern.fill_transposed(lambda w: dense.mT @ w)
+    assert torch.equal(by_columns, matrix.values) and torch.equal(by_rows, matrix.values)
+    assert all_columns and all_rows
+
+
+def test_rows_that_miss_entries_are_noticed():
+    dense = randn(3, 4 * 4).reshape(3, 4, 4)
+    for pattern in (np.eye(4), np.tri(4), np.ones((4, 4)) - np.eye(4)):
+        assert not Sparsity(pattern).fill_transposed(lambda w: dense.mT @ w)[1]
+
+
+def test_products_are_recorded_for_reverse_mode_to_second_order():
+    matrix, x = random_steps(random_pattern(4, 6), 3), randn(3, 6).requires_grad_()
+    assert torch.autograd.gradcheck(matrix, x) and torch.autograd.gradgradcheck(lambda x: matrix(x).square(), x)
+    y = randn(3, 4, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(matrix.transpose, y)

@@ -6,7 +6,7 @@ from scipy.sparse.linalg import spsolve
 
 import pdeopt.steps.sweeps as room
 from pdeopt.core.errors import StepFailure
-from pdeopt.steps.bands import BandFactor, band_of
+from pdeopt.steps.bands import BandFactor, CoupledBand, band_of
 from pdeopt.steps.sparse import StepMatrix, block_diagonal
 from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.stepsolve import StagedSubstitution
@@ -154,3 +154,23 @@ def test_substitution_takes_multigrid_in_space(options, batch):
     K = coupled(densify(A).expand(5, -1, -1), dense_B)
     assert torch.allclose(sweeps.forward(r).ravel(), torch.linalg.solve(K, r.ravel()), atol=1e-9)
     assert torch.allclose(sweeps.backward(r).ravel(), torch.linalg.solve(K.T, r.ravel()), atol=1e-9)
+
+
+@pytest.mark.parametrize("n, starts", [(1, (0,)), (2, (0, 3)), (3, (0,)), (8, (0, 1))])
+@pytest.mark.parametrize("alike", [True, False])
+def test_few_unknowns_a_step_are_one_band(n, starts, alike):
+    batch = 6
+    A = random_steps(random_pattern(n, n, 0.5, 1, diagonal=True), 1 if alike else batch, shift=3.0)
+    B = random_steps(random_pattern(n, n, 0.5, 2), 1 if alike else batch, seed=5)
+    sweeps = substitution(A, B, batch, np.array(starts))
+    assert isinstance(sweeps, CoupledBand)
+    assert_solves(sweeps, A, B, batch, starts)
+
+
+@pytest.mark.parametrize("entry", [0.0, np.nan])
+def test_a_step_of_few_unknowns_that_cannot_be_solved_is_named(entry):
+    A = random_steps(random_pattern(2, 2, 1.0, 1, diagonal=True), 5, shift=3.0)
+    A.values[3] = entry
+    with pytest.raises(StepFailure) as failure:
+        substitution(A, random_steps(random_pattern(2, 2, 1.0, 2), 5, seed=5), 5)
+    assert failure.value.row == 3
