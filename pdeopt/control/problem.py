@@ -100,6 +100,7 @@ class ControlProblem:
         self.control_mass = StepMatrix.form(constraint.control_mass, self.m, "constraint.control_mass")
         self.param_mass = StepMatrix.form(constraint.param_mass, self.param_dim, "constraint.param_mass")
         self.initial_state = StateFunction(initial_state or constraint.initial_state, self.n)
+        self._initial = InitialNode(self.initial_state, objective, grid.node_zero, self.m)
         self.controls = StepControls(grid, self.m, control_map)
         self.layout = VectorLayout(grid, self.n, self.controls.size, self.param_dim)
         self.propagator = Propagator(grid)
@@ -181,10 +182,6 @@ class ControlProblem:
         return Linearization(
             self.constraint, self.objective, self._initial, self.layout, self.controls, x, self.stretches
         )
-
-    @cached_property
-    def _initial(self) -> InitialNode:
-        return InitialNode(self.initial_state, self.objective, self.grid.node_zero, self.m)
 
     @plainly
     @logged("pdeoptState")

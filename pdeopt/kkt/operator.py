@@ -11,7 +11,6 @@ multiple of the identity, so small that sums over windows of steps, as of coarse
 from __future__ import annotations
 
 from copy import copy as copy_of
-from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -177,17 +176,12 @@ class KKTOperator:
         nothing = sp.csr_matrix((n, n))
         if self.is_metric:
             return Sparsity(sp.block_diag([nothing, *(mass.sparsity.csr for mass in self._masses)]))
-        objective = self._objective_sparsity
+        p = torch.randn(problem.param_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        objective = problem.objective.hessian_sparsity(n, m, problem.grid.samples().with_parameters(p))
+        self._objective = objective
         own = sp.diags(np.repeat([0.0, 1.0], [n, m]))  # of fixed controls
         total = Sparsity(sp.block_diag([nothing, objective.csr + own]))
         return total | require_pattern(problem).W if self.hessian == "full" else total
-
-    @cached_property
-    def _objective_sparsity(self) -> Sparsity:
-        """The pattern of the objective's Hessian over [u_new | z]."""
-        problem = self.problem
-        p = torch.randn(problem.param_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        return problem.objective.hessian_sparsity(problem.n, problem.m, problem.grid.samples().with_parameters(p))
 
     def _metric_values(self) -> Tensor:
         state, control = (mass.values[0] for mass in self._masses)
@@ -205,13 +199,18 @@ class KKTOperator:
     def _hessian_values(self, lam: Tensor | None) -> Tensor:
         """Entries of each step's W by colored Hessian products, (n_local, nnz)."""
         assert self._assembly is not None
-        pattern, own = self._assembly.W, self._objective_sparsity
-        values = torch.zeros(len(self.lin.steps), pattern.nnz, dtype=torch.float64)
-        objective, are_all = own.fill(self._objective_rows, at_once=False)
-        n = self.problem.n
+        lin, pattern, own, n = self.lin, self._assembly.W, self._objective, self.problem.n
+        values = torch.zeros(len(lin.steps), pattern.nnz, dtype=torch.float64)
+
+        def rows(direction: Tensor) -> Tensor:
+            du, dz = (d.expand(len(lin.steps), -1) for d in direction.split([n, self.problem.m]))
+            h_u, h_z, _ = self.problem.objective.hvp(lin.u, lin.z_step, lin.steps, du, dz, torch.zeros_like(lin.p))
+            return torch.cat([h_u, h_z], dim=1)
+
+        objective, are_all = own.fill(rows, at_once=False)
         values[:, pattern.places(own.placed(n, n, pattern.shape))] = objective
         if lam is not None:
-            jacobian = self.lin.jacobian
+            jacobian = lin.jacobian
             assert isinstance(jacobian, SparseStepJacobian)  # the constraint has a pattern
             constraint = jacobian.hessian(lam)
             if constraint is not None:
@@ -224,10 +223,3 @@ class KKTOperator:
                 "StepPattern(A, B, C, W) with all entries of W, or another Objective.hessian_sparsity",
             )
         return values
-
-    def _objective_rows(self, direction: Tensor) -> Tensor:
-        """The objective's Hessian times one direction (n + m,) in all steps, (n_local, n + m)."""
-        lin, n = self.lin, self.problem.n
-        du, dz = (d.expand(len(lin.steps), -1) for d in direction.split([n, self.problem.m]))
-        h_u, h_z, _ = self.problem.objective.hvp(lin.u, lin.z_step, lin.steps, du, dz, torch.zeros_like(lin.p))
-        return torch.cat([h_u, h_z], dim=1)

@@ -102,9 +102,9 @@ class Sparsity:
         `product` maps a direction, (columns,), to the batch of products, (batch, rows); it is vectorized over the
         seeds and that direction, or, not `at_once`, called for one after the other.
         """
-        directions = self._directions
+        directions = self._recovery.directions
         products = columns(product, directions) if at_once else torch.stack([product(d) for d in directions])
-        return self._recover(products)
+        return self._recovery(products)
 
     def fill_transposed(self, product: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
         """`fill` by products with the transpose, (rows,) -> (batch, columns), called for one after the other."""
@@ -123,28 +123,8 @@ class Sparsity:
         return largest <= len(self.seeds) and len(self.transposed.seeds) <= len(self.seeds)
 
     @cached_property
-    def _directions(self) -> Tensor:
-        """The seeds, and one without zeros, unless each column has a color of its own and shows all its entries."""
-        if len(self.seeds) == self.shape[1]:
-            return self.seeds
-        return torch.cat([self.seeds, torch.linspace(1.0, 2.0, self.shape[1], dtype=torch.float64)[None]])
-
-    def _recover(self, products: Tensor) -> tuple[Tensor, bool]:
-        """Values of the entries from the products with `_directions`, (directions, batch, rows), as `fill` has them."""
-        color, row, col = self._recovery
-        values = products[color, :, row].T.contiguous()
-        if len(self.seeds) < len(products):
-            expected, probed = products[-1], values * self._directions[-1][col]
-        else:
-            expected, probed = products.sum(0), values
-        missed = expected.index_add(1, row, probed, alpha=-1).abs().amax()
-        return values, not bool(missed > 1e-8 * (1 + expected.abs().amax()))
-
-    @cached_property
-    def _recovery(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each entry: the color of its column, its row and its column."""
-        color, row, col = (torch.from_numpy(x) for x in (self.colors[self.cols], self.rows, self.cols))
-        return color, row, col
+    def _recovery(self) -> Recovery:
+        return Recovery(self)
 
     @cached_property
     def _places_in_transposed(self) -> Tensor:
@@ -166,6 +146,36 @@ class Sparsity:
         """`padded` of the transpose: entry and row numbers, each (width, columns)."""
         order = np.lexsort((self.rows, self.cols))
         return _pad(self.cols[order], self.rows[order], order, self.shape[1])
+
+
+class Recovery:
+    """The entries of a colored pattern from products with few directions.
+
+    Args:
+        pattern: of the matrices.
+
+    Attributes:
+        directions: the seeds, and one without zeros, unless each column has a color of its own and shows all its
+            entries. Shape (directions, columns).
+    """
+
+    def __init__(self, pattern: Sparsity) -> None:
+        seeds, width = pattern.seeds, pattern.shape[1]
+        probe = torch.linspace(1.0, 2.0, width, dtype=torch.float64)[None]
+        self._is_probed = len(seeds) < width
+        self.directions = torch.cat([seeds, probe]) if self._is_probed else seeds
+        self._color, self._row = torch.from_numpy(pattern.colors[pattern.cols]), torch.from_numpy(pattern.rows)
+        self._weights = probe[0, torch.from_numpy(pattern.cols)]
+
+    def __call__(self, products: Tensor) -> tuple[Tensor, bool]:
+        """Values of the entries, (batch, nnz), and whether they are all, from products (directions, batch, rows)."""
+        values = products[self._color, :, self._row].T.contiguous()
+        if self._is_probed:
+            expected, probed = products[-1], values * self._weights
+        else:
+            expected, probed = products.sum(0), values
+        missed = expected.index_add(1, self._row, probed, alpha=-1).abs().amax()
+        return values, not bool(missed > 1e-8 * (1 + expected.abs().amax()))
 
 
 def _pad(rows: Array, cols: Array, entries: Array, num_rows: int) -> tuple[Tensor, Tensor]:
