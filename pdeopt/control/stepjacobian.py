@@ -13,6 +13,7 @@ from pdeopt.core.autodiff import columns, curvature, is_transformed, jvp, pullba
 from pdeopt.core.errors import InputError, StepFailure
 from pdeopt.steps.bands import NOT_FINITE, SINGULAR_STEP, CoupledBand
 from pdeopt.steps.sparse import StepMatrix, StepPattern
+from pdeopt.steps.sparsity import fill_by_rows, has_fewer_row_colors
 from pdeopt.steps.stepsolve import StagedSubstitution, StepSolver, step_solver
 from pdeopt.steps.sweeps import Substitution, substitution
 from pdeopt.steps.timegrid import Steps
@@ -216,11 +217,9 @@ class SparseStepJacobian(StepJacobian):
             return constraint.residual(u_old, u_new, z, steps)
 
         point = (u_old, u_new, z)
-        if pattern.jacobian.has_fewer_row_colors:
+        if has_fewer_row_colors(pattern.jacobian):
             value, transposed = pullback(residual, point)
-            values, are_all = pattern.jacobian.fill_transposed(
-                lambda w: torch.cat(transposed(w.expand_as(u_new)), dim=1)
-            )
+            values, are_all = fill_by_rows(pattern.jacobian, lambda w: torch.cat(transposed(w.expand_as(u_new)), dim=1))
         else:
             value, widths = residual(*point), [x.shape[1] for x in point]
             values, are_all = pattern.jacobian.fill(

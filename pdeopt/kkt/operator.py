@@ -208,7 +208,8 @@ class KKTOperator:
             return torch.cat([h_u, h_z], dim=1)
 
         objective, are_all = own.fill(rows, at_once=False)
-        values[:, pattern.places(own.placed(n, n, pattern.shape))] = objective
+        placed = Sparsity(sp.block_diag([sp.csr_matrix((n, n)), own.csr]))
+        values[:, pattern.places(placed)] = objective
         if lam is not None:
             jacobian = lin.jacobian
             assert isinstance(jacobian, SparseStepJacobian)  # the constraint has a pattern

@@ -192,7 +192,7 @@ class StepMatrix:
     def _small(self) -> Tensor:
         """Dense, (batch or 1, rows, columns)."""
         full = self.values.new_zeros(len(self.values), self.shape[0] * self.shape[1])
-        full[:, self.sparsity.flat] = self.values
+        full[:, torch.from_numpy(self.sparsity.rows * self.shape[1] + self.sparsity.cols)] = self.values
         return full.reshape(len(full), *self.shape)
 
     @cached_property

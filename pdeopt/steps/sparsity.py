@@ -7,7 +7,7 @@ estimation of sparse Jacobian matrices, 1974); so are rows, in reverse mode.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -59,10 +59,6 @@ class Sparsity:
         """Where the entries of `other`, which this pattern covers, stand among its own. Shape (other.nnz,)."""
         return torch.from_numpy(np.searchsorted(self._keys, other._keys))
 
-    def placed(self, row: int, col: int, shape: tuple[int, int]) -> Sparsity:
-        """This pattern as a block of a larger one of a shape, from a row and a column on."""
-        return Sparsity(sp.csr_matrix((np.ones(self.nnz), (self.rows + row, self.cols + col)), shape=shape))
-
     @cached_property
     def _keys(self) -> Array:
         keys: Array = self.rows * self.shape[1] + self.cols
@@ -79,62 +75,25 @@ class Sparsity:
         """Of the entries: what is kept for a pattern serves all that are equal."""
         return sha256(repr(self.shape).encode() + self._keys.tobytes()).digest()
 
-    @cached_property
-    def colors(self) -> Array:
-        """A color for each column; columns of one color share no row. Greedy. Shape (columns,)."""
-        columns = self.csr.tocsc()
-        neighbors = sp.csr_matrix(self.csr.T @ self.csr)
-        colors = np.full(self.shape[1], -1)
-        for j in np.flatnonzero(np.diff(columns.indptr)):
-            taken = set(colors[neighbors.indices[neighbors.indptr[j] : neighbors.indptr[j + 1]]])
-            colors[j] = next(c for c in range(len(taken) + 1) if c not in taken)
-        return colors
-
-    @cached_property
-    def seeds(self) -> Tensor:
-        """The sum of the unit vectors of each color, shape (colors, columns)."""
-        number = int(self.colors.max(initial=-1)) + 1
-        return torch.from_numpy((self.colors == np.arange(number)[:, None]).astype(float))
-
     def fill(self, product: Callable[[Tensor], Tensor], at_once: bool = True) -> tuple[Tensor, bool]:
         """Values of the entries, (batch, nnz), and whether they are all: whether they give a product with no zeros.
 
-        `product` maps a direction, (columns,), to the batch of products, (batch, rows); it is vectorized over the
-        seeds and that direction, or, not `at_once`, called for one after the other.
+        `product` maps a direction, (columns,), to the batch of products, (batch, rows); it is vectorized over those of
+        the coloring, or, not `at_once`, called for one after the other.
         """
-        directions = self._recovery.directions
+        directions = self.coloring.directions
         products = columns(product, directions) if at_once else torch.stack([product(d) for d in directions])
-        return self._recovery(products)
+        return self.coloring.recover(products)
 
-    def fill_transposed(self, product: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
-        """`fill` by products with the transpose, (rows,) -> (batch, columns), called for one after the other."""
-        values, are_all = self.transposed.fill(product, at_once=False)
-        return values[:, self._places_in_transposed], are_all
+    @cached_property
+    def coloring(self) -> Coloring:
+        """Which columns are differentiated at once."""
+        return Coloring(self)
 
     @cached_property
     def transposed(self) -> Sparsity:
         """The pattern of the transpose; its colors are those of the rows."""
         return Sparsity(self.csr.T)
-
-    @cached_property
-    def has_fewer_row_colors(self) -> bool:
-        """Whether the rows need no more colors than the columns."""
-        largest = int(np.bincount(self.cols).max(initial=0))  # rows that share a column differ in color
-        return largest <= len(self.seeds) and len(self.transposed.seeds) <= len(self.seeds)
-
-    @cached_property
-    def _recovery(self) -> Recovery:
-        return Recovery(self)
-
-    @cached_property
-    def _places_in_transposed(self) -> Tensor:
-        """Where the entries of this pattern stand among those of the transpose."""
-        return torch.from_numpy(np.argsort(np.lexsort((self.rows, self.cols))))
-
-    @cached_property
-    def flat(self) -> Tensor:
-        """Where the entries stand in a dense matrix, row by row, (nnz,)."""
-        return torch.from_numpy(self._keys)
 
     @cached_property
     def padded(self) -> tuple[Tensor, Tensor]:
@@ -148,26 +107,31 @@ class Sparsity:
         return _pad(self.cols[order], self.rows[order], order, self.shape[1])
 
 
-class Recovery:
-    """The entries of a colored pattern from products with few directions.
+class Coloring:
+    """Colors of the columns, so that those of one color share no row, and the entries from products with their sums.
 
     Args:
         pattern: of the matrices.
 
     Attributes:
+        colors: of the columns, by a greedy choice; -1 for one without entries. Shape (columns,).
+        seeds: the sum of the unit vectors of each color, shape (colors, columns).
         directions: the seeds, and one without zeros, unless each column has a color of its own and shows all its
             entries. Shape (directions, columns).
     """
 
     def __init__(self, pattern: Sparsity) -> None:
-        seeds, width = pattern.seeds, pattern.shape[1]
+        width = pattern.shape[1]
+        self.colors = _greedy_colors(pattern)
+        number = int(self.colors.max(initial=-1)) + 1
+        self.seeds = torch.from_numpy((self.colors == np.arange(number)[:, None]).astype(float))
         probe = torch.linspace(1.0, 2.0, width, dtype=torch.float64)[None]
-        self._is_probed = len(seeds) < width
-        self.directions = torch.cat([seeds, probe]) if self._is_probed else seeds
-        self._color, self._row = torch.from_numpy(pattern.colors[pattern.cols]), torch.from_numpy(pattern.rows)
+        self._is_probed = number < width
+        self.directions = torch.cat([self.seeds, probe]) if self._is_probed else self.seeds
+        self._color, self._row = torch.from_numpy(self.colors[pattern.cols]), torch.from_numpy(pattern.rows)
         self._weights = probe[0, torch.from_numpy(pattern.cols)]
 
-    def __call__(self, products: Tensor) -> tuple[Tensor, bool]:
+    def recover(self, products: Tensor) -> tuple[Tensor, bool]:
         """Values of the entries, (batch, nnz), and whether they are all, from products (directions, batch, rows)."""
         values = products[self._color, :, self._row].T.contiguous()
         if self._is_probed:
@@ -176,6 +140,35 @@ class Recovery:
             expected, probed = products.sum(0), values
         missed = expected.index_add(1, self._row, probed, alpha=-1).abs().amax()
         return values, not bool(missed > 1e-8 * (1 + expected.abs().amax()))
+
+
+def _greedy_colors(pattern: Sparsity) -> Array:
+    by_column = pattern.csr.tocsc()
+    neighbors = sp.csr_matrix(pattern.csr.T @ pattern.csr)
+    colors = np.full(pattern.shape[1], -1)
+    for j in np.flatnonzero(np.diff(by_column.indptr)):
+        taken = set(colors[neighbors.indices[neighbors.indptr[j] : neighbors.indptr[j + 1]]])
+        colors[j] = next(c for c in range(len(taken) + 1) if c not in taken)
+    return colors
+
+
+def fill_by_rows(pattern: Sparsity, product: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
+    """`Sparsity.fill` by products with the transpose, (rows,) -> (batch, columns), called for one after the other."""
+    values, are_all = pattern.transposed.fill(product, at_once=False)
+    return values[:, _places_in_transpose(pattern)], are_all
+
+
+@lru_cache(maxsize=64)
+def _places_in_transpose(pattern: Sparsity) -> Tensor:
+    """Where the entries stand among those of the transpose."""
+    return torch.from_numpy(np.argsort(np.lexsort((pattern.rows, pattern.cols))))
+
+
+@lru_cache(maxsize=64)
+def has_fewer_row_colors(pattern: Sparsity) -> bool:
+    """Whether the rows need no more colors than the columns."""
+    largest, number = int(np.bincount(pattern.cols).max(initial=0)), len(pattern.coloring.seeds)
+    return largest <= number and len(pattern.transposed.coloring.seeds) <= number  # rows of one column differ in color
 
 
 def _pad(rows: Array, cols: Array, entries: Array, num_rows: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from torch.func import jvp, vmap
 
 from pdeopt.core.errors import InputError
 from pdeopt.steps.sparse import StepMatrix, StepPattern, block_diagonal, combination
-from pdeopt.steps.sparsity import Sparsity
+from pdeopt.steps.sparsity import Sparsity, fill_by_rows
 from tests.helpers.matrices import densify, randn, random_pattern, random_steps
 
 
@@ -103,14 +103,14 @@ def test_row_sums_and_absolute_values_are_those_of_the_dense_matrix(batch):
 @pytest.mark.parametrize("seed", range(3))
 def test_columns_of_one_color_share_no_row(seed):
     pattern = random_pattern(12, 9, 0.25, seed)
-    for color in range(int(pattern.colors.max()) + 1):
-        columns = pattern.csr.toarray()[:, pattern.colors == color]
+    for color in range(int(pattern.coloring.colors.max()) + 1):
+        columns = pattern.csr.toarray()[:, pattern.coloring.colors == color]
         assert columns.sum(axis=1).max() <= 1
-    assert set(np.flatnonzero(pattern.colors >= 0)) == set(pattern.cols)
+    assert set(np.flatnonzero(pattern.coloring.colors >= 0)) == set(pattern.cols)
 
 
 def test_a_tridiagonal_matrix_needs_three_colors():
-    assert len(Sparsity.banded(50).seeds) == 3
+    assert len(Sparsity.banded(50).coloring.seeds) == 3
 
 
 def test_coloring_recovers_every_entry():
@@ -148,7 +148,7 @@ def test_rows_are_filled_by_transposed_products_as_columns_are(shape):
     matrix = random_steps(random_pattern(*shape), 4)
     pattern, dense = matrix.sparsity, densify(matrix)
     by_columns, all_columns = pattern.fill(lambda d: dense @ d)
-    by_rows, all_rows = pattern.fill_transposed(lambda w: dense.mT @ w)
+    by_rows, all_rows = fill_by_rows(pattern, lambda w: dense.mT @ w)
     assert torch.equal(by_columns, matrix.values) and torch.equal(by_rows, matrix.values)
     assert all_columns and all_rows
 
@@ -156,7 +156,7 @@ def test_rows_are_filled_by_transposed_products_as_columns_are(shape):
 def test_rows_that_miss_entries_are_noticed():
     dense = randn(3, 4 * 4).reshape(3, 4, 4)
     for pattern in (np.eye(4), np.tri(4), np.ones((4, 4)) - np.eye(4)):
-        assert not Sparsity(pattern).fill_transposed(lambda w: dense.mT @ w)[1]
+        assert not fill_by_rows(Sparsity(pattern), lambda w: dense.mT @ w)[1]
 
 
 def test_products_are_recorded_for_reverse_mode_to_second_order():
