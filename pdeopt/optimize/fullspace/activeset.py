@@ -10,6 +10,11 @@ is Newton's for the others, which mu leaves alone. mu = -L_d is no unknown of it
 function: c is the lumped inner product of the design times `THRESHOLD_FACTOR` and its price, 1'J_zz 1 / 1'R_zz 1 for
 the controls and the same for p.
 
+Where control is so cheap that full steps throw variables from bound to bound, the price is raised and lowered again:
+the path of solutions for J + sigma |z|^2 / 2 is followed to sigma = 0, each solution the start of the next. (For large
+prices the strategy converges from anywhere: the first paper, section 4. Paths: M. Hintermueller, K. Kunisch,
+Path-following methods for a class of constrained minimization problems in function space, SIAM J. Optim. 17, 2006.)
+
 Where the problem is too nonlinear for full steps, quadratic programs take over, each solved by the same strategy:
 M. Hintermueller, M. Hinze, A SQP-semismooth Newton-type algorithm applied to control of the instationary
 Navier-Stokes system subject to control constraints, SIAM J. Optim. 16 (2006) 1177-1200.
@@ -27,9 +32,11 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.control.linearization import Linearization
+from pdeopt.control.objective import ControlCost
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.monitor import ControlResult, History, Reason, Record
+from pdeopt.core.ranks import freed
 from pdeopt.kkt.operator import Hessian
 from pdeopt.optimize.fullspace.newton import NewtonKKT
 from pdeopt.optimize.parts.bounds import Bounds
@@ -39,6 +46,15 @@ THRESHOLD_FACTOR = 100.0
 
 #: A full step must bring the residual of the equations below this part of the smallest residual so far.
 CONTRACTION = 0.5
+
+#: A residual so many times the smallest one says that active sets do not settle by full steps.
+GROWTH = 30.0
+
+#: The prices of control along a path, in parts of its own, and the most active sets for each.
+PATH, MAX_ON_PATH = (1e4, 1e3, 1e2, 1e1), 20
+
+#: The part of the design's size that its bounds and equations may be missed by before the price is lowered.
+ON_PATH = 0.1
 
 #: Active sets in one quadratic program.
 MAX_SETS = 50
@@ -82,6 +98,7 @@ class ActiveSetKKT(NewtonKKT):
         self._c = self._threshold()
         self._is_sqp, self._best = False, math.inf
         self._seen, self._sets, self._settled = list[bytes](), 0, True
+        self._may_follow, self._on_path = True, 0
 
     def _design_parts(self) -> tuple[slice, slice]:
         """The controls and the parameters of the flat design."""
@@ -112,7 +129,7 @@ class ActiveSetKKT(NewtonKKT):
         feasibility = math.hypot(self._feasibility, self.metric.norm(self._primal(miss)))
         self._residual = math.hypot(feasibility, optimality)
         self._best = min(self._best, self._residual)
-        krylov = sum(solver.take_iterations() for solver in self._solvers.values())
+        krylov, self._on_path = self._on_path + sum(s.take_iterations() for s in self._solvers.values()), 0
         count = int(self.problem.grid.sum(float(self.side.count_nonzero())))
         size = self.metric.dual_norm(self._primal(self.bound_multiplier))
         sets = [f"sets {self._sets}"] if self._sets else []
@@ -135,6 +152,8 @@ class ActiveSetKKT(NewtonKKT):
 
     def step(self) -> Reason:
         if not self._is_sqp:
+            if self._may_follow and self._is_lost() and self._follow_path():
+                return Reason.ITERATING
             if self._full_step():
                 return Reason.ITERATING
             self._is_sqp, self._sets = True, 0
@@ -144,12 +163,19 @@ class ActiveSetKKT(NewtonKKT):
         reason = super().step()
         return Reason.DIVERGED_CYCLE if reason == Reason.DIVERGED_LINE_SEARCH and not self._settled else reason
 
+    def _is_lost(self) -> bool:
+        """Whether full steps throw variables from bound to bound: the residual has grown, or earlier sets are back."""
+        sets = self._digest(self.side)
+        comes_back = sets in self._seen[:-1] and sets != self._seen[-1]
+        return comes_back or self._residual > GROWTH * self._best
+
     def _full_step(self) -> bool:
         """Whether the step to these sets' solution was taken: see the class."""
         sets = self._digest(self.side)
         if sets in self._seen[:-1]:
             return False
         self._seen.append(sets)
+        self._note = ""
         dx, dlam, _ = self._with_fixed("full", self.side)
         dx.axpy(1.0, self.x)
         dlam.axpy(1.0, self.lam)
@@ -160,6 +186,42 @@ class ActiveSetKKT(NewtonKKT):
         dlam.copy(self.lam)
         self.lin = trial
         return True
+
+    def _follow_path(self) -> bool:
+        """Go to the solution for the last price of the path that has one; whether any has. Once."""
+        x, lam, price, self._may_follow = self.x.copy(), self.lam.copy(), self._prices[0], False
+        steps = reached = 0
+        for factor in PATH if price > 0 else ():
+            found, taken = self._solve_with(ControlCost((factor - 1.0) * price, self.problem.control_mass), x, lam)
+            steps += taken
+            if not found:
+                break
+            reached += 1
+            x.copy(self.x)
+            lam.copy(self.lam)
+        if reached:
+            self.lin, self._best, self._seen = self.problem.at(self.x), math.inf, []
+            self._note = f"{reached} dearer prices by {steps} steps"
+        return reached > 0
+
+    def _solve_with(self, price: ControlCost, x: PETSc.Vec, lam: PETSc.Vec) -> tuple[bool, int]:
+        """Solve with another price of control on top, from a point that is moved; whether it succeeded, and steps."""
+        given = self.problem
+        problem = ControlProblem(given.constraint, given.objective + price, given.grid, given.control_map)
+        method = ActiveSetKKT(
+            problem, x, lam, self.bounds, rtol=self.rtol, outer=self.outer, precond=self.precond, kkt=self._kkt
+        )
+        method._may_follow, reason = False, Reason.ITERATING
+        with freed(method):
+            for steps in range(MAX_ON_PATH):
+                record = method.record(steps)
+                self._on_path += record.krylov
+                if steps > 0 and record.feasibility <= ON_PATH * self.metric.norm(self._primal(self._design(x))):
+                    return True, steps
+                if reason != Reason.ITERATING:
+                    break
+                reason = method.step()
+        return False, steps
 
     def _equations(self, lin: Linearization, lam: PETSc.Vec) -> float:
         """The norm of L_u, F and L_d of the free variables."""
@@ -247,12 +309,18 @@ class ActiveSetKKT(NewtonKKT):
     def memory(self) -> dict[str, Any]:
         """What a restart needs beside x and lam; active sets of another number of ranks are not known again."""
         seen = [sets.hex() for sets in self._seen]
-        own = {"is_sqp": float(self._is_sqp), "best": self._best, "prices": self._prices, "seen": seen}
+        own = {
+            "is_sqp": float(self._is_sqp),
+            "may_follow": float(self._may_follow),
+            "best": self._best,
+            "prices": self._prices,
+            "seen": seen,
+        }
         return super().memory() | own
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Go on from the `memory` of an earlier run."""
         super().recall(memory)
-        self._is_sqp, self._best = bool(memory["is_sqp"]), memory["best"]
+        self._is_sqp, self._may_follow, self._best = bool(memory["is_sqp"]), bool(memory["may_follow"]), memory["best"]
         self._prices, self._seen = list(memory["prices"]), [bytes.fromhex(sets) for sets in memory["seen"]]
         self._c = self._threshold()

@@ -142,6 +142,22 @@ def test_every_start_leads_to_the_same_optimum(options):
         assert found.converged and relative(entries(found.design), entries(expected.design)) <= 1e-7
 
 
+def test_cheap_control_follows_a_path_of_prices(options):
+    """Full steps throw the controls of this problem from bound to bound; the result meets the KKT conditions."""
+    options(sqp_kkt_precond="direct", tao_type="bqnls")
+    problem = heat.HeatCase(heat.HeatSettings(nx=6, ny=3, nt=32, alpha=1e-6)).problem
+    result = bounded(problem, lower=-1.0, upper=1.0).solve()
+    notes = result.history["note"]
+    assert result.converged and any("dearer prices" in note for note in notes), (result.message, notes)
+    assert sum(result.history["krylov"]) <= 40  # one a set, those of the path counted
+    lin, z = problem.at(problem.join(result.state, result.design)), entries(result.design)
+    mu = -entries(lin.lagrangian_gradient(result.multiplier))
+    assert mu[: problem.layout.state_size].abs().max() <= 1e-10 and entries(lin.residual).abs().max() <= 1e-10
+    mu = mu[problem.layout.state_size :]
+    assert (z.abs() <= 1.0).all() and mu[z.abs() < 1.0 - 1e-9].abs().max() <= 1e-10
+    assert (mu * z >= -1e-12).all() and (z.abs() == 1.0).double().mean() > 0.3
+
+
 class Nothing(TimeDependentConstraint):
     """u_new = 0 whatever the control."""
 
