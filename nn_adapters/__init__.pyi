@@ -72,6 +72,7 @@ from nn_adapters.pinn.loss import PINN as PINN
 from nn_adapters.pinn.terms import Field as Field, Residual as Residual, Term as Term
 from nn_adapters.pinn.network import NETWORK_BODIES as NETWORK_BODIES, Network as Network
 from nn_adapters.pinn.jets import JET_ACTIVATIONS as JET_ACTIVATIONS, JetBasis as JetBasis
+from nn_adapters.pinn.features import Features as Features, periodic as periodic
 from nn_adapters.pinn.points import (
     POINT_SAMPLERS as POINT_SAMPLERS,
     Intervals as Intervals,

@@ -12,6 +12,10 @@ layers. Every run is a process of its own on one core; times are of the processo
   without, at equal work, on four equations, residual networks 6x20.
 * `divergence`: four equations, ten seeds, the methods in turn, 600 gradients at 1,000 points, 6x20.
 * `overhead`: the optimizers' own time in that of the gradients, 8 layers of 20.
+* `least_squares`: Levenberg-Marquardt with the defaults of the scripts: errors at some times of the processor, the
+  worst of the seeds.
+* `same`: Levenberg-Marquardt and self-scaled Broyden with three levels of points on the same networks, features and
+  starts: seconds to some errors.
 * `long`: toward 1e-7, points drawn anew where the residual is large.
 """
 
@@ -42,6 +46,15 @@ ADDITIVE, MULTIPLICATIVE = [*PUBLISHED, "-spqn_type", "additive"], [*PUBLISHED, 
 DENSE = ["-optimizer", "ssbroyden"]
 #: A residual network for runs on all four equations.
 SMALL = ["-layers", 6, "-width", 20]
+#: Seconds of the processor, and errors that Levenberg-Marquardt is to have then.
+IN_TIME = {
+    "burgers": {9: 1e-3, 13: 2e-4, 25: 3e-5, 60: 5e-6},
+    "klein_gordon": {30: 1e-4, 45: 5e-6, 75: 1e-6},
+    "diffusion_transport": {25: 1e-4},
+    "allen_cahn": {60: 1e-3},
+}
+#: The networks of the scripts' least squares, for all methods.
+SAME = {"burgers": ["-layers", 4, "-features", "periodic"], "klein_gordon": ["-layers", 3]}
 #: What the parts of the best variant are worth.
 PARTS = {
     "SPQN": BEST,
@@ -67,7 +80,8 @@ class Benchmark:
         """The summary of a run of `problems.pinn_...`."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "summary.json"
-            execute(f"problems.pinn_{problem}", "-points", self.points, "-summary", file, *words)
+            limit = () if "-max_cpu_seconds" in words else ("-max_cpu_seconds", 0)
+            execute(f"problems.pinn_{problem}", "-points", self.points, "-summary", file, *limit, *words)
             summary: dict[str, Any] = json.loads(file.read_text())
         numbers = (
             f"error {summary['relative_l2']:.3e}",
@@ -187,6 +201,35 @@ class Benchmark:
         }
         return [bar(f"overhead of {name}, 8x20", _overhead(m, function), "x", 0.1) for name, m in methods.items()]
 
+    def least_squares(self) -> list[Row]:
+        """Levenberg-Marquardt: errors at the times of `IN_TIME`."""
+        rows = []
+        for problem, bars in IN_TIME.items():
+            limit = 3 if self.quick else 1 + max(bars)
+            words = ["-optimizer", "lm", "-max_cpu_seconds", limit, "-error_every", 50, "-seed"]
+            runs = [self.train(problem, *words, seed)["curve"] for seed in range(self.seeds)]
+            for seconds, error in bars.items():
+                found = [_error_at(run, seconds) for run in runs]
+                rows.append(bar(f"{problem}: error after {seconds} CPU s, worst", max(found), "relative L2", error))
+                print(f"  {problem}, {seconds} s:", ", ".join(f"{each:.1e}" for each in found))
+        return rows
+
+    def same(self) -> list[Row]:
+        """Seconds of two methods to the same errors, everything else the same."""
+        rows = []
+        for problem, words in SAME.items():
+            net = [*words, "-width", 20, "-body", "mlp", "-adaptive", 0]
+            limit = ["-max_cpu_seconds", 3 if self.quick else 60, "-error_every", 20]
+            kinds = {"Levenberg-Marquardt": ["-optimizer", "lm"], "dense": PARTS["dense, levels of points"]}
+            for seed in range(self.seeds):
+                runs = {name: self.train(problem, *kind, *net, *limit, "-seed", seed) for name, kind in kinds.items()}
+                for name, run in runs.items():
+                    times = {error: _time_to(run["curve"], error) for error in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)}
+                    told = ", ".join(f"{error:.0e} at {seconds:.0f} s" for error, seconds in times.items() if seconds)
+                    text = f"{problem}, seed {seed}, {name}: {told or 'none'}; at the end"
+                    rows.append(plain(text, run["relative_l2"], "relative L2"))
+        return rows
+
     def long(self) -> list[Row]:
         """As far as it goes."""
         words = ["-layers", 4, "-width", 20, "-body", "mlp", "-adaptive", 0, "-resample_every", 500]
@@ -196,6 +239,16 @@ class Benchmark:
             plain(f"Burgers 4x20, dense, {found['gradients']} gradients", found["relative_l2"], "relative L2"),
             plain("Burgers 4x20, dense, long run", found["cpu_seconds"], "CPU s"),
         ]
+
+
+def _error_at(curve: dict[str, list[float]], seconds: float) -> float:
+    """The last error that was measured until then."""
+    return [error for time, error in zip(curve["cpu_seconds"], curve["relative_l2"]) if time <= seconds][-1]
+
+
+def _time_to(curve: dict[str, list[float]], error: float) -> float:
+    """When an error below this was first measured; 0 for never."""
+    return next((time for time, each in zip(curve["cpu_seconds"], curve["relative_l2"]) if each <= error), 0.0)
 
 
 def _overhead(minimizer: Minimizer, function: Any) -> float:
@@ -247,10 +300,8 @@ def _picture(file: str, problem: str, runs: dict[str, dict[str, Any]]) -> None:
     figure.savefig(file, dpi=120)
 
 
-CASES_BY_NAME = {
-    name: getattr(Benchmark, name)
-    for name in ("overhead", "dense", "burgers", "klein_gordon", "equal", "divergence", "long")
-}
+NAMES = "overhead dense burgers klein_gordon equal divergence least_squares same long"
+CASES_BY_NAME = {name: getattr(Benchmark, name) for name in NAMES.split()}
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:

@@ -15,6 +15,15 @@ from problems.shared import references
 
 
 @dataclass(frozen=True)
+class Form:
+    """u = lift(x) + factor(x) net(features(x))."""
+
+    lift: nna.Field
+    factor: nna.Field
+    features: nna.Features | None = None
+
+
+@dataclass(frozen=True)
 class Equation:
     """An equation on a box with values on its boundary, which u = lift + factor net has by construction.
 
@@ -23,9 +32,10 @@ class Equation:
         names: of the inputs, a letter each.
         box: (low, high) of each input.
         residual: zero for a solution; takes u, its `derivatives` by name, and the points, (n, 2).
-        lift, factor: of u.
+        forms: how u is made of the network, by what the network takes in: "plain" and, where there is one, "periodic".
         solution: (n, 2) -> (n,), to compare with.
         layers, width, parts: of the published network and its decomposition.
+        small: layers and width of a network for least squares.
     """
 
     name: str
@@ -33,12 +43,15 @@ class Equation:
     box: nna.Intervals
     residual: nna.Residual
     derivatives: tuple[str, ...]
-    lift: nna.Field
-    factor: nna.Field
+    forms: dict[str, Form]
     solution: Callable[[Tensor], Tensor]
     layers: int
     width: int
     parts: int
+    small: tuple[int, int] = (4, 20)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     def function(
         self,
@@ -51,13 +64,17 @@ class Equation:
         slope_scale: float = 1.0,
         sampler: str = "hammersley",
         seed: int = 0,
+        features: str = "plain",
     ) -> nna.PINN:
         """The loss of a network for this equation; the defaults are the published ones."""
+        form = self.forms[features]
+        inputs = len(self.box) if form.features is None else form.features.size
         network = nna.Network(
-            len(self.box), (width or self.width,) * (layers or self.layers), body, activation, adaptive, slope_scale
+            inputs, (width or self.width,) * (layers or self.layers), body, activation, adaptive, slope_scale
         )
-        term = nna.Term(nna.POINT_SAMPLERS[sampler](points, self.box, seed), self.residual, self.derivatives)
-        return nna.PINN(network, [term], self.names, self.lift, self.factor)
+        x = nna.POINT_SAMPLERS[sampler](points, self.box, seed)
+        term = nna.Term(x, self.residual, self.derivatives, draw=lambda n, seed: nna.uniform_points(n, self.box, seed))
+        return nna.PINN(network, [term], self.names, form.lift, form.factor, features=form.features)
 
     def grid(self, shape: tuple[int, int] = (256, 101)) -> Tensor:
         """Nodes of a grid on the box, (n, 2)."""
@@ -102,6 +119,11 @@ def _bubble(x: Tensor) -> Tensor:
     return 1.0 - x[:, 0].square()
 
 
+def _decaying_sine(x: Tensor) -> Tensor:
+    """From the initial values, -sin(pi x), to 0; a solution that is odd stays periodic, and zero at both ends."""
+    return -torch.sin(math.pi * x[:, 0]) * torch.exp(-3.0 * x[:, 1])
+
+
 def _wave_lift(x: Tensor) -> Tensor:
     """x (1 - x^2 (1 - cos t)): for x cos t, the plain lift of the boundary values, is the solution itself."""
     return x[:, 0] * (1.0 - x[:, 0].square() * (1.0 - torch.cos(x[:, 1])))
@@ -124,8 +146,10 @@ EQUATIONS: dict[str, Equation] = {
             ((-1.0, 1.0), (0.0, 1.0)),
             _burgers,
             ("x", "t", "xx"),
-            lambda x: -torch.sin(math.pi * x[:, 0]) * torch.exp(-3.0 * x[:, 1]),
-            lambda x: x[:, 1] * _bubble(x),
+            {
+                "plain": Form(_decaying_sine, lambda x: x[:, 1] * _bubble(x)),
+                "periodic": Form(_decaying_sine, lambda x: x[:, 1], nna.periodic("xt", {"x": 2.0})),
+            },
             lambda x: references.burgers(x, VISCOSITY),
             8,
             20,
@@ -137,12 +161,12 @@ EQUATIONS: dict[str, Equation] = {
             ((-1.0, 1.0), (0.0, 12.0)),
             _klein_gordon,
             ("tt", "xx"),
-            _wave_lift,
-            lambda x: x[:, 1].square() / (1.0 + x[:, 1].square()) * _bubble(x),
+            {"plain": Form(_wave_lift, lambda x: x[:, 1].square() / (1.0 + x[:, 1].square()) * _bubble(x))},
             references.klein_gordon,
             6,
             50,
             6,
+            (3, 20),
         ),
         Equation(
             "diffusion_transport",
@@ -150,12 +174,16 @@ EQUATIONS: dict[str, Equation] = {
             ((0.0, 1.0), (0.0, 1.0)),
             _diffusion_transport,
             ("x", "y", "xx", "yy"),
-            lambda x: torch.zeros_like(x[:, 0]),
-            lambda x: (-x * torch.expm1(100.0 * (x - 1.0))).prod(1),
+            {
+                "plain": Form(
+                    lambda x: torch.zeros_like(x[:, 0]), lambda x: (-x * torch.expm1(100.0 * (x - 1.0))).prod(1)
+                )
+            },
             references.diffusion_transport,
             10,
             50,
             10,
+            (3, 20),
         ),
         Equation(
             "allen_cahn",
@@ -163,8 +191,7 @@ EQUATIONS: dict[str, Equation] = {
             ((-1.0, 1.0), (0.0, 1.0)),
             _allen_cahn,
             ("t", "xx"),
-            _phase_lift,
-            lambda x: x[:, 1] * _bubble(x),
+            {"plain": Form(_phase_lift, lambda x: x[:, 1] * _bubble(x))},
             references.allen_cahn,
             6,
             64,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,75 +18,19 @@ from torch import Tensor
 
 import nn_adapters as nna
 import pdeopt as po
-from pdeopt.core import Section, interruptible, require_memory, sections
-from pdeopt.core.memory import DOUBLE
-from pdeopt.optimize.descent import Adam, Minimizer
+from pdeopt.core import Section, interruptible, sections
+from pdeopt.optimize.descent import Minimizer
 from problems.shared import pictures
 from problems.shared.checkpoints import DescentCheckpoints, method_fingerprint
 from problems.shared.command_line import command_line, finish
 from problems.shared.equations import EQUATIONS, Equation
 from problems.shared.files import CheckpointFiles, ReportFiles, check_targets, versions, write_report
-from problems.shared.optimizers import Optimizers
-
-#: Gradients of a run, unless the options say otherwise.
-MAX_GRADIENTS = 5000
-
-#: Of SPQN: dense matrices, and one sweep of local solves, at the start; see docs/benchmarks.md for what they are worth.
-SPQN_DEFAULTS = {"method": "ssbroyden", "type": "multiplicative", "local": "ssbroyden", "local_it": 10, "every": 10**9}
-
-
-def optimizers(parts: int) -> Optimizers:
-    """The optimizers that are offered, with this many parts for SPQN."""
-    return Optimizers(
-        {
-            "lbfgs": (po.LBFGS, {}),
-            "ssbroyden": (po.SSBroyden, {}),
-            "spqn": (po.SPQN, {**SPQN_DEFAULTS, "parts": parts}),
-            "tr": (po.TrustRegionMinimizer, {}),
-            "adam": (Adam, {}),
-        },
-        stop={"max_it": 10**9, "gtol": 1e-14, "max_gradients": MAX_GRADIENTS},
-    )
-
-
-OPTIMIZERS = tuple(optimizers(1))
-
-
-@dataclass(frozen=True)
-class PinnSettings(po.Settings):
-    """The network, its points, and how it is trained."""
-
-    optimizer: str = po.setting("ssbroyden", "optimizer", choices=OPTIMIZERS)
-    max_gradients: int = po.setting(
-        MAX_GRADIENTS, "gradients at most, of parts too; 0 for no limit; -opt_max_gradients wins", at_least=0
-    )
-    target_error: float = po.setting(0.0, "relative error at which to stop", at_least=0)
-    points: int = po.setting(10_000, "points where the equation is to hold", at_least=1)
-    sampler: str = po.setting("hammersley", "how points are drawn", choices=tuple(nna.POINT_SAMPLERS))
-    resample_every: float = po.setting(
-        0.0, "work from one drawing of new points, where the residual is large, to the next; 0: never", at_least=0
-    )
-    resample_power: float = po.setting(1.0, "k of the density |r|^k / mean + c of new points", at_least=0)
-    resample_floor: float = po.setting(1.0, "c of the density |r|^k / mean + c of new points", at_least=0)
-    layers: int = po.setting(0, "hidden layers; 0: as published", at_least=0)
-    width: int = po.setting(0, "neurons of a hidden layer; 0: as published", at_least=0)
-    body: str = po.setting("resnet", "plain layers, or residual ones", choices=nna.NETWORK_BODIES)
-    activation: str = po.setting("tanh", "activation of the hidden layers", choices=tuple(nna.JET_ACTIVATIONS))
-    adaptive: bool = po.setting(True, "learn a slope of the activation in each layer")
-    slope_scale: float = po.setting(1.0, "n of the activation act(n slope z)", above=0)
-    point_levels: int = po.setting(
-        0,
-        "levels of points, each half of the next, for quasi-Newton methods to begin on; 1: "
-        "all points alone; 0: 3 for spqn, 1 for the others",
-        at_least=0,
-    )
-    seed: int = po.setting(0, "seed of all random numbers", at_least=0)
-    error_every: float = po.setting(100.0, "work from one measurement of the error to the next", above=0)
+from problems.shared.pinn_settings import PinnSettings, chosen, optimizers, require_room
 
 
 def options(name: str) -> list[Section]:
     """All that the script of an equation reads."""
-    offered = optimizers(EQUATIONS[name].parts).options(PinnSettings().optimizer)
+    offered = optimizers(EQUATIONS[name].parts).options("auto")
     files = [*sections(ReportFiles), *sections(CheckpointFiles, checkpoint_every=100)]
     return [*sections(PinnSettings), *offered, *files]
 
@@ -103,33 +47,29 @@ def main(name: str, doc: str | None, argv: Sequence[str] | None = None) -> float
             result = training.run()
         write_report(MPI.COMM_WORLD, report, summary(training, result), lambda: _picture(training, result))
         last, error = result.history[-1], training.error(result.design)
+        steps = f"{last.gradients} gradients" if last.gradients else f"{last.iteration} iterations"
         PETSc.Sys.Print(
-            f"{name}: relative error {error:.3e}, loss {training.loss(result):.3e} after "
-            f"{last.gradients} gradients, work {last.work:.0f} ({training.spent[0]:.1f} s); "
-            f"{result.message}"
+            f"{name}: relative error {error:.3e}, loss {training.loss(result):.3e} after {steps}, work {last.work:.0f} "
+            f"({training.spent[0]:.1f} s); {result.message}"
         )
         training.checkpoints.leave()
         finish(name, result.reason > 0, result.message)
         return error
 
 
-def _require_room(equation: Equation, settings: PinnSettings) -> None:
-    """Refuse sizes that cannot fit: weights, and at each point all layers with their derivatives by the inputs."""
-    layers, width = settings.layers or equation.layers, settings.width or equation.width
-    derivatives = 1 + len(equation.derivatives)
-    given = f"{settings.points} and {layers} layers of width {width}"
-    needed = DOUBLE * layers * width * (settings.points * derivatives + width)
-    require_memory(needed, "-points, -layers, -width", given, "smaller ones")
-    if settings.point_levels > settings.points.bit_length():
-        legal = f"at most {settings.points.bit_length()}: each has half the points of the next"
-        raise po.InputError("-point_levels", settings.point_levels, legal)
-
-
 class Clock:
     """Seconds of the wall clock and of the processor, over restarts."""
 
     def __init__(self, wall: float = 0.0, processor: float = 0.0) -> None:
-        self._begin = time.perf_counter() - wall, time.process_time() - processor
+        self._begin = [time.perf_counter() - wall, time.process_time() - processor]
+
+    def without(self, call: Callable[[], float]) -> float:
+        """The number that a call returns, whose seconds are not counted."""
+        wall, processor = time.perf_counter(), time.process_time()
+        found = call()
+        self._begin[0] += time.perf_counter() - wall
+        self._begin[1] += time.process_time() - processor
+        return found
 
     @property
     def wall(self) -> float:
@@ -148,14 +88,15 @@ class PinnTraining:
     Attributes:
         function: the loss at its present points.
         minimizer: that goes down on it.
-        errors: (record, relative error) where it was measured.
+        errors: (iteration, relative error, seconds of the processor) where it was measured.
         clock: seconds since the start.
         spent: seconds of the wall clock and of the processor, when `run` has ended.
         checkpoints: of the run.
     """
 
     def __init__(self, equation: Equation, settings: PinnSettings, files: CheckpointFiles) -> None:
-        _require_room(equation, settings)
+        settings = chosen(equation, settings)
+        require_room(equation, settings)
         self.equation, self.settings = equation, settings
         self.function = equation.function(
             settings.points,
@@ -167,18 +108,26 @@ class PinnTraining:
             settings.slope_scale,
             settings.sampler,
             settings.seed,
+            settings.features,
         )
         self.minimizer = self._minimizer()
-        self.errors: list[tuple[int, float]] = []
+        self.errors: list[tuple[int, float, float]] = []
+        self.is_spent = False
         self.drawings, self._measured, self._drawn = 0, -math.inf, 0.0
         self.clock, self.spent = Clock(), (0.0, 0.0)
-        self.checkpoints = DescentCheckpoints(files, MPI.COMM_WORLD, self._fingerprint(), self._memory)
+        self.checkpoints = DescentCheckpoints(
+            files, MPI.COMM_WORLD, self._fingerprint(), self._memory, self.minimizer.Record
+        )
 
     def _minimizer(self) -> Minimizer:
         name, limit = self.settings.optimizer, self.settings.max_gradients
         offered = optimizers(min(self.equation.parts, self.function.network.depth))
         team = MPI.COMM_WORLD if name == "spqn" else None
-        return offered.make(name, self._levels(), team, max_gradients=limit)
+        return offered.make(name, self._levels(), team, max_gradients=limit, **self._seed())
+
+    def _seed(self) -> dict[str, int]:
+        """Of the points that the method itself draws."""
+        return {"seed": self.settings.seed} if self.settings.optimizer == "lm" else {}
 
     def _levels(self) -> po.SmoothFunction:
         """The function at all of its points and, on coarser levels, at fewer."""
@@ -201,6 +150,8 @@ class PinnTraining:
             result = self.minimizer.minimize(start, observers=[self._observe], until=self._until, **going_on)
             if not (result.converged and self._is_due() and not self._is_good_enough()):
                 self.spent = self.clock.wall, self.clock.processor
+                if self.is_spent and result.reason == po.Reason.CONVERGED_TARGET:
+                    result.reason, result.message = po.Reason.WORK_DONE, "-max_cpu_seconds are spent"
                 self.checkpoints.end(self.equation.name, result)
                 return result
             result.history.records[-1] = replace(result.history[-1], note="start")  # of another function
@@ -217,8 +168,8 @@ class PinnTraining:
     def _observe(self, minimizer: Minimizer, history: po.History) -> None:
         record = history[-1]
         if record.work >= self._measured + self.settings.error_every:
-            self._measured = record.work
-            self.errors.append((record.iteration, self.error(minimizer.x)))
+            self._measured, seconds = record.work, self.clock.processor
+            self.errors.append((record.iteration, self.clock.without(lambda: self.error(minimizer.x)), seconds))
             PETSc.Sys.Print(
                 f"work {record.work:8.0f}  loss {record.objective:9.3e}  relative error "
                 f"{self.errors[-1][1]:9.3e}  {self.clock.wall:7.1f} s"
@@ -226,14 +177,18 @@ class PinnTraining:
         self.checkpoints.observe(minimizer, history)
 
     def _until(self, minimizer: Minimizer) -> bool:
-        return self._is_good_enough() or self._is_due()
+        most = self.settings.max_cpu_seconds
+        self.is_spent = most > 0 and MPI.COMM_WORLD.allreduce(self.clock.processor, MPI.MAX) >= most
+        return self.is_spent or self._is_good_enough() or self._is_due()
 
     def _is_good_enough(self) -> bool:
         return bool(self.errors) and self.errors[-1][1] <= self.settings.target_error
 
     def _is_due(self) -> bool:
         every = self.settings.resample_every
-        return every > 0 and self.minimizer.spent().work >= self._drawn + every - 1e-6  # sums are rounded
+        return (
+            every > 0 and not self.is_spent and self.minimizer.spent().work >= self._drawn + every - 1e-6
+        )  # sums are rounded
 
     def _draw(self) -> dict[str, Any]:
         """New points, all of them from now on; the method goes on with all that it knows, and with f and f' there."""
@@ -259,7 +214,7 @@ class PinnTraining:
     # -- checkpoints ---------------------------------------------------------------------------------------
 
     def _fingerprint(self) -> dict[str, Any]:
-        free = ("max_gradients", "target_error", "error_every")
+        free = ("max_gradients", "max_cpu_seconds", "target_error", "error_every")
         own = {f.name: getattr(self.settings, f.name) for f in fields(PinnSettings) if f.name not in free}
         return {"problem": self.equation.name, **own, **method_fingerprint(self.minimizer)}
 
@@ -288,7 +243,9 @@ class PinnTraining:
 
 def summary(training: PinnTraining, result: po.Result) -> dict[str, Any]:
     """The run as JSON values."""
-    last, measured = result.history[-1], dict(training.errors)
+    last = result.history[-1]
+    measured = {iteration: (error, seconds) for iteration, error, seconds in training.errors}
+    rows = [record for record in result.history.records if record.iteration in measured]
     return {
         "problem": training.equation.name,
         "optimizer": training.settings.optimizer,
@@ -307,8 +264,14 @@ def summary(training: PinnTraining, result: po.Result) -> dict[str, Any]:
         "message": result.message,
         "parameters": {**vars(training.settings), **vars(training.minimizer.settings)},
         "versions": versions(),
+        "curve": {
+            "cpu_seconds": [measured[record.iteration][1] for record in rows],
+            "work": [record.work for record in rows],
+            "loss": [record.objective for record in rows],
+            "relative_l2": [measured[record.iteration][0] for record in rows],
+        },
         "history": result.history.columns()
-        | {"relative_l2": [measured.get(iteration) for iteration in result.history["iteration"]]},
+        | {"relative_l2": [measured.get(iteration, (None,))[0] for iteration in result.history["iteration"]]},
     }
 
 
@@ -332,7 +295,7 @@ def _picture(training: PinnTraining, result: po.Result) -> Any:
     history = result.history
     axes[4].loglog([1 + w for w in history["work"]], history["objective"], label="loss")
     work = dict(zip(history["iteration"], history["work"]))
-    points = np.array([(1 + work[iteration], error) for iteration, error in training.errors])
+    points = np.array([(1 + work[iteration], error) for iteration, error, _ in training.errors])
     axes[4].loglog(*points.T, "o-", label="relative error", markersize=4)
     axes[4].set(title=training.settings.optimizer, xlabel="work in full gradients")
     axes[4].legend()

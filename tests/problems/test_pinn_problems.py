@@ -8,8 +8,8 @@ import pytest
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import Reason
 from problems import pinn_burgers
-from problems.shared import pinn_training
 from problems.shared.equations import EQUATIONS
+from problems.shared.pinn_settings import OPTIMIZERS, PinnSettings, chosen
 
 SMALL = ["-points", "200", "-layers", "2", "-width", "6", "-error_every", "10"]
 
@@ -25,24 +25,43 @@ def summary_of(tmp_path, *words, main=pinn_burgers.main):
 @pytest.mark.parametrize("name", EQUATIONS)
 def test_every_equation_is_trained(name, tmp_path):
     main = importlib.import_module(f"problems.pinn_{name}").main
-    found = summary_of(tmp_path, "-max_gradients", 30, main=main)
+    found = summary_of(tmp_path, "-max_gradients", 30, "-optimizer", "ssbroyden", main=main)
     assert found["problem"] == name and found["loss"] < 0.999 * found["start_loss"]
     assert 30 <= found["gradients"] <= 50 and found["work"] >= 30 and found["reason"] == Reason.WORK_DONE
     measured = [e for e in found["history"]["relative_l2"] if e is not None]
     assert 3 <= len(measured) <= 4 and found["history"]["work"][-1] == found["work"]
 
 
-@pytest.mark.parametrize("optimizer", pinn_training.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_trains(optimizer, tmp_path):
     found = summary_of(tmp_path, "-max_gradients", 40, "-optimizer", optimizer)
-    assert found["loss"] < found["start_loss"] and found["gradients"] >= 40
+    counted = "jacobians" if optimizer == "lm" else "gradients"
+    assert found["loss"] < found["start_loss"] and found["history"][counted][-1] >= 40
     assert found["parameters"]["optimizer"] == optimizer
 
 
-@pytest.mark.parametrize("optimizer", pinn_training.OPTIMIZERS)
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_least_squares_is_the_default(name, tmp_path):
+    main = importlib.import_module(f"problems.pinn_{name}").main
+    found = summary_of(tmp_path, "-opt_max_it", 12, "-lm_candidates", 500, main=main)
+    assert found["parameters"]["optimizer"] == "lm" and found["loss"] < found["start_loss"]
+    curve = found["curve"]
+    assert set(curve) == {"cpu_seconds", "work", "loss", "relative_l2"}
+    assert len({len(column) for column in curve.values()}) == 1 and curve["cpu_seconds"] == sorted(curve["cpu_seconds"])
+    large = chosen(EQUATIONS[name], PinnSettings(width=50))
+    assert (large.optimizer, large.body, large.adaptive, large.features) == ("ssbroyden", "resnet", True, "plain")
+
+
+def test_a_spent_limit_of_time_is_no_failure(tmp_path):
+    found = summary_of(tmp_path, "-max_cpu_seconds", 0.3)
+    assert found["reason"] == Reason.WORK_DONE and "max_cpu_seconds" in found["message"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_restart_goes_on_with_the_same_iterates(optimizer, tmp_path):
     file = tmp_path / "run.safetensors"
-    words = ["-optimizer", optimizer, "-resample_every", 15, "-opt_max_it"]
+    own = ["-lm_resample_every", 5, "-lm_candidates", 500] if optimizer == "lm" else ["-resample_every", 15]
+    words = ["-optimizer", optimizer, *own, "-opt_max_it"]
     whole = summary_of(tmp_path, *words, 40)
     summary_of(tmp_path, *words, 22, "-checkpoint", file, "-checkpoint_every", 1)
     rest = summary_of(tmp_path, *words, 40, "-restart", file)
@@ -53,8 +72,8 @@ def test_a_restart_goes_on_with_the_same_iterates(optimizer, tmp_path):
 
 
 def test_new_points_are_drawn_and_counted(tmp_path):
-    plain = summary_of(tmp_path, "-opt_max_it", 30)
-    found = summary_of(tmp_path, "-opt_max_it", 30, "-resample_every", 12)
+    words = ["-optimizer", "ssbroyden", "-opt_max_it", 30]
+    plain, found = summary_of(tmp_path, *words), summary_of(tmp_path, *words, "-resample_every", 12)
     before = [w for w in plain["history"]["work"] if w < 12]
     assert found["history"]["objective"][: len(before)] == plain["history"]["objective"][: len(before)]
     assert found["history"]["objective"] != plain["history"]["objective"]
@@ -77,6 +96,8 @@ def test_a_run_stops_at_the_error_that_is_asked_for(tmp_path):
         (["-restart", "nothing"], "a file written by -checkpoint"),
         (["-plot", "x.txt"], ".png"),
         (["-sampler", "grid"], "hammersley"),
+        (["-resample_every", "10"], "-lm_resample_every"),
+        (["-features", "odd"], r"plain \| periodic"),
     ],
 )
 def test_bad_options_are_named(words, message):
