@@ -149,14 +149,14 @@ ENTRIES = [
         "Klein–Gordon by a network",
         "pinns.md",
         "Dense self-scaled Broyden steps on all points.",
-        "-layers 4 -width 20 -points 2000 -max_gradients 200",
+        "-layers 4 -width 20 -points 2000 -optimizer ssbroyden -max_gradients 200",
     ),
     Entry(
         "pinn_diffusion_transport",
         "Diffusion and transport by a network",
         "pinns.md",
         "Boundary layers of width 0.01 are in the factor of the network.",
-        "-layers 4 -width 20 -points 2000 -max_gradients 300",
+        "-layers 4 -width 20 -points 2000 -optimizer ssbroyden -max_gradients 300",
     ),
     Entry(
         "pinn_allen_cahn",

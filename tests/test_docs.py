@@ -17,6 +17,7 @@ EXAMPLES = [
     "docs/compression.md",
     "docs/kernels.md",
     "docs/large_batch.md",
+    "docs/least_squares.md",
     "docs/networks.md",
     "docs/optimizers.md",
     "docs/package.md",

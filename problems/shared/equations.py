@@ -32,7 +32,8 @@ class Equation:
         names: of the inputs, a letter each.
         box: (low, high) of each input.
         residual: zero for a solution; takes u, its `derivatives` by name, and the points, (n, 2).
-        forms: how u is made of the network, by what the network takes in: "plain" and, where there is one, "periodic".
+        forms: how u is made of the network, by what the network takes in: "plain", and what has the symmetry of the
+            solution where equation and values have one: "periodic" or "even".
         solution: (n, 2) -> (n,), to compare with.
         layers, width, parts: of the published network and its decomposition.
         small: layers and width of a network for least squares.
@@ -191,7 +192,14 @@ EQUATIONS: dict[str, Equation] = {
             ((-1.0, 1.0), (0.0, 1.0)),
             _allen_cahn,
             ("t", "xx"),
-            {"plain": Form(_phase_lift, lambda x: x[:, 1] * _bubble(x))},
+            {
+                "plain": Form(_phase_lift, lambda x: x[:, 1] * _bubble(x)),
+                "even": Form(
+                    _phase_lift,
+                    lambda x: x[:, 1] * _bubble(x),
+                    nna.Features(lambda x: torch.stack([x[:, 0].square(), x[:, 1]], 1), 2),
+                ),
+            },
             references.allen_cahn,
             6,
             64,

@@ -79,9 +79,9 @@ class PinnSettings(po.Settings):
     )
     features: str = po.setting(
         "auto",
-        "what the network takes in: x itself, or sin and cos of it where the solution is periodic; auto: with lm the "
-        "latter",
-        choices=("auto", "plain", "periodic"),
+        "what the network takes in: x itself; sin and cos of it for a periodic solution, its square for an even one; "
+        "auto: with lm the latter, where there is one",
+        choices=("auto", "plain", "periodic", "even"),
     )
     activation: str = po.setting("tanh", "activation of the hidden layers", choices=tuple(nna.JET_ACTIVATIONS))
     adaptive: bool = po.setting(
@@ -109,7 +109,7 @@ def chosen(equation: Equation, settings: PinnSettings) -> PinnSettings:
         layers, width = s.layers or equation.layers, s.width or equation.width
     if is_lm and s.resample_every:
         raise po.InputError("-resample_every", f"{s.resample_every:g}, with lm", "-lm_resample_every ITERATIONS")
-    form = "periodic" if is_lm and "periodic" in equation.forms else "plain"
+    form = list(equation.forms)[-1] if is_lm else "plain"
     features = form if s.features == "auto" else s.features
     if features not in equation.forms:
         raise po.InputError("-features", f"{features}, for {equation.name}", " | ".join(equation.forms))

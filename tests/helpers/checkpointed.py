@@ -15,9 +15,9 @@ RUNS = {
     "burgers, bounds": ("burgers", "-nx 12 -nt 16 -solver active_set -lower -0.3 -upper 0.3", "-nx 32 -nt 48"),
     "heat": ("heat", "-nx 6 -ny 4 -nt 8", "-nx 12 -ny 6 -nt 16"),
     "klein_gordon": ("klein_gordon", "-nx 8 -nt 16", "-nx 20 -nt 48"),
-    "pinn, LBFGS": (
+    "pinn, Levenberg-Marquardt": (
         "pinn_burgers",
-        "-points 60 -width 4 -opt_max_it 20 -checkpoint_every 1",
+        "-points 60 -width 4 -opt_max_it 20 -lm_candidates 300 -checkpoint_every 1",
         "-points 1000 -opt_max_it 40",
     ),
     "pinn, SPQN": (
