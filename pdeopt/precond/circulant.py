@@ -27,6 +27,7 @@ from petsc4py import PETSc
 from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 
+from pdeopt.core.arrays import Array
 from pdeopt.core.errors import SolveFailure
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
@@ -68,11 +69,14 @@ class CirculantPC(Preconditioner):
         )
 
     def _factor(self, middle: sp.csc_matrix, lower: sp.csc_matrix) -> Iterator[SuperLU]:
-        count = len(self._frequencies.angles)
+        count, parts = len(self._frequencies.angles), (middle, lower, lower.T.tocsc())
+        pattern = sum(abs(part).sign() for part in parts).tocsc()
+        constant, before, after = (_spread(part, pattern) for part in parts)
         for theta in self._frequencies.angles:
             shift = np.exp(-1j * theta)
+            values = constant + shift * before + np.conj(shift) * after
             try:
-                factor = splu((middle + shift * lower + np.conj(shift) * lower.T).tocsc())
+                factor = splu(sp.csc_matrix((values, pattern.indices, pattern.indptr), shape=pattern.shape))
             except RuntimeError as error:
                 raise SolveFailure(
                     f"the KKT system of the frequency {theta:.4f} of a step is singular", "solve it by other means"
@@ -126,3 +130,12 @@ def _parts(operator: KKTOperator, blocks: KKTBlocks) -> tuple[sp.csc_matrix, sp.
     middle = sp.bmat([[W, None, A.T], [None, Q, C.T], [A, C, None]], format="csc")
     lower = sp.bmat([[zero, None], [sp.hstack([B, sp.csr_matrix((n, m))]), sp.csc_matrix((n, n))]], format="csc")
     return middle, lower
+
+
+def _spread(part: sp.csc_matrix, pattern: sp.csc_matrix) -> Array:
+    """The values of a matrix at the places of a pattern that holds it."""
+    every, own = (sp.csc_matrix(each).tocoo() for each in (pattern, part))
+    keys, size = every.col.astype(np.int64) * pattern.shape[0] + every.row, pattern.shape[0]
+    order, values = np.argsort(keys), np.zeros(pattern.nnz)
+    values[order[np.searchsorted(keys, own.col.astype(np.int64) * size + own.row, sorter=order)]] = own.data
+    return values
