@@ -161,7 +161,8 @@ class Benchmark:
         """Every solver of a case, and a row of time and one of memory for each."""
         found, rows = {}, []
         theirs = (name for name, package in THEIRS[case.problem].items() if not package or find_spec(package))
-        for name in (*OURS, *theirs):
+        ours = CHOICES if case.problem == "heat" else tuple(OURS)
+        for name in (*ours, *theirs):
             one = found[name] = self._one(name, case)
             note = "{iterations} its, J {objective:.10g}, optimality {optimality:.0e}".format(**one)
             said = f"{name}; {case} ({one['failed'] or note})"
