@@ -300,12 +300,16 @@ class Elimination:
         """T^-1 (c - C d), (n_local, n)."""
         lin, (z, p) = self.lin, self._fields(design)
         old = lin.old_direction(torch.zeros_like(lin.u), p) if len(p) else None
-        driven = lin.jacobian.jvp(old, None, lin.controls(z), p)
-        return self._sweep(self.propagator.forward, -driven if c is None else c - driven)
+        r = -lin.jacobian.jvp(old, None, lin.controls(z), p)
+        if c is not None:
+            r += c
+            if not float(lin.grid.max(r.any().double())):
+                return r  # no sweep is needed for nothing, as at a feasible point
+        return self.propagator.forward(lin.jacobian, r, self.rtol)
 
     def multiplier(self, states: Tensor) -> Tensor:
         """T^-T of rows, (n_local, n)."""
-        return self._sweep(self.propagator.backward, states)
+        return self.propagator.backward(self.lin.jacobian, states, self.rtol)
 
     def design_part(self, rest_z: Tensor, rest_p: Tensor, lam: Tensor) -> Tensor:
         """The fields of a design less C'lam, flat."""
@@ -319,9 +323,3 @@ class Elimination:
         layout = self.lin.layout
         z, p = design.split([layout.control_size, layout.param_size])
         return z, layout.on_all_ranks(p)
-
-    def _sweep(self, solve: Callable[..., Tensor], rows: Tensor) -> Tensor:
-        """No sweep is needed for nothing, as for the first state of a feasible point."""
-        if not float(self.lin.grid.max(rows.any().double())):
-            return torch.zeros_like(rows)
-        return solve(self.lin.jacobian, rows, self.rtol)

@@ -44,7 +44,12 @@ class Objective(ABC):
         ...         return 0.5 * steps.weight * u.square().sum(1)
         ...
         >>> objective = Kinetic() + ControlCost(1e-2)
+
+    Attributes:
+        is_convex: whether it is known to be convex in states and controls; a subclass may say so.
     """
+
+    is_convex: bool = False
 
     @abstractmethod
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
@@ -165,6 +170,7 @@ class Sum(Objective):
         self.terms: list[Objective] = []
         for term in terms:
             self.terms += term.terms if isinstance(term, Sum) else [term]
+        self.is_convex = all(term.is_convex for term in self.terms)
 
     def check(self, n: int, m: int, grid: TimeGrid) -> None:
         for term in self.terms:
@@ -219,6 +225,8 @@ class Tracking(Objective):
         >>> B = sp.csr_matrix(([0.3, 0.7], ([0, 0], [4, 5])), shape=(1, n))     # one sensor between two nodes
         >>> misfit = Tracking(np.ma.masked_invalid(data), observe=B, times=[0.1, 0.2, 0.5], weight=1.0)
     """
+
+    is_convex = True
 
     def __init__(
         self, target: Target, mass: Mass = None, observe: Any = None, times: Any = None, weight: Any = None
@@ -304,6 +312,8 @@ class ControlCost(Objective):
     Raises:
         InputError: a weight that is not a finite number > 0; a mass that is no form.
     """
+
+    is_convex = True
 
     def __init__(self, control_weight: float, mass: Mass = None) -> None:
         self.control_weight = real_number(control_weight, "control_weight", "a finite number > 0", above=0.0)

@@ -7,6 +7,7 @@ from typing import Any
 
 from petsc4py import PETSc
 
+from pdeopt.control.verify import randomize
 from pdeopt.core.arrays import assign
 from pdeopt.core.errors import InputError
 from pdeopt.kkt.blocks import KKTBlocks
@@ -117,6 +118,20 @@ def blocks_of(matrix: PETSc.Mat) -> KKTBlocks | None:
     """
     context = _context(matrix)
     return context.blocks if isinstance(context, BlockMatrix) else KKTBlocks.of(operator_of(matrix))
+
+
+def is_whole(matrix: PETSc.Mat, blocks: KKTBlocks) -> bool:
+    """Whether blocks have all of W of a KKT operator: a product with a random vector tells. Collective."""
+    operator = _context(matrix)
+    if not isinstance(operator, KKTOperator) or operator.fixed is not None or not blocks.is_exact:
+        return False
+    x = randomize(operator.problem.create_primal(), 0)
+    fields = operator.problem.fields(x)
+    whole, missed = x.duplicate(), x.duplicate()
+    blocks.layout.pack(whole, *operator.hessian_fields(*fields))
+    blocks.layout.pack(missed, *blocks.multiply(fields))
+    missed.aypx(-1.0, whole)
+    return bool(missed.norm() <= 1e-12 * whole.norm())
 
 
 def operator_of(matrix: PETSc.Mat) -> KKTOperator:

@@ -91,10 +91,12 @@ class ReducedPC(Preconditioner):
     Attributes:
         iterations: of the last application.
         curves_down: whether it met a direction along which the reduced Hessian is not positive.
+        missed: the dual norm of what it left of the right-hand side, where that is in the design variables alone.
     """
 
     iterations = 0
     curves_down = False
+    missed = math.inf
     _rtol = 1e-8
 
     def update(self, pc: PETSc.PC) -> None:
@@ -134,6 +136,9 @@ class ReducedPC(Preconditioner):
         elimination.rtol = sweep_rtol
         found = eliminate(design, g, c)
         assign(y, found.state, design, found.multiplier)
+        if not self._is_flexible:  # of inexact sweeps there is more that is missed
+            assign(self._right, found.rest)
+            self.missed = self.operator.metric.design_dual_norm(self._right)
 
     @property
     def is_exact(self) -> bool:

@@ -18,7 +18,7 @@ from pdeopt.core.settings import Settings, read, read_inner, setting
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.precond.base import Preconditioner
 from pdeopt.precond.levels import TimeMultigridSettings
-from pdeopt.precond.operator import SchurOperator, blocks_of, leave, operator_of
+from pdeopt.precond.operator import SchurOperator, blocks_of, is_whole, leave, operator_of
 from pdeopt.precond.schur import ExactSchur, PropagatedSchur, use_schur_multigrid
 from pdeopt.steps.linear_mgrit import LinearMgritSettings
 from pdeopt.steps.stepsolve import StepSettings
@@ -40,8 +40,8 @@ class WathenSettings(Settings, prefix="wathen_", includes=(StepSettings,)):
     propagator: str = setting(
         "auto",
         "how the state Jacobian in the Schur complement is inverted: in windows of steps, step after step (forward), "
-        "or by MGRIT; multigrid works on the complement itself; auto is forward for waves, which coarse steps do not "
-        "carry, and for unlike steps on one rank, else MGRIT",
+        "or by MGRIT; multigrid works on the complement itself; auto is forward on one rank and for waves, which "
+        "coarse steps do not carry, else MGRIT",
         choices=("auto", "window", "forward", "mgrit", "multigrid"),
         reads={
             "auto": (LinearMgritSettings,),
@@ -56,6 +56,10 @@ class WathenSettings(Settings, prefix="wathen_", includes=(StepSettings,)):
 #: method, whose vectors are three times as long, has few iterations.
 SCHUR_ITERATIONS = 4
 
+#: Conjugate gradients, where blocks are all of W, so that one application solves the system: at a condition of 2 they
+#: leave 1e-15.
+WHOLE_ITERATIONS = 20
+
 
 #: Krylov methods that bear a preconditioner which changes from one application to the next.
 FLEXIBLE = ("fgmres", "gcr", "fcg", "pipefgmres", "pipegcr", "pipefcg", "richardson", "preonly")
@@ -68,8 +72,9 @@ class WathenPC(Preconditioner):
     """Block factorization of a KKT matrix with an approximate Schur complement.
 
     S is solved by a KSP of its own, `-{prefix}wathen_ksp_type`: four iterations of GMRES if matched, so that the outer
-    method must be flexible, as `fgmres` is. With `preonly` there the preconditioner is linear and symmetric, but
-    indefinite, as the matrix is; with a tolerance, and W exact, one application solves the KKT system.
+    method must be flexible, as `fgmres` is; where W misses nothing, as for linear equations, conjugate gradients to the
+    tolerance of the KSP outside, which then has one iteration. With `preonly` there the preconditioner is linear and
+    symmetric, but indefinite, as the matrix is.
 
         ksp.setOperators(operator.assemble())     # or operator.shell()
         ksp.setType("fgmres")
@@ -89,6 +94,7 @@ class WathenPC(Preconditioner):
     reads = (WathenSettings,)
     blocks: KKTBlocks | None = None
     propagator = ""
+    _rtol, _solves_alone = 1e-2, False
     schur_solver: PETSc.KSP | None = None
 
     def initialize(self, pc: PETSc.PC) -> None:
@@ -111,6 +117,7 @@ class WathenPC(Preconditioner):
         self.own(S.destroy, ksp.destroy)
         ksp.setOptionsPrefix(self._inner_prefix)
         ksp.setOperators(S)
+        self._solves_alone = self.settings.schur == "matched" and is_whole(matrix, self.blocks)
         self._iterate(ksp, self.blocks)
         self._approximate(ksp.getPC(), matrix)
         ksp.setFromOptions()
@@ -123,12 +130,15 @@ class WathenPC(Preconditioner):
     def _resolve(self, blocks: KKTBlocks) -> str:
         if self.settings.propagator != "auto":
             return self.settings.propagator
-        serial = blocks.conservative or (blocks.grid.mpi.size == 1 and not blocks.A.is_constant)
-        return "forward" if serial else "mgrit"
+        return "forward" if blocks.conservative or blocks.grid.mpi.size == 1 else "mgrit"
 
     def _iterate(self, ksp: PETSc.KSP, blocks: KKTBlocks) -> None:
         """The Krylov method on S, unless the options say otherwise."""
-        if self.settings.schur == "matched" and blocks.is_exact:
+        if self._solves_alone:
+            ksp.setType("cg")
+            ksp.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
+            ksp.setTolerances(max_it=WHOLE_ITERATIONS)
+        elif self.settings.schur == "matched" and blocks.is_exact:
             ksp.setType("fgmres")  # PETSc's CG would apply the preconditioner once more than it uses
             ksp.setGMRESRestart(SCHUR_ITERATIONS)
             ksp.setNormType(PETSc.KSP.NormType.NONE)
@@ -149,9 +159,9 @@ class WathenPC(Preconditioner):
         inner.setPythonContext(context)
 
     def preSolve(self, pc: PETSc.PC, ksp: PETSc.KSP, right: PETSc.Vec, left: PETSc.Vec) -> None:
-        """Refuse Krylov methods that take a preconditioner for one matrix: GMRES ends with a small residual of its own
-        and a wrong solution. PETSc calls it before a solve."""
-        inner = self.schur_solver
+        """Take its tolerance. Refuse Krylov methods that take a preconditioner for one matrix: GMRES ends with a small
+        residual of its own and a wrong solution. PETSc calls it before a solve."""
+        inner, self._rtol = self.schur_solver, ksp.getTolerances()[0]
         if inner is None or inner.getType() in LINEAR or ksp.getType() in FLEXIBLE:
             return
         raise InputError(
@@ -165,7 +175,11 @@ class WathenPC(Preconditioner):
         if blocks is None or self.schur_solver is None:
             return leave(y)
         assign(self._right, self._residual(blocks, x))
+        if self._solves_alone:
+            self.schur_solver.setTolerances(atol=0.5 * self._rtol * x.norm())
         self.schur_solver.solve(self._right, self._left)
+        if self.schur_solver.getConvergedReason() < 0:
+            self.schur_solver.setTolerances(max_it=SCHUR_ITERATIONS)  # it does not fit: no more work than for others
         lam = blocks.layout.rows(self._left)
         (u, z, p), _ = blocks.layout.kkt_fields(x)
         v, w, q = blocks.adjoint(lam)

@@ -14,6 +14,7 @@ from pdeopt.steps.mgrit import (
 )
 from pdeopt.steps.observation import Measurements as Measurements, Observation as Observation, SeenForm as SeenForm
 from pdeopt.steps.sparse import (
+    DiagonalProduct as DiagonalProduct,
     PaddedProduct as PaddedProduct,
     StepMatrix as StepMatrix,
     StepPattern as StepPattern,

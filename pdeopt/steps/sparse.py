@@ -53,6 +53,41 @@ class PaddedProduct:
         return total
 
 
+#: Diagonals on which entries stand up to which a product takes one multiplication for each.
+FEW_DIAGONALS = 4
+
+
+class DiagonalProduct:
+    """Products of matrices whose entries stand on a few diagonals with rows.
+
+    Args:
+        num_rows: of a matrix.
+        rows, cols: of the entries, (nnz,).
+        values: of them, (batch, nnz).
+    """
+
+    def __init__(self, num_rows: int, rows: Array, cols: Array, values: Tensor) -> None:
+        self._rows, self._diagonals, distance = num_rows, list[tuple[slice, slice, Tensor]](), cols - rows
+        for k in np.unique(distance):
+            place = np.flatnonzero(distance == k)
+            begin, end = int(rows[place].min()), int(rows[place].max()) + 1
+            entries = values.new_zeros(len(values), end - begin)
+            entries[:, rows[place] - begin] = values[:, place]
+            self._diagonals.append((slice(begin, end), slice(begin + k, end + k), entries))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = x.new_zeros(len(x), self._rows)
+        for rows, cols, entries in self._diagonals:
+            out[:, rows].addcmul_(x[:, cols], entries)
+        return out
+
+
+@lru_cache(maxsize=64)
+def has_few_diagonals(pattern: Sparsity) -> bool:
+    """Whether a `DiagonalProduct` is the fastest."""
+    return len(np.unique(pattern.cols - pattern.rows)) <= FEW_DIAGONALS
+
+
 class StepMatrix:
     """A sparse matrix a step on one sparsity, acting on rows: (batch, columns) -> (batch, rows).
 
@@ -75,6 +110,7 @@ class StepMatrix:
             raise InputError("StepMatrix", got, f"real values of shape (batch, {sparsity.nnz})")
         self.sparsity, self.values = sparsity, values
         self._matrices: dict[bool, PETSc.Mat] = {}
+        self._products: dict[bool, DiagonalProduct] = {}
         self._form: dict[bool, StepMatrix] = {}  # what `form` has found
 
     @classmethod
@@ -173,6 +209,8 @@ class StepMatrix:
         if entries <= SMALL_STEP and entries * len(self.values) <= SMALL_STEPS:
             full = self._small if transpose else self._small.mT
             return x @ full[0] if self.is_constant else (x[:, None] @ full)[:, 0]
+        if has_few_diagonals(self.sparsity):
+            return self._by_diagonals(transpose)(x)
         if not self.is_constant:
             blocks = self._blocks.T if transpose else self._blocks
             return torch.from_numpy(blocks @ x.numpy().ravel()).reshape(len(self.values), width)
@@ -181,6 +219,13 @@ class StepMatrix:
         with dense(right) as X, dense(left) as Y:
             self._petsc(transpose).matMult(X, Y)
         return torch.from_numpy(left)
+
+    def _by_diagonals(self, transpose: bool) -> DiagonalProduct:
+        if transpose not in self._products:
+            rows, cols = self.sparsity.rows, self.sparsity.cols
+            rows, cols = (cols, rows) if transpose else (rows, cols)
+            self._products[transpose] = DiagonalProduct(self.shape[transpose], rows, cols, self.values)
+        return self._products[transpose]
 
     def _petsc(self, transpose: bool) -> PETSc.Mat:
         if transpose not in self._matrices:

@@ -237,7 +237,8 @@ class KKTSolver:
             self._correct(remainder, correction)
             left -= self._count()
             solution.axpy(1.0, correction)
-            last, size = size, self._remainder(rhs, solution, remainder)
+            known = math.inf if self._reduced is None else self._reduced.missed
+            last, size = size, known if known <= target else self._remainder(rhs, solution, remainder)
             if not (size < last or self.curves_down):  # also for NaN: what was there is better
                 solution.axpy(-1.0, correction) if math.isfinite(size) else solution.set(0.0)
                 size = self._remainder(rhs, solution, remainder)

@@ -26,7 +26,7 @@ from pdeopt.control.problem import ControlProblem
 from pdeopt.core.errors import SolveFailure
 from pdeopt.core.monitor import History, Reason, Record
 from pdeopt.kkt.operator import Hessian
-from pdeopt.optimize.fullspace.curvature import curves_down
+from pdeopt.optimize.fullspace.curvature import ITERATIONS_BEFORE, PRODUCTS, PRODUCTS_AFTER, curves_down
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.optimize.fullspace.merit import Merit, Point
 from pdeopt.optimize.fullspace.method import FullSpaceMethod
@@ -75,14 +75,14 @@ class NewtonKKT(FullSpaceMethod):
         self._kkt = dict(kkt or {})
         self.metric = RieszMetric(problem)
         self._solvers: dict[Hessian, KKTSolver] = {}
-        self._note = ""
+        self._note, self._krylov = "", 0
         self.lin = problem.at(x)
         self._residual = self._previous = math.inf  # |(L_x, F)| now and before the last step
         self.merit = Merit(self.metric, penalty * max(abs(self.lin.value), 1e-8))
 
     def record(self, iteration: int) -> Record:
         self._evaluate()
-        krylov = sum(solver.take_iterations() for solver in self._solvers.values())
+        krylov = self._krylov = sum(solver.take_iterations() for solver in self._solvers.values())
         optimality = self.metric.dual_norm(self._gradient)
         self._residual = math.hypot(optimality, self._feasibility)
         return Record(iteration, self.lin.value, self._feasibility, optimality, self.step_size, krylov, self._note)
@@ -179,7 +179,11 @@ class NewtonKKT(FullSpaceMethod):
         solver.set_point(self.lin, self.lam, self._held())
         solver.factor()
         descents = solver.descents()
-        return curves_down(self.metric, self.lin, self.lam, self._held()) if descents is None else descents > 0
+        if descents is not None:
+            return descents > 0
+        is_known = solver.way == "reduced" and self._krylov >= ITERATIONS_BEFORE
+        products = PRODUCTS_AFTER if is_known else PRODUCTS
+        return curves_down(self.metric, self.lin, self.lam, self._held(), products)
 
     def _held(self) -> Tensor | None:
         """Which design variables do not move, see `KKTOperator.set_point`. Collective."""

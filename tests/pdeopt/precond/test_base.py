@@ -124,10 +124,10 @@ MGRIT = [
 @pytest.mark.parametrize(
     "words, lines",
     [
-        (dict(mgrit_window=4, mgrit_cycles=3), MGRIT),
-        (dict(mgrit_window=2, mgrit_levels=2), ["levels: 2, of 16, 8 steps"]),
+        (dict(wathen_propagator="mgrit", mgrit_window=4, mgrit_cycles=3), MGRIT),
+        (dict(wathen_propagator="mgrit", mgrit_window=2, mgrit_levels=2), ["levels: 2, of 16, 8 steps"]),
         (dict(wathen_propagator="window", mgrit_window=4), [*WATHEN, "propagator: window, 16 steps in windows of 4"]),
-        (dict(wathen_propagator="forward"), [*WATHEN, "propagator: forward, 16 steps one after the other"]),
+        (dict(), [*WATHEN, "propagator: forward, 16 steps one after the other"]),
         (
             dict(wathen_schur="new_state"),
             ["Schur complement: new_state", "propagator: window, 16 steps in windows of 1"],
@@ -161,7 +161,7 @@ def test_the_view_of_multigrid_tells_all_its_levels(options, tmp_path):
     assert "levels: 3, of 32, 8, 2 steps" in found and "transfer: injection; operators: rediscretized" in found
     windows = re.findall(r"propagator: window, (\d+) steps in windows of 16", "\n".join(found))
     assert sorted(map(int, windows)) == [8, 32]  # the smoothers; the coarsest level is solved otherwise
-    assert "propagator: mgrit, windows of 16 steps, cycles: 2" in found
+    assert "propagator: forward, 2 steps one after the other" in found
 
 
 @pytest.mark.parametrize("name", ["heat", "dense"])

@@ -164,3 +164,16 @@ def test_products_are_recorded_for_reverse_mode_to_second_order():
     assert torch.autograd.gradcheck(matrix, x) and torch.autograd.gradgradcheck(lambda x: matrix(x).square(), x)
     y = randn(3, 4, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(matrix.transpose, y)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("shape, offsets", [((5, 5), (-1, 0, 1)), ((3, 5), (0, 1, 2)), ((4, 4), (2,)), ((2, 2), ())])
+def test_few_diagonals_give_the_product_of_the_gathered_form(shape, offsets, batch):
+    """Incomplete ones, too."""
+    full = sum((sp.eye(*shape, k=k) for k in offsets), sp.csr_matrix(shape)).tolil()
+    if offsets:
+        full[0, max(offsets)] = 0.0
+    A = random_steps(Sparsity(sp.csr_matrix(full)), batch)
+    x, y = randn(3, shape[1]), randn(3, shape[0])
+    assert torch.allclose(A(x), A._by_row(x), rtol=0, atol=1e-14)
+    assert torch.allclose(A.transpose(y), A._by_column(y), rtol=0, atol=1e-14)
