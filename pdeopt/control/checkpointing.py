@@ -24,7 +24,7 @@ from pdeopt.control.linearization import InitialNode
 from pdeopt.control.problem import ControlProblem, stretch_length
 from pdeopt.control.propagator import from_rank_to_rank
 from pdeopt.control.state_solve import adjoint_of_steps, solve_stretches
-from pdeopt.core.arrays import writable
+from pdeopt.core.arrays import free_garbage, writable
 from pdeopt.core.errors import InputError, SolveFailure, agree
 from pdeopt.core.memory import DOUBLE
 from pdeopt.core.settings import Settings, setting
@@ -192,6 +192,7 @@ class _Sweep:
             u = solve_stretches(self.constraint, before, None, z, steps, [slice(0, len(z))])
             self.turned, self.before = (before, u), u[-1].clone()
             self.sweeps.solved += 1
+            free_garbage(PETSc.COMM_SELF)  # triangles of a stretch, which petsc4py would queue to the end
             if k == self.measured:
                 self._measure(rows, before, u)
 
