@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from petsc4py import PETSc
 
+from pdeopt.core.arrays import copy
 from pdeopt.core.options import set_default
 from pdeopt.core.settings import read
 from pdeopt.precond.matching import matched_shift
+from pdeopt.precond.reduced import ReducedHessian
 from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings, TimeSystem
 from pdeopt.steps.sparse import combination
 from problems.benchmarks.kkt_work import PREFIX, System, problem_of
@@ -30,21 +32,18 @@ WINDOWS = (2, 16)
 
 
 def medians(functions: Mapping[str, Callable[[], Any]], rounds: int = 25) -> dict[str, float]:
-    """Median seconds of each function, called in turn: each finds the caches as the others left them."""
+    """Median CPU seconds of each function, called in turn: each finds the caches as the others left them."""
     found: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             function()
-            found[name].append(time.perf_counter() - begin)
+            found[name].append(time.process_time() - begin)
     return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
 def parts(name: str) -> dict[str, Any]:
-    """Seconds (a call, a row) of each part, see `clocks.Costs`; "alone" is substitution over all steps.
-
-    Beside them whether steps are solved stage by stage, and n.
-    """
+    """Seconds (a call, a row) of each part, see `clocks.Costs`, and n; "alone" is substitution over all steps."""
     set_default(f"{PREFIX}wathen_ksp_type", "preonly")  # the preconditioner without its Schur complement
     set_default(f"{PREFIX}wathen_pc_type", "none")
     window, found = read(LinearMgritSettings).window, {}
@@ -54,10 +53,7 @@ def parts(name: str) -> dict[str, Any]:
         rows = [windows if part == "coarse" else windows * window for windows in WINDOWS]
         slope = max(many[part] - few[part], 0.0) / (rows[1] - rows[0])
         found[part] = max(few[part] - slope * rows[0], 0.0), slope
-    blocks = timings[0].blocks
-    if blocks.A.is_constant:
-        found["sweep"] = found["sweep"][0] / window, found["sweep"][1]
-    return {"parts": found, "staged": blocks.A.is_constant, "n": blocks.n}
+    return {"parts": found, "n": timings[0].blocks.n}
 
 
 class Timings:
@@ -70,6 +66,7 @@ class Timings:
         A = combination([(1.0, blocks.A), (1.0, matched_shift(blocks))])
         self.levels = LinearMgrit(blocks.grid, A, blocks.B, read(LinearMgritSettings))
         self.serial = TimeSystem(blocks.grid, A, blocks.B)
+        self.reduced = ReducedHessian(self.system.solver.operator)
 
     def seconds(self) -> dict[str, float]:
         """Of each part."""
@@ -77,6 +74,9 @@ class Timings:
         assert coarse is not None  # there are several windows
         matrix, pc = self.system.ksp.getOperators()[0], self.system.ksp.getPC()
         ends, k, out = rows[fine.windows.ends], self.system.newton, self.system.newton.duplicate()
+        design = self.reduced.operator.problem.create_design()
+        design.set(1.0)
+        product, elimination = design.duplicate(), self.reduced.elimination
         found = medians(
             {
                 "couple": lambda: rows - fine.couple(ends),
@@ -87,10 +87,13 @@ class Timings:
                 "operator": lambda: matrix.mult(k, out),
                 "vector": lambda: out.axpy(1e-3, k),
                 "sweep": lambda: fine.sweep_adjoint(fine.sweep(rows)),
+                "design": lambda: self.reduced.mult(None, design, product),
+                "design sweeps": lambda: elimination.multiplier(elimination.state(copy(design))),
                 "alone": lambda: self.serial.sweep_adjoint(self.serial.sweep(rows)),
             }
         )
         self.system.solver.destroy()
+        found["design"] = max(found["design"] - found.pop("design sweeps"), 0.0)  # what is no sweep
         return found | {part: found[part] / 2 for part in ("sweep", "alone")}  # of both directions
 
 

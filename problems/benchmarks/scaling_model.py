@@ -13,18 +13,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import matplotlib
 import numpy as np
 
 from problems.benchmarks import layer_model
-from problems.benchmarks.clocks import Costs, Inner, Layout, sequential_solves, solve
+from problems.benchmarks.clocks import Clocks, Costs, Inner, Layout, reduced, sequential_solves, solve
 from problems.benchmarks.kkt import WORK
 from problems.benchmarks.processes import Row, plain, run, write
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
+
+#: What an outer iteration does with the Schur complement.
+INNER = ("applications", "products")
 
 #: Meshes whose costs are measured, and smaller ones for iterations, which do not depend on them.
 PROBLEMS = {"heat": (["-nx", 60, "-ny", 20], ["-nx", 15, "-ny", 5]), "burgers": (["-nx", 128], ["-nx", 128])}
@@ -43,82 +45,111 @@ class Network:
 
 @dataclass(frozen=True)
 class Method:
-    """A solver with its costs: iterations, and inner steps in each."""
+    """A solver with its costs: iterations, and inner steps in each.
+
+    Attributes:
+        inner: steps on the Schur complement; or None, on the reduced Hessian.
+        cycles: of a sweep over time on the reduced Hessian, in the mean.
+    """
 
     layout: Layout
     costs: Costs
     iterations: int
-    inner: Inner
+    inner: Inner | None
+    cycles: int = 0
 
     def seconds(self, ranks: int) -> float:
         """Predicted time of a KKT solve on so many ranks."""
-        layout = replace(self.layout, ranks=ranks)
-        return float(solve(layout, self.costs, self.iterations, self.inner).time.max())
+        return float(self._clocks(replace(self.layout, ranks=ranks)).time.max())
+
+    def _clocks(self, layout: Layout) -> Clocks:
+        if self.inner is not None:
+            return solve(layout, self.costs, self.iterations, self.inner)
+        return reduced(layout, self.costs, self.iterations, [self.cycles] * (2 * self.iterations + 3))
 
 
 class Prediction:
-    """MGRIT with some windows, and the serial solver, for one problem.
+    """MGRIT with some windows, and the serial solvers, for one problem.
 
     Args:
         name, steps: the problem, and N.
         windows: steps of a window, for each of which there is a prediction.
         network: what messages cost; None: as on this machine.
         counted_at: steps of the systems whose iterations are counted.
+
+    Attributes:
+        methods: by what they are called; the first is the default.
+        rivals: on one rank, by substitution; the `serial` one is the fastest of them.
     """
 
     def __init__(self, name: str, steps: int, windows: Sequence[int], network: Network | None, counted_at: int) -> None:
-        self.name, self.steps, self.network = name, steps, network
+        self.name, self.steps, self.network, self.counted_at = name, steps, network, counted_at
         self.ranks = [2**k for k in range(int(np.log2(steps)) + 1)]
-        mesh, smaller = PROBLEMS[name]
+        mesh, self.smaller = PROBLEMS[name]
         self.here = run("problems.benchmarks.costs", name, *mesh, ranks=2)
-        measured, self.methods = run("problems.benchmarks.costs", name, *mesh), dict[int, Method]()
+        self.measured, self.methods = run("problems.benchmarks.costs", name, *mesh), dict[str, Method]()
         for window in windows:
-            layout = Layout(steps, 1, window, staged=measured["staged"])
-            cycles = ["-wathen_propagator", "mgrit", "-mgrit_window", window, "-mgrit_cycles", layout.cycles]
-            its = run(WORK, "kkt", name, *smaller, "-nt", counted_at, *cycles)
-            self.methods[window] = self._method(measured, layout, its)
-        measured["parts"]["sweep"] = measured["parts"]["alone"]
-        its = run(WORK, "kkt", name, *smaller, "-nt", counted_at, "-wathen_propagator", "forward")
-        self.serial = self._method(measured, layout.serial, its)
+            layout = Layout(steps, 1, window)
+            cycles = ["-mgrit_window", window, "-mgrit_cycles", layout.cycles]
+            self.methods[f"matched, windows of {window}"] = self._method(layout, "-wathen_propagator", "mgrit", *cycles)
+        layout = Layout(steps, 1, windows[0])
+        words = ["-precond", "reduced", "-propagator", "mgrit", "-mgrit_window", windows[0]]
+        self.methods[f"reduced, windows of {windows[0]}"] = self._method(layout, *words)
+        self.measured["parts"]["sweep"] = self.measured["parts"]["alone"]
+        self.rivals = {
+            "matched": self._method(layout.serial, "-wathen_propagator", "forward"),
+            "reduced": self._method(layout.serial, "-precond", "reduced"),
+        }
+        self.rival = min(self.rivals, key=lambda rival: self.rivals[rival].seconds(1))
+        self.serial = self.rivals[self.rival]
 
-    def _method(self, measured: dict[str, Any], layout: Layout, found: dict[str, Any]) -> Method:
+    def _method(self, layout: Layout, *words: object) -> Method:
+        """With iterations that are counted now."""
+        found = run(WORK, "kkt", self.name, *self.smaller, "-nt", self.counted_at, *words)
         worst = max((found[rhs] for rhs in ("newton", "random")), key=lambda one: one["iterations"])
-        parts = {part: tuple(seconds) for part, seconds in measured["parts"].items()}
+        parts = {part: tuple(seconds) for part, seconds in self.measured["parts"].items()}
         message, reduction = self.here["message"], self.here["reduction"]
         if self.network is not None:
-            message = self.network.latency + 8 * measured["n"] / self.network.bandwidth
+            message = self.network.latency + 8 * self.measured["n"] / self.network.bandwidth
             reduction = self.network.latency
-        costs = Costs(parts, message, reduction)
-        inner = Inner(found["inner_kind"], *(worst[key] // worst["iterations"] for key in ("applications", "products")))
-        return Method(layout, costs, worst["iterations"], inner)
+        costs, its = Costs(parts, message, reduction), worst["iterations"]
+        if "reduced" in words:
+            return Method(layout, costs, its, None, round(worst["cycles"]))
+        return Method(layout, costs, its, Inner(found["inner_kind"], *(worst[key] // its for key in INNER)))
 
-    def crossover(self, window: int) -> int | None:
-        """The smallest number of ranks that is faster than the serial solver."""
+    def crossover(self, name: str) -> int | None:
+        """The smallest number of ranks on which a method is faster than the fastest serial solver."""
         serial = self.serial.seconds(1)
-        return next((ranks for ranks in self.ranks if self.methods[window].seconds(ranks) < serial), None)
+        return next((ranks for ranks in self.ranks if self.methods[name].seconds(ranks) < serial), None)
 
     def rows(self) -> list[Row]:
         """The prediction as a table."""
         case, serial = f"{self.name}, {self.steps} steps", self.serial.seconds(1)
-        rows = [plain(f"{case}, serial ({self.serial.iterations} its)", serial, "s")]
-        for window, method in self.methods.items():
-            here = f"{case}, windows of {window}"
+        rows = [
+            plain(f"{case}, {name}, substitution ({rival.iterations} its)", rival.seconds(1), "s")
+            for name, rival in self.rivals.items()
+        ]
+        for name, method in self.methods.items():
+            here = f"{case}, {name}"
             for ranks in self.ranks:
                 note = f"{sequential_solves(replace(method.layout, ranks=ranks))} step solves in a row"
                 seconds = method.seconds(ranks)
                 rows.append(plain(f"{here} ({method.iterations} its), {ranks} ranks ({note})", seconds, "s"))
             best = min(self.ranks, key=method.seconds)
-            rows.append(plain(f"{here}, faster than serial from", self.crossover(window) or float("inf"), "ranks"))
-            rows.append(plain(f"{here}, best on {best} ranks", serial / method.seconds(best), "x serial"))
+            turn, against = self.crossover(name) or float("inf"), f"{self.rival}, substitution"
+            rows.append(plain(f"{here}, faster than {against} from", turn, "ranks"))
+            rows.append(plain(f"{here}, best on {best} ranks", serial / method.seconds(best), f"x {against}"))
+            two = method.seconds(1) / method.seconds(2)
+            rows.append(plain(f"{here}, two ranks against one", two, "x"))
         return rows
 
     def check(self, steps: int = 256) -> list[Row]:
         """The model with what messages cost here against measured solves of few steps."""
-        window, rows = next(iter(self.methods)), []
+        method, rows = next(iter(self.methods.values())), []
+        window = method.layout.window
         words = ["-nt", steps, "-wathen_propagator", "mgrit", "-mgrit_window", window, "-only_newton", "-repeat", 3]
         for ranks in (1, 2):
             measured = run(WORK, "kkt", self.name, *PROBLEMS[self.name][0], *words, ranks=ranks)["newton"]
-            method = self.methods[window]
             method = replace(
                 method,
                 layout=replace(method.layout, steps=steps),
@@ -136,16 +167,15 @@ class Prediction:
     def plot(self, file: str) -> None:
         """Time against ranks, with the crossovers."""
         figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-        label = f"serial substitution, {self.serial.iterations} iterations"
+        label = f"one rank, {self.rival}, substitution, {self.serial.iterations} iterations"
         axes.axhline(self.serial.seconds(1), color="0.3", linestyle="--", label=label)
-        for window, method in self.methods.items():
+        for name, method in self.methods.items():
             seconds = [method.seconds(ranks) for ranks in self.ranks]
-            label = f"MGRIT, windows of {window}, {method.iterations} iterations"
-            line = axes.loglog(self.ranks, seconds, ".-", label=label)[0]
-            if (ranks := self.crossover(window)) is not None:
+            line = axes.loglog(self.ranks, seconds, ".-", label=f"MGRIT, {name}, {method.iterations} iterations")[0]
+            if (ranks := self.crossover(name)) is not None:
                 axes.plot(ranks, method.seconds(ranks), "o", color=line.get_color(), fillstyle="none", markersize=11)
         bottom = axes.get_ylim()[0]
-        ideal = [seconds[0] / ranks for ranks in self.ranks]
+        ideal = [self.serial.seconds(1) / ranks for ranks in self.ranks]
         axes.loglog(self.ranks, ideal, ":", color="0.6", label="ideal", zorder=0)
         axes.set_ylim(bottom=bottom)
         axes.set(xlabel="ranks in time", ylabel="predicted seconds of a KKT solve")

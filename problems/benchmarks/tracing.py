@@ -15,8 +15,8 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import numpy as np
 import torch
 from mpi4py import MPI
 from petsc4py import PETSc
@@ -26,8 +26,9 @@ import pdeopt.steps.linear_mgrit
 from pdeopt.core.arrays import Array
 from pdeopt.core.settings import read
 from pdeopt.precond.operator import SchurOperator, blocks_of
+from pdeopt.precond.reduced import ReducedPC
 from pdeopt.precond.schur import PropagatedSchur
-from pdeopt.steps.linear_mgrit import LinearMgritSettings
+from pdeopt.steps.linear_mgrit import LinearMgrit, LinearMgritSettings
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.sweeps import substitution
 from problems.benchmarks.clocks import Costs, Inner
@@ -35,7 +36,7 @@ from problems.benchmarks.kkt_work import System
 from problems.benchmarks.processes import counted
 from problems.heat import HeatCase, HeatSettings
 
-#: ("solve", stages, rows), ("send", rank, 1) or ("receive", rank, 1); ranks are those of the world.
+#: ("solve", 1, rows), ("send", rank, 1) or ("receive", rank, 1); ranks are those of the world.
 Event = tuple[str, int, int]
 
 #: Events of PETSc that are a sum over ranks.
@@ -73,18 +74,17 @@ class TracedComm(MPI.Intracomm):
 
 
 class TracedSweeps:
-    """Windows of steps that write down how they are solved: where steps are alike, a stage is a step of all windows."""
+    """Windows of steps that write down when they are solved."""
 
     def __init__(self, events: list[Event], A: StepMatrix, B: StepMatrix, batch: int, starts: Array) -> None:
         self.sweeps, self.events = substitution(A, B, batch, starts), events
-        self.stages = int(np.diff(np.r_[starts, batch]).max()) if A.is_constant and batch > 1 else 1
 
     def forward(self, rows: Tensor) -> Tensor:
-        self.events.append(("solve", self.stages, len(rows)))
+        self.events.append(("solve", 1, len(rows)))
         return self.sweeps.forward(rows)
 
     def backward(self, rows: Tensor) -> Tensor:
-        self.events.append(("solve", self.stages, len(rows)))
+        self.events.append(("solve", 1, len(rows)))
         return self.sweeps.backward(rows)
 
 
@@ -161,6 +161,34 @@ def trace_heat(comm: TracedComm) -> dict[str, Any]:
     }
 
 
+def trace_reduced(comm: TracedComm) -> dict[str, Any]:
+    """What is done by a KKT solve on the reduced Hessian with sweeps by MGRIT cycles. Collective.
+
+    Returns the events of each rank, the iterations, and the cycles of each sweep.
+    """
+    problem = HeatCase(read(HeatSettings), comm).problem
+    system, cycles = System(problem, "gauss-newton", "reduced"), list[int]()
+    system.ksp.setTolerances(rtol=1e-2)
+    solve = LinearMgrit._cycle
+
+    def counting(mgrit: LinearMgrit, *args: Any) -> Tensor:
+        with counted(LinearMgrit, "_size") as sizes:
+            found = solve(mgrit, *args)
+        cycles.append(sizes[0] - 2)  # of the right-hand side, and of each residual
+        return found
+
+    solution = system.newton.duplicate()
+    system.ksp.solve(system.newton, solution)
+    comm.events.clear()
+    with patch.object(LinearMgrit, "_cycle", counting):
+        system.ksp.solve(system.newton, solution)
+    events, context = comm.gather(list(comm.events)), system.ksp.getPC().getPythonContext()
+    assert isinstance(context, ReducedPC)
+    iterations = context.iterations
+    system.solver.destroy()
+    return {"kkt": events, "iterations": iterations, "cycles": cycles}
+
+
 def main() -> None:
     """Trace the problem of the options for each of the layouts, `-layouts window,cycles,levels;...`."""
     torch.set_num_threads(1)
@@ -168,8 +196,9 @@ def main() -> None:
     for layout in database.getString("layouts", "16,2,20").split(";"):
         for name, value in zip(("window", "cycles", "levels"), layout.split(",")):
             database.setValue(f"mgrit_{name}", value)
+        database.setValue("propagator", "mgrit")
         with tracing() as comm:
-            found[layout] = trace_heat(comm)
+            found[layout] = trace_heat(comm) | {"reduced": trace_reduced(comm)}
     if MPI.COMM_WORLD.rank == 0:
         Path(database.getString("trace")).write_text(json.dumps(found))
 
