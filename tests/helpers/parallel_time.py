@@ -20,7 +20,7 @@ from petsc4py import PETSc
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.objective import TerminalLoss, Tracking
 from pdeopt.control.propagator import Propagator, PropagatorSettings
-from pdeopt.core.errors import InputError
+from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
@@ -346,6 +346,26 @@ def reduced():
     with options(propagator="mgrit", mgrit_window=4):
         for make in (PROBLEMS[0], PROBLEMS[2], PROBLEMS[-1]):
             compare_reduced(make)
+        reduced_fails_everywhere()
+    reduced_fails_everywhere()
+
+
+def reduced_fails_everywhere():
+    """A step of the last rank alone that is singular or not a number is named on all ranks, and none waits."""
+    for entry, words in ((0.0, "singular: step 9"), (torch.nan, "not finite: step 9")):
+        problem, message = examples.burgers(nt=9), ""
+        lin = problem.at(problem.create_primal())
+        right, last = (lin.gradient, lin.residual), problem.grid.is_last
+        if last:
+            lin.jacobian.blocks["A"].values[-1] = entry
+        kkt = KKTSolver(RieszMetric(problem), "gauss-newton", "test_", "reduced")
+        kkt.set_point(lin)
+        try:
+            kkt.solve_blocks(*right, 1e-8)
+        except SolveFailure as failure:
+            message = str(failure)
+        assert all(words in each for each in MPI.COMM_WORLD.allgather(message)), message
+        kkt.destroy()
 
 
 def compare_reduced(make):
