@@ -1,4 +1,5 @@
-"""Exact solves with assembled KKT matrices: by MUMPS, or by PETSc's own LU where PETSc has no MUMPS.
+"""Exact solves with assembled KKT matrices: by LAPACK where few unknowns a step make a narrow band, else by MUMPS, or
+by PETSc's own LU where PETSc has no MUMPS.
 
 PETSc's LU does not pivot, and a KKT matrix has zeros on its diagonal. Its rows are therefore paired with
 other columns: the constraint F_i with the state u_i and the adjoint equation of u_i with lam_i, so that the
@@ -8,15 +9,21 @@ fill stays inside neighboring steps, cost and memory grow linearly with their nu
 
 from __future__ import annotations
 
+import numpy as np
 import scipy.sparse as sp
 from petsc4py import PETSc
+from scipy.linalg import lapack
 
-from pdeopt.core.arrays import index_array
+from pdeopt.core.arrays import Array, index_array
+from pdeopt.core.errors import SolveFailure
 from pdeopt.core.options import set_default
 from pdeopt.kkt.layout import KKTLayout
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.precond.base import Preconditioner
 from pdeopt.steps.stepsolve import natural_lu
+
+#: States, multipliers and controls of a step up to which the matrix is factored as one band.
+NARROW_STEP = 12
 
 
 class KKTDirectPC(Preconditioner):
@@ -56,6 +63,48 @@ class KKTDirectPC(Preconditioner):
         y.setArray(solution[start:end])
 
 
+class KKTBandPC(Preconditioner):
+    """LU of the assembled KKT matrix as one band, its unknowns step by step, on one rank.
+
+    Args:
+        layout: of the KKT vectors.
+    """
+
+    def __init__(self, layout: KKTLayout) -> None:
+        self._order, _ = layout.pairing()  # lam_i, z_i and u_i of each step
+        self._places: tuple[Array, Array, int] | None = None
+
+    def update(self, pc: PETSc.PC) -> None:
+        starts, columns, values = pc.getOperators()[1].getValuesCSR()
+        if self._places is None:
+            place = np.argsort(self._order)
+            row, col = np.repeat(place, np.diff(starts)), place[columns]
+            self._places = row - col, col, int(np.abs(row - col).max())
+        distance, col, width = self._places
+        band = np.zeros((len(self._order), 3 * width + 1))  # columns of LAPACK's storage
+        band[col, 2 * width + distance] = values
+        self._width = width
+        self._factor, self._pivots, info = lapack.dgbtrf(band.T, width, width, overwrite_ab=1)
+        if info or not np.isfinite(values).all():
+            raise SolveFailure(
+                "the KKT matrix is singular or not finite", "see the residual and the objective's Hessian"
+            )
+
+    def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        right = x.getArray(readonly=True)[self._order]
+        left, _ = lapack.dgbtrs(self._factor, self._width, self._width, right, self._pivots)
+        solution = np.empty_like(left)
+        solution[self._order] = left
+        y.setArray(solution)
+
+    @staticmethod
+    def fits(layout: KKTLayout) -> bool:
+        """Whether the band is narrow: few states and controls a step, no parameters, one rank."""
+        problem = layout.problem
+        is_plain = type(layout) is KKTLayout and problem.control_map is None and problem.param_dim == 0
+        return is_plain and problem.grid.mpi.size == 1 and 2 * problem.n + problem.m <= NARROW_STEP
+
+
 def use_direct(pc: PETSc.PC, layout: KKTLayout) -> None:
     """Make `pc` the best factorization for KKT matrices that this PETSc has.
 
@@ -63,7 +112,10 @@ def use_direct(pc: PETSc.PC, layout: KKTLayout) -> None:
         pc: whose matrix is that of `KKTOperator.assemble`, or of the coupled form; its prefix is set.
         layout: of the KKT vectors.
     """
-    if PETSc.Sys.hasExternalPackage("mumps"):
+    if KKTBandPC.fits(layout):
+        pc.setType("python")
+        pc.setPythonContext(KKTBandPC(layout))
+    elif PETSc.Sys.hasExternalPackage("mumps"):
         pc.setType("cholesky")
         pc.setFactorSolverType("mumps")
         prefix = pc.getOptionsPrefix() or ""  # MUMPS reads no other place before its analysis
