@@ -32,6 +32,9 @@ SWEEP_SHARE, LOOSEST_RTOL = 0.1, 1e-2
 #: So many global parameters have their block of the reduced Hessian computed, where the objective alone gives none.
 FEW_PARAMETERS = 16
 
+#: Conjugate gradients are allowed a bound of so many times the iterations that they may take.
+PESSIMISM = 2.0
+
 
 class ReducedHessian:
     """H = W_dd + W_du S + S'W_ud + S'W_uu S, S = -F_u^-1 F_d, over vectors of design variables: a shell matrix.
@@ -42,13 +45,14 @@ class ReducedHessian:
     Attributes:
         operator: the same.
         elimination: states and multipliers of a design.
-        curves_down: whether d'H d was not positive for some d since this was set to False.
+        curvature: d'H d of the last product.
+        curves_down: whether that was not positive for some d since this was set to False.
     """
 
     def __init__(self, operator: KKTOperator) -> None:
         self.operator = operator
         self.elimination = Elimination(operator.lin, operator.problem.propagator, operator.hessian_fields)
-        self.curves_down = False
+        self.curves_down, self.curvature = False, 0.0
 
     def eliminate(self, design: Tensor, g: Fields | None = None, c: Tensor | None = None) -> Eliminated:
         """See `Elimination`; fixed design variables are left out, their equations are those of the pin."""
@@ -62,7 +66,8 @@ class ReducedHessian:
     def mult(self, matrix: PETSc.Mat | None, x: PETSc.Vec, out: PETSc.Vec) -> None:
         """out = H x; the verb of a PETSc shell matrix."""
         assign(out, -self.eliminate(copy(x)).rest)
-        self.curves_down |= not x.dot(out) > 0
+        self.curvature = x.dot(out)
+        self.curves_down |= not self.curvature > 0
 
     multTranspose = mult  # H is symmetric
 
@@ -92,10 +97,12 @@ class ReducedPC(Preconditioner):
         iterations: of the last application.
         curves_down: whether it met a direction along which the reduced Hessian is not positive.
         missed: the dual norm of what it left of the right-hand side, where that is in the design variables alone.
+        foresees: whether a solve ends after its first iteration where that promises more than it may take.
+        gave_up: whether the last one did; then it found nothing, zero.
     """
 
     iterations = 0
-    curves_down = False
+    curves_down = gave_up = foresees = False
     missed = math.inf
     _rtol = 1e-8
 
@@ -133,6 +140,9 @@ class ReducedPC(Preconditioner):
         elimination.rtol = sweep_rtol
         found = eliminate(torch.zeros(layout.design_size, dtype=torch.float64), g, c)
         design = self._solve(found.rest, self._size(g, c))
+        if self.gave_up:
+            y.set(0.0)
+            return
         elimination.rtol = sweep_rtol
         found = eliminate(design, g, c)
         assign(y, found.state, design, found.multiplier)
@@ -166,7 +176,7 @@ class ReducedPC(Preconditioner):
         preconditioned = self._right.duplicate()
         self._ksp.getPC().apply(self._right, preconditioned)
         natural = self._right.dot(preconditioned)
-        self.iterations, self.curves_down, self.hessian.curves_down = 0, False, False
+        self.iterations, self.curves_down, self.hessian.curves_down, self.gave_up = 0, False, False, False
         if natural == 0.0:
             return torch.zeros_like(r)
         if not (math.isfinite(natural) and natural > 0):
@@ -175,6 +185,9 @@ class ReducedPC(Preconditioner):
             )
         dual = self.operator.metric.design_dual_norm(self._right)
         self._ksp.setTolerances(rtol=1e-15, atol=self._rtol * min(size, dual) * math.sqrt(natural) / dual)
+        self._natural = natural
+        if self.foresees:
+            self._ksp.setConvergenceTest(self._watch)
         self._ksp.solve(self._right, self._left)
         self.iterations = self._ksp.getIterationNumber()
         self.curves_down = self.hessian.curves_down
@@ -185,23 +198,36 @@ class ReducedPC(Preconditioner):
         return copy(self._left)
 
     def _watch(self, ksp: PETSc.KSP, iteration: int, norm: float) -> PETSc.KSP.ConvergedReason:
-        """The convergence test of flexible conjugate gradients; and how accurate the sweeps of the next product are.
+        """The convergence test, with foresight; and how accurate the sweeps of the next product are.
 
         A product with the error E_k d_k moves the residual that is left by no more than the tolerance while
         |E_k| < eps / |r_k|: the nearer the solution, the less accurate (J. van den Eshof, G. L. G. Sleijpen, Inexact
         Krylov subspace methods for linear systems, SIAM J. Matrix Anal. Appl. 26, 2004, section 4).
         """
-        reasons = PETSc.KSP.ConvergedReason
-        target = ksp.getTolerances()[1]
+        reasons, (_, target, _, most) = PETSc.KSP.ConvergedReason, ksp.getTolerances()
         if not math.isfinite(norm):
             return reasons.DIVERGED_NANORINF
-        if self.hessian.curves_down:  # `fcg` goes on: the design before this step is what counts
+        if self.hessian.curves_down and self._is_flexible:  # `fcg` goes on: the design before this step is what counts
             return reasons.DIVERGED_INDEFINITE_MAT
         if norm <= target:
             return reasons.CONVERGED_ATOL
-        self._left.copy(self._before)
-        self.hessian.elimination.rtol = min(LOOSEST_RTOL, SWEEP_SHARE * target / norm)
+        if self.foresees and iteration == 1:
+            self.gave_up = self._bound(target) > PESSIMISM * most
+            if self.gave_up:
+                return reasons.DIVERGED_MAX_IT
+        if self._is_flexible:
+            self._left.copy(self._before)
+            self.hessian.elimination.rtol = min(LOOSEST_RTOL, SWEEP_SHARE * target / norm)
         return reasons.ITERATING
+
+    def _bound(self, target: float) -> float:
+        """Iterations that conjugate gradients need at most, from their first product: sqrt(|H|) log(2 / reduction) / 2.
+
+        H >= P, the objective's own Hessian in the controls, and |H| is about d'H d / d'P d for the first direction
+        d = P^-1 r, as right-hand sides are smooth. The bound does not see that the iteration gets faster as it goes on.
+        """
+        condition = max(self.hessian.curvature / self._natural, 0.0)
+        return 0.5 * math.sqrt(condition) * math.log(2.0 * math.sqrt(self._natural) / target)
 
     def view(self, pc: PETSc.PC, viewer: PETSc.Viewer) -> None:
         self.tell(pc, viewer, "states and multipliers eliminated; the design by")

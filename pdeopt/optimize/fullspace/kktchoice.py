@@ -3,19 +3,26 @@
 Three ways complement each other. Conjugate gradients on the reduced Hessian ("reduced") need nothing but sweeps over
 time, two an iteration, and take more iterations as control gets cheaper. The matched Schur complement ("wathen") takes
 about ten sweeps an iteration, has flat counts where states are observed and controls act everywhere, and fails where
-not. Means over time ("circulant") have flat counts there, too, and for waves, but factors a complex matrix for every
-other step, and fail where coefficients or steps vary much. So the first is given the work of a few iterations of the
-second, the second and the third as much as they ever need where they fit, and then the first as much as it asks for.
-The same run takes the same decisions on any machine and any number of ranks.
+not. Means over time ("circulant") have flat counts there, too, and for waves, but factor a complex matrix for every
+other step, and fail where coefficients or steps vary much.
+
+Where all states are observed and reached, the first begins, and ends as soon as the bound of conjugate gradients, which
+their first product tells, promises more work than the second takes; that one goes on as long as its counts are flat.
+Elsewhere the first is weighed against factors of the whole matrix, and where these are large, too, against the third.
+The same run takes the same decisions on any machine, as nothing asks a clock.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from petsc4py import PETSc
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.options import given_options
@@ -28,11 +35,35 @@ from pdeopt.precond.reduced import ReducedPC
 from pdeopt.precond.timemg import TimeMultigridPC
 from pdeopt.precond.wathen import WathenPC
 
-#: A way to solve, and the iterations of a solve after which the next one takes over; None for as many as it likes.
-Stage = tuple[str, int | None]
 
-#: The ways in turn for constraints with a sparsity pattern.
-OPEN: tuple[Stage, ...] = (("reduced", 40), ("wathen", 20), ("circulant", 40), ("reduced", None), ("direct", None))
+@dataclass(frozen=True)
+class Stage:
+    """A way to solve KKT systems, until the next one takes over.
+
+    Attributes:
+        way: the word for it, one of `-kkt_precond`.
+        patience: iterations of a solve after which it gives up; None for as many as it likes.
+        per_digit: so many more for each digit that the residual is to fall by.
+        foresees: give up after the first iteration where that promises more, see `ReducedPC`.
+    """
+
+    way: str
+    patience: int | None = None
+    per_digit: float = 0.0
+    foresees: bool = False
+
+    def limit(self, reduction: float) -> float:
+        """Iterations of a solve that is to reduce the residual by this factor, below 1."""
+        return math.inf if self.patience is None else self.patience - self.per_digit * math.log10(reduction)
+
+
+#: The ways in turn where all states are observed and reached by controls. An iteration of wathen costs 4 to 5 of
+#: reduced, and as much to begin with; it takes one for two digits.
+FLAT = (Stage("reduced", 8, per_digit=2.5, foresees=True), Stage("wathen", 20), Stage("reduced"), Stage("direct"))
+
+#: Elsewhere, where factors cost more than `MOST_FOR_FACTORS` iterations of reduced.
+LARGE = (Stage("reduced", 40), Stage("circulant", 40), Stage("wathen", 20), Stage("reduced"), Stage("direct"))
+MOST_FOR_FACTORS = 500
 
 #: Iterations after which "wathen" alone has failed.
 MAX_FLAT = 60
@@ -65,10 +96,10 @@ class KKTSettings(Settings, prefix="kkt_"):
     """
 
     precond: str = setting(
-        "direct",
+        "auto",
         "how KKT systems are solved: by factors of the whole matrix, by conjugate gradients on the reduced Hessian, by "
-        "an iteration preconditioned in time, or (auto) small ones by factors, others by reduced, by wathen or "
-        "circulant from where that takes many iterations, and by factors from where all fail",
+        "an iteration preconditioned in time, or (auto) small ones by factors, others by reduced, and from where that "
+        "promises more work than another by wathen, circulant or factors",
         choices=tuple(PRECONDITIONERS),
         reads={name: context.reads for name, context in PRECONDITIONERS.items() if context is not None}
         | {"auto": WathenPC.reads},
@@ -108,12 +139,50 @@ def _asks_for_iterations() -> bool:
 def stages(problem: ControlProblem, settings: KKTSettings, hessian: Hessian) -> tuple[Stage, ...]:
     """The ways in turn: more than one for "auto" only. Collective."""
     if settings.precond != "auto":
-        return ((settings.precond, None),)
+        return (Stage(settings.precond),)
     if hessian == "design" or problem.constraint.pattern is None:
-        return (("reduced", None),)
+        return (Stage("reduced"),)
     if _asks_for_iterations():
-        return ("wathen", MAX_FLAT), ("direct", None)
-    return (("direct", None),) if is_small(problem) else OPEN
+        return Stage("wathen", MAX_FLAT), Stage("direct")
+    if is_small(problem):
+        return (Stage("direct"),)
+    if _reaches_all_states(problem) and (hessian == "metric" or _sees_all_states(problem)):
+        return FLAT
+    factors = price_of_factors(problem)
+    if factors > MOST_FOR_FACTORS:
+        return LARGE
+    return Stage("reduced", factors, foresees=True), Stage("direct")
+
+
+def price_of_factors(problem: ControlProblem) -> int:
+    """What factors of the KKT matrix cost, in iterations of "reduced", by a count of operations; at least 20.
+
+    Nested dissection of a box of nt steps by n/b by b unknowns, b the bandwidth of a step: its largest separator has
+    s = 2 * (product of the two short sides) rows, and about 10 s^3 operations follow for each cube of the long side. An
+    iteration takes two sweeps through nt steps with bands of 2b + 1, at a tenth of the speed of dense blocks.
+    """
+    assert problem.constraint.pattern is not None
+    n, nt, csr = problem.n, problem.grid.num_steps, problem.constraint.pattern.A.csr
+    order = reverse_cuthill_mckee(csr)
+    rows, cols = csr[order][:, order].nonzero()
+    band = max(1, int(np.abs(rows - cols).max(initial=1)))
+    short, middle, long = sorted((band, max(1, n // band), nt))
+    factors, sweeps = 10.0 * (2.0 * short * middle) ** 3 * long / middle, 8.0 * nt * n * (2 * band + 1)
+    return max(20, int(factors / (10.0 * sweeps)))
+
+
+def _sees_all_states(problem: ControlProblem) -> bool:
+    """Whether the objective has curvature in all states of all steps, at the initial state. Collective."""
+    z, p = (torch.zeros(size, dtype=torch.float64) for size in ((problem.grid.n_local, problem.m), problem.param_dim))
+    u, steps = problem.initial_state(p).expand(len(z), -1), problem.grid.steps.with_parameters(p)
+    state, _ = problem.objective.hessian_blocks(u, z, steps)
+    return not float(problem.grid.max(state.zero_rows().any().double()))
+
+
+def _reaches_all_states(problem: ControlProblem) -> bool:
+    """Whether a control acts in each row of a step."""
+    pattern = problem.constraint.pattern
+    return pattern is not None and bool((np.diff(pattern.C.csr.indptr) > 0).all())
 
 
 class Choice:
@@ -121,20 +190,23 @@ class Choice:
 
     Args:
         stages: the ways in turn; a single one is no choice.
+
+    Attributes:
+        stage: the number of the present one.
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages, self.stage = tuple(stages), 0
 
     @property
-    def way(self) -> str:
-        """The word for it, one of `-kkt_precond`."""
-        return self.stages[self.stage][0]
+    def present(self) -> Stage:
+        """The present stage."""
+        return self.stages[self.stage]
 
     @property
-    def patience(self) -> int | None:
-        """Iterations of a solve after which it gives up."""
-        return self.stages[self.stage][1]
+    def way(self) -> str:
+        """The word for it, one of `-kkt_precond`."""
+        return self.present.way
 
     def resume(self, stage: int) -> None:
         """Go on where an earlier run was, if it had the same ways."""

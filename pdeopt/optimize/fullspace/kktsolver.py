@@ -70,7 +70,7 @@ class KKTSolver:
         metric: RieszMetric,
         hessian: Hessian,
         outer: str,
-        precond: str = "direct",
+        precond: str = "auto",
         given: Mapping[str, Any] | None = None,
     ) -> None:
         self.metric, self.problem = metric, metric.problem
@@ -196,7 +196,7 @@ class KKTSolver:
                 if not self._give_up():
                     raise
                 continue
-            enough = rtol if self.choice.patience is not None else max(rtol, ROUNDING_RTOL)
+            enough = rtol if self.choice.present.patience is not None else max(rtol, ROUNDING_RTOL)
             if missed <= enough or self.curves_down:
                 remainder.destroy()
                 return solution
@@ -228,14 +228,18 @@ class KKTSolver:
 
         Corrections follow where PETSc's norm and the problem's disagree.
         """
-        correction, left = rhs.duplicate(), self.choice.patience or math.inf
-        size = self.norm(remainder)
+        correction, size = rhs.duplicate(), self.norm(remainder)
+        left = self.choice.present.limit(min(1.0, target / max(size, TINY)))
+        if self._reduced is not None:
+            self._reduced.foresees = self.choice.present.foresees
         for _ in range(1 + MAX_REFINEMENTS):
             if size <= target or left <= 0:
                 break
             self._ksp.setTolerances(rtol=min(0.1, 0.5 * target / size), max_it=int(min(left, self._max_it)))
             self._correct(remainder, correction)
             left -= self._count()
+            if self._reduced is not None and self._reduced.gave_up:
+                break  # with what is no correction
             solution.axpy(1.0, correction)
             known = math.inf if self._reduced is None else self._reduced.missed
             last, size = size, known if known <= target else self._remainder(rhs, solution, remainder)
