@@ -1,6 +1,6 @@
 """One call for a control problem: `solve(problem)` chooses a method, or takes the one that is named.
 
-result = solve(problem)                          # composite-step SQP
+result = solve(problem)                          # Newton, globalized by the composite step
 result = solve(problem, lower=0.0, upper=1.0)    # active sets
 result = solve(problem, method="spqn", max_it=50, monitor=True)
 """
@@ -42,6 +42,9 @@ from pdeopt.optimize.tao import CONTROL_DEFAULTS, TaoSettings, TaoSolver
 #: Full-space methods, and what `-sqp_type` calls them.
 FULL_SPACE = {"sqp": "composite", "newton": "newton", "active_set": "active_set"}
 
+#: The other way round.
+NAMES = {kind: name for name, kind in FULL_SPACE.items()}
+
 #: TAO on the reduced objective.
 TAO = ("reduced", "tao")
 
@@ -66,9 +69,11 @@ class SolveSettings(Settings, prefix="solve_"):
 
     method: str = setting(
         "auto",
-        "method that solves a control problem; auto is sqp, with bounds active_set",
+        "method that solves a control problem; auto is newton, sqp from where its steps are poor, and active_set with "
+        "bounds",
         choices=("auto", *FULL_SPACE, *TAO, *DESCENT),
         reads={
+            "auto": (SQPSettings,),
             **{name: (Section(SQPSettings, defaults={"type": kind}),) for name, kind in FULL_SPACE.items()},
             **dict.fromkeys(TAO, (Section(TaoSettings), Section(CheckpointSettings))),
             **{
@@ -102,7 +107,7 @@ def solve(
 
     Args:
         problem: the control problem.
-        method: `auto` is sqp, with bounds active_set; or
+        method: `auto` is newton, sqp from where its steps are poor, and active_set with bounds; or
 
             - `sqp`, `newton`, `active_set`: state, design and multiplier as unknowns, see `SQPSolver`;
             - `tao`, `reduced`: TAO on the reduced objective z -> J(u(z), z), by `-tao_type` or its default, a
@@ -129,12 +134,12 @@ def solve(
     """
     chosen = read(SolveSettings, method=method)
     is_bounded = lower is not None or upper is not None
-    name = chosen.method if chosen.method != "auto" else "active_set" if is_bounded else "sqp"
+    name = chosen.method
     if is_bounded and name not in BOUNDED:
         raise InputError("bounds on the design", f"method {name}", " | ".join(("auto", *BOUNDED)))
     _check_settings(name, settings)
     run = _Run(problem, _start(problem, start), start if isinstance(start, ControlResult) else None, monitor, callback)
-    if name in FULL_SPACE:
+    if name in ("auto", *FULL_SPACE):
         result = run.full_space(name, lower, upper, settings)
     elif name in TAO:
         result = run.tao(name, lower, upper, settings)
@@ -158,19 +163,18 @@ class _Run:
     callback: Callable[[ControlResult], None] | None
 
     def full_space(self, name: str, lower: Bound, upper: Bound, settings: dict[str, Any]) -> ControlResult:
-        solver = SQPSolver(
-            self.problem, lower=lower, upper=upper, type=FULL_SPACE[name], monitor=self.monitor is True, **settings
-        )
-        name = next(key for key, kind in FULL_SPACE.items() if kind == solver.settings.type)  # -sqp_type wins
+        kind = FULL_SPACE.get(name, "auto")
+        solver = SQPSolver(self.problem, lower=lower, upper=upper, type=kind, monitor=self.monitor is True, **settings)
 
         def observe(method: Any, history: History) -> None:
-            self.tell(method.result(Reason.ITERATING, "", history), name)
+            self.tell(method.result(Reason.ITERATING, "", history), NAMES[method.kind])
 
         if self.earlier is None:
             x, lam = solver.start(self.design), None
         else:
             x, lam = self.problem.join(self.earlier.state, self.design), self.earlier.multiplier
-        return _named(solver.solve(x, lam, monitors=self.monitors, observers=[observe]), name)
+        result = solver.solve(x, lam, monitors=self.monitors, observers=[observe])
+        return _named(result, NAMES[solver.kind])  # -sqp_type wins
 
     def tao(self, name: str, lower: Bound, upper: Bound, settings: dict[str, Any]) -> ControlResult:
         reduced = ReducedObjective(self.problem)
@@ -209,8 +213,8 @@ class _Run:
 
 
 def _check_settings(name: str, settings: dict[str, Any]) -> None:
-    if name in FULL_SPACE:
-        groups = [SQPSettings, KKTSettings, *([CompositeSettings] if name == "sqp" else [])]
+    if name in ("auto", *FULL_SPACE):
+        groups = [SQPSettings, KKTSettings, *([CompositeSettings] if name in ("auto", "sqp") else [])]
     else:
         groups = [TaoSettings] if name in TAO else [StopSettings, DESCENT[name].Settings]
     legal = {each.name for group in groups for each in fields(group)} - {"type", "monitor"}

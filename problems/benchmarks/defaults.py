@@ -269,7 +269,9 @@ def main() -> None:
     rows = []
     for name in arguments.only:
         words = [sys.executable, "-m", "problems.benchmarks.defaults", "-one", "-only", name]
-        rows.append(json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
+        rows.append(
+            json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        )
         print(line(rows[-1]), flush=True)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(rows, indent=1))

@@ -20,7 +20,7 @@ from pdeopt.control import CheckpointSettings, PropagatorSettings
 from pdeopt.core import Section, SplitRecord, freed, interruptible, on_root, require_memory, sections, unread
 from pdeopt.core.memory import DOUBLE
 from pdeopt.optimize import TaoSettings, read_memory, write_memory
-from pdeopt.optimize.fullspace import SQPSettings
+from pdeopt.optimize.fullspace import SQPSettings, said
 from pdeopt.optimize.splitting import ADMM, CONTROL_DEFAULTS, AdmmSettings, TimeSplitting, TimeSplittingSettings
 from pdeopt.steps import StepSettings
 from problems.shared import pictures
@@ -37,7 +37,7 @@ from problems.shared.files import (
 from problems.shared.pictures import Panel
 
 #: Solvers that honor bounds on the control.
-BOUNDED = ("active_set", "tao")
+BOUNDED = ("auto", "active_set", "tao")
 
 #: Ends of a run by ADMM other than converged from which it can go on: not in the middle of an iteration.
 GOES_ON = (po.Reason.DIVERGED_MAX_IT, po.Reason.INTERRUPTED)
@@ -48,10 +48,12 @@ class SolverSettings(po.Settings, includes=(PropagatorSettings,)):
     """The solver of the control problem."""
 
     solver: str = po.setting(
-        "sqp",
-        "full space: composite step, Newton, or Newton with bounds; any TAO solver; or windows of time in turn",
-        choices=("sqp", "newton", "active_set", "tao", "admm"),
+        "auto",
+        "full space: Newton, and from where its steps are poor the composite step (auto), that alone (sqp), Newton alone, "
+        "or with bounds (active_set, which auto is where there are some); any TAO solver; or windows of time in turn",
+        choices=("auto", "sqp", "newton", "active_set", "tao", "admm"),
         reads={
+            "auto": (SQPSettings,),
             "sqp": (SQPSettings,),
             "newton": (SQPSettings,),
             "active_set": (SQPSettings,),
@@ -59,8 +61,8 @@ class SolverSettings(po.Settings, includes=(PropagatorSettings,)):
             "admm": (Section(AdmmSettings, defaults=CONTROL_DEFAULTS), TimeSplittingSettings),
         },
     )
-    lower: float = po.setting(None, "lower bound on the control (-solver active_set or tao)", kind=float)
-    upper: float = po.setting(None, "upper bound on the control (-solver active_set or tao)", kind=float)
+    lower: float = po.setting(None, "lower bound on the control (-solver auto, active_set or tao)", kind=float)
+    upper: float = po.setting(None, "upper bound on the control (-solver auto, active_set or tao)", kind=float)
 
 
 class Case(Protocol):
@@ -93,7 +95,7 @@ def run(case: Case) -> float:
     run.write(result, seconds)
     PETSc.Sys.Print(
         f"{case.name}: objective {result.objective:.14g} after {result.iterations} iterations, "
-        f"{result.message.split(':')[0]} ({seconds:.2f} s)",
+        f"{result.message.split(':')[0]} ({seconds:.2f} s){run.choice}",
         comm=grid.comm,
     )
     run.files.leave()
@@ -134,6 +136,7 @@ class Run:
     solution: SolutionFile = field(default_factory=lambda: po.read(SolutionFile))
     checkpoints: CheckpointFiles = field(default_factory=lambda: po.read(CheckpointFiles))
     _count: int = field(default=0, init=False)
+    _solver: po.SQPSolver | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -166,6 +169,7 @@ class Run:
         settings = self.settings
         kind = "composite" if settings.solver == "sqp" else settings.solver
         solver = po.SQPSolver(self.case.problem, type=kind, lower=settings.lower, upper=settings.upper)
+        self._solver = solver
         if saved is None:
             result = solver.solve(observers=[self._observe])
         else:
@@ -175,6 +179,11 @@ class Run:
             solver.rehearse(self._method.x, self._method.lam)
         self.files.end(result.iterations, lambda: self._save(self._method, result.history))
         return result
+
+    @property
+    def choice(self) -> str:
+        """What a full-space solver chose, in words."""
+        return "" if self._solver is None else f", {self._solver.kind}, KKT systems by {said(self._solver.ways)}"
 
     def _observe(self, method: Any, history: po.History) -> None:
         self._count += 1
@@ -255,6 +264,7 @@ class Run:
         return {
             "problem": {"name": case.name, **case.parameters},
             "solver": self.settings.solver,
+            **({} if self._solver is None else {"method": self._solver.kind, "kkt": self._solver.ways}),
             "reason": int(result.reason),
             "message": result.message,
             "objective": last.objective,

@@ -3,7 +3,8 @@ from pdeopt.optimize.fullspace.composite import CompositeSettings as CompositeSe
 from pdeopt.optimize.fullspace.kktchoice import KKTSettings as KKTSettings
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver as KKTSolver
 from pdeopt.optimize.fullspace.method import FullSpaceMethod as FullSpaceMethod, full_space_test as full_space_test
+from pdeopt.optimize.fullspace.handover import NewtonThenComposite as NewtonThenComposite
 from pdeopt.optimize.fullspace.newton import NewtonKKT as NewtonKKT
-from pdeopt.optimize.fullspace.sqp import SQPSettings as SQPSettings, SQPSolver as SQPSolver
+from pdeopt.optimize.fullspace.sqp import SQPSettings as SQPSettings, SQPSolver as SQPSolver, said as said
 
 __all__: list[str]

@@ -81,6 +81,8 @@ class ActiveSetKKT(NewtonKKT):
         bound_multiplier: mu of these, an integral; zero where its sign is wrong.
     """
 
+    kind = "active_set"
+
     def __init__(
         self,
         problem: ControlProblem,
@@ -90,7 +92,7 @@ class ActiveSetKKT(NewtonKKT):
         *,
         rtol: float = 1e-8,
         outer: str = "sqp_",
-        precond: str = "wathen",
+        precond: str = "auto",
         kkt: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(problem, x, lam, rtol=rtol, outer=outer, precond=precond, kkt=kkt)
@@ -184,7 +186,7 @@ class ActiveSetKKT(NewtonKKT):
             return False
         dx.copy(self.x)
         dlam.copy(self.lam)
-        self.lin = trial
+        self.lin, self._note = trial, self._solver("full").note
         return True
 
     def _follow_path(self) -> bool:

@@ -79,6 +79,8 @@ class CompositeStep(FullSpaceMethod):
         kkt: settings of the linear solver, by the names of `KKTSettings`.
     """
 
+    kind = "composite"
+
     def __init__(
         self,
         problem: ControlProblem,
@@ -161,6 +163,10 @@ class CompositeStep(FullSpaceMethod):
             system.choice.resume(stage)
         if self._prepared:  # the multiplier is already corrected
             self._system.set_point(self.lin)
+
+    def ways(self) -> dict[str, list[str]]:
+        systems = (self._system, self._spare)
+        return {systems[0].operator.hessian: max((system.choice.ways for system in systems), key=len)}
 
     def destroy(self) -> None:
         """Free the KKT solvers."""

@@ -208,6 +208,11 @@ class Choice:
         """The word for it, one of `-kkt_precond`."""
         return self.present.way
 
+    @property
+    def ways(self) -> list[str]:
+        """All of them until now."""
+        return [stage.way for stage in self.stages[: self.stage + 1]]
+
     def resume(self, stage: int) -> None:
         """Go on where an earlier run was, if it had the same ways."""
         self.stage = min(stage, len(self.stages) - 1)

@@ -355,6 +355,11 @@ class KKTSolver:
         """PETSc's solver, at the operator of the present point."""
         return self._ksp
 
+    @property
+    def note(self) -> str:
+        """The present way for a monitor's line, where it was left open."""
+        return f"by {self.choice.way}" if len(self.choice.stages) > 1 else ""
+
     def take_iterations(self) -> int:
         """Krylov iterations since the last call."""
         taken, self.iterations = self.iterations, 0

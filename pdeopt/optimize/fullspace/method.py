@@ -29,6 +29,7 @@ class FullSpaceMethod:
         method.destroy()
 
     Attributes:
+        kind: what `-sqp_type` calls it.
         problem: the control problem.
         x: [u | z | p], the present state and design, a vector of `problem.create_primal`.
         lam: the multiplier of F = 0, (n_local, n) on each rank, a vector of `problem.create_multiplier`.
@@ -36,6 +37,7 @@ class FullSpaceMethod:
         metric: its norms.
     """
 
+    kind: str
     problem: ControlProblem
     metric: RieszMetric
     lin: Linearization
@@ -47,6 +49,10 @@ class FullSpaceMethod:
 
     def remedy(self, reason: Reason) -> str:
         return remedy(reason, "sqp")
+
+    def ways(self) -> dict[str, list[str]]:
+        """How KKT systems were solved, by their Hessian: the words of `-sqp_kkt_precond` in the order of their use."""
+        raise NotImplementedError
 
     def result(self, reason: Reason, message: str, history: History) -> ControlResult:
         state, design = self.problem.split(self.x)

@@ -56,7 +56,13 @@ class NewtonKKT(FullSpaceMethod):
         outer: prefix of the linear solver's options, before `kkt_`.
         precond: its default preconditioner; see `KKTSolver`.
         kkt: settings of the linear solver, by the names of `KKTSettings`.
+        gauss_newton: take the Gauss-Newton Hessian alone.
+
+    Attributes:
+        is_poor: whether the last step was below half its length, or fell back to the Gauss-Newton Hessian.
     """
+
+    kind = "newton"
 
     def __init__(
         self,
@@ -67,10 +73,12 @@ class NewtonKKT(FullSpaceMethod):
         penalty: float = 1e-3,
         rtol: float = 1e-8,
         outer: str = "sqp_",
-        precond: str = "direct",
+        precond: str = "auto",
         kkt: Mapping[str, Any] | None = None,
+        gauss_newton: bool = False,
     ) -> None:
-        self.problem, self.x, self.lam = problem, x, lam
+        self.problem, self.x, self.lam, self.is_poor = problem, x, lam, False
+        self._hessians = {"gauss-newton": SHORTEST_STEP["gauss-newton"]} if gauss_newton else SHORTEST_STEP
         self.step_size, self.rtol, self.outer, self.precond = 1.0, rtol, outer, precond
         self._kkt = dict(kkt or {})
         self.metric = RieszMetric(problem)
@@ -94,16 +102,18 @@ class NewtonKKT(FullSpaceMethod):
 
     def step(self) -> Reason:
         reason = Reason.DIVERGED_LINE_SEARCH
-        for hessian, shortest in SHORTEST_STEP.items():
+        for hessian, shortest in self._hessians.items():
             dx, dlam, curvature = self._direction(hessian)
             slope = self.merit.slope(self.lin, dlam, curvature)
             curves_down = self._solver(hessian).curves_down
             notes = ["" if hessian == "full" else "Gauss-Newton", "negative curvature" if curves_down else ""]
+            notes += [self._solver(hessian).note]
             self._note = ", ".join(filter(None, notes))
             if slope < 0:
                 reason = self._move(dx, dlam, slope, Backtracking(shortest=shortest))
                 if reason == Reason.ITERATING:
                     break
+        self.is_poor = self.step_size < 0.5 or hessian != next(iter(self._hessians))
         self._previous = self._residual
         return reason
 
@@ -188,6 +198,9 @@ class NewtonKKT(FullSpaceMethod):
     def _held(self) -> Tensor | None:
         """Which design variables do not move, see `KKTOperator.set_point`. Collective."""
         return None
+
+    def ways(self) -> dict[str, list[str]]:
+        return {hessian: solver.choice.ways for hessian, solver in self._solvers.items()}
 
     def memory(self) -> dict[str, Any]:
         """What a restart needs beside x and lam."""

@@ -1,10 +1,10 @@
-"""Full-space solvers of a `ControlProblem`, from options: `-sqp_type composite | newton | active_set`."""
+"""Full-space solvers of a `ControlProblem`, from options: `-sqp_type auto | composite | newton | active_set`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from petsc4py import PETSc
@@ -18,16 +18,16 @@ from pdeopt.core.ranks import freed
 from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.optimize.fullspace.activeset import ActiveSetKKT
 from pdeopt.optimize.fullspace.composite import CompositeSettings, CompositeStep
-from pdeopt.optimize.fullspace.kktchoice import KKTSettings, is_small
+from pdeopt.optimize.fullspace.handover import NewtonThenComposite
+from pdeopt.optimize.fullspace.kktchoice import KKTSettings
 from pdeopt.optimize.fullspace.method import full_space_test
 from pdeopt.optimize.fullspace.newton import NewtonKKT
 from pdeopt.optimize.parts.bounds import Bound, Bounds
 from pdeopt.optimize.parts.loop import Observer, iterate
 
 
-def _kkt(precond: str) -> Section:
-    """The options of the KKT systems, with this default preconditioner."""
-    return Section(KKTSettings, outer="sqp_", defaults={"precond": precond})
+#: The options of the KKT systems.
+KKT = Section(KKTSettings, outer="sqp_")
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,21 @@ class SQPSettings(Settings, prefix="sqp_"):
     """Full-space solvers: sqp, newton, active_set."""
 
     type: str = setting(
-        "composite",
-        "full-space method: composite step, Newton, or Newton with bounds on controls and parameters",
-        choices=("composite", "newton", "active_set"),
+        "auto",
+        "full-space method: Newton, and from where its steps are poor the composite step (auto); one of both; or Newton "
+        "with bounds on controls and parameters, which auto is where there are some",
+        choices=("auto", "composite", "newton", "active_set"),
         reads={
-            "composite": (Section(CompositeSettings), _kkt("auto")),
-            "newton": (_kkt("direct"),),
-            "active_set": (_kkt("wathen"),),
+            "auto": (CompositeSettings, KKT),
+            "composite": (CompositeSettings, KKT),
+            "newton": (KKT,),
+            "active_set": (KKT,),
         },
     )
     max_it: int = setting(100, "largest number of outer iterations", at_least=0)
     opt_tol: float = setting(1e-8, "tolerance of the Lagrangian's gradient |L_x| in the dual norm", above=0)
     feas_tol: float = setting(1e-8, "tolerance of the constraint's residual |F| in the dual norm", above=0)
-    gauss_newton: bool = setting(False, "leave the constraint's curvature out of the Hessian (composite)")
+    gauss_newton: bool = setting(False, "leave the constraint's curvature out of the Hessian (auto, composite, newton)")
     kkt_rtol: float = setting(1e-8, "relative tolerance of the KKT solves (newton, active_set)", above=0, at_most=1)
     start: str = setting(
         "initial", "first state: u_0 at all times, or that of the first control", choices=("initial", "state")
@@ -64,9 +66,9 @@ class SQPSolver:
         result.converged, result.objective, result.state, result.design
 
     The state equation holds at the end only, so that an iteration costs linear solves with all steps at once and never
-    a nonlinear one. `type` is the method: `composite`, globally convergent by a trust region with inexact solves;
-    `newton`, fast near the solution; `active_set`, Newton with bounds on controls and parameters, which is what bounds
-    choose.
+    a nonlinear one. `type` is the method: `newton`, fast near the solution; `composite`, globally convergent by a trust
+    region with inexact solves; `auto`, the first, and the second from where its steps are poor; `active_set`, Newton
+    with bounds on controls and parameters, which is what bounds choose.
 
     Args:
         problem: the control problem.
@@ -74,6 +76,11 @@ class SQPSolver:
         lower, upper: bounds on the design variables (active_set), as for `Bounds.of`; None for none.
         **defaults: settings that replace the defaults, `type="newton"` or `precond="direct"` for instance; those of
             `SQPSettings`, `CompositeSettings` and `KKTSettings`. Options win.
+
+    Attributes:
+        settings: those of `SQPSettings`.
+        kind: the method that the last solve ended with, one of `-sqp_type` other than auto.
+        ways: how it solved KKT systems, see `FullSpaceMethod.ways`.
 
     Raises:
         InputError: a setting that is not legal, bounds that cross, or a type that knows none.
@@ -92,12 +99,15 @@ class SQPSolver:
             {name: value for name, value in defaults.items() if name in group.__dataclass_fields__} for group in groups
         )
         is_bounded = lower is not None or upper is not None
-        self.settings = read(SQPSettings, prefix, **({"type": "active_set"} if is_bounded else {}) | shared)
-        is_composite = self.settings.type == "composite"
+        self.settings = read(SQPSettings, prefix, **shared)
+        if is_bounded and self.settings.type == "auto":
+            self.settings = replace(self.settings, type="active_set")
+        is_composite = self.settings.type in ("auto", "composite")
         self.composite = read(CompositeSettings, prefix, **own) if is_composite else None
         self.bounds = Bounds.of(problem, lower, upper)
+        self.kind, self.ways = self.settings.type, dict[str, list[str]]()
         if is_bounded and self.settings.type != "active_set":
-            raise InputError("bounds on the design", f"-{prefix}sqp_type {self.settings.type}", "active_set")
+            raise InputError("bounds on the design", f"-{prefix}sqp_type {self.settings.type}", "auto | active_set")
 
     @in_turn
     @plainly
@@ -133,6 +143,7 @@ class SQPSolver:
         test = full_space_test(self.settings.max_it, self.settings.opt_tol, self.settings.feas_tol)
         with freed(method):
             result = iterate(method, test, monitors=monitors, observers=observers, history=history)
+            self.kind, self.ways = method.kind, method.ways()
         if self.settings.view:
             self._view(result)
         return result
@@ -163,21 +174,33 @@ class SQPSolver:
                 pass
         return self.problem.join(self.problem.constant_state(design), design)
 
-    def _method(self, x: PETSc.Vec, lam: PETSc.Vec) -> CompositeStep | NewtonKKT:
-        outer, settings = self.prefix + SQPSettings.prefix, self.settings
-        words: dict[str, Any] = {"outer": outer, "kkt": self.kkt}
-        if settings.type == "active_set":
-            is_plain = self.problem.control_map is None and self.problem.param_dim == 0
-            words["precond"] = "wathen" if is_plain and not is_small(self.problem) else "direct"
+    def _method(self, x: PETSc.Vec, lam: PETSc.Vec) -> NewtonThenComposite | CompositeStep | NewtonKKT:
+        settings, kind = self.settings, self.settings.type
+        words: dict[str, Any] = {"outer": self.prefix + SQPSettings.prefix, "kkt": self.kkt}
+        if kind == "active_set":
             return ActiveSetKKT(self.problem, x, lam, self.bounds, rtol=settings.kkt_rtol, **words)
-        if self.composite is None:
-            return NewtonKKT(self.problem, x, lam, rtol=settings.kkt_rtol, **words)
-        return CompositeStep(self.problem, x, lam, self.composite, gauss_newton=settings.gauss_newton, **words)
+        words["gauss_newton"] = settings.gauss_newton
+
+        def composite(x: PETSc.Vec, lam: PETSc.Vec) -> CompositeStep:
+            assert self.composite is not None
+            return CompositeStep(self.problem, x, lam, self.composite, **words)
+
+        if kind == "composite":
+            return composite(x, lam)
+        newton = NewtonKKT(self.problem, x, lam, rtol=settings.kkt_rtol, **words)
+        return newton if kind == "newton" else NewtonThenComposite(newton, composite)
 
     def _view(self, result: Result) -> None:
         lines = [f"SQP object ({self.prefix}sqp_): type {self.settings.type}"]
         for settings in (self.settings, self.composite):
             if settings is not None:
                 lines += [f"  {name}: {value}" for name, value in vars(settings).items()]
+        lines.append(f"  method {self.kind}; KKT systems by {said(self.ways)}")
         lines.append(f"  {result.message}; {result.iterations} iterations")
         PETSc.Sys.Print("\n".join(lines), comm=self.problem.grid.comm)
+
+
+def said(ways: Mapping[str, Sequence[str]]) -> str:
+    """The ways of `SQPSolver` in words: "reduced, then wathen"."""
+    words = {", then ".join(each): None for each in ways.values()}
+    return "; ".join(words) or "none"
