@@ -49,8 +49,8 @@ class SolverSettings(po.Settings, includes=(PropagatorSettings,)):
 
     solver: str = po.setting(
         "auto",
-        "full space: Newton, and from where its steps are poor the composite step (auto), that alone (sqp), Newton alone, "
-        "or with bounds (active_set, which auto is where there are some); any TAO solver; or windows of time in turn",
+        "full space: Newton, and from where its steps are poor the composite step (auto), that alone (sqp), Newton "
+        "alone, or with bounds (active_set, which auto is where there are some); any TAO solver; or windows of time",
         choices=("auto", "sqp", "newton", "active_set", "tao", "admm"),
         reads={
             "auto": (SQPSettings,),

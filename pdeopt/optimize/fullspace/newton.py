@@ -78,7 +78,9 @@ class NewtonKKT(FullSpaceMethod):
         gauss_newton: bool = False,
     ) -> None:
         self.problem, self.x, self.lam, self.is_poor = problem, x, lam, False
-        self._hessians = {"gauss-newton": SHORTEST_STEP["gauss-newton"]} if gauss_newton else SHORTEST_STEP
+        self._hessians = SHORTEST_STEP.copy()
+        if gauss_newton:
+            del self._hessians["full"]
         self.step_size, self.rtol, self.outer, self.precond = 1.0, rtol, outer, precond
         self._kkt = dict(kkt or {})
         self.metric = RieszMetric(problem)

@@ -25,7 +25,6 @@ from pdeopt.optimize.fullspace.newton import NewtonKKT
 from pdeopt.optimize.parts.bounds import Bound, Bounds
 from pdeopt.optimize.parts.loop import Observer, iterate
 
-
 #: The options of the KKT systems.
 KKT = Section(KKTSettings, outer="sqp_")
 
@@ -36,8 +35,8 @@ class SQPSettings(Settings, prefix="sqp_"):
 
     type: str = setting(
         "auto",
-        "full-space method: Newton, and from where its steps are poor the composite step (auto); one of both; or Newton "
-        "with bounds on controls and parameters, which auto is where there are some",
+        "full-space method: Newton, and from where its steps are poor the composite step (auto); one of both; or "
+        "Newton with bounds on controls and parameters, which auto is where there are some",
         choices=("auto", "composite", "newton", "active_set"),
         reads={
             "auto": (CompositeSettings, KKT),
