@@ -60,7 +60,7 @@ DESCENT: dict[str, type[Minimizer]] = {
 }
 
 #: Methods that honor bounds.
-BOUNDED = ("active_set", *TAO)
+BOUNDED = ("auto", "active_set", *TAO)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def solve(
     is_bounded = lower is not None or upper is not None
     name = chosen.method
     if is_bounded and name not in BOUNDED:
-        raise InputError("bounds on the design", f"method {name}", " | ".join(("auto", *BOUNDED)))
+        raise InputError("bounds on the design", f"method {name}", " | ".join(BOUNDED))
     _check_settings(name, settings)
     run = _Run(problem, _start(problem, start), start if isinstance(start, ControlResult) else None, monitor, callback)
     if name in ("auto", *FULL_SPACE):

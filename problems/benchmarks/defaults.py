@@ -36,7 +36,7 @@ from problems.klein_gordon import KleinGordonCase, KleinGordonSettings
 BAR = 1.3
 
 #: CPU seconds that the default may take, and the others where it failed; seconds of repeats, and how many at most.
-LIMIT, ENOUGH, REPEATS = 40.0, 1.0, 3
+LIMIT, ENOUGH, REPEATS = 60.0, 0.6, 3
 
 #: CPU seconds that do not count: a difference below is noise.
 NOISE = 0.02

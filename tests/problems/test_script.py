@@ -188,7 +188,11 @@ BAD = {
     "misspelt": (("-aplha", 0.1), "-aplha", "-alpha"),
     "misspelt later": (("-sqp_max_itt", 3), "-sqp_max_itt", "-sqp_max_it"),
     "misspelt of PETSc": (("-sqp_kkt_ksp_typ", "gmres"), "-sqp_kkt_ksp_typ", "-sqp_kkt_ksp_type"),
-    "bounds without a solver for them": (("-lower", 0), "-lower", "-solver active_set | -solver tao"),
+    "bounds without a solver for them": (
+        ("-solver", "newton", "-lower", 0),
+        "-lower",
+        "auto | -solver active_set | -solver tao",
+    ),
     "bounds on Newton": (("-solver", "active_set", "-sqp_type", "newton", "-lower", 0), "bounds", "active_set"),
     "crossed bounds of active sets": (("-solver", "active_set", "-lower", 1, "-upper", 0), "bound", "lower <= upper"),
     "crossed bounds": (("-solver", "tao", "-lower", 1, "-upper", 0), "bound", "lower <= upper"),

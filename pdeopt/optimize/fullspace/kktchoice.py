@@ -75,7 +75,7 @@ SMALL_STEP, SMALL_MATRIX = 8, 10_000
 #: How options of the preconditioner begin that "auto" takes for large problems.
 ITERATIONS = ("wathen_", "mgrit_", "timemg_")
 
-#: What `-precond` may be; "auto" goes through `OPEN`; "none" leaves it to PETSc's options.
+#: What `-precond` may be; "auto" goes through `stages`; "none" leaves it to PETSc's options.
 PRECONDITIONERS: dict[str, type[Preconditioner] | None] = {
     "auto": None,
     "direct": None,

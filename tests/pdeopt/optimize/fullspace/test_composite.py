@@ -12,7 +12,7 @@ from tests.helpers.support import entries, random_design, relative
 @pytest.mark.parametrize("name", examples.EXAMPLES)
 def test_the_solution_is_a_kkt_point_of_the_loop_over_steps(name):
     problem = examples.EXAMPLES[name]()
-    result = SQPSolver(problem, opt_tol=1e-10, feas_tol=1e-10).solve()
+    result = SQPSolver(problem, type="composite", opt_tol=1e-10, feas_tol=1e-10).solve()
     assert result.converged, result.message
     k = torch.cat([entries(part) for part in (result.state, result.design, result.multiplier)])
     assert torch.func.grad(Oracle(problem).L)(k).abs().max() <= 1e-9
@@ -22,7 +22,7 @@ def test_the_solution_is_a_kkt_point_of_the_loop_over_steps(name):
 def test_every_start_leads_to_newtons_optimum(name):
     problem = examples.EXAMPLES[name]()
     expected = SQPSolver(problem, type="newton", opt_tol=1e-11).solve()
-    solver = SQPSolver(problem, opt_tol=1e-10)
+    solver = SQPSolver(problem, type="composite", opt_tol=1e-10)
     for seed in range(3):
         found = solver.solve(solver.start(random_design(problem, seed, 0.5)))
         assert found.converged, found.message
@@ -31,15 +31,18 @@ def test_every_start_leads_to_newtons_optimum(name):
 
 def test_the_state_need_not_fit_the_control_at_the_start():
     problem = examples.burgers()
-    expected = SQPSolver(problem).solve()
-    found = SQPSolver(problem).solve(randomize(problem.create_primal(), 3))
+    expected = SQPSolver(problem, type="composite").solve()
+    found = SQPSolver(problem, type="composite").solve(randomize(problem.create_primal(), 3))
     assert found.converged
     assert relative(entries(found.design), entries(expected.design)) <= 1e-5
 
 
 def test_a_small_trust_region_only_takes_longer():
     problem = examples.burgers()
-    expected, found = SQPSolver(problem).solve(), SQPSolver(problem, radius=1e-3).solve()
+    expected, found = (
+        SQPSolver(problem, type="composite").solve(),
+        SQPSolver(problem, type="composite", radius=1e-3).solve(),
+    )
     assert found.converged and found.iterations > expected.iterations
     assert relative(entries(found.design), entries(expected.design)) <= 1e-5
 
@@ -47,7 +50,7 @@ def test_a_small_trust_region_only_takes_longer():
 def test_a_hard_start_with_steep_fronts_converges():
     """Little viscosity, cheap control, a large random control to start from."""
     problem = examples.burgers(nx=20, nt=20, nu=1e-3, alpha=1e-4)
-    solver = SQPSolver(problem)
+    solver = SQPSolver(problem, type="composite")
     easy, hard = solver.solve(), solver.solve(solver.start(random_design(problem, 0, 10.0)))
     assert easy.converged and hard.converged, hard.message
     assert hard.objective == pytest.approx(easy.objective, rel=1e-6)
@@ -55,13 +58,15 @@ def test_a_hard_start_with_steep_fronts_converges():
 
 def test_gauss_newton_finds_the_same_optimum():
     problem = examples.burgers()
-    found = SQPSolver(problem, gauss_newton=True).solve()
+    found = SQPSolver(problem, type="composite", gauss_newton=True).solve()
     assert found.converged
-    assert relative(entries(found.design), entries(SQPSolver(problem).solve().design)) <= 1e-5
+    assert relative(entries(found.design), entries(SQPSolver(problem, type="composite").solve().design)) <= 1e-5
 
 
 def test_a_quadratic_problem_needs_no_second_order_iterations():
-    result = SQPSolver(examples.heat(n=6, num_steps=8), cg_rtol=1e-8, cg_max_it=200, projection_rtol=1e-10).solve()
+    result = SQPSolver(
+        examples.heat(n=6, num_steps=8), type="composite", cg_rtol=1e-8, cg_max_it=200, projection_rtol=1e-10
+    ).solve()
     assert result.converged and result.iterations <= 3
 
 

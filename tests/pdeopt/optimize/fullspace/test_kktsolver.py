@@ -235,12 +235,20 @@ def test_small_problems_are_factored_at_once(monkeypatch, options):
 
 
 @pytest.mark.parametrize(
-    "alpha, seen, way",
-    [(1e-7, "all", "wathen"), (1e-6, "part", "circulant"), (1e-6, "last", "reduced"), (1e-1, "all", "reduced")],
+    "alpha, seen, way, most",
+    [
+        (1e-7, "all", "wathen", 500),
+        (1e-1, "all", "reduced", 500),
+        (1e-6, "part", "direct", 500),
+        (1e-6, "part", "circulant", 0),
+        (1e-6, "last", "direct", 500),
+        (1e-6, "last", "reduced", 0),
+    ],
 )
-def test_auto_takes_the_way_that_suits(monkeypatch, alpha, seen, way):
-    """Cheap controls everywhere take the matched Schur complement; with observation of a part means over time do, and
-    with a loss of the last state alone both fail."""
+def test_auto_takes_the_way_that_suits(monkeypatch, alpha, seen, way, most):
+    """Cheap controls everywhere take the matched Schur complement. Where a part is observed, or the last state alone,
+    factors do that are not large; where they are, means over time do for a part, and fail for the last state."""
+    monkeypatch.setattr(kktchoice, "MOST_FOR_FACTORS", most)
     monkeypatch.setattr(kktchoice, "SMALL_MATRIX", 0)
     monkeypatch.setattr(kktchoice, "SMALL_STEP", 0)
     objectives = {
@@ -252,7 +260,7 @@ def test_auto_takes_the_way_that_suits(monkeypatch, alpha, seen, way):
     solver, lin = KKTSolver(RieszMetric(problem), "gauss-newton", "test_", "auto"), problem.at(problem.create_primal())
     solver.set_point(lin)
     x, lam = solver.solve_blocks(lin.gradient, lin.residual, 1e-9)
-    assert solver.way == way
+    assert solver.way == way and solver.choice.ways[-1] == way
     expected = KKTSolver(RieszMetric(problem), "gauss-newton", "test_", "direct")
     expected.set_point(lin)
     for found, exact in zip((x, lam), expected.solve_blocks(lin.gradient, lin.residual, 1e-12)):
