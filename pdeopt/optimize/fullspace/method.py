@@ -12,7 +12,9 @@ from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.verify import prices_controls
 from pdeopt.core.monitor import ControlResult, History, Reason, Record, remedy
+from pdeopt.kkt.operator import Hessian
 from pdeopt.optimize.fullspace.curvature import NO_MINIMUM, curves_down
+from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 
 
 class FullSpaceMethod:
@@ -38,6 +40,7 @@ class FullSpaceMethod:
     """
 
     kind: str
+    _solvers: dict[Hessian, KKTSolver]
     problem: ControlProblem
     metric: RieszMetric
     lin: Linearization
@@ -52,7 +55,7 @@ class FullSpaceMethod:
 
     def ways(self) -> dict[str, list[str]]:
         """How KKT systems were solved, by their Hessian: the words of `-sqp_kkt_precond` in the order of their use."""
-        raise NotImplementedError
+        return {hessian: solver.choice.ways for hessian, solver in self._solvers.items()}
 
     def result(self, reason: Reason, message: str, history: History) -> ControlResult:
         state, design = self.problem.split(self.x)

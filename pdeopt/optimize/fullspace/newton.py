@@ -201,9 +201,6 @@ class NewtonKKT(FullSpaceMethod):
         """Which design variables do not move, see `KKTOperator.set_point`. Collective."""
         return None
 
-    def ways(self) -> dict[str, list[str]]:
-        return {hessian: solver.choice.ways for hessian, solver in self._solvers.items()}
-
     def memory(self) -> dict[str, Any]:
         """What a restart needs beside x and lam."""
         ways = {hessian: solver.choice.stage for hessian, solver in self._solvers.items()}
