@@ -255,6 +255,7 @@ def summary(training: PinnTraining, result: po.Result) -> dict[str, Any]:
         "gradients": last.gradients,
         "values": last.values,
         "hessian_products": last.hessian_products,
+        **{name: getattr(last, name) for name in ("jacobians", "products", "factorizations") if hasattr(last, name)},
         "work": last.work,
         "seconds": training.spent[0],
         "cpu_seconds": training.spent[1],
