@@ -20,6 +20,12 @@ from pdeopt.control.linearization import (
     Linearization as Linearization,
 )
 from pdeopt.control.problem import ControlProblem as ControlProblem
+from pdeopt.control.stationary import (
+    SingleNode as SingleNode,
+    StationaryConstraint as StationaryConstraint,
+    StationaryCost as StationaryCost,
+    stationary as stationary,
+)
 from pdeopt.control.propagator import (
     Propagator as Propagator,
     PropagatorSettings as PropagatorSettings,

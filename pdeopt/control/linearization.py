@@ -28,7 +28,7 @@ class InitialNode:
     Args:
         state: G, (param_dim,) -> (n,).
         objective: its terms; that of step 0 is J_0.
-        node: t_0 as a step of length 0.
+        node: t_0 as a step of length 0; no step where it does not count.
         m: controls of a step.
     """
 
@@ -59,15 +59,21 @@ class InitialNode:
         return self._last[1]
 
     def _value(self, u0: Tensor, p: Tensor) -> Tensor:
+        if not len(self.node):
+            return u0.new_zeros(())
         return self.objective.value(u0[None], self._no_control, self.node.with_parameters(p)).sum()
 
     def gradient(self, p: Tensor) -> Tensor:
         """The gradient of `value`, shape (param_dim,)."""
+        if not len(self.node):
+            return torch.zeros_like(p)
         du, _, dp = self.objective.gradient(self.state(p)[None], self._no_control, self.node.with_parameters(p))
         return dp + self.vjp(p, du[0])
 
     def hvp(self, p: Tensor, dp: Tensor) -> Tensor:
         """The Hessian of `value` times dp, shape (param_dim,)."""
+        if not len(self.node):
+            return torch.zeros_like(dp)
         return jvp(lambda q: gradient(self.value, q), (p,), (dp,))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from pdeopt.control.constraint import TimeDependentConstraint
 from pdeopt.control.controlmap import ControlMap, StepControls
 from pdeopt.control.linearization import InitialNode, Linearization
-from pdeopt.control.objective import Objective, Sum
+from pdeopt.control.objective import Objective, Sum, Tracking
 from pdeopt.control.propagator import Propagator
 from pdeopt.control.state_solve import solve_steps, solve_stretches
 from pdeopt.control.stepjacobian import SparseStepJacobian, StepJacobian
@@ -290,6 +290,7 @@ def _require_shapes(problem: ControlProblem) -> None:
     most = stretch_length(n)  # of very many steps, those at both ends do
     for part in [steps] if len(steps) <= 2 * most else [steps[:most], steps[-most:]]:
         _require_shapes_of(problem, u0, part)
+    _require_look_back(problem, u0)
 
 
 def _require_shapes_of(problem: ControlProblem, u0: Tensor, steps: Steps) -> None:
@@ -302,6 +303,25 @@ def _require_shapes_of(problem: ControlProblem, u0: Tensor, steps: Steps) -> Non
     for name, (function, arguments, shape) in functions.items():
         _require_tensor(f"{name} of {rows} steps", function(*arguments), shape)
         _require_torch(name, function, tuple(x[:1] for x in arguments))
+
+
+def _require_look_back(problem: ControlProblem, u0: Tensor) -> None:
+    """Refuse an equation without time as the one step of a grid, where the trapezoidal rule would halve its tracking
+    term and count that of u_0, in silence."""
+    grid, terms = problem.grid, problem.objective.terms if isinstance(problem.objective, Sum) else [problem.objective]
+    if grid.num_steps > 1 or not len(grid.node_zero):
+        return
+    if any(isinstance(term, Tracking) and term.measurements.is_integral for term in terms):
+        u, z = u0[None], torch.zeros(1, problem.m, dtype=torch.float64)
+        steps = grid.steps.with_parameters(torch.zeros(problem.param_dim, dtype=torch.float64))
+        with torch.enable_grad():
+            looks_back = problem.constraint.residual(u.clone().requires_grad_(), u, z, steps).requires_grad
+        if not looks_back:
+            got = "one step that does not depend on u_old: Tracking would be halved, and count u_0"
+            legal = (
+                "pdeopt.stationary(residual, objective, ...) for an equation without time, or Tracking with a weight"
+            )
+            raise InputError("grid", got, legal)
 
 
 def _require_torch(what: str, function: Callable[..., Tensor], arguments: tuple[Any, ...]) -> None:

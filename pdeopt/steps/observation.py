@@ -228,6 +228,11 @@ class Measurements:
             legal = f"shape ({k},), (rows, {k}), or a function of time"
             raise InputError("target", f"shape {tuple(self.target.shape)}", legal)
 
+    @property
+    def is_integral(self) -> bool:
+        """Whether the weights are those of the trapezoidal rule at all nodes."""
+        return self._weight is None and self.times is None
+
     def weight(self, steps: Steps) -> Tensor:
         """w_i of a batch of steps, (batch,); 0 where nothing is measured."""
         weight = steps.weight if self._weight is None else self._weight
