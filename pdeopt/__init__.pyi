@@ -9,7 +9,7 @@ from pdeopt.control.objective import (
 )
 from pdeopt.control.controlmap import ControlMap as ControlMap
 from pdeopt.control.problem import ControlProblem as ControlProblem
-from pdeopt.control.stationary import stationary as stationary
+from pdeopt.control.timeless import stationary as stationary
 from pdeopt.steps.timegrid import TimeGrid as TimeGrid, Steps as Steps
 from pdeopt.steps.sparse import StepMatrix as StepMatrix, StepPattern as StepPattern
 from pdeopt.steps.sparsity import Sparsity as Sparsity

@@ -20,7 +20,7 @@ from pdeopt.control.linearization import (
     Linearization as Linearization,
 )
 from pdeopt.control.problem import ControlProblem as ControlProblem
-from pdeopt.control.stationary import (
+from pdeopt.control.timeless import (
     SingleNode as SingleNode,
     StationaryConstraint as StationaryConstraint,
     StationaryCost as StationaryCost,
@@ -43,7 +43,6 @@ from pdeopt.control.stepjacobian import (
     StepEquation as StepEquation,
     StepJacobian as StepJacobian,
 )
-from pdeopt.control.coarse_time import time_hierarchy as time_hierarchy, with_coarse_space as with_coarse_space
 from pdeopt.control.state_solve import (
     StateEquation as StateEquation,
     adjoint_of_steps as adjoint_of_steps,

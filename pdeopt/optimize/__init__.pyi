@@ -1,4 +1,5 @@
 # One call for a control problem.
+from pdeopt.optimize.coarse_time import time_hierarchy as time_hierarchy, with_coarse_space as with_coarse_space
 from pdeopt.optimize.choice import SolveSettings as SolveSettings, solve as solve
 
 # SciPy's way.

@@ -16,7 +16,6 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.control.checkpointing import CheckpointSettings
-from pdeopt.control.coarse_time import with_coarse_space
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.reduced import ReducedObjective
@@ -25,6 +24,7 @@ from pdeopt.core.autodiff import in_turn, plainly
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import AnyRecord, ControlResult, History, Monitor, Reason, Result
 from pdeopt.core.settings import Section, Settings, read, setting
+from pdeopt.optimize.coarse_time import with_coarse_space
 from pdeopt.optimize.descent.apts import APTS
 from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
 from pdeopt.optimize.descent.multilevel import MGOPT

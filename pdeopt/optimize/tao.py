@@ -17,7 +17,6 @@ import numpy as np
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.control.coarse_time import with_coarse_space
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import ReducedObjective, WindowSettings
 from pdeopt.core.arrays import assign, copy
@@ -31,6 +30,7 @@ from pdeopt.core.ranks import freed
 from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.functions.petsc import PetscFunction
 from pdeopt.functions.smooth import ScaledFunction, SmoothFunction
+from pdeopt.optimize.coarse_time import with_coarse_space
 from pdeopt.optimize.descent.adam import Adam
 from pdeopt.optimize.descent.apts import APTS
 from pdeopt.optimize.descent.astrom import ASTROM

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from petsc4py import PETSc
 
-from pdeopt.control.coarse_time import with_coarse_space
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import ReducedObjective
+from pdeopt.optimize.coarse_time import with_coarse_space
 from pdeopt.optimize.descent.minimizer import Minimizer
 from pdeopt.optimize.descent.quasinewton import LBFGS, SSBroyden
 from pdeopt.optimize.descent.schwarz import SPQN

@@ -3,8 +3,8 @@
 import torch
 from mpi4py import MPI
 
-from pdeopt.control.coarse_time import with_coarse_space
 from pdeopt.control.reduced import ReducedObjective
+from pdeopt.optimize.coarse_time import with_coarse_space
 from pdeopt.optimize.descent.quasinewton import SSBroyden
 from pdeopt.optimize.descent.schwarz import SPQN
 from tests.helpers import examples

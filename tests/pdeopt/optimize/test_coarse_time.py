@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from pdeopt.control.coarse_time import time_hierarchy, with_coarse_space
 from pdeopt.control.reduced import ReducedObjective
 from pdeopt.core.errors import InputError
+from pdeopt.optimize.coarse_time import time_hierarchy, with_coarse_space
 from pdeopt.optimize.descent.schwarz import SPQN
 from pdeopt.optimize.tao import TaoSolver
 from tests.helpers import examples
