@@ -12,7 +12,7 @@ from pdeopt.control.problem import ControlProblem as ControlProblem
 from pdeopt.control.timeless import stationary as stationary
 from pdeopt.steps.timegrid import TimeGrid as TimeGrid, Steps as Steps
 from pdeopt.steps.sparse import StepMatrix as StepMatrix, StepPattern as StepPattern
-from pdeopt.steps.sparsity import Sparsity as Sparsity
+from pdeopt.steps.sparsity import ParameterPattern as ParameterPattern, Sparsity as Sparsity
 
 # Smooth functions.
 from pdeopt.functions.smooth import (

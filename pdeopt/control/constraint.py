@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from pdeopt.control.stepjacobian import SparseStepJacobian, StepJacobian
 from pdeopt.core.autodiff import columns, jvp, vjp
 from pdeopt.core.errors import SolveFailure
 from pdeopt.steps.sparse import StepPattern
+from pdeopt.steps.sparsity import ParameterPattern, Sparsity
 from pdeopt.steps.timegrid import Steps
 
 #: The most unknowns of a step (states and controls) for which the pattern is found by dense differentiation.
@@ -170,24 +171,66 @@ class TimeDependentConstraint(ABC):
         An accidental zero has probability zero for a smooth residual; `SparseStepJacobian.colored`
         nevertheless checks the pattern with a random product at each linearization.
         """
-        n, size = self.state_dim, 2 * self.state_dim + self.control_dim
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(samples, size, generator=generator, dtype=torch.float64)
-        lam = torch.randn(samples, n, generator=generator, dtype=torch.float64)
-        index = torch.ones(samples, dtype=torch.int64)
-        time = torch.rand(samples, generator=generator, dtype=torch.float64)
-        p = torch.randn(self.param_dim, generator=generator, dtype=torch.float64)
-        steps = Steps(index, time, time + 0.1, torch.full_like(time, 0.1), 2, p)
+        sample = self._sample(samples)
 
         def stacked(x: Tensor) -> Tensor:
-            return self.residual(x[:, :n], x[:, n : 2 * n], x[:, 2 * n :], steps)
+            return sample.residual(x, sample.steps.p)
 
         def gradient(x: Tensor) -> Tensor:
-            return vjp(stacked, (x,), lam)[0]
+            return vjp(stacked, (x,), sample.lam)[0]
 
-        unit = torch.eye(size, dtype=torch.float64)[:, None, :].expand(-1, samples, -1)
-        J = columns(lambda d: jvp(stacked, (x,), (d,)), unit, chunk_size=256)
-        H = columns(lambda d: jvp(gradient, (x,), (d,)), unit, chunk_size=256)
+        unit = torch.eye(sample.x.shape[1], dtype=torch.float64)[:, None, :].expand(-1, samples, -1)
+        J = columns(lambda d: jvp(stacked, (sample.x,), (d,)), unit, chunk_size=256)
+        H = columns(lambda d: jvp(gradient, (sample.x,), (d,)), unit, chunk_size=256)
         if not (J.isfinite().all() and H.isfinite().all()):
             return None
-        return StepPattern.from_dense(J.permute(1, 2, 0), H.permute(1, 2, 0), n)
+        return StepPattern.from_dense(J.permute(1, 2, 0), H.permute(1, 2, 0), self.state_dim)
+
+    @cached_property
+    def parameter_pattern(self) -> ParameterPattern | None:
+        """Where derivatives in p have entries; found by differentiating at random points unless declared.
+
+        None without parameters, with more than `DETECTION_LIMIT` of them, or where derivatives are not finite:
+        products with them then stay matrix-free.
+        """
+        if not 0 < self.param_dim <= DETECTION_LIMIT or self.state_dim + self.control_dim > DETECTION_LIMIT:
+            return None
+        sample = self._sample(samples=3)
+
+        def gradient(x: Tensor, p: Tensor) -> tuple[Tensor, ...]:
+            return vjp(sample.residual, (x, p), sample.lam)
+
+        def column(dp: Tensor) -> tuple[Tensor, ...]:
+            point, direction = (sample.x, sample.steps.p), (torch.zeros_like(sample.x), dp)
+            return jvp(sample.residual, point, direction), *jvp(gradient, point, direction)
+
+        F, W, W_pp = columns(column, torch.eye(self.param_dim, dtype=torch.float64), chunk_size=256)
+        if not all(part.isfinite().all() for part in (F, W, W_pp)):
+            return None
+        found = ((F != 0).any(1), (W != 0).any(1), W_pp != 0)
+        return ParameterPattern(*(Sparsity(part.T.numpy()) for part in found))
+
+    def _sample(self, samples: int) -> _Sample:
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        x, lam = draw(samples, 2 * self.state_dim + self.control_dim), draw(samples, self.state_dim)
+        time = torch.rand(samples, generator=generator, dtype=torch.float64)
+        index, dt, p = torch.ones(samples, dtype=torch.int64), torch.full_like(time, 0.1), draw(self.param_dim)
+        return _Sample(self, x, lam, Steps(index, time, time + 0.1, dt, 2, p))
+
+
+class _Sample(NamedTuple):
+    """Random points of a few steps."""
+
+    constraint: TimeDependentConstraint
+    x: Tensor
+    lam: Tensor
+    steps: Steps
+
+    def residual(self, x: Tensor, p: Tensor) -> Tensor:
+        """F of rows [u_old | u_new | z]."""
+        n = self.constraint.state_dim
+        return self.constraint.residual(x[:, :n], x[:, n : 2 * n], x[:, 2 * n :], self.steps.with_parameters(p))

@@ -69,6 +69,7 @@ class ControlProblem:
         state_mass, control_mass, param_mass: the inner products that the constraint declares, checked once, here.
         layout: sizes of vectors on this rank, and the vectors themselves.
         controls: flat design controls -> rows (n_local, m), with its `adjoint`.
+        initial: the node t_0: G, J_0 and their derivatives.
         propagator: solves with the state Jacobian over all steps, serial or parallel in time.
 
     Raises:
@@ -100,7 +101,7 @@ class ControlProblem:
         self.control_mass = StepMatrix.form(constraint.control_mass, self.m, "constraint.control_mass")
         self.param_mass = StepMatrix.form(constraint.param_mass, self.param_dim, "constraint.param_mass")
         self.initial_state = StateFunction(initial_state or constraint.initial_state, self.n)
-        self._initial = InitialNode(self.initial_state, objective, grid.node_zero, self.m)
+        self.initial = InitialNode(self.initial_state, objective, grid.node_zero, self.m)
         self.controls = StepControls(grid, self.m, control_map)
         self.layout = VectorLayout(grid, self.n, self.controls.size, self.param_dim)
         self.propagator = Propagator(grid)
@@ -180,7 +181,7 @@ class ControlProblem:
         if self._linearizations % self._garbage_period == 0:
             free_garbage(self.grid.comm)  # of the linearizations before
         return Linearization(
-            self.constraint, self.objective, self._initial, self.layout, self.controls, x, self.stretches
+            self.constraint, self.objective, self.initial, self.layout, self.controls, x, self.stretches
         )
 
     @plainly

@@ -13,7 +13,7 @@ from pdeopt.core.autodiff import columns, curvature, is_transformed, jvp, pullba
 from pdeopt.core.errors import InputError, StepFailure
 from pdeopt.steps.bands import NOT_FINITE, SINGULAR_STEP, CoupledBand
 from pdeopt.steps.sparse import StepMatrix, StepPattern
-from pdeopt.steps.sparsity import fill_by_rows, has_fewer_row_colors
+from pdeopt.steps.sparsity import ParameterPattern, fill_by_rows, has_fewer_row_colors
 from pdeopt.steps.stepsolve import StagedSubstitution, StepSolver, step_solver
 from pdeopt.steps.sweeps import Substitution, substitution
 from pdeopt.steps.timegrid import Steps
@@ -23,6 +23,10 @@ class StepEquation(Protocol):
     """What a step Jacobian differentiates; every `TimeDependentConstraint` is one."""
 
     state_dim: int
+
+    @property
+    def parameter_pattern(self) -> ParameterPattern | None:
+        """Where derivatives in p have entries; None where that is not known."""
 
     def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
         """F_i(u_{i-1}, u_i, z_i; p) for a batch of steps, (batch, n)."""
@@ -197,8 +201,8 @@ class SparseStepJacobian(StepJacobian):
     ) -> None:
         super().__init__(constraint, *point, steps)
         self.pattern, self._widths = pattern, [x.shape[1] for x in point]
-        self._last: Tensor | None = None  # the multiplier of the last Hessian,
-        self._hessian: tuple[StepMatrix, bool] | None = None  # and that, if it was filled, and whether its pattern fits
+        self._curvature: StepCurvature | None = None  # of the last multiplier
+        self._has_been_asked = False  # for a product with dF/dp
         if isinstance(values, Tensor):
             self.blocks = pattern.split(values)
         else:
@@ -245,12 +249,15 @@ class SparseStepJacobian(StepJacobian):
         pairs = zip("BAC", (d_old, d_new, dz))
         terms = [self.blocks[name](d) for name, d in pairs if d is not None]
         if dp is not None and dp.numel() > 0:
-            terms.append(super().jvp(dp=dp))
+            F_p = self._parameters()
+            terms.append(super().jvp(dp=dp) if F_p is None else F_p(dp.expand(len(self.point[1]), -1)))
         return sum(terms[1:], terms[0]) if terms else torch.zeros_like(self.point[1])
 
     def vjp(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        p = self.point[3]
-        p_part = super().vjp(w)[3] if p.numel() > 0 else p
+        p_part = self.point[3]
+        if p_part.numel() > 0:
+            F_p = self._parameters()
+            p_part = super().vjp(w)[3] if F_p is None else F_p.transpose(w).sum(0)
         B, A, C = (self.blocks[name] for name in "BAC")
         return B.transpose(w), A.transpose(w), C.transpose(w), p_part
 
@@ -265,43 +272,45 @@ class SparseStepJacobian(StepJacobian):
         dz: Tensor | None = None,
         dp: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if self.point[3].numel() or is_transformed() or (W := self._hessian_at(lam)) is None:
+        if is_transformed() or not self._knows(lam):  # for one product entries do not pay
             return super().hvp(lam, d_old, d_new, dz, dp)
-        *directions, no_p = self._directions(d_old, d_new, dz, None)
-        h_old, h_new, h_z = W(torch.cat(directions, dim=1)).split(self._widths, dim=1)
-        return h_old, h_new, h_z, no_p
+        found = self.curvature(lam).product(*self._directions(d_old, d_new, dz, dp))
+        return super().hvp(lam, d_old, d_new, dz, dp) if found is None else found
 
-    def _hessian_at(self, lam: Tensor) -> StepMatrix | None:
-        """`hessian` from the second time on that this multiplier comes: for one product it does not pay."""
-        if self._last is None or not torch.equal(self._last, lam):
-            self._last, self._hessian = lam.clone(), None
-            return None
-        return self.hessian(lam)
+    def _knows(self, lam: Tensor) -> bool:
+        """Whether this multiplier came before."""
+        known = self._curvature is not None and torch.equal(self._curvature.lam, lam)
+        self.curvature(lam)
+        return known
 
-    def hessian(self, lam: Tensor) -> StepMatrix | None:
-        """The Hessian of each lam_i.F_i over [u_old | u_new | z], by colored products; kept for this multiplier.
-
-        None where the pattern misses nonzero second derivatives.
+    def curvature(self, lam: Tensor) -> StepCurvature:
+        """The Hessians of lam_i.F_i; kept for this multiplier.
 
         Args:
             lam: multipliers of the steps, (batch, n).
         """
-        if self._last is None or not torch.equal(self._last, lam):
-            self._last, self._hessian = lam.clone(), None
-        if self._hessian is None:
+        if self._curvature is None or not torch.equal(self._curvature.lam, lam):
+            self._curvature = StepCurvature(self, lam.clone())
+        return self._curvature
 
-            def residual(u_old: Tensor, u_new: Tensor, z: Tensor) -> Tensor:
-                return self._residual(u_old, u_new, z, self.point[3])
+    @cached_property
+    def F_p(self) -> StepMatrix | None:
+        """dF/dp of each step by colored products; None where its pattern is not known, or has no few colors.
 
-            def rows(d: Tensor) -> Tensor:
-                directions = (part.expand(len(lam), -1) for part in d.split(self._widths))
-                return torch.cat(product(*directions), dim=1)
+        Raises `InputError` where the pattern misses nonzero derivatives.
+        """
+        pattern = self.constraint.parameter_pattern
+        if pattern is None or not pattern.is_sparse:
+            return None
+        free = super().jvp
+        values, are_all = pattern.F.fill(lambda dp: free(dp=dp), at_once=False)
+        _require(are_all, self.constraint)
+        return StepMatrix(pattern.F, values)
 
-            product = curvature(residual, self.point[:3], lam)
-            values, are_all = self.pattern.W.fill(rows, at_once=False)
-            self._hessian = StepMatrix(self.pattern.W, values), are_all
-        W, are_all = self._hessian
-        return W if are_all else None
+    def _parameters(self) -> StepMatrix | None:
+        """`F_p` from the second product on: for a single one it does not pay."""
+        is_second, self._has_been_asked = self._has_been_asked, True
+        return self.F_p if is_second and not is_transformed() else None
 
     def solve(self, r: Tensor) -> Tensor:
         return self._factor.solve(r)
@@ -324,3 +333,69 @@ class SparseStepJacobian(StepJacobian):
 
     def backward_sweep(self, r: Tensor) -> Tensor:
         return self._sweeps.backward(r)
+
+
+class StepCurvature:
+    """The Hessian of each lam_i.F_i of a batch of steps by colored products, made when asked for.
+
+    Args:
+        jacobian: at the point.
+        lam: multipliers of the steps, (batch, n).
+    """
+
+    def __init__(self, jacobian: SparseStepJacobian, lam: Tensor) -> None:
+        self.lam, self.pattern, self.constraint = lam, jacobian.pattern, jacobian.constraint
+        self._residual, self.point = jacobian._residual, jacobian.point
+        self._widths = [x.shape[1] for x in self.point[:3]]
+
+    @cached_property
+    def W(self) -> StepMatrix | None:
+        """Over [u_old | u_new | z]; None where the pattern misses nonzero second derivatives."""
+
+        def residual(u_old: Tensor, u_new: Tensor, z: Tensor) -> Tensor:
+            return self._residual(u_old, u_new, z, self.point[3])
+
+        def rows(d: Tensor) -> Tensor:
+            return torch.cat(product(*(part.expand(len(self.lam), -1) for part in d.split(self._widths))), dim=1)
+
+        product = curvature(residual, self.point[:3], self.lam)
+        values, are_all = self.pattern.W.fill(rows, at_once=False)
+        return StepMatrix(self.pattern.W, values) if are_all else None
+
+    @cached_property
+    def in_parameters(self) -> tuple[StepMatrix, StepMatrix] | None:
+        """The columns of p: rows over [u_old | u_new | z] of each step, and the sum over the batch in p alone.
+
+        None where the pattern of p is not known, or has no few colors. Raises `InputError` where it misses entries.
+        """
+        pattern = self.constraint.parameter_pattern
+        if pattern is None or not pattern.is_sparse:
+            return None
+        product, still = curvature(self._residual, self.point, self.lam), [torch.zeros_like(x) for x in self.point[:3]]
+        mixed, are_all = pattern.W.fill(lambda dp: torch.cat(product(*still, dp)[:3], dim=1), at_once=False)
+        own, are_all_own = pattern.W_pp.fill(lambda dp: product(*still, dp)[3][None], at_once=False)
+        _require(are_all and are_all_own, self.constraint)
+        return StepMatrix(pattern.W, mixed), StepMatrix(pattern.W_pp, own)
+
+    def product(
+        self, d_old: Tensor, d_new: Tensor, dz: Tensor, dp: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """`StepJacobian.hvp`; None where entries are not known."""
+        d, h_p = torch.cat([d_old, d_new, dz], dim=1), dp
+        if self.W is None or (len(dp) and self.in_parameters is None):
+            return None
+        h = self.W(d)
+        if len(dp) and self.in_parameters is not None:
+            W_p, W_pp = self.in_parameters
+            h, h_p = h + W_p(dp.expand(len(d), -1)), W_p.transpose(d).sum(0) + W_pp(dp[None])[0]
+        h_old, h_new, h_z = h.split(self._widths, dim=1)
+        return h_old, h_new, h_z, h_p
+
+
+def _require(are_all: bool, constraint: StepEquation) -> None:
+    if not are_all:
+        raise InputError(
+            f"{type(constraint).__name__}.parameter_pattern",
+            "a sparsity that misses nonzero derivatives",
+            "ParameterPattern(F, W, W_pp) with all entries, or None",
+        )

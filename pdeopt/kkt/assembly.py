@@ -26,8 +26,9 @@ from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.core.arrays import Array, index_array
 from pdeopt.core.errors import InputError
 from pdeopt.kkt.layout import KKTLayout, selection
+from pdeopt.kkt.parameters import ParameterValues
 from pdeopt.steps.sparse import StepPattern
-from pdeopt.steps.sparsity import Sparsity
+from pdeopt.steps.sparsity import ParameterPattern, Sparsity
 
 
 def require_pattern(problem: ControlProblem) -> StepPattern:
@@ -48,6 +49,7 @@ class KKTAssembly:
     Args:
         problem: whose constraint has a pattern.
         W: sparsity of a step's Hessian over [u_old | u_new | z].
+        parameters: sparsities of what p has in it.
         layout: of the unknowns; default [u | z | p | lam].
         extra: (T, D) of this rank, rows over all unknowns and a square matrix with sorted indices: T' D T is added.
 
@@ -59,10 +61,11 @@ class KKTAssembly:
         self,
         problem: ControlProblem,
         W: Sparsity,
+        parameters: ParameterPattern,
         layout: KKTLayout | None = None,
         extra: tuple[sp.csr_matrix, sp.csr_matrix] | None = None,
     ) -> None:
-        self.problem, self.W, self.pattern = problem, W, require_pattern(problem)
+        self.problem, self.W, self.parameters, self.pattern = problem, W, parameters, require_pattern(problem)
         self.layout = layout or KKTLayout(problem)
         self.size = 2 * problem.n + problem.m + problem.param_dim + problem.n  # of y_i
         self._step, self._order = self._step_structure()
@@ -71,16 +74,16 @@ class KKTAssembly:
         self._T: PETSc.Mat | None = None
 
     def matrix(
-        self, lin: Linearization, W_values: Tensor, p_columns: list[tuple[Tensor, ...]], out: PETSc.Mat | None
+        self, lin: Linearization, W_values: Tensor, parameters: ParameterValues, out: PETSc.Mat | None
     ) -> PETSc.Mat:
         """The KKT matrix; `out` of an earlier call with this object is refilled. Collective.
 
         Args:
             lin: gives A, B and C, and the derivative of the initial map.
             W_values: Hessian entries of the steps, (n_local, W.nnz).
-            p_columns: for each global parameter, as `Linearization.parameter_column`.
+            parameters: entries of what p has in them.
         """
-        parts = [W_values, *self._jacobian_values(lin), *self._parameter_values(p_columns)]
+        parts = [W_values, *self._jacobian_values(lin), *self._parameter_values(parameters)]
         values = torch.cat([*parts, torch.zeros_like(W_values[:, :1])], dim=1)
         data = np.r_[values[:, self._order].numpy().ravel(), self._extra[1].data]
         if self._blocks is None:
@@ -105,11 +108,9 @@ class KKTAssembly:
 
     def _step_structure(self) -> tuple[sp.csr_matrix, Tensor]:
         """The pattern of one block of D, and for each of its entries the number of its value."""
-        n, m, P = self.problem.n, self.problem.m, self.problem.param_dim
         pattern = self.pattern
-        shapes = [(2 * n + m, P), (n, P), (P, P)]
-        numbers = _numbered([self.W, pattern.A, pattern.B, pattern.C, *(Sparsity(np.ones(s)) for s in shapes)])
-        W, A, B, C, W_p, F_p, W_pp = numbers
+        numbers = _numbered([self.W, pattern.A, pattern.B, pattern.C, *self.parameters])
+        W, A, B, C, F_p, W_p, W_pp = numbers
         J = sp.hstack([B, A, C, F_p])
         block = sp.csr_matrix(sp.bmat([[sp.bmat([[W, W_p], [W_p.T, W_pp]]), J.T], [J, None]]))
         zero = 1 + sum(part.nnz for part in numbers)  # the number of the value that stands for nothing
@@ -122,16 +123,11 @@ class KKTAssembly:
         assert isinstance(jacobian, SparseStepJacobian)  # the constraint has a pattern
         return [jacobian.blocks[name].values.expand(len(lin.steps), -1) for name in "ABC"]
 
-    def _parameter_values(self, p_columns: list[tuple[Tensor, ...]]) -> list[Tensor]:
-        """Dense blocks of p a step: [W_op; W_np; W_zp], F_p, and W_pp, summed in the first local step."""
-        batch, P = self.problem.grid.n_local, self.problem.param_dim
-        if P == 0:
-            return []
-        W_p = torch.stack([torch.cat(column[:3], dim=1) for column in p_columns], dim=-1)
-        F_p = torch.stack([column[4] for column in p_columns], dim=-1)
-        W_pp = torch.zeros(batch, P, P, dtype=torch.float64)
-        W_pp[0] = torch.stack([column[3] for column in p_columns], dim=-1)
-        return [block.reshape(batch, -1) for block in (W_p, F_p, W_pp)]
+    def _parameter_values(self, values: ParameterValues) -> list[Tensor]:
+        """F_p and W_p of each step, and W_pp in the first local one."""
+        W_pp = values.W_pp.new_zeros(len(values.F), len(values.W_pp))
+        W_pp[0] = values.W_pp
+        return [values.F, values.W, W_pp]
 
     def _copies(self, lin: Linearization) -> PETSc.Mat:
         """T: from [u | z | p | lam] to the variables y_i of the steps of this rank."""

@@ -287,10 +287,9 @@ def _freed_parameters(operator: KKTOperator, F_p: Tensor | None, W_pp: Tensor) -
 def parameter_hessian(operator: KKTOperator) -> Tensor:
     """W_pp, made positive where the objective does not see p. Collective."""
     lin, problem = operator.lin, operator.problem
-    columns = [lin.parameter_column(None, dp)[3] for dp in torch.eye(problem.param_dim, dtype=torch.float64)]
-    if not columns:
+    if problem.param_dim == 0:
         return torch.empty(0, 0, dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(problem.grid.sum(torch.stack(columns)))
+    values, vectors = torch.linalg.eigh(problem.grid.sum(operator.parameters.own(lin)))
     least = 1e-8 * max(float(values.abs().amax()), 1e-8)
     positive: Tensor = vectors @ torch.diag(values.abs().clamp(min=least)) @ vectors.T
     return positive

@@ -152,7 +152,9 @@ class CoupledKKT(KKTOperator):
             InputError: the constraint has no sparsity pattern.
         """
         if self._assembly is None:
-            self._assembly = KKTAssembly(self.problem, self._sparsity(), self.coupled, self._continuity())
+            self._assembly = KKTAssembly(
+                self.problem, self._sparsity(), self._parameter_pattern(), self.coupled, self._continuity()
+            )
         fixed, self.fixed = self.fixed, None  # they have other numbers here
         matrix = super().assemble()
         matrix.setAttr("kkt", None)  # preconditioners of the standard form do not fit

@@ -11,6 +11,7 @@ multiple of the identity, so small that sums over windows of steps, as of coarse
 from __future__ import annotations
 
 from copy import copy as copy_of
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -26,7 +27,8 @@ from pdeopt.core.arrays import copy, index_array, writable
 from pdeopt.core.errors import InputError
 from pdeopt.kkt.assembly import KKTAssembly, require_pattern
 from pdeopt.kkt.layout import KKTLayout
-from pdeopt.steps.sparsity import Sparsity
+from pdeopt.kkt.parameters import Parameters, ParameterValues
+from pdeopt.steps.sparsity import ParameterPattern, Sparsity
 from pdeopt.steps.vectorlayout import Fields
 
 Hessian = Literal["metric", "design", "full", "gauss-newton"]
@@ -151,11 +153,10 @@ class KKTOperator:
             InputError: the constraint has no sparsity pattern.
         """
         if self._assembly is None:
-            self._assembly = KKTAssembly(self.problem, self._sparsity())
+            self._assembly = KKTAssembly(self.problem, self._sparsity(), self._parameter_pattern())
         lam = None if self.lam is None else copy(self.lam).reshape(-1, self.problem.n)
         values = self._metric_values() if self.is_metric else self._hessian_values(lam)
-        columns = [self._parameter_column(lam, dp) for dp in torch.eye(self.problem.param_dim, dtype=torch.float64)]
-        self._assembled = self._assembly.matrix(self.lin, values, columns, self._assembled)
+        self._assembled = self._assembly.matrix(self.lin, values, self._parameter_values(lam), self._assembled)
         if self.fixed is not None:
             start = self._assembled.getOwnershipRange()[0] + self.problem.layout.state_size
             self._assembled.zeroRowsColumns(index_array(start + torch.nonzero(self.fixed)[:, 0]), diag=self.pin)
@@ -189,12 +190,23 @@ class KKTOperator:
             state = torch.zeros_like(state)
         return self.lin.steps.dt[:, None] * torch.cat([state, control])
 
-    def _parameter_column(self, lam: Tensor | None, dp: Tensor) -> tuple[Tensor, ...]:
-        column = self.lin.parameter_column(lam, dp)
+    @cached_property
+    def parameters(self) -> Parameters:
+        """What p has in the matrix."""
+        return Parameters(self.problem)
+
+    def _parameter_pattern(self) -> ParameterPattern:
+        """The pattern of F_p and of the columns of p in a step's W."""
+        F, W, W_pp = self.parameters.pattern
         if not self.is_metric:
-            return column
-        first = self.problem.grid.is_first  # R in p is counted once
-        return *(torch.zeros_like(part) for part in column[:3]), self.metric.of_parameters(dp) * float(first), column[4]
+            return ParameterPattern(F, W, W_pp)
+        return ParameterPattern(F, Sparsity.empty(*W.shape), self.metric.param_mass.sparsity)
+
+    def _parameter_values(self, lam: Tensor | None) -> ParameterValues:
+        if not self.is_metric:
+            return self.parameters.values(self.lin, lam)
+        F, first = self.parameters.jacobian(self.lin), float(self.problem.grid.is_first)  # R in p is counted once
+        return ParameterValues(F, F[:, :0], first * self.metric.param_mass.values[0])
 
     def _hessian_values(self, lam: Tensor | None) -> Tensor:
         """Entries of each step's W by colored Hessian products, (n_local, nnz)."""
@@ -213,7 +225,7 @@ class KKTOperator:
         if lam is not None:
             jacobian = lin.jacobian
             assert isinstance(jacobian, SparseStepJacobian)  # the constraint has a pattern
-            constraint = jacobian.hessian(lam)
+            constraint = jacobian.curvature(lam).W
             if constraint is not None:
                 values[:, pattern.places(constraint.sparsity)] += constraint.values
             are_all = are_all and constraint is not None

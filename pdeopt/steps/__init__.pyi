@@ -23,7 +23,7 @@ from pdeopt.steps.sparse import (
     dense as dense,
     serial_aij as serial_aij,
 )
-from pdeopt.steps.sparsity import Sparsity as Sparsity
+from pdeopt.steps.sparsity import ParameterPattern as ParameterPattern, Sparsity as Sparsity
 from pdeopt.steps.stepsolve import (
     StagedSubstitution as StagedSubstitution,
     StepFactor as StepFactor,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array
 from pdeopt.core.autodiff import columns
+
+#: Colors of the parameters up to which their derivatives are kept as sparse matrices.
+MOST_COLORS = 32
 
 
 class Sparsity:
@@ -178,3 +181,33 @@ def _pad(rows: Array, cols: Array, entries: Array, num_rows: int) -> tuple[Tenso
     entry, col = np.full((width, num_rows), rows.size), np.zeros((width, num_rows), dtype=np.int64)
     entry[position, rows], col[position, rows] = entries, cols
     return torch.from_numpy(entry), torch.from_numpy(col)
+
+
+class ParameterPattern(NamedTuple):
+    """The sparsities of what a step's derivatives have in the global parameters p, P of them.
+
+    Attributes:
+        F: of dF/dp, (n, P).
+        W: of the mixed second derivatives, (2n + m, P), rows over [u_old | u_new | z].
+        W_pp: of the second derivatives in p alone, (P, P), summed over the steps.
+    """
+
+    F: Sparsity
+    W: Sparsity
+    W_pp: Sparsity
+
+    @classmethod
+    def full(cls, n: int, m: int, P: int) -> ParameterPattern:
+        """All entries."""
+        return cls(*(Sparsity(np.ones(shape)) for shape in ((n, P), (2 * n + m, P), (P, P))))
+
+    def __or__(self, other: ParameterPattern) -> ParameterPattern:
+        return ParameterPattern(*(own | its for own, its in zip(self, other)))
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether products with entries are cheaper than differentiation: few colors."""
+        return all(
+            int(np.bincount(part.rows).max(initial=0)) <= MOST_COLORS and len(part.coloring.seeds) <= MOST_COLORS
+            for part in self
+        )

@@ -129,3 +129,33 @@ def test_a_pattern_that_misses_derivatives_is_refused(missing):
     pattern = StepPattern(**{name: Sparsity(block.tocsr()) for name, block in blocks.items()})
     with pytest.raises(InputError, match="misses"):
         SparseStepJacobian.colored(c, *where, steps, pattern)
+
+
+def test_sparse_derivatives_in_a_field_of_parameters_are_those_of_differentiation():
+    c, steps = examples.conductor().constraint, examples.conductor().grid.steps
+    draw = torch.Generator().manual_seed(1)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    N, n, P = len(steps), c.state_dim, c.param_dim
+    steps = steps.with_parameters(randn(P))
+    where = randn(N, n), randn(N, n), randn(N, 0)
+    sparse, free = c.linearize(*where, steps), StepJacobian(c, *where, steps)
+    d, dp, lam = [randn(N, n), randn(N, n), randn(N, 0)], randn(P), randn(N, n)
+    for _ in range(2):  # the second products have entries
+        found = [sparse.jvp(*d, dp), sparse.vjp(lam)[3], *sparse.hvp(lam, *d, dp)]
+        for part, expected in zip(found, [free.jvp(*d, dp), free.vjp(lam)[3], *free.hvp(lam, *d, dp)]):
+            assert torch.allclose(part, expected, rtol=1e-12, atol=1e-12)
+    assert sparse.F_p is not None and sparse.F_p.sparsity.nnz == 2 * n
+    assert len(sparse.F_p.sparsity.coloring.seeds) == 2
+
+
+def test_a_pattern_that_misses_derivatives_in_the_parameters_is_refused():
+    problem = examples.conductor()
+    c = problem.constraint
+    c.parameter_pattern = c.parameter_pattern._replace(F=Sparsity.empty(c.state_dim, c.param_dim))
+    zero = torch.zeros(len(problem.grid.steps), c.state_dim, dtype=torch.float64)
+    J = c.linearize(zero, zero + 1, zero[:, :0], problem.grid.steps.with_parameters(torch.ones(c.param_dim).double()))
+    with pytest.raises(InputError, match="parameter_pattern"):
+        _ = J.F_p

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 
 import pdeopt as po
@@ -12,36 +11,6 @@ from tests.helpers.oracle import Oracle
 from tests.helpers.support import entries, python, relative
 
 
-class Conductor(po.TimeDependentConstraint):
-    """u_t = (exp(p) u_x)_x + 1 with a value of p between any two nodes, and no controls."""
-
-    control_dim = 0
-
-    def __init__(self, n):
-        self.state_dim, self.param_dim, self.h = n, n + 1, 1 / (n + 1)
-        slope = sp.diags([-1, 1], [0, 1], (n, n + 1)) / self.h**0.5
-        self.state_mass, self.param_mass = self.h * sp.eye(n), self.h * sp.eye(n + 1) + slope.T @ slope
-
-    def initial_state(self, p):
-        return torch.zeros(self.state_dim, dtype=torch.float64)
-
-    def residual(self, u_old, u_new, z, steps):
-        end = torch.zeros_like(u_new[:, :1])
-        slope = torch.diff(torch.cat([end, u_new, end], dim=1), dim=1) / self.h
-        flow = torch.diff(torch.exp(steps.p) * slope, dim=1)
-        return self.h * (u_new - u_old - steps.dt[:, None]) - steps.dt[:, None] * flow
-
-
-def conductor(n=7, num_steps=6):
-    """The field is sought that makes the rod warm in its left half; H1 prior."""
-    rod = Conductor(n)
-    P = torch.from_numpy(rod.param_mass.toarray())
-    x = rod.h * np.arange(1, n + 1)
-    target = 0.15 * np.sin(np.pi * x) + 0.1 * (x < 0.5)
-    prior = po.TerminalLoss(lambda u, p: 0.5e-4 * p @ P @ p)
-    return po.ControlProblem(rod, po.Tracking(target, rod.state_mass) + prior, po.TimeGrid.uniform(num_steps, 1.0))
-
-
 def box_of(problem, low, high):
     """Bounds on the parameters alone."""
     free = np.full(problem.control_size, np.inf)
@@ -49,7 +18,7 @@ def box_of(problem, low, high):
     return {"lower": np.r_[-free, low * P], "upper": np.r_[free, high * P]}
 
 
-CASES = {"field": (conductor, -1.0, 0.0), "with controls": (examples.dense, -0.1, 0.2)}
+CASES = {"field": (examples.conductor, -1.0, 0.0), "with controls": (examples.dense, -0.1, 0.2)}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -74,7 +43,7 @@ def test_active_sets_and_tao_agree_and_the_kkt_conditions_hold(case):
 
 
 def test_a_number_bounds_the_parameters_where_there_are_no_controls():
-    problem = conductor()
+    problem = examples.conductor()
     found = [po.solve(problem, method, lower=-1.0) for method in ("active_set", "tao")]
     listed = po.solve(problem, lower=[-1.0] * problem.param_dim)
     assert entries(found[0].design).min() == -1.0 and found[0].objective == listed.objective
@@ -82,12 +51,12 @@ def test_a_number_bounds_the_parameters_where_there_are_no_controls():
 
 
 def test_counts_of_a_field_with_its_inner_product_do_not_depend_on_its_mesh():
-    counts = [po.solve(conductor(n), method="newton").iterations for n in (7, 14)]
+    counts = [po.solve(examples.conductor(n), method="newton").iterations for n in (7, 14)]
     assert max(counts) - min(counts) <= 1, counts
 
 
 def test_the_tolerance_is_that_of_the_dual_norm_of_the_field():
-    problem = conductor()
+    problem = examples.conductor()
     P = torch.from_numpy(problem.constraint.param_mass.toarray())
     g = problem.create_design()
     g.setArray(np.sin(np.arange(problem.param_dim)))
@@ -96,7 +65,7 @@ def test_the_tolerance_is_that_of_the_dual_norm_of_the_field():
 
 
 def test_values_and_derivatives_do_not_depend_on_the_inner_product():
-    problem = conductor()
+    problem = examples.conductor()
     f, z, dz = po.ReducedObjective(problem), problem.create_design(), problem.create_design()
     po.randomize(dz, 1)
     remainders = po.taylor_remainders(f, z, dz)
@@ -106,7 +75,7 @@ def test_values_and_derivatives_do_not_depend_on_the_inner_product():
 
 @pytest.mark.parametrize("mass", [-np.eye(8), np.eye(3), np.triu(np.ones((8, 8))), np.nan * np.eye(8)])
 def test_a_wrong_inner_product_is_refused(mass):
-    rod = Conductor(7)
+    rod = examples.Conductor(7)
     rod.param_mass = mass
     with pytest.raises(po.InputError, match="param_mass"):
         po.ControlProblem(rod, po.Tracking(np.zeros(7)), po.TimeGrid.uniform(4, 1.0))
