@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +22,9 @@ PROBE = 0.1
 FIXINGS = 2
 #: Ways to solve with a matrix.
 FACTORED: dict[str, Callable[[Tensor, Tensor], DampedSystem]]
-FACTORED = {"normal": Normal, "woodbury": Woodbury, "svd": Singular}
+FACTORED = {"woodbury": Woodbury, "svd": Singular}
+#: Unknowns from which single precision is worth its rounding errors.
+MANY = 256
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class LevenbergSettings(RedrawSettings, prefix="lm_"):
     )
     radius: float = setting(1.0, "first trust radius, in lengths of x", above=0)
     damping: float = setting(1.0, "first damping, in means of the diagonal of J'J", above=0)
+    single: float = setting(
+        1e-3,
+        f"damping from which on J'J and its factor are of single precision, for {MANY} unknowns or more; 0: never",
+        at_least=0,
+    )
     scaling: str = setting(
         "identity",
         "D of the damping: identity, for the rule of damping times the mean of the diagonal of J'J, or that diagonal, "
@@ -150,7 +158,9 @@ class DampedSteps:
         """Of the damped steps of the unknowns that are free: columns of the others are zero."""
         at, s = self.at, self.settings
         if at.J is not None:
-            self.systems.append(FACTORED[at.kind](at.J if free is None else at.J * free, self._D))
+            J = at.J if free is None else at.J * free
+            single = s.single if s.single and len(at.x) >= MANY else math.inf
+            self.systems.append(Normal(J, self._D, single) if at.kind == "normal" else FACTORED[at.kind](J, self._D))
         else:
             mask = torch.ones_like(at.x) if free is None else free
             forward, backward = (lambda d: at.forward(d * mask)), (lambda w: at.backward(w) * mask)

@@ -61,29 +61,39 @@ class Normal(DampedSystem):
     Args:
         J: (m, n).
         D: diagonal, > 0, (n,).
+        single: lam from which J'J and the factor are of single precision, which takes half the time; J'q is not.
     """
 
-    def __init__(self, J: Tensor, D: Tensor) -> None:
+    def __init__(self, J: Tensor, D: Tensor, single: float = math.inf) -> None:
         super().__init__(D)
-        self.J, self.D = J, D
-        self.gram = J.new_zeros(J.shape[1], J.shape[1])  # its lower triangle
-        add_gram(self.gram, J)
-        self.multiplications = 0.5 * J.shape[0] * J.shape[1] ** 2
+        self.J, self.D, self.single = J, D, single
+        self.grams: dict[torch.dtype, Tensor] = {}  # lower triangles
         self._lam = math.nan
         self._factor: Tensor | None = None
 
     def solve(self, lam: float, q: Tensor) -> Tensor | None:
         if lam != self._lam:
-            matrix = self.gram.clone()
-            matrix.diagonal().add_(self.D, alpha=lam)
+            matrix = self._gram(lam).clone()
+            matrix.diagonal().add_(self.D.to(matrix.dtype), alpha=lam)
             factor, info = torch.linalg.cholesky_ex(matrix)
             self._lam, self._factor = lam, factor if int(info) == 0 else None
             self.factorizations += 1
-            self.multiplications += len(self.D) ** 3 / 6.0
+            self.multiplications += _price(matrix) * len(self.D) ** 3 / 6.0
         self.multiplications += len(self.D) ** 2 + self.J.numel()
         if self._factor is None:
             return None
-        return _finite(-torch.cholesky_solve((self.J.T @ q)[:, None], self._factor)[:, 0])
+        right = (self.J.T @ q)[:, None].to(self._factor.dtype)
+        return _finite(-torch.cholesky_solve(right, self._factor)[:, 0].double())
+
+    def _gram(self, lam: float) -> Tensor:
+        """J'J, of double precision where lam needs it or where that is at hand."""
+        dtype = torch.float32 if lam >= self.single and torch.float64 not in self.grams else torch.float64
+        if dtype not in self.grams:
+            (m, n), gram = self.J.shape, torch.zeros(self.J.shape[1], self.J.shape[1], dtype=dtype)
+            add_gram(gram, self.J.to(dtype))
+            self.grams[dtype] = gram
+            self.multiplications += _price(gram) * 0.5 * m * n**2
+        return self.grams[dtype]
 
 
 class Woodbury(DampedSystem):
@@ -223,6 +233,11 @@ def chosen(name: str, rows: int, size: int) -> str:
     if name != "cg" and rows * size > 4 * MOST_ENTRIES:
         raise InputError("-lm_linear", f"{name}, for {rows} rows of {size} unknowns", "cg | auto")
     return name
+
+
+def _price(matrix: Tensor) -> float:
+    """Of a multiplication, in those of double precision."""
+    return 0.5 if matrix.dtype == torch.float32 else 1.0
 
 
 def _finite(p: Tensor) -> Tensor | None:

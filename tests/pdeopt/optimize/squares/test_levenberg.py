@@ -42,6 +42,15 @@ def test_all_ways_solve_the_same_damped_system(m, n):
             assert relative(system.solve(lam, 2.0 * q), 2.0 * expected) < 1e-9
 
 
+def test_single_precision_serves_much_damping():
+    J, D, q = matrix(60, 20), torch.full((20,), 3.0, dtype=torch.float64), matrix(60, 1, 3)[:, 0]
+    exact, single = Normal(J, D), Normal(J, D, single=1e-2)
+    p, expected = single.solve(0.1, q), exact.solve(0.1, q)
+    assert relative(p, expected) < 1e-5 and p.dtype == torch.float64 and torch.float32 in single.grams
+    assert single.multiplications < 0.6 * exact.multiplications
+    assert torch.equal(single.solve(1e-3, q), exact.solve(1e-3, q))  # less damping is for double precision
+
+
 def test_one_factorization_serves_all_dampings_of_singular_values():
     normal, _, singular, _ = systems(matrix(9, 4), torch.ones(4, dtype=torch.float64))
     for system, count in ((normal, 2), (singular, 1)):
