@@ -160,6 +160,13 @@ class Run:
         bounds = {"lower": self.settings.lower, "upper": self.settings.upper}
         return {"problem": self.case.name, **self.case.parameters, "solver": self.settings.solver, **bounds}
 
+    @property
+    def _bounds(self) -> tuple[Any, Any]:
+        """Of the design: those of the control, unless the case says what they are for its own, as of split controls."""
+        lower, upper = self.settings.lower, self.settings.upper
+        of_design = getattr(self.case, "bounds", None)
+        return (lower, upper) if of_design is None else of_design(lower, upper)
+
     def _restart(self) -> po.Checkpoint | None:
         if not self.checkpoints.restart:
             return None
@@ -168,7 +175,8 @@ class Run:
     def _full_space(self, saved: po.Checkpoint | None) -> po.Result:
         settings = self.settings
         kind = "composite" if settings.solver == "sqp" else settings.solver
-        solver = po.SQPSolver(self.case.problem, type=kind, lower=settings.lower, upper=settings.upper)
+        lower, upper = self._bounds
+        solver = po.SQPSolver(self.case.problem, type=kind, lower=lower, upper=upper)
         self._solver = solver
         if saved is None:
             result = solver.solve(observers=[self._observe])
@@ -196,8 +204,8 @@ class Run:
         self._write(po.Checkpoint(method.x, method.lam, method.memory(), history))
 
     def _tao(self, saved: po.Checkpoint | None) -> po.Result:
-        problem, settings = self.case.problem, self.settings
-        solver = po.TaoSolver(po.ReducedObjective(problem), settings.lower, settings.upper)
+        problem = self.case.problem
+        solver = po.TaoSolver(po.ReducedObjective(problem), *self._bounds)
 
         def save() -> None:
             x = problem.join(solver.last.state, solver.design)

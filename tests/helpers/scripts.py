@@ -18,6 +18,7 @@ SMALL = {
     "kernel_svm": ["-samples", "60"],
     "heat": [*CONTROL, "-ny", "3"],
     "klein_gordon": CONTROL,
+    "poisson": ["-n", "4", "-sqp_max_it", "1"],
     "logistic": ["-samples", "60", "-features", "5", "-opt_max_it", "1"],
     "resnet_multilevel": ["-samples", "40", "-layers", "4", "-width", "4", "-opt_max_it", "1", "-rmtr_nested", "1"],
     "apts_mnist": CLASSIFIER,
