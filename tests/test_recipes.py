@@ -75,6 +75,13 @@ def pontryagin():
     return solution.sol
 
 
+def test_plans_of_a_receding_horizon_are_solutions_and_start_near_them():
+    r = run("receding_horizon")
+    assert max(r.iterations[1:]) < r.iterations[0] and r.error < 0.15
+    again = po.solve(r.problem, method="newton")  # from zero
+    assert again.objective == pytest.approx(r.result.objective, rel=1e-10)
+
+
 def test_the_field_is_recovered_within_the_noise():
     r = run("inverse_problem")
     assert np.linalg.norm(r.k - r.k_true) < 0.05 * np.linalg.norm(r.k_true)

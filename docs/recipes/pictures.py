@@ -104,6 +104,17 @@ def van_der_pol(r: SimpleNamespace) -> None:
 
 
 @drawing
+def receding_horizon(r: SimpleNamespace) -> None:
+    _, (left, right) = panels(2)
+    left.plot(r.t, np.cos(r.t), color=REFERENCE, label="target")
+    left.plot(r.t, np.concatenate(r.path), color=STATE, label="path")
+    left.set(xlabel="time", title="first component")
+    left.legend(frameon=False)
+    right.bar(range(1, len(r.iterations) + 1), r.iterations, color=CONTROL)
+    right.set(xlabel="plan", title="Newton iterations")
+
+
+@drawing
 def inverse_problem(r: SimpleNamespace) -> None:
     _, (left, right) = panels(2)
     left.stairs(r.k_true, np.linspace(0, 1, len(r.k) + 1), baseline=None, color=REFERENCE, lw=1.8, label="true")

@@ -62,7 +62,7 @@ class ControlProblem:
         objective: the J_i.
         grid: the time steps and who owns them.
         control_map: z_step = E z; None where the design variables are one control a step.
-        initial_state: p -> u_0, (param_dim,) -> (n,); default the constraint's.
+        initial_state: u_0, (n,), or p -> u_0, (param_dim,) -> (n,); default the constraint's.
 
     Attributes:
         n, m, param_dim: unknowns of a state, controls of a step, global parameters.
@@ -90,7 +90,7 @@ class ControlProblem:
         objective: Objective,
         grid: TimeGrid,
         control_map: ControlMap | None = None,
-        initial_state: Callable[[Tensor], Tensor] | None = None,
+        initial_state: Any = None,
     ) -> None:
         _require_kinds(constraint, objective, grid, control_map)
         self.constraint, self.objective, self.grid, self.control_map = constraint, objective, grid, control_map
@@ -100,7 +100,7 @@ class ControlProblem:
         self.state_mass = StepMatrix.form(constraint.state_mass, self.n, "constraint.state_mass")
         self.control_mass = StepMatrix.form(constraint.control_mass, self.m, "constraint.control_mass")
         self.param_mass = StepMatrix.form(constraint.param_mass, self.param_dim, "constraint.param_mass")
-        self.initial_state = StateFunction(initial_state or constraint.initial_state, self.n)
+        self.initial_state = StateFunction(constraint.initial_state if initial_state is None else initial_state, self.n)
         self.initial = InitialNode(self.initial_state, objective, grid.node_zero, self.m)
         self.controls = StepControls(grid, self.m, control_map)
         self.layout = VectorLayout(grid, self.n, self.controls.size, self.param_dim)
@@ -236,12 +236,14 @@ class StateFunction:
     """p -> u_0 of a user as rows of double precision; one of NumPy or lists where it does not depend on p.
 
     Args:
-        function: (param_dim,) -> (n,).
+        given: (param_dim,) -> (n,), or u_0 itself, which is copied.
         n: unknowns of a state.
     """
 
-    def __init__(self, function: Callable[[Tensor], Any], n: int) -> None:
-        self.function, self.n = function, n
+    def __init__(self, given: Any, n: int) -> None:
+        u0 = None if callable(given) else real_array(given, "initial_state")
+        self.function: Callable[[Tensor], Any] = given if u0 is None else lambda p: u0
+        self.n = n
 
     def __call__(self, p: Tensor) -> Tensor:
         """u_0, (n,). Raises `InputError` for another shape or no real numbers."""

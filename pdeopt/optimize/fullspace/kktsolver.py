@@ -219,7 +219,7 @@ class KKTSolver:
         """What to try where the present linear solver failed."""
         if self.way != "direct":
             return f"-{self.prefix}precond direct factors the matrix"
-        if self._is_mumps and (code := self._ksp.getPC().getFactorMatrix().getMumpsInfog(1)) < 0:
+        if self.is_mumps and (code := self._ksp.getPC().getFactorMatrix().getMumpsInfog(1)) < 0:
             return f"INFOG(1) of MUMPS is {code}"
         return f"the matrix is singular or nearly so; -{self.prefix}precond wathen iterates"
 
@@ -308,7 +308,7 @@ class KKTSolver:
         for _ in range(6):
             with as_raised():
                 self._ksp.solve(rhs, out)
-            if not self._is_mumps:
+            if not self.is_mumps:
                 return
             factor = self._ksp.getPC().getFactorMatrix()
             if factor.getMumpsInfog(1) not in MUMPS_OUT_OF_ROOM:
@@ -321,13 +321,14 @@ class KKTSolver:
             self._ksp.setOperators(matrix)
 
     @property
-    def _is_mumps(self) -> bool:
+    def is_mumps(self) -> bool:
+        """Whether the factors are those of MUMPS, which tells their inertia."""
         pc = self._ksp.getPC()
         return pc.getType() in ("lu", "cholesky") and pc.getFactorSolverType() == "mumps"
 
     def factor(self) -> None:
         """Factor the matrix of the present point now, where MUMPS does so at all. Collective."""
-        if self._is_mumps:
+        if self.is_mumps:
             right = self._ksp.getOperators()[0].createVecRight()
             self._solve_with_room(right, right.duplicate())
 

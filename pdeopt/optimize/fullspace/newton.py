@@ -188,8 +188,9 @@ class NewtonKKT(FullSpaceMethod):
         solver = self._solver("full")
         if solver.descents() == 0:
             return False
-        solver.set_point(self.lin, self.lam, self._held())
-        solver.factor()
+        if solver.is_mumps:
+            solver.set_point(self.lin, self.lam, self._held())
+            solver.factor()
         descents = solver.descents()
         if descents is not None:
             return descents > 0
