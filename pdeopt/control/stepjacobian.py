@@ -272,16 +272,10 @@ class SparseStepJacobian(StepJacobian):
         dz: Tensor | None = None,
         dp: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if is_transformed() or not self._knows(lam):  # for one product entries do not pay
-            return super().hvp(lam, d_old, d_new, dz, dp)
-        found = self.curvature(lam).product(*self._directions(d_old, d_new, dz, dp))
+        earlier, found = self._curvature, None
+        if not is_transformed() and self.curvature(lam) is earlier:  # for one product entries do not pay
+            found = self.curvature(lam).product(*self._directions(d_old, d_new, dz, dp))
         return super().hvp(lam, d_old, d_new, dz, dp) if found is None else found
-
-    def _knows(self, lam: Tensor) -> bool:
-        """Whether this multiplier came before."""
-        known = self._curvature is not None and torch.equal(self._curvature.lam, lam)
-        self.curvature(lam)
-        return known
 
     def curvature(self, lam: Tensor) -> StepCurvature:
         """The Hessians of lam_i.F_i; kept for this multiplier.

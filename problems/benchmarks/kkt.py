@@ -97,7 +97,7 @@ class Benchmark:
         """The whole optimization against steps: iterations, and time per unknown."""
         rows, found = [], {}
         for nt in (32, 64) if self.quick else (32, 64, 128, 256, 512, 1024, 2048, 4096):
-            one = found[nt] = self._sqp("-nt", nt)
+            one = found[nt] = sqp("-nt", nt, repeat=self.repeat)
             one["cost"] = 1e6 * one["seconds"] / one["unknowns"]
             case = f"Burgers SQP, nx 64, nt {nt}"
             spent = "{iterations} its, {krylov} Krylov in {solves} solves, {seconds:.3g} s".format(**one)
@@ -115,8 +115,8 @@ class Benchmark:
 
     def inexact(self) -> list[Row]:
         """Controlled inexactness against tight tolerances."""
-        loose = self._sqp("-nt", self.middle)
-        tight = self._sqp("-nt", self.middle, *(word for name in FIXED for word in (name, 1e-10)))
+        loose = sqp("-nt", self.middle, repeat=self.repeat)
+        tight = sqp("-nt", self.middle, *(word for name in FIXED for word in (name, 1e-10)), repeat=self.repeat)
         rows = []
         for name, one in (("controlled", loose), ("fixed at 1e-10", tight)):
             case = f"Burgers SQP, nx 64, nt {self.middle}, tolerances {name} ({one['iterations']} its)"
@@ -134,7 +134,7 @@ class Benchmark:
         for kind in ("composite", "newton"):
             for control in ("interval", "nodal"):
                 words = ["-nx", n, "-nt", n, "-sqp_type", kind, "-sqp_kkt_precond", "wathen", "-control", control]
-                one = self._sqp(*words)
+                one = sqp(*words, repeat=self.repeat)
                 case = f"Burgers {kind}, nx = nt = {n}, control {control}"
                 rows.append(plain(f"{case} ({one['iterations']} its, {one['krylov']} Krylov)", one["cpu"], "CPU s"))
                 if control == "interval":
@@ -260,9 +260,11 @@ class Benchmark:
                         rows.append(show(Row(case, found["cpu"], "CPU s", "converges" if met is not None else "", met)))
         return rows
 
-    def _sqp(self, *words: object) -> dict[str, Any]:
-        size = [] if "-nx" in words else ["-nx", 64]
-        return run(WORK, "sqp", "burgers", *size, *words, "-repeat", self.repeat)
+
+def sqp(*words: object, repeat: int) -> dict[str, Any]:
+    """What a run on Burgers' equation needs, with 64 elements where the words give no other number."""
+    size = [] if "-nx" in words else ["-nx", 64]
+    return run(WORK, "sqp", "burgers", *size, *words, "-repeat", repeat)
 
 
 def worst(found: dict[str, Any]) -> int:

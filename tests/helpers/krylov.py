@@ -169,3 +169,23 @@ def fails_everywhere(operator, context, words):
     except SolveFailure as failure:
         message = str(failure)
     assert all(words in each for each in MPI.COMM_WORLD.allgather(message)), message
+
+
+@contextmanager
+def options(**words):
+    """PETSc options for the length of a block."""
+    for name, value in words.items():
+        PETSc.Options().setValue(name, str(value))
+    yield
+    for name in words:
+        PETSc.Options().delValue(name)
+
+
+def same_histories(make, context, **words):
+    """Residuals on all ranks are those on one, up to 1e-10 of the first."""
+    with options(**words):
+        found = history(operator_at_zero(make(None)), context())
+        if MPI.COMM_WORLD.rank == 0:
+            alone = history(operator_at_zero(make(MPI.COMM_SELF)), context())
+            assert len(found) == len(alone), (words, found, alone)
+            assert np.abs(found - alone).max() <= 1e-10 * alone[0], (words, found, alone)

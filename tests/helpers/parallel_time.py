@@ -9,13 +9,11 @@ from __future__ import annotations
 import functools
 import subprocess
 import traceback
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from mpi4py import MPI
-from petsc4py import PETSc
 
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.objective import TerminalLoss, Tracking
@@ -38,7 +36,7 @@ from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.transfer import adjoint_interpolation, injection, interpolation, piecewise_constant, transfer_matrix
 from pdeopt.steps.windows import Windows, alike, sum_windows
 from tests.helpers import examples
-from tests.helpers.krylov import fails_everywhere, heat, history, operator_at_zero, solver, spoil
+from tests.helpers.krylov import fails_everywhere, heat, operator_at_zero, options, same_histories, solver, spoil
 from tests.helpers.matrices import densify, randn, random_pattern, random_steps
 from tests.helpers.support import python
 
@@ -251,26 +249,6 @@ def blocks():
                 cut = None if part is None else part.cut(2)
                 assert_same(gathered(cut.schur(lam[own]) if cut else empty), whole.cut(2).schur(lam), 1e-12)
                 part, whole = part and part.coarsen(2), whole.coarsen(2)
-
-
-@contextmanager
-def options(**words):
-    """PETSc options for the length of a block."""
-    for name, value in words.items():
-        PETSc.Options().setValue(name, str(value))
-    yield
-    for name in words:
-        PETSc.Options().delValue(name)
-
-
-def same_histories(make, context, **words):
-    """Residuals on all ranks are those on one, up to 1e-10 of the first."""
-    with options(**words):
-        found = history(operator_at_zero(make(None)), context())
-        if MPI.COMM_WORLD.rank == 0:
-            alone = history(operator_at_zero(make(MPI.COMM_SELF)), context())
-            assert len(found) == len(alone), (words, found, alone)
-            assert np.abs(found - alone).max() <= 1e-10 * alone[0], (words, found, alone)
 
 
 def wathen():
