@@ -75,6 +75,13 @@ ENTRIES = [
         "-nx 30 -ny 10 -nt 64 -alpha 1e-4 -solver newton -sqp_kkt_precond wathen",
     ),
     Entry(
+        "poisson",
+        "Poisson",
+        "poisson.md",
+        "No time, and a control that is zero where it is of little use: active sets find where.",
+        "-n 64 -target waves -alpha 1e-5 -beta 1e-3 -lower -30 -upper 30",
+    ),
+    Entry(
         "klein_gordon",
         "Klein–Gordon",
         "klein_gordon.md",

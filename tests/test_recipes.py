@@ -89,6 +89,18 @@ def test_the_field_is_recovered_within_the_noise():
     assert np.std(misfit) == pytest.approx(np.std(r.noise), rel=0.15)  # neither over- nor underfitted
 
 
+def test_the_control_without_time_is_the_projected_multiplier():
+    """z = min(lam / alpha, 10), where (A + 30 h u^2) lam = h (d - u)."""
+    r = run("stationary")
+    u, d = r.u[0].numpy(), r.target
+    A = np.diag(np.full(r.n, 2.0)) - np.diag(np.ones(r.n - 1), 1) - np.diag(np.ones(r.n - 1), -1)
+    lam = np.linalg.solve(A / r.h + np.diag(30 * r.h * u**2), r.h * (d - u))
+    assert np.abs(A / r.h @ u + r.h * (10 * u**3 - r.z.numpy())).max() < 1e-9
+    assert np.abs(r.z.numpy() - np.minimum(lam / r.alpha, 10)).max() < 1e-5
+    J = 0.5 * r.h * (np.sum((u - d) ** 2) + r.alpha * np.sum(r.z.numpy() ** 2))
+    assert abs(r.result.objective - J) < 1e-14
+
+
 def test_bounds_hold_and_multipliers_have_their_signs():
     r = run("control_bounds")
     assert r.z.min() >= -1e-12 and r.z.max() <= 2 + 1e-12

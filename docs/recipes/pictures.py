@@ -129,6 +129,19 @@ def inverse_problem(r: SimpleNamespace) -> None:
 
 
 @drawing
+def stationary(r: SimpleNamespace) -> None:
+    _, (left, right) = panels(2)
+    lam = r.problem.fields(r.problem.join(r.result.multiplier, r.result.design))[0][0]
+    left.plot(r.x, r.target, "--", color=REFERENCE, label="target $d$")
+    left.plot(r.x, r.u[0], color=STATE, label="state $u$")
+    right.plot(r.x, lam / r.alpha, "--", color=REFERENCE, label=r"$\lambda / \alpha$")
+    right.plot(r.x, r.z, color=CONTROL, label="control $z$")
+    for ax in (left, right):
+        ax.set_xlabel("$x$")
+        ax.legend(frameon=False)
+
+
+@drawing
 def control_bounds(r: SimpleNamespace) -> None:
     free = r.po.solve(r.po.ControlProblem(r.rod, r.objective, r.grid), method="newton")
     without = r.problem.unpack(free)[1]
