@@ -30,6 +30,9 @@ from pdeopt.control.reduced import ReducedObjective as ReducedObjective
 # Solvers.
 from pdeopt.optimize.choice import solve as solve
 from pdeopt.optimize.horizon import shifted as shifted
+from pdeopt.optimize.parts.pathterms import PathConstraint as PathConstraint
+from pdeopt.optimize.parts.inequalities import InequalityReport as InequalityReport
+from pdeopt.optimize.fullspace.interior import InequalityResult as InequalityResult
 from pdeopt.optimize.minimization import minimize as minimize
 from pdeopt.optimize.leastsquares import least_squares as least_squares
 from pdeopt.optimize.results import MinimizeResult as MinimizeResult, LeastSquaresResult as LeastSquaresResult

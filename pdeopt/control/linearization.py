@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy as copy_of
 from functools import cached_property
 from typing import NamedTuple
 
@@ -121,6 +122,18 @@ class Linearization:
         self.u_old = self.grid.shift(self.u, self.u0)
         self.stretches = stretches or [slice(None)]
         self._starts_at_p = bool(layout.param_size)  # this rank has step 1, whose u_old depends on p
+
+    def with_objective(self, objective: Objective) -> Linearization:
+        """The same point and equations with another objective; the step Jacobians are shared.
+
+        The term J_0 of the initial node stays that of the problem.
+        """
+        other = copy_of(self)
+        other.jacobian = self.jacobian
+        other.objective = objective
+        for name in ("value", "gradient_fields", "gradient"):
+            other.__dict__.pop(name, None)
+        return other
 
     @cached_property
     def value(self) -> float:

@@ -21,8 +21,8 @@ class Reason(IntEnum):
     DIVERGED_TAO: TAO says so, and its own reason stands in the message. DIVERGED_MAX_IT: the limit of iterations.
     DIVERGED_STAGNATION: the objective does not fall any more where its gradient says that it should, or the trust
     region shrank to nothing. DIVERGED_LINE_SEARCH: no step lowers the merit function. DIVERGED_CYCLE: active sets come
-    back. DIVERGED_LINEAR_SOLVE: a linear system could not be solved. DIVERGED_NAN: no finite values near the last
-    point.
+    back. DIVERGED_INFEASIBLE: no point near keeps all inequalities. DIVERGED_LINEAR_SOLVE: a linear system could not be
+    solved. DIVERGED_NAN: no finite values near the last point.
     INTERRUPTED: a signal asked the run to end.
     """
 
@@ -41,6 +41,7 @@ class Reason(IntEnum):
     DIVERGED_LINE_SEARCH = -6
     DIVERGED_TAO = -7
     DIVERGED_CYCLE = -8
+    DIVERGED_INFEASIBLE = -9
     INTERRUPTED = -10
 
 
@@ -49,6 +50,7 @@ _REMEDIES: dict[str, dict[Reason, str]] = {
     "": {
         Reason.DIVERGED_NAN: "the residual or objective is not finite near the last good iterate, which is kept",
         Reason.DIVERGED_CYCLE: "active sets come back: try -sqp_start state, a larger control weight, or -solver tao",
+        Reason.DIVERGED_INFEASIBLE: "violations are least there: loosen it, or give the controls more room",
         Reason.DIVERGED_TAO: "see -tao_monitor and -tao_view; try another -tao_type",
     },
     "sqp": {

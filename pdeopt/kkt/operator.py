@@ -178,7 +178,7 @@ class KKTOperator:
         if self.is_metric:
             return Sparsity(sp.block_diag([nothing, *(mass.sparsity.csr for mass in self._masses)]))
         p = torch.randn(problem.param_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        objective = problem.objective.hessian_sparsity(n, m, problem.grid.samples().with_parameters(p))
+        objective = self.lin.objective.hessian_sparsity(n, m, problem.grid.samples().with_parameters(p))
         self._objective = objective
         own = sp.diags(np.repeat([0.0, 1.0], [n, m]))  # of fixed controls
         total = Sparsity(sp.block_diag([nothing, objective.csr + own]))
@@ -216,7 +216,7 @@ class KKTOperator:
 
         def rows(direction: Tensor) -> Tensor:
             du, dz = (d.expand(len(lin.steps), -1) for d in direction.split([n, self.problem.m]))
-            h_u, h_z, _ = self.problem.objective.hvp(lin.u, lin.z_step, lin.steps, du, dz, torch.zeros_like(lin.p))
+            h_u, h_z, _ = lin.objective.hvp(lin.u, lin.z_step, lin.steps, du, dz, torch.zeros_like(lin.p))
             return torch.cat([h_u, h_z], dim=1)
 
         objective, are_all = own.fill(rows, at_once=False)

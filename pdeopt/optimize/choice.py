@@ -37,10 +37,11 @@ from pdeopt.optimize.fullspace.kktchoice import KKTSettings
 from pdeopt.optimize.fullspace.method import with_price
 from pdeopt.optimize.fullspace.sqp import SQPSettings, SQPSolver
 from pdeopt.optimize.parts.bounds import Bound
+from pdeopt.optimize.parts.inequalities import Limit
 from pdeopt.optimize.tao import CONTROL_DEFAULTS, TaoSettings, TaoSolver
 
 #: Full-space methods, and what `-sqp_type` calls them.
-FULL_SPACE = {"sqp": "composite", "newton": "newton", "active_set": "active_set"}
+FULL_SPACE = {"sqp": "composite", "newton": "newton", "active_set": "active_set", "interior": "interior"}
 
 #: The other way round.
 NAMES = {kind: name for name, kind in FULL_SPACE.items()}
@@ -60,7 +61,7 @@ DESCENT: dict[str, type[Minimizer]] = {
 }
 
 #: Methods that honor bounds.
-BOUNDED = ("auto", "active_set", *TAO)
+BOUNDED = ("auto", "active_set", "interior", *TAO)
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class SolveSettings(Settings, prefix="solve_"):
 
     method: str = setting(
         "auto",
-        "method that solves a control problem; auto is newton, sqp from where its steps are poor, and active_set with "
-        "bounds",
+        "method that solves a control problem; auto is newton, sqp from where its steps are poor, active_set with "
+        "bounds, and interior with inequalities on states",
         choices=("auto", *FULL_SPACE, *TAO, *DESCENT),
         reads={
             "auto": (SQPSettings,),
@@ -95,6 +96,10 @@ def solve(
     start: Any = None,
     monitor: bool | Monitor = False,
     callback: Callable[[ControlResult], None] | None = None,
+    *,
+    state_lower: Limit = None,
+    state_upper: Limit = None,
+    path: Any = None,
     **settings: Any,
 ) -> ControlResult:
     """min J(u, z, p) subject to the steps of the problem, and to bounds on controls and parameters, if there are some.
@@ -107,9 +112,10 @@ def solve(
 
     Args:
         problem: the control problem.
-        method: `auto` is newton, sqp from where its steps are poor, and active_set with bounds; or
+        method: `auto` is newton, sqp from where its steps are poor, active_set with bounds, and interior with
+            inequalities on states or paths; or
 
-            - `sqp`, `newton`, `active_set`: state, design and multiplier as unknowns, see `SQPSolver`;
+            - `sqp`, `newton`, `active_set`, `interior`: state, design and multiplier as unknowns, see `SQPSolver`;
             - `tao`, `reduced`: TAO on the reduced objective z -> J(u(z), z), by `-tao_type` or its default, a
               quasi-Newton method with limited memory, see `TaoSolver`;
             - `lbfgs`, `ssbroyden`, `spqn`, `tr`, `apts`, `mgopt`, `rmtr`: an optimizer of smooth functions on the
@@ -121,6 +127,11 @@ def solve(
             vector, or a number for all; or an earlier result, whose state and multiplier serve, too. Default zero.
         monitor: True prints a line an iteration; a function is called with the record of each iteration.
         callback: called after each iteration with the result so far, whose `reason` is `Reason.ITERATING`.
+        state_lower, state_upper: bounds on the states of the steps: a number, values of the components, (n,), rows of
+            this rank, (n_local, n), or a function of the times; infinite entries are none. Beside them `lower` and
+            `upper` are bounds on the controls of the steps, in the same forms.
+        path: c(u, z, steps) <= 0, a function of a batch of steps, a `PathConstraint`, or several of them. The result
+            then is an `InequalityResult`, with multipliers, violations and where they are active.
         **settings: of the method, such as `max_it` and `opt_tol`, the largest number of iterations and the tolerance
             of the gradient, which all methods have; `precond="direct"` and other `KKTSettings` for sqp, newton and
             active_set; `tao_type` for tao; `gauss_newton=True` leaves the curvature of the constraint out.
@@ -135,18 +146,22 @@ def solve(
     chosen = read(SolveSettings, method=method)
     is_bounded = lower is not None or upper is not None
     name = chosen.method
+    on_path = {"state_lower": state_lower, "state_upper": state_upper, "path": path}
+    is_on_path = any(each is not None for each in on_path.values())
+    if is_on_path and name not in ("auto", "interior"):
+        raise InputError("inequalities on states", f"method {name}", "auto | interior")
     if is_bounded and name not in BOUNDED:
         raise InputError("bounds on the design", f"method {name}", " | ".join(BOUNDED))
     _check_settings(name, settings)
     run = _Run(problem, _start(problem, start), start if isinstance(start, ControlResult) else None, monitor, callback)
     if name in ("auto", *FULL_SPACE):
-        result = run.full_space(name, lower, upper, settings)
+        result = run.full_space(name, {"lower": lower, "upper": upper, **on_path}, settings)
     elif name in TAO:
         result = run.tao(name, lower, upper, settings)
     else:
         result = run.descent(name, settings)
     if chosen.view:
-        why = "" if chosen.method != "auto" else " (auto: bounds)" if is_bounded else " (auto)"
+        why = "" if chosen.method != "auto" else " (auto: bounds)" if is_bounded or is_on_path else " (auto)"
         words = f"{result.message}; {result.iterations} iterations, J = {result.objective:.11e}"
         PETSc.Sys.Print(f"solve: method {result.method}{why}\n  {words}", comm=problem.grid.comm)
     return result
@@ -162,9 +177,9 @@ class _Run:
     monitor: bool | Monitor
     callback: Callable[[ControlResult], None] | None
 
-    def full_space(self, name: str, lower: Bound, upper: Bound, settings: dict[str, Any]) -> ControlResult:
+    def full_space(self, name: str, bounds: dict[str, Any], settings: dict[str, Any]) -> ControlResult:
         kind = FULL_SPACE.get(name, "auto")
-        solver = SQPSolver(self.problem, lower=lower, upper=upper, type=kind, monitor=self.monitor is True, **settings)
+        solver = SQPSolver(self.problem, **bounds, type=kind, monitor=self.monitor is True, **settings)
 
         def observe(method: Any, history: History) -> None:
             self.tell(method.result(Reason.ITERATING, "", history), NAMES[method.kind])

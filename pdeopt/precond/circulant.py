@@ -115,10 +115,10 @@ class CirculantPC(Preconditioner):
 
 def _parts(operator: KKTOperator, blocks: KKTBlocks) -> tuple[sp.csc_matrix, sp.csc_matrix]:
     """[W 0 A'; 0 Wzz C'; A C 0] and [0 0 0; 0 0 0; B 0 0], means over all steps. Collective."""
-    grid, problem, lin = blocks.grid, operator.problem, operator.lin
+    grid, lin = blocks.grid, operator.lin
     state = operator.metric.state
     if not operator.is_metric:  # without the small weights of what is not observed
-        state, _ = problem.objective.hessian_blocks(lin.u, lin.z_step, lin.steps)
+        state, _ = lin.objective.hessian_blocks(lin.u, lin.z_step, lin.steps)
         state = state.agreed(grid)
     A, B, C, W, Q = (
         mean(grid, part) for part in (blocks.A, blocks.B, blocks.C, state.spread(), blocks.control.spread())

@@ -37,7 +37,10 @@ from problems.shared.files import (
 from problems.shared.pictures import Panel
 
 #: Solvers that honor bounds on the control.
-BOUNDED = ("auto", "active_set", "tao")
+BOUNDED = ("auto", "active_set", "interior", "tao")
+
+#: Solvers that honor bounds on the state.
+BOUNDED_STATE = ("auto", "interior")
 
 #: Ends of a run by ADMM other than converged from which it can go on: not in the middle of an iteration.
 GOES_ON = (po.Reason.DIVERGED_MAX_IT, po.Reason.INTERRUPTED)
@@ -50,19 +53,23 @@ class SolverSettings(po.Settings, includes=(PropagatorSettings,)):
     solver: str = po.setting(
         "auto",
         "full space: Newton, and from where its steps are poor the composite step (auto), that alone (sqp), Newton "
-        "alone, or with bounds (active_set, which auto is where there are some); any TAO solver; or windows of time",
-        choices=("auto", "sqp", "newton", "active_set", "tao", "admm"),
+        "alone, or with bounds (active_set, which auto is where there are some), an interior point method (which auto "
+        "is with bounds on the state); any TAO solver; or windows of time",
+        choices=("auto", "sqp", "newton", "active_set", "interior", "tao", "admm"),
         reads={
             "auto": (SQPSettings,),
             "sqp": (SQPSettings,),
             "newton": (SQPSettings,),
             "active_set": (SQPSettings,),
+            "interior": (SQPSettings,),
             "tao": (TaoSettings, StepSettings, CheckpointSettings),
             "admm": (Section(AdmmSettings, defaults=CONTROL_DEFAULTS), TimeSplittingSettings),
         },
     )
-    lower: float = po.setting(None, "lower bound on the control (-solver auto, active_set or tao)", kind=float)
-    upper: float = po.setting(None, "upper bound on the control (-solver auto, active_set or tao)", kind=float)
+    lower: float = po.setting(None, "lower bound on the control (-solver auto, active_set, interior, tao)", kind=float)
+    upper: float = po.setting(None, "upper bound on the control (-solver auto, active_set, interior, tao)", kind=float)
+    state_lower: float = po.setting(None, "lower bound on the state (-solver auto or interior)", kind=float)
+    state_upper: float = po.setting(None, "upper bound on the state (-solver auto or interior)", kind=float)
 
 
 class Case(Protocol):
@@ -144,6 +151,9 @@ class Run:
         if settings.solver not in BOUNDED and (settings.lower is not None or settings.upper is not None):
             legal = " | ".join(f"-solver {solver}" for solver in BOUNDED)
             raise po.InputError("-lower, -upper", f"-solver {settings.solver}", legal)
+        if settings.solver not in BOUNDED_STATE and (settings.state_lower, settings.state_upper) != (None, None):
+            legal = " | ".join(f"-solver {solver}" for solver in BOUNDED_STATE)
+            raise po.InputError("-state_lower, -state_upper", f"-solver {settings.solver}", legal)
 
     def solve(self) -> po.Result:
         """Solve; see `run`."""
@@ -157,8 +167,14 @@ class Run:
 
     @property
     def _fingerprint(self) -> dict[str, Any]:
-        bounds = {"lower": self.settings.lower, "upper": self.settings.upper}
+        bounds = {"lower": self.settings.lower, "upper": self.settings.upper, **self._state_bounds}
         return {"problem": self.case.name, **self.case.parameters, "solver": self.settings.solver, **bounds}
+
+    @property
+    def _state_bounds(self) -> dict[str, float]:
+        """Those on states that are given."""
+        states = {name: getattr(self.settings, name) for name in ("state_lower", "state_upper")}
+        return {name: value for name, value in states.items() if value is not None}
 
     @property
     def _bounds(self) -> tuple[Any, Any]:
@@ -176,7 +192,8 @@ class Run:
         settings = self.settings
         kind = "composite" if settings.solver == "sqp" else settings.solver
         lower, upper = self._bounds
-        solver = po.SQPSolver(self.case.problem, type=kind, lower=lower, upper=upper)
+        bounds = {"lower": lower, "upper": upper, **self._state_bounds}
+        solver = po.SQPSolver(self.case.problem, type=kind, **bounds)
         self._solver = solver
         if saved is None:
             result = solver.solve(observers=[self._observe])
@@ -285,9 +302,17 @@ class Run:
             "wall_time_s": seconds,
             "peak_memory_mb": problem.grid.mpi.allreduce(memory, MPI.MAX),
             "ranks": problem.grid.mpi.size,
+            **_inequalities(result),
             "versions": versions(),
             "history": result.history.columns(),
         }
+
+
+def _inequalities(result: po.Result) -> dict[str, Any]:
+    """What a result says about bounds on states, without the densities of multipliers."""
+    if not isinstance(result, po.InequalityResult):
+        return {}
+    return {"inequalities": {report.name: report.as_row() for report in result.inequalities.values()}}
 
 
 def _by_iteration(krylov: list[int]) -> list[int]:

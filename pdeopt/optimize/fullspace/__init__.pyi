@@ -1,5 +1,10 @@
 from pdeopt.optimize.fullspace.activeset import ActiveSetKKT as ActiveSetKKT
 from pdeopt.optimize.fullspace.composite import CompositeSettings as CompositeSettings, CompositeStep as CompositeStep
+from pdeopt.optimize.fullspace.interior import (
+    InequalityResult as InequalityResult,
+    InteriorPoint as InteriorPoint,
+    InteriorSettings as InteriorSettings,
+)
 from pdeopt.optimize.fullspace.kktchoice import KKTSettings as KKTSettings
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver as KKTSolver
 from pdeopt.optimize.fullspace.method import FullSpaceMethod as FullSpaceMethod, full_space_test as full_space_test

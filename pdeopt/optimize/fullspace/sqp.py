@@ -1,4 +1,5 @@
-"""Full-space solvers of a `ControlProblem`, from options: `-sqp_type auto | composite | newton | active_set`."""
+"""Full-space solvers of a `ControlProblem`, from options: `-sqp_type auto | composite | newton | active_set |
+interior`."""
 
 from __future__ import annotations
 
@@ -19,10 +20,12 @@ from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.optimize.fullspace.activeset import ActiveSetKKT
 from pdeopt.optimize.fullspace.composite import CompositeSettings, CompositeStep
 from pdeopt.optimize.fullspace.handover import NewtonThenComposite
+from pdeopt.optimize.fullspace.interior import InteriorPoint, InteriorSettings
 from pdeopt.optimize.fullspace.kktchoice import KKTSettings
 from pdeopt.optimize.fullspace.method import full_space_test
 from pdeopt.optimize.fullspace.newton import NewtonKKT
 from pdeopt.optimize.parts.bounds import Bound, Bounds
+from pdeopt.optimize.parts.inequalities import Inequalities, Limit
 from pdeopt.optimize.parts.loop import Observer, iterate
 
 #: The options of the KKT systems.
@@ -36,20 +39,22 @@ class SQPSettings(Settings, prefix="sqp_"):
     type: str = setting(
         "auto",
         "full-space method: Newton, and from where its steps are poor the composite step (auto); one of both; or "
-        "Newton with bounds on controls and parameters, which auto is where there are some",
-        choices=("auto", "composite", "newton", "active_set"),
+        "Newton with bounds on controls and parameters, which auto is where there are some; or an interior point "
+        "method, which auto is with inequalities on states and paths",
+        choices=("auto", "composite", "newton", "active_set", "interior"),
         reads={
             "auto": (CompositeSettings, KKT),
             "composite": (CompositeSettings, KKT),
             "newton": (KKT,),
             "active_set": (KKT,),
+            "interior": (InteriorSettings, KKT),
         },
     )
     max_it: int = setting(100, "largest number of outer iterations", at_least=0)
     opt_tol: float = setting(1e-8, "tolerance of the Lagrangian's gradient |L_x| in the dual norm", above=0)
     feas_tol: float = setting(1e-8, "tolerance of the constraint's residual |F| in the dual norm", above=0)
     gauss_newton: bool = setting(False, "leave the constraint's curvature out of the Hessian (auto, composite, newton)")
-    kkt_rtol: float = setting(1e-8, "relative tolerance of the KKT solves (newton, active_set)", above=0, at_most=1)
+    kkt_rtol: float = setting(1e-8, "relative tolerance of KKT solves (all but composite)", above=0, at_most=1)
     start: str = setting(
         "initial", "first state: u_0 at all times, or that of the first control", choices=("initial", "state")
     )
@@ -67,12 +72,15 @@ class SQPSolver:
     The state equation holds at the end only, so that an iteration costs linear solves with all steps at once and never
     a nonlinear one. `type` is the method: `newton`, fast near the solution; `composite`, globally convergent by a trust
     region with inexact solves; `auto`, the first, and the second from where its steps are poor; `active_set`, Newton
-    with bounds on controls and parameters, which is what bounds choose.
+    with bounds on controls and parameters, which is what bounds choose; `interior`, which inequalities on states and
+    paths choose.
 
     Args:
         problem: the control problem.
         prefix: of the options, before `sqp_`; those of the linear solver are `-{prefix}sqp_kkt_ksp_type` and so on.
-        lower, upper: bounds on the design variables (active_set), as for `Bounds.of`; None for none.
+        lower, upper: bounds on the design variables (active_set), as for `Bounds.of`, or on the controls of the steps
+            (interior); None for none.
+        state_lower, state_upper, path: bounds on states, and functions c(u, z, steps) <= 0, see `Inequalities`.
         **defaults: settings that replace the defaults, `type="newton"` or `precond="direct"` for instance; those of
             `SQPSettings`, `CompositeSettings` and `KKTSettings`. Options win.
 
@@ -86,7 +94,16 @@ class SQPSolver:
     """
 
     def __init__(
-        self, problem: ControlProblem, prefix: str = "", *, lower: Bound = None, upper: Bound = None, **defaults: object
+        self,
+        problem: ControlProblem,
+        prefix: str = "",
+        *,
+        lower: Bound = None,
+        upper: Bound = None,
+        state_lower: Limit = None,
+        state_upper: Limit = None,
+        path: Any = None,
+        **defaults: object,
     ) -> None:
         check_petsc_values()
         self.problem, self.prefix = problem, prefix
@@ -98,15 +115,23 @@ class SQPSolver:
             {name: value for name, value in defaults.items() if name in group.__dataclass_fields__} for group in groups
         )
         is_bounded = lower is not None or upper is not None
+        is_on_path = any(each is not None for each in (state_lower, state_upper, path))
         self.settings = read(SQPSettings, prefix, **shared)
-        if is_bounded and self.settings.type == "auto":
-            self.settings = replace(self.settings, type="active_set")
+        if self.settings.type == "auto" and (is_bounded or is_on_path):
+            self.settings = replace(self.settings, type="interior" if is_on_path else "active_set")
         is_composite = self.settings.type in ("auto", "composite")
         self.composite = read(CompositeSettings, prefix, **own) if is_composite else None
-        self.bounds = Bounds.of(problem, lower, upper)
+        self.interior = read(InteriorSettings, prefix) if self.settings.type == "interior" else None
+        if self.interior is None:
+            self.bounds = Bounds.of(problem, lower, upper)
+        else:
+            self.inequalities = Inequalities(problem, lower, upper, state_lower, state_upper, path)
         self.kind, self.ways = self.settings.type, dict[str, list[str]]()
-        if is_bounded and self.settings.type != "active_set":
-            raise InputError("bounds on the design", f"-{prefix}sqp_type {self.settings.type}", "auto | active_set")
+        if is_on_path and self.interior is None:
+            raise InputError("inequalities on states", f"-{prefix}sqp_type {self.settings.type}", "auto | interior")
+        if is_bounded and self.settings.type not in ("active_set", "interior"):
+            legal = "auto | active_set | interior"
+            raise InputError("bounds on the design", f"-{prefix}sqp_type {self.settings.type}", legal)
 
     @in_turn
     @plainly
@@ -173,11 +198,14 @@ class SQPSolver:
                 pass
         return self.problem.join(self.problem.constant_state(design), design)
 
-    def _method(self, x: PETSc.Vec, lam: PETSc.Vec) -> NewtonThenComposite | CompositeStep | NewtonKKT:
+    def _method(self, x: PETSc.Vec, lam: PETSc.Vec) -> NewtonThenComposite | CompositeStep | NewtonKKT | InteriorPoint:
         settings, kind = self.settings, self.settings.type
         words: dict[str, Any] = {"outer": self.prefix + SQPSettings.prefix, "kkt": self.kkt}
         if kind == "active_set":
             return ActiveSetKKT(self.problem, x, lam, self.bounds, rtol=settings.kkt_rtol, **words)
+        if self.interior is not None:
+            words |= {"tol": settings.opt_tol, "rtol": settings.kkt_rtol}
+            return InteriorPoint(self.problem, x, lam, self.inequalities, self.interior, **words)
         words["gauss_newton"] = settings.gauss_newton
 
         def composite(x: PETSc.Vec, lam: PETSc.Vec) -> CompositeStep:
@@ -191,7 +219,7 @@ class SQPSolver:
 
     def _view(self, result: Result) -> None:
         lines = [f"SQP object ({self.prefix}sqp_): type {self.settings.type}"]
-        for settings in (self.settings, self.composite):
+        for settings in (self.settings, self.composite, self.interior):
             if settings is not None:
                 lines += [f"  {name}: {value}" for name, value in vars(settings).items()]
         lines.append(f"  method {self.kind}; KKT systems by {said(self.ways)}")

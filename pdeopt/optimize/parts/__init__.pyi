@@ -1,4 +1,5 @@
 from pdeopt.optimize.parts.bounds import Bounds as Bounds
+from pdeopt.optimize.parts.inequalities import Inequalities as Inequalities, InequalityReport as InequalityReport
 from pdeopt.optimize.parts.inversehessian import (
     DenseInverse as DenseInverse,
     InverseHessian as InverseHessian,
@@ -18,6 +19,7 @@ from pdeopt.optimize.parts.metricmodel import (
     InCoordinates as InCoordinates,
     MetricModel as MetricModel,
 )
+from pdeopt.optimize.parts.pathterms import PathConstraint as PathConstraint
 from pdeopt.optimize.parts.progress import Doubt as Doubt, Stagnation as Stagnation
 from pdeopt.optimize.parts.subspace import Columns as Columns, Correction as Correction
 from pdeopt.optimize.parts.trustmodel import (

@@ -1,0 +1,236 @@
+"""Inequalities c(u_i, z_i, p) <= 0 at the steps: bounds on states and controls, and functions along the path.
+
+Written as constraints are, for a batch of steps, and weighted as integrals are: a multiplier nu is a function (a
+density) whose part of the Lagrangian is sum_i w_i'(nu_i c_i), w_i = dt_i times the lumped mass, so that it does not
+depend on mesh and time step. (Multipliers of bounds on states are measures: their densities grow with refinement, their
+integrals w'nu converge. E. Casas, Control of an elliptic problem with pointwise state constraints, SIAM J. Control
+Optim. 24, 1986.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+from pdeopt.control.linearization import Linearization
+from pdeopt.control.objective import Objective, Sum
+from pdeopt.control.problem import ControlProblem
+from pdeopt.core.arrays import Array, real_array
+from pdeopt.core.errors import InputError
+from pdeopt.optimize.parts.pathterms import BoundGroup, Excess, Group, InequalityTerm, PathConstraint, PathGroup
+
+#: A number; values of the components; rows of this rank, one a step; or a function of the times. None for no bound.
+Limit = Any
+
+
+@dataclass(frozen=True)
+class InequalityReport:
+    """What a solution says about one kind of inequality.
+
+    Attributes:
+        name: "state_upper", "control_lower", or that of a path constraint.
+        density: the multiplier nu >= 0 of each step of this rank and entry, (n_local, k).
+        integral: sum of w nu over all steps and entries, which a refinement leaves as it is.
+        violation: the largest c, at least 0.
+        active: how many entries are active.
+        step, time, component: where the multiplier is largest: 1..N, t_i, 0..k-1.
+    """
+
+    name: str
+    density: Tensor
+    integral: float
+    violation: float
+    active: int
+    step: int
+    time: float
+    component: int
+
+    def as_row(self) -> dict[str, Any]:
+        """All but the density, as values of JSON."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "density"}
+
+
+class Inequalities:
+    """All inequalities c <= 0 of a problem, K entries a step: values, derivatives and weights by rows (n_local, K).
+
+    Entries that ask for nothing have c = -1, no derivative and weight 0. Calls are collective.
+
+    Args:
+        problem: whose steps these are.
+        lower, upper: bounds on the controls of the steps.
+        state_lower, state_upper: bounds on the states. Each bound is a number; values of the components, (n,) or (m,);
+            rows of this rank, (n_local, n) or (n_local, m); or a function of the times, (batch,) -> (batch, n).
+            Infinite entries are no bounds. The node t_0 has none: there u_0 is given.
+        path: a function c(u, z, steps), a `PathConstraint`, or several of them.
+
+    Attributes:
+        weight: w.
+        kept: which entries ask for something.
+        scale: the size of what is bounded.
+        measure: sum w.
+
+    Raises:
+        InputError: other shapes, NaN, lower > upper, a fixed u_0 outside the bounds of the first step, bounds on
+            parameters, or nothing that is bounded.
+
+    Example:
+        >>> rows = Inequalities(problem, state_upper=0.5)
+        >>> c = rows.value(problem.at(x))
+    """
+
+    def __init__(
+        self,
+        problem: ControlProblem,
+        lower: Limit = None,
+        upper: Limit = None,
+        state_lower: Limit = None,
+        state_upper: Limit = None,
+        path: Any = None,
+    ) -> None:
+        self.problem, self.groups = problem, list[Group]()
+        self._add_bounds("control", 1, lower, upper)
+        self._add_bounds("state", 0, state_lower, state_upper)
+        several = path if isinstance(path, Sequence) else [] if path is None else [path]
+        for each in several:
+            self.groups.append(PathGroup(problem, each if isinstance(each, PathConstraint) else PathConstraint(each)))
+        if not self.groups:
+            raise InputError("inequalities", "none", "lower | upper | state_lower | state_upper | path")
+        self._sizes = [group.size for group in self.groups]
+        start = problem.constant_state(problem.create_design())
+        c = self._raw(problem.at(problem.join(start, problem.create_design())))
+        self.kept = c > -math.inf
+        if not problem.grid.sum(self.kept.any().double()) > 0:
+            raise InputError("inequalities", "bounds that are all infinite", "a finite one")
+        self.weight = torch.where(self.kept, torch.cat([group.weight for group in self.groups], dim=1), 0.0)
+        scales = [g.scale(part).expand_as(part) for g, part in zip(self.groups, c.split(self._sizes, dim=1))]
+        self.scale = torch.where(self.kept, torch.cat(scales, dim=1), 1.0)
+        self.measure = float(problem.grid.sum(self.weight.sum()))
+
+    def _add_bounds(self, what: str, field: int, lower: Limit, upper: Limit) -> None:
+        problem = self.problem
+        if lower is None and upper is None:
+            return
+        ends = {"lower": (lower, -math.inf), "upper": (upper, math.inf)}
+        low, high = (_limits(problem, values, field, f"{what}_{end}", free) for end, (values, free) in ends.items())
+        if problem.grid.max((~(low <= high) | (low == math.inf) | (high == -math.inf)).any().double()) > 0:
+            raise InputError(f"{what} bounds", "a lower bound above the upper one, or NaN", "lower <= upper")
+        if field == 0 and problem.param_dim == 0:
+            u0 = problem.initial_state(torch.zeros(0, dtype=torch.float64))
+            wrong = (
+                ((u0 < low[0]) | (u0 > high[0])) if problem.grid.is_first else torch.zeros_like(u0, dtype=torch.bool)
+            )
+            if problem.grid.max(wrong.any().double()) > 0:
+                at = int(problem.grid.from_first(wrong.double()).argmax())
+                got = f"the fixed initial state outside them: component {at} is {float(u0[at]):.6g}"
+                raise InputError("state bounds", got, "bounds that u_0 keeps, or infinite ones at early steps")
+        for end, limit, given, other in (("lower", low, lower, high), ("upper", high, upper, low)):
+            if given is not None:
+                self.groups.append(BoundGroup(problem, f"{what}_{end}", field, limit, other))
+
+    def _raw(self, lin: Linearization) -> Tensor:
+        return torch.cat([group.value(lin.u, lin.z_step, lin.steps) for group in self.groups], dim=1)
+
+    def value(self, lin: Linearization) -> Tensor:
+        """c at a linearization."""
+        return torch.where(self.kept, self._raw(lin), -1.0)
+
+    def jvp(self, lin: Linearization, dx: PETSc.Vec) -> Tensor:
+        """c' dx."""
+        du, dz, dp = self.problem.fields(dx)
+        point, direction = (lin.u, lin.z_step, lin.steps), (du, lin.controls(dz), dp)
+        return torch.where(self.kept, torch.cat([g.jvp(point, *direction) for g in self.groups], dim=1), 0.0)
+
+    def vjp(self, lin: Linearization, r: Tensor) -> PETSc.Vec:
+        """The transpose of c' times rows, a new vector like x."""
+        point, r = (lin.u, lin.z_step, lin.steps), torch.where(self.kept, r, 0.0)
+        parts = [g.vjp(point, part) for g, part in zip(self.groups, r.split(self._sizes, dim=1))]
+        u, z, p = (torch.stack(part).sum(0) for part in zip(*parts))
+        out = self.problem.create_primal()
+        return self.problem.layout.pack(out, u, lin.controls.adjoint(z), self.problem.grid.sum(p))
+
+    def with_hessian(self, lin: Linearization, sigma: Tensor, nu: Tensor | None) -> Linearization:
+        """The same point, where the objective's Hessian has c' diag(sigma) c' + w nu.c'' on top; no nu, no c''."""
+        parts = sigma.split(self._sizes, dim=1)
+        bends = [None] * len(parts) if nu is None else (self.weight * nu).split(self._sizes, dim=1)
+        term = lin.objective
+        for group, part, bend in zip(self.groups, parts, bends):
+            term = term + InequalityTerm(group, self.problem.grid.begin, part, bend)
+        return lin.with_objective(term)
+
+    def penalty(self, gamma: float) -> Objective:
+        """gamma/2 sum w max(c / scale, 0)^2, a term for the objective, with multipliers gamma max(c, 0) / scale^2."""
+        parts = (gamma * self.weight / self.scale.square()).split(self._sizes, dim=1)
+        return Sum(*(Excess(group, self.problem.grid.begin, part) for group, part in zip(self.groups, parts)))
+
+    @property
+    def are_bounds(self) -> bool:
+        """Whether all are bounds, whose Hessian is diagonal."""
+        return all(isinstance(group, BoundGroup) for group in self.groups)
+
+    def integral(self, rows: Tensor) -> float:
+        """sum w rows."""
+        return float(self.problem.grid.sum((self.weight * rows).sum()))
+
+    def norm(self, rows: Tensor) -> float:
+        """sqrt(sum w rows^2)."""
+        return math.sqrt(self.integral(rows.square()))
+
+    def largest(self, rows: Tensor) -> float:
+        """The largest entry that is kept, -inf where a rank has none."""
+        kept = torch.where(self.kept, rows, -math.inf)
+        return float(self.problem.grid.max(kept.max() if kept.numel() else torch.tensor(-math.inf)))
+
+    def where(self, rows: Tensor, group: Group | None = None) -> tuple[str, int, float, int]:
+        """Where an entry of `rows`, of all or of a group, is largest: name, step, time and component."""
+        grid, best = self.problem.grid, (-math.inf, "", 0, 0.0, 0)
+        kept = torch.where(self.kept, rows, -math.inf).split(self._sizes, dim=1)
+        for each, part in zip(self.groups, kept):
+            if part.numel() and (group is None or each is group):
+                row, component = divmod(int(part.argmax()), each.size)
+                step, time = int(grid.steps.index[row]), float(grid.steps.t_new[row])
+                best = max(best, (float(part[row, component]), each.name, step, time, component))
+        _, name, step, time, component = max(grid.mpi.allgather(best))
+        return name, step, time, component
+
+    def reports(self, c: Tensor, s: Tensor, nu: Tensor) -> dict[str, InequalityReport]:
+        """What values, slacks and multipliers say about each group, by its name."""
+        grid, found = self.problem.grid, dict[str, InequalityReport]()
+        parts = (rows.split(self._sizes, dim=1) for rows in (c, s / self.scale, nu, self.weight, self.kept))
+        for group, g_c, g_s, g_nu, w, kept in zip(self.groups, *parts):
+            _, step, time, component = self.where(nu, group)
+            largest = max(float(grid.max((kept * g_nu).max())), 1e-300)
+            found[group.name] = InequalityReport(
+                name=group.name,
+                density=g_nu * kept,
+                integral=float(grid.sum((w * g_nu).sum())),
+                violation=max(float(grid.max(torch.where(kept, g_c, -1.0).max())), 0.0),
+                active=int(grid.sum((kept & (g_nu / largest > g_s)).sum().double())),
+                step=step,
+                time=time,
+                component=component,
+            )
+        return found
+
+
+def _limits(problem: ControlProblem, values: Limit, field: int, what: str, free: float) -> Tensor:
+    """Bounds by rows of this rank, (n_local, n) or (n_local, m). Collective."""
+    rows, size = problem.grid.n_local, (problem.n, problem.m)[field]
+    if values is None:
+        return torch.full((rows, size), free, dtype=torch.float64)
+    array: Array = real_array(values(problem.grid.steps.t_new) if callable(values) else values, what)
+    if field == 1 and array.shape == (rows * size,) != (size,) and problem.control_map is None:
+        array = array.reshape(rows, size)
+    if array.shape == (rows, 1):  # a number a step
+        array = np.broadcast_to(array, (rows, size))
+    wrong = array.shape not in ((), (size,), (rows, size)) or size == 0 or isinstance(array, np.ma.MaskedArray)
+    if problem.grid.max(torch.tensor(float(wrong))) > 0:
+        legal = f"a number, ({size},), rows of this rank, ({rows}, {size}), or a function of the times that gives them"
+        raise InputError(what, f"shape {array.shape}", legal if size else "no bound: there are no such unknowns")
+    return torch.from_numpy(np.broadcast_to(array, (rows, size)).copy())
