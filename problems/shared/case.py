@@ -148,9 +148,10 @@ class Run:
     def __post_init__(self) -> None:
         settings = self.settings
         self.files = self.checkpoints.of_run(self.case.problem.grid.mpi)
-        if settings.solver not in BOUNDED and (settings.lower is not None or settings.upper is not None):
+        if settings.solver not in BOUNDED and any(bound is not None for bound in self._bounds):
+            is_asked = settings.lower is not None or settings.upper is not None
             legal = " | ".join(f"-solver {solver}" for solver in BOUNDED)
-            raise po.InputError("-lower, -upper", f"-solver {settings.solver}", legal)
+            raise po.InputError("-lower, -upper" if is_asked else "bounds", f"-solver {settings.solver}", legal)
         if settings.solver not in BOUNDED_STATE and (settings.state_lower, settings.state_upper) != (None, None):
             legal = " | ".join(f"-solver {solver}" for solver in BOUNDED_STATE)
             raise po.InputError("-state_lower, -state_upper", f"-solver {settings.solver}", legal)

@@ -146,6 +146,8 @@ BAD = {
     "alpha": (("-alpha", "0"), "-alpha", "> 0"),
     "beta": (("-beta", "-1"), "-beta", ">= 0"),
     "target": (("-target", "two"), "-target", "sine | waves"),
+    "L1 cost without bounds on the parts": (("-beta", "1", "-solver", "newton"), "bounds", "-solver active_set"),
+    "L1 cost by windows of time": (("-beta", "1", "-solver", "admm"), "bounds", "-solver tao"),
     "bounds that cross": (("-beta", "1", "-lower", "2", "-upper", "1"), "-lower", "lower <= upper"),
 }
 
