@@ -1,0 +1,127 @@
+"""Bounds on states and paths by the interior point method: six problems with optima of IPOPT; a process solves one.
+
+    python -m problems.benchmarks.inequalities heat
+
+The cases are heat, bounded, free, burgers, oscillator and mixed. The last line is JSON: the objective and its distance
+to that of IPOPT at a tolerance of 1e-12, matrices with inequalities, Krylov iterations of their solves, the largest
+violation, integrals of multipliers, and CPU seconds of the solve.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+import pdeopt as po
+from problems.burgers import BurgersCase, BurgersSettings
+from problems.heat import HeatCase, HeatSettings
+
+
+class VanDerPol(po.TimeDependentConstraint):
+    """x' = (1 - y^2) x - y + z, y' = x from (0, 1), by the midpoint rule."""
+
+    state_dim, control_dim = 2, 1
+
+    def initial_state(self, p: Tensor) -> Tensor:
+        return torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> Tensor:
+        x, y = (0.5 * (u_old + u_new)).chunk(2, dim=1)
+        return u_new - u_old - steps.dt[:, None] * torch.cat([(1 - y**2) * x - y + z, x], dim=1)
+
+
+class ReactionDiffusion(po.TimeDependentConstraint):
+    """u_t = D u_xx + u(1 - u) + z on (0, 1), u = 0 at both ends, u_0 = 0: the README's.
+
+    Args:
+        n: interior nodes.
+        D: diffusion.
+    """
+
+    def __init__(self, n: int, D: float = 0.02) -> None:
+        self.state_dim = self.control_dim = n
+        self.h, self.D = 1 / (n + 1), D
+        self.state_mass = self.control_mass = self.h * sp.eye(n)
+        self.second = po.StepMatrix.constant(sp.diags([1, -2, 1], [-1, 0, 1], (n, n)) / self.h**2)
+
+    def initial_state(self, p: Tensor) -> Tensor:
+        return torch.zeros(self.state_dim, dtype=torch.float64)
+
+    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> Tensor:
+        f = self.D * self.second(u_new) + u_new * (1 - u_new) + z
+        return self.h * (u_new - u_old - steps.dt[:, None] * f)
+
+
+def oscillator() -> po.ControlProblem:
+    """200 steps to T = 10, halves of squares."""
+    objective = po.Tracking(np.zeros(2)) + po.ControlCost(1.0)
+    return po.ControlProblem(VanDerPol(), objective, po.TimeGrid.uniform(200, T=10.0))
+
+
+def reaction_diffusion() -> po.ControlProblem:
+    """63 unknowns, 100 steps, toward sin(pi x)."""
+    constraint = ReactionDiffusion(63)
+    target = np.sin(np.pi * constraint.h * np.arange(1, 64))
+    objective = po.Tracking(target, constraint.state_mass) + po.ControlCost(1e-3, constraint.control_mass)
+    return po.ControlProblem(constraint, objective, po.TimeGrid.uniform(100, T=1.0))
+
+
+def heat() -> po.ControlProblem:
+    """30 by 10 elements, 64 steps, cheap control."""
+    return HeatCase(po.read(HeatSettings, nx=30, ny=10, nt=64, alpha=1e-4)).problem
+
+
+def burgers() -> po.ControlProblem:
+    """64 elements, 64 steps."""
+    return BurgersCase(po.read(BurgersSettings, nx=64, nt=64)).problem
+
+
+def sum_of_both(u: Tensor, z: Tensor, steps: po.Steps) -> Tensor:
+    """x + z <= 0.7."""
+    return u[:, 0] + z[:, 0] - 0.7
+
+
+#: Problem, inequalities, and the optimum of IPOPT.
+CASES: dict[str, tuple[Callable[[], po.ControlProblem], dict[str, Any], float]] = {
+    "heat": (heat, {"state_upper": 0.2}, 0.0175081089),
+    "bounded": (reaction_diffusion, {"state_upper": 0.5, "lower": -1.0, "upper": 3.0}, 0.0576754623),
+    "free": (reaction_diffusion, {"state_upper": 0.5}, 0.0485575227),
+    "burgers": (burgers, {"state_lower": -0.02}, 0.0602964961),
+    "oscillator": (oscillator, {"state_lower": [-0.25, -np.inf]}, 1.8082076166),
+    "mixed": (oscillator, {"state_lower": [-0.25, -np.inf], "path": sum_of_both}, 1.8084422625),
+}
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Solve a case; what is measured by name."""
+    make, words, expected = CASES[name]
+    problem, begin = make(), time.process_time()
+    result = po.solve(problem, **words)
+    assert isinstance(result, po.InequalityResult)
+    inside = [record for record in result.history.records if record.note.startswith("mu")]
+    reports = result.inequalities.values()
+    return {
+        "case": name,
+        "message": result.message,
+        "objective": result.objective,
+        "beside_ipopt": result.objective - expected,
+        "matrices": len(inside) - 1,
+        "krylov": sum(record.krylov for record in inside),
+        "violation": max(report.violation for report in reports),
+        "integrals": {report.name: report.integral for report in reports},
+        "cpu": time.process_time() - begin,
+    }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in CASES:
+        raise SystemExit(f"cases: {' | '.join(CASES)}")
+    print(json.dumps(measure(sys.argv[1])))
