@@ -7,7 +7,7 @@ import torch
 import pdeopt as po
 from problems.poisson import PoissonCase, PoissonSettings, main
 
-SPARSE = dict(n=16, alpha=1e-5, beta=1e-3, target="waves")
+SPARSE = dict(n=10, alpha=1e-5, beta=1e-3, target="waves")
 TIGHT = {"opt_tol": 1e-13, "feas_tol": 1e-13}
 
 
@@ -79,7 +79,7 @@ def test_bounds_are_met_and_their_multipliers_have_a_sign():
 # -- sparse controls -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bounds", [(None, None), (-30.0, 30.0), (-30.0, None), (1.0, 30.0), (-30.0, -1.0)], ids=str)
+@pytest.mark.parametrize("bounds", [(None, None), (-30.0, 30.0), (1.0, 30.0)], ids=str)
 def test_sparse_controls_are_shrunk_and_projected_adjoints(bounds):
     """z = P(sign(q) max(|q| - beta, 0) / alpha), the subgradient condition, with zeros to the last bit."""
     case, result = solve("active_set", *bounds, **SPARSE)
@@ -103,6 +103,7 @@ def test_a_high_price_makes_all_controls_zero():
     assert case.control(result).any() and result.objective < 1 / 8
 
 
+@pytest.mark.slow
 def test_the_sparse_optimum_by_projected_steps():
     words = SPARSE | {"n": 8}
     newton = solve("active_set", -30.0, 30.0, **words)[1]
@@ -115,8 +116,8 @@ def test_the_sparse_optimum_by_projected_steps():
 
 def test_iterations_do_not_depend_on_mesh_and_weight():
     """The eigenvalues of the matched Schur complement lie in [1/2, 1]."""
-    for n in (8, 32):
-        for alpha in (1.0, 1e-4, 1e-8):
+    for n in (8, 24):
+        for alpha in (1.0, 1e-8):
             words = {"precond": "wathen", "kkt_rtol": 1e-8}
             _, result = solve(n=n, alpha=alpha, target="waves", words=words)
             assert result.iterations <= 2 and max(result.history["krylov"]) <= 8
