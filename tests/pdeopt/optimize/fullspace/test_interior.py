@@ -76,7 +76,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["bound", *(pytest.param(each, marks=pytest.mark.slow) for each in ("mixed", "both"))])
 def test_the_optimum_is_that_of_ipopt(name):
     problem, words, value = CASES[name]
     result = po.solve(problem(), **words)
@@ -103,6 +103,7 @@ def test_the_optimality_system_holds():
     assert state.density[state.step - 1, state.component] == state.density.max()
 
 
+@pytest.mark.slow
 def test_iterations_find_what_factors_find():
     problem = reaction_diffusion(31, 40)
     direct, wathen = (po.solve(problem, state_upper=0.5, precond=way) for way in ("direct", "wathen"))
@@ -111,6 +112,7 @@ def test_iterations_find_what_factors_find():
     assert max(krylov) <= 2 * 10
 
 
+@pytest.mark.slow
 def test_inactive_inequalities_leave_the_optimum_as_it_is():
     problem = reaction_diffusion(15, 20)
     free, result = po.solve(problem, method="newton"), po.solve(problem, state_upper=5.0)
@@ -118,6 +120,7 @@ def test_inactive_inequalities_leave_the_optimum_as_it_is():
     assert result.inequalities["state_upper"].integral <= 1e-6
 
 
+@pytest.mark.slow
 def test_early_steps_and_some_components_may_be_free():
     problem = van_der_pol(60)
     late = po.solve(problem, state_lower=lambda t: np.where(np.asarray(t) > 2, [[-0.05], [-INF]], -INF).T)
@@ -127,6 +130,7 @@ def test_early_steps_and_some_components_may_be_free():
     assert late.objective == pytest.approx(on_path.objective, rel=1e-8)
 
 
+@pytest.mark.slow
 def test_curved_paths_have_the_optimum_of_ipopt():
     result = po.solve(van_der_pol(60), path=lambda u, z, steps: u[:, 0].square() + z[:, 0].square() - 0.7)
     assert result.converged and result.objective == pytest.approx(1.6319578704, abs=1e-7)  # IPOPT relaxes c by 1e-8
@@ -183,6 +187,7 @@ def test_other_methods_refuse_inequalities_on_states():
 # -- interrupted ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 6])
 def test_an_interrupted_run_goes_on_with_the_same_iterates(stop):
     words = {"state_lower": [-0.25, -INF]}
