@@ -153,7 +153,11 @@ class CoupledKKT(KKTOperator):
         """
         if self._assembly is None:
             self._assembly = KKTAssembly(
-                self.problem, self._sparsity(), self._parameter_pattern(), self.coupled, self._continuity()
+                self.problem,
+                self._sparsity(self.lin.objective),
+                self._parameter_pattern(),
+                self.coupled,
+                self._continuity(),
             )
         fixed, self.fixed = self.fixed, None  # they have other numbers here
         matrix = super().assemble()

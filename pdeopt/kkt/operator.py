@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
+from pdeopt.control.objective import Objective
 from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.core.arrays import copy, index_array, writable
 from pdeopt.core.errors import InputError
@@ -153,7 +154,7 @@ class KKTOperator:
             InputError: the constraint has no sparsity pattern.
         """
         if self._assembly is None:
-            self._assembly = KKTAssembly(self.problem, self._sparsity(), self._parameter_pattern())
+            self._assembly = KKTAssembly(self.problem, self._sparsity(self.lin.objective), self._parameter_pattern())
         lam = None if self.lam is None else copy(self.lam).reshape(-1, self.problem.n)
         values = self._metric_values() if self.is_metric else self._hessian_values(lam)
         self._assembled = self._assembly.matrix(self.lin, values, self._parameter_values(lam), self._assembled)
@@ -171,17 +172,16 @@ class KKTOperator:
             self._assembled.destroy()
             self._assembled = None
 
-    def _sparsity(self) -> Sparsity:
-        """The pattern of a step's W over [u_old | u_new | z]."""
+    def _sparsity(self, objective: Objective) -> Sparsity:
+        """The pattern of a step's W over [u_old | u_new | z], with an objective."""
         problem, n, m = self.problem, self.problem.n, self.problem.m
         nothing = sp.csr_matrix((n, n))
         if self.is_metric:
             return Sparsity(sp.block_diag([nothing, *(mass.sparsity.csr for mass in self._masses)]))
         p = torch.randn(problem.param_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        objective = self.lin.objective.hessian_sparsity(n, m, problem.grid.samples().with_parameters(p))
-        self._objective = objective
+        self._objective = objective.hessian_sparsity(n, m, problem.grid.samples().with_parameters(p))
         own = sp.diags(np.repeat([0.0, 1.0], [n, m]))  # of fixed controls
-        total = Sparsity(sp.block_diag([nothing, objective.csr + own]))
+        total = Sparsity(sp.block_diag([nothing, self._objective.csr + own]))
         return total | require_pattern(problem).W if self.hessian == "full" else total
 
     def _metric_values(self) -> Tensor:

@@ -43,7 +43,7 @@ MUMPS_OUT_OF_ROOM = (-8, -9, -11, -14, -15, -17, -19, -20)
 
 #: Krylov iterations of a solve, and those whose vectors are kept: two of all unknowns each, of which PETSc takes ten at
 #: a time; "wathen" takes a few iterations where it fits, and keeps its counts with few of them.
-MAX_ITERATIONS, RESTART, FLAT_RESTART = 500, 100, 5
+MAX_ITERATIONS, RESTART, FLAT_RESTART = 500, 100, 30
 
 
 class KKTSolver:

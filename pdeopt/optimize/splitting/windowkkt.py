@@ -68,7 +68,9 @@ class WindowKKT(KKTOperator):
         self._mass.sort_indices()
         self._penalized = self._mass.copy()
         extra = selection(places, self.unknowns.global_size), self._penalized
-        self._assembly = KKTAssembly(self.problem, self._sparsity(), self._parameter_pattern(), self.unknowns, extra)
+        self._assembly = KKTAssembly(
+            self.problem, self._sparsity(self.problem.objective), self._parameter_pattern(), self.unknowns, extra
+        )
 
     def with_penalty(self, beta: float) -> PETSc.Mat:
         """The matrix at the present point, refilled at each call."""
