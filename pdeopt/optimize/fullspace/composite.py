@@ -135,6 +135,8 @@ class CompositeStep(FullSpaceMethod):
         if abs(ared) <= 1e-14 * max(1.0, abs(self.lin.value)) and 0 < pred <= 1e-13 * max(1.0, abs(self.lin.value)):
             ratio = 1.0  # both reductions are rounding: the model is as good as arithmetic allows
         norms = [self.metric.norm(v) for v in (s, n, tangential.t)]
+        if self.metric.residual_norm(trial.residual) > max(self._feasibility, norms[0]):
+            ratio = min(ratio, -1.0)  # the equations bend too much: multipliers there tell nothing; NaN stays
         self.trust = replace(self.trust, radius=self.trust.after(ratio, norms[0], max(norms[1:])))
         if not self.trust.accepts(ratio):
             return self._reject(ratio)

@@ -59,11 +59,21 @@ class Stage:
 
 #: The ways in turn where all states are observed and reached by controls. An iteration of wathen costs 4 to 5 of
 #: reduced, and as much to begin with; it takes one for two digits.
-FLAT = (Stage("reduced", 8, per_digit=2.5, foresees=True), Stage("wathen", 20), Stage("reduced"), Stage("direct"))
+FLAT = (Stage("reduced", 8, per_digit=2.5, foresees=True), Stage("wathen", 20))
 
 #: Elsewhere, where factors cost more than `MOST_FOR_FACTORS` iterations of reduced.
-LARGE = (Stage("reduced", 40), Stage("circulant", 40), Stage("wathen", 20), Stage("reduced"), Stage("direct"))
+LARGE = (
+    Stage("reduced", 40, foresees=True),
+    Stage("circulant", 40),
+    Stage("wathen", 20),
+    Stage("reduced"),
+    Stage("direct"),
+)
 MOST_FOR_FACTORS = 500
+
+#: How many times as much factors cost where the objective has no curvature in some states: pivots wait (measured: 1 for
+#: a tenth of the domain observed, 8 for nine points).
+WITHOUT_PIVOTS = 4
 
 #: Iterations after which "wathen" alone has failed.
 MAX_FLAT = 60
@@ -146,20 +156,22 @@ def stages(problem: ControlProblem, settings: KKTSettings, hessian: Hessian) -> 
         return Stage("wathen", MAX_FLAT), Stage("direct")
     if is_small(problem):
         return (Stage("direct"),)
-    if _reaches_all_states(problem) and (hessian == "metric" or _sees_all_states(problem)):
-        return FLAT
-    factors = price_of_factors(problem)
-    if factors > MOST_FOR_FACTORS:
-        return LARGE
-    return Stage("reduced", factors, foresees=True), Stage("direct")
+    sees_all, factors = _sees_all_states(problem), price_of_factors(problem)
+    if not sees_all:
+        factors *= WITHOUT_PIVOTS
+    is_flat = _reaches_all_states(problem) and (hessian == "metric" or sees_all)
+    if factors <= MOST_FOR_FACTORS:
+        return (*(FLAT if is_flat else ()), Stage("reduced", factors, foresees=True), Stage("direct"))
+    return (*FLAT, Stage("reduced"), Stage("direct")) if is_flat else LARGE
 
 
 def price_of_factors(problem: ControlProblem) -> int:
     """What factors of the KKT matrix cost, in iterations of "reduced", by a count of operations; at least 20.
 
     Nested dissection of a box of nt steps by n/b by b unknowns, b the bandwidth of a step: its largest separator has
-    s = 2 * (product of the two short sides) rows, and about 10 s^3 operations follow for each cube of the long side. An
-    iteration takes two sweeps through nt steps with bands of 2b + 1, at a tenth of the speed of dense blocks.
+    s = (2 + m/n) * (product of the two short sides) rows, for states, multipliers and controls, and about 10 s^3
+    operations follow for each cube of the long side. An iteration takes two sweeps through nt steps with bands of
+    2b + 1, at a tenth of the speed of dense blocks.
     """
     assert problem.constraint.pattern is not None
     n, nt, csr = problem.n, problem.grid.num_steps, problem.constraint.pattern.A.csr
@@ -167,7 +179,8 @@ def price_of_factors(problem: ControlProblem) -> int:
     rows, cols = csr[order][:, order].nonzero()
     band = max(1, int(np.abs(rows - cols).max(initial=1)))
     short, middle, long = sorted((band, max(1, n // band), nt))
-    factors, sweeps = 10.0 * (2.0 * short * middle) ** 3 * long / middle, 8.0 * nt * n * (2 * band + 1)
+    separator = (2.0 + problem.m / n) * short * middle
+    factors, sweeps = 10.0 * separator**3 * long / middle, 8.0 * nt * n * (2 * band + 1)
     return max(20, int(factors / (10.0 * sweeps)))
 
 

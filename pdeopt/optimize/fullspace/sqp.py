@@ -214,8 +214,13 @@ class SQPSolver:
 
         if kind == "composite":
             return composite(x, lam)
-        newton = NewtonKKT(self.problem, x, lam, rtol=settings.kkt_rtol, **words)
-        return newton if kind == "newton" else NewtonThenComposite(newton, composite)
+
+        def newton(x: PETSc.Vec, lam: PETSc.Vec) -> NewtonKKT:
+            return NewtonKKT(self.problem, x, lam, rtol=settings.kkt_rtol, **words)
+
+        if kind == "newton":
+            return newton(x, lam)
+        return NewtonThenComposite(newton, composite, x, lam, settings.feas_tol)
 
     def _view(self, result: Result) -> None:
         lines = [f"SQP object ({self.prefix}sqp_): type {self.settings.type}"]
