@@ -156,12 +156,14 @@ def stages(problem: ControlProblem, settings: KKTSettings, hessian: Hessian) -> 
         return Stage("wathen", MAX_FLAT), Stage("direct")
     if is_small(problem):
         return (Stage("direct"),)
-    sees_all, factors = _sees_all_states(problem), price_of_factors(problem)
+    (sees_all, sees_each_step), factors = _seen(problem), price_of_factors(problem)
     if not sees_all:
         factors *= WITHOUT_PIVOTS
     is_flat = _reaches_all_states(problem) and (hessian == "metric" or sees_all)
     if factors <= MOST_FOR_FACTORS:
         return (*(FLAT if is_flat else ()), Stage("reduced", factors, foresees=True), Stage("direct"))
+    if not sees_each_step:
+        return Stage("reduced"), Stage("direct")  # no mean over time stands for a loss at its end
     return (*FLAT, Stage("reduced"), Stage("direct")) if is_flat else LARGE
 
 
@@ -184,12 +186,17 @@ def price_of_factors(problem: ControlProblem) -> int:
     return max(20, int(factors / (10.0 * sweeps)))
 
 
-def _sees_all_states(problem: ControlProblem) -> bool:
-    """Whether the objective has curvature in all states of all steps, at the initial state. Collective."""
+def _seen(problem: ControlProblem) -> tuple[bool, bool]:
+    """Whether the objective has curvature in all states of all steps, and in some of each, at the initial state.
+
+    Collective.
+    """
     z, p = (torch.zeros(size, dtype=torch.float64) for size in ((problem.grid.n_local, problem.m), problem.param_dim))
     u, steps = problem.initial_state(p).expand(len(z), -1), problem.grid.steps.with_parameters(p)
     state, _ = problem.objective.hessian_blocks(u, z, steps)
-    return not float(problem.grid.max(state.zero_rows().any().double()))
+    unseen = state.zero_rows()
+    some, whole = (float(problem.grid.max(each.any().double())) for each in (unseen, unseen.all(dim=1)))
+    return not some, not whole
 
 
 def _reaches_all_states(problem: ControlProblem) -> bool:
