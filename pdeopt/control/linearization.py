@@ -56,7 +56,7 @@ class InitialNode:
         if len(p):
             return self._value(u0, p)
         if self._last is None or not torch.equal(self._last[0], u0):  # the same for all controls
-            self._last = u0, self._value(u0, p)
+            self._last = u0.clone(), self._value(u0, p)
         return self._last[1]
 
     def _value(self, u0: Tensor, p: Tensor) -> Tensor:
