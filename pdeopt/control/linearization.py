@@ -212,7 +212,7 @@ class Linearization:
             following, first = self.grid.shift_adjoint(w_old)
             h_u, h_z, h_p = h_u + w_new + following, h_z + w_z, h_p + w_p
             if self._starts_at_p:
-                h_p = h_p + self.initial.vjp(self.p, first) + self._initial_curvature(lam, dp)
+                h_p = h_p + self.initial.vjp(self.p, first) + _initial_curvature(self, lam, dp)
         if self._starts_at_p:
             h_p = h_p + self.initial.hvp(self.p, dp)
         return h_u, self.controls.adjoint(h_z), self.grid.sum(h_p)
@@ -232,12 +232,13 @@ class Linearization:
         if self._starts_at_p:
             h_p = h_p + self.initial.hvp(self.p, dp)
             if lam is not None:
-                h_p = h_p + self._initial_curvature(lam, dp)
+                h_p = h_p + _initial_curvature(self, lam, dp)
         return h_old, h_u, h_z, h_p, self.jacobian.jvp(dp=dp)
 
-    def _initial_curvature(self, lam: Tensor, dp: Tensor) -> Tensor:
-        """The curvature of the initial map in L: that of B_1' lam_1 . G."""
-        return self.initial.curvature(self.p, self.jacobian.vjp(lam)[0][0], dp)
+
+def _initial_curvature(lin: Linearization, lam: Tensor, dp: Tensor) -> Tensor:
+    """The curvature of the initial map in L: that of B_1' lam_1 . G."""
+    return lin.initial.curvature(lin.p, lin.jacobian.vjp(lam)[0][0], dp)
 
 
 def _rows_vjp(lin: Linearization, lam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

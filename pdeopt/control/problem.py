@@ -101,7 +101,7 @@ class ControlProblem:
         self.control_mass = StepMatrix.form(constraint.control_mass, self.m, "constraint.control_mass")
         self.param_mass = StepMatrix.form(constraint.param_mass, self.param_dim, "constraint.param_mass")
         self.initial_state = StateFunction(constraint.initial_state if initial_state is None else initial_state, self.n)
-        self._initial: InitialNode | None = None
+        self.initial = InitialNode(self.initial_state, objective, grid.node_zero, self.m)
         self.controls = StepControls(grid, self.m, control_map)
         self.layout = VectorLayout(grid, self.n, self.controls.size, self.param_dim)
         self.propagator = Propagator(grid)
@@ -167,14 +167,6 @@ class ControlProblem:
         if isinstance(jacobian, SparseStepJacobian) and all(b.is_constant for b in jacobian.blocks.values()):
             return [slice(0, rows)]
         return [slice(chunk.begin, chunk.end) for chunk in chunks(0, rows, length)]
-
-    @property
-    def initial(self) -> InitialNode:
-        """The node t_0; a window of time, a copy with other parts, gets its own."""
-        node, own = self._initial, (self.initial_state, self.objective, self.grid.node_zero)
-        if node is None or any(x is not y for x, y in zip(own, (node.state, node.objective, node.node))):
-            self._initial = node = InitialNode(*own, self.m)
-        return node
 
     @plainly
     def at(self, x: PETSc.Vec) -> Linearization:

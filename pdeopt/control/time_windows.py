@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pdeopt.control.controlmap import StepControls
+from pdeopt.control.linearization import InitialNode
 from pdeopt.control.objective import Objective
 from pdeopt.control.problem import ControlProblem, StateFunction
 from pdeopt.control.propagator import Propagator
@@ -28,6 +29,7 @@ def window_problem(problem: ControlProblem, begin: int, end: int, start: Tensor,
     start = start.clone()
     window = window_from(problem, begin, end, lambda: start)
     window.objective = problem.objective + LinearTerminal(slope, end)
+    window.initial = _initial_node(window)
     return window
 
 
@@ -43,8 +45,13 @@ def window_from(problem: ControlProblem, begin: int, end: int, start: Callable[[
     window.initial_state = StateFunction(lambda p: start(), problem.n)
     window.controls = StepControls(window.grid, problem.m)
     window.layout = VectorLayout(window.grid, problem.n, window.controls.size, problem.param_dim)
-    window.propagator = Propagator(window.grid)
+    window.propagator, window.initial = Propagator(window.grid), _initial_node(window)
     return window
+
+
+def _initial_node(window: ControlProblem) -> InitialNode:
+    """The node before its first step, with its own state and objective."""
+    return InitialNode(window.initial_state, window.objective, window.grid.node_zero, window.m)
 
 
 class LinearTerminal(Objective):

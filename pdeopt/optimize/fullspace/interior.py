@@ -212,13 +212,8 @@ class InteriorPoint(FullSpaceMethod):
         """Go to the point that violates least, and on from there where it does not prove that there is none."""
         x, lam, price, is_proof = self._feasible.least_violation(point.lin.value)
         self.lin, self._note, self.step_size = self.problem.at(x), "from least violations", 1.0
-        self._take(self._barrier.begin(x, lam, self.lin, self.settings.mu, price))
+        _take(self, self._barrier.begin(x, lam, self.lin, self.settings.mu, price))
         return Reason.DIVERGED_INFEASIBLE if is_proof else Reason.ITERATING
-
-    def _take(self, point: Iterate) -> None:
-        point.x.copy(self.x)
-        point.lam.copy(self.lam)
-        self.lin, self.point = point.lin, point._replace(x=self.x, lam=self.lam)
 
     def _interior_step(self, point: Iterate) -> Reason:
         part = max(self.settings.to_boundary, 1.0 - self._barrier.mean(point.slack, point.nu))
@@ -230,7 +225,7 @@ class InteriorPoint(FullSpaceMethod):
                 found, self.step_size = self._barrier.search(point, step, curvature, part)
                 if found is not None:
                     self._note = "Gauss-Newton" if self._bent else ""
-                    self._take(found)
+                    _take(self, found)
                     return Reason.ITERATING
         return Reason.DIVERGED_LINE_SEARCH
 
@@ -307,6 +302,13 @@ class InteriorPoint(FullSpaceMethod):
         """Free the KKT solvers."""
         with freed(*self._solvers.values(), *([] if self._free is None else [self._free])):
             pass
+
+
+def _take(method: InteriorPoint, point: Iterate) -> None:
+    """Move the vectors of a method to a point."""
+    point.x.copy(method.x)
+    point.lam.copy(method.lam)
+    method.lin, method.point = point.lin, point._replace(x=method.x, lam=method.lam)
 
 
 def _precond(problem: ControlProblem, rows: Inequalities) -> str:
