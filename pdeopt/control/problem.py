@@ -95,7 +95,7 @@ class ControlProblem:
         _require_kinds(constraint, objective, grid, control_map)
         self.constraint, self.objective, self.grid, self.control_map = constraint, objective, grid, control_map
         self.n, self.m, self.param_dim = _dimensions(constraint)
-        _require_memory(self, grid.n_local * self.m)
+        _require_memory(self, self.n + grid.n_local * self.m)
         self._has_room = False  # for states, too: with few checkpoints nobody needs it
         self.state_mass = StepMatrix.form(constraint.state_mass, self.n, "constraint.state_mass")
         self.control_mass = StepMatrix.form(constraint.control_mass, self.m, "constraint.control_mass")

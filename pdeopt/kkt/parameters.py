@@ -107,4 +107,6 @@ def _objective_pattern(problem: ControlProblem) -> ParameterPattern:
         return ParameterPattern.full(n, m, 0)
     mixed, own = columns(column, torch.eye(P, dtype=torch.float64), chunk_size=256)
     W = torch.cat([torch.zeros(n, P, dtype=torch.bool), (mixed != 0).any(1).T])
-    return ParameterPattern(*(Sparsity(part.numpy()) for part in (torch.zeros(n, P), W, (own != 0).any(1).T)))
+    return ParameterPattern(
+        *(Sparsity(part.numpy()) for part in (torch.zeros(n, P, dtype=torch.bool), W, (own != 0).any(1).T))
+    )
