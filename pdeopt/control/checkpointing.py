@@ -20,7 +20,6 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.control.linearization import InitialNode
 from pdeopt.control.problem import ControlProblem, stretch_length
 from pdeopt.control.propagator import from_rank_to_rank
 from pdeopt.control.state_solve import adjoint_of_steps, solve_stretches
@@ -154,7 +153,7 @@ class _Sweep:
         problem = sweeps.problem
         self.sweeps, self.grid = sweeps, problem.grid
         self.constraint, self.objective, self.controls = problem.constraint, problem.objective, problem.controls
-        self.initial = InitialNode(problem.initial_state, problem.objective, problem.grid.node_zero, problem.m)
+        self.initial = problem.initial
         self.states, self.adjoint, self.kept = states, adjoint, InMemory() if kept is None else kept
         z, self.p = problem.layout.design_fields(design)
         self.z, self.steps = problem.controls(z), problem.grid.steps.with_parameters(self.p)

@@ -68,8 +68,10 @@ class Inner:
 
     @property
     def sums(self) -> int:
-        """Sums over the ranks: two scalar products a step; GMRES takes a norm before."""
-        return 1 + 2 * self.applications if self.kind == "fgmres" else self.applications + self.products
+        """Sums over the ranks: two scalar products a step; GMRES takes a norm before, CG that of each residual, too."""
+        if self.kind == "fgmres":
+            return 1 + 2 * self.applications
+        return self.applications + 2 * self.products + 1 if self.kind == "cg" else 0
 
 
 class Clocks:

@@ -214,7 +214,7 @@ def forked(row: Row, words: dict[str, Any], options: dict[str, str], limit: floa
             PETSc.Options().setValue(name, value)
         try:
             found = run(row, words, limit)
-        except Exception as error:
+        except Exception as error:  # whatever ends a setting is what was found of it
             found = {"converged": False, "why": f"{type(error).__name__}: {error}"}
         os.write(writer, json.dumps(found).encode())
         os._exit(0)

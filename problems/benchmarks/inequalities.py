@@ -16,48 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
-import torch
 from torch import Tensor
 
 import pdeopt as po
+from problems.benchmarks.small import ReactionDiffusion, VanDerPol
 from problems.burgers import BurgersCase, BurgersSettings
 from problems.heat import HeatCase, HeatSettings
-
-
-class VanDerPol(po.TimeDependentConstraint):
-    """x' = (1 - y^2) x - y + z, y' = x from (0, 1), by the midpoint rule."""
-
-    state_dim, control_dim = 2, 1
-
-    def initial_state(self, p: Tensor) -> Tensor:
-        return torch.tensor([0.0, 1.0], dtype=torch.float64)
-
-    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> Tensor:
-        x, y = (0.5 * (u_old + u_new)).chunk(2, dim=1)
-        return u_new - u_old - steps.dt[:, None] * torch.cat([(1 - y**2) * x - y + z, x], dim=1)
-
-
-class ReactionDiffusion(po.TimeDependentConstraint):
-    """u_t = D u_xx + u(1 - u) + z on (0, 1), u = 0 at both ends, u_0 = 0: the README's.
-
-    Args:
-        n: interior nodes.
-        D: diffusion.
-    """
-
-    def __init__(self, n: int, D: float = 0.02) -> None:
-        self.state_dim = self.control_dim = n
-        self.h, self.D = 1 / (n + 1), D
-        self.state_mass = self.control_mass = self.h * sp.eye(n)
-        self.second = po.StepMatrix.constant(sp.diags([1, -2, 1], [-1, 0, 1], (n, n)) / self.h**2)
-
-    def initial_state(self, p: Tensor) -> Tensor:
-        return torch.zeros(self.state_dim, dtype=torch.float64)
-
-    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> Tensor:
-        f = self.D * self.second(u_new) + u_new * (1 - u_new) + z
-        return self.h * (u_new - u_old - steps.dt[:, None] * f)
 
 
 def oscillator() -> po.ControlProblem:

@@ -196,7 +196,8 @@ def main() -> None:
     for layout in database.getString("layouts", "16,2,20").split(";"):
         for name, value in zip(("window", "cycles", "levels"), layout.split(",")):
             database.setValue(f"mgrit_{name}", value)
-        database.setValue("propagator", "mgrit")
+        for name in ("propagator", "wathen_propagator"):
+            database.setValue(name, "mgrit")
         with tracing() as comm:
             found[layout] = trace_heat(comm) | {"reduced": trace_reduced(comm)}
     if MPI.COMM_WORLD.rank == 0:

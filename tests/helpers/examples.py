@@ -17,6 +17,7 @@ from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.steps.sparse import StepMatrix, StepPattern
 from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.timegrid import Steps, TimeGrid
+from problems.benchmarks.small import Rod
 from problems.burgers import BurgersCase, BurgersSettings
 
 
@@ -43,26 +44,6 @@ class Dense(TimeDependentConstraint):
         p = steps.p.expand(len(u_new), -1)
         mixed = torch.tanh(torch.cat([u_old, u_new, z, p], dim=1) @ self.K.T + steps.t_mid[:, None])
         return u_new - u_old + steps.dt[:, None] * (u_new + mixed * (1 + 0.3 * mixed) - z @ self.C.T)
-
-
-class Conductor(TimeDependentConstraint):
-    """u_t = (exp(p) u_x)_x + 1 with a value of p between any two nodes, and no controls."""
-
-    control_dim = 0
-
-    def __init__(self, n: int) -> None:
-        self.state_dim, self.param_dim, self.h = n, n + 1, 1 / (n + 1)
-        slope = sp.diags([-1, 1], [0, 1], (n, n + 1)) / self.h**0.5
-        self.state_mass, self.param_mass = self.h * sp.eye(n), self.h * sp.eye(n + 1) + slope.T @ slope
-
-    def initial_state(self, p: Tensor) -> Tensor:
-        return torch.zeros(self.state_dim, dtype=torch.float64)
-
-    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
-        end = torch.zeros_like(u_new[:, :1])
-        slope = torch.diff(torch.cat([end, u_new, end], dim=1), dim=1) / self.h
-        flow = torch.diff(torch.exp(steps.p) * slope, dim=1)
-        return self.h * (u_new - u_old - steps.dt[:, None]) - steps.dt[:, None] * flow
 
 
 class Coupling(Objective):
@@ -181,7 +162,7 @@ def step_point(name, seed=0):
 
 def conductor(n: int = 7, num_steps: int = 6) -> ControlProblem:
     """The field is sought that makes the rod warm in its left half; H1 prior."""
-    rod = Conductor(n)
+    rod = Rod(n)
     P = torch.from_numpy(rod.param_mass.toarray())
     x = rod.h * np.arange(1, n + 1)
     target = 0.15 * np.sin(np.pi * x) + 0.1 * (x < 0.5)

@@ -75,7 +75,7 @@ def test_values_and_derivatives_do_not_depend_on_the_inner_product():
 
 @pytest.mark.parametrize("mass", [-np.eye(8), np.eye(3), np.triu(np.ones((8, 8))), np.nan * np.eye(8)])
 def test_a_wrong_inner_product_is_refused(mass):
-    rod = examples.Conductor(7)
+    rod = examples.Rod(7)
     rod.param_mass = mass
     with pytest.raises(po.InputError, match="param_mass"):
         po.ControlProblem(rod, po.Tracking(np.zeros(7)), po.TimeGrid.uniform(4, 1.0))
