@@ -44,6 +44,8 @@ def small(script, path):
         given.pop("-rmtr_nested", None)
     if chosen.get("solver") == "admm":  # which reads no -sqp_
         given["-admm_max_it"] = given.pop("-sqp_max_it")
+    if "interior" in chosen.values():  # which needs inequalities
+        given["-upper"] = "100"
     if chosen.get("tao_type") == "python":  # which needs a name
         given["-tao_python_type"] = chosen.get("tao_python_type", "pdeopt.optimize.LBFGS")
     return given
