@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from petsc4py import PETSc
@@ -19,7 +20,7 @@ from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import reduced_hessian
 from pdeopt.control.verify import randomize
-from pdeopt.core.arrays import copy
+from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import SolveFailure
 from pdeopt.steps.timegrid import TimeGrid
 
@@ -32,8 +33,14 @@ PRODUCTS_AFTER, ITERATIONS_BEFORE = 4, 8
 
 #: What a solver says that ends at such a point.
 NO_MINIMUM = (
-    "a stationary point, but no minimum: J curves down from it; start elsewhere (-sqp_type composite follows curvature)"
+    "a stationary point, but no minimum: J curves down from it; start elsewhere, or let -sqp_type auto find a way down"
 )
+
+#: Products where factors have told that there is such a direction.
+PRODUCTS_FOR_WAY = 40
+
+#: Steps off a saddle, each a quarter of the last one, and the part of the model's decrease that one must reach.
+TRIALS, DECREASE = 12, 1e-2
 
 
 def curves_down(
@@ -41,17 +48,58 @@ def curves_down(
 ) -> bool:
     """Whether Lanczos' method finds a negative eigenvalue of the reduced Hessian at a feasible point. Collective.
 
+    See `way_down`.
+    """
+    return way_down(metric, lin, lam, fixed, products) is not None
+
+
+def off_saddle(metric: RieszMetric, x: PETSc.Vec, lin: Linearization, lam: PETSc.Vec) -> PETSc.Vec | None:
+    """A point with J below that of a stationary one: along a direction in which J curves down, with its state.
+
+    The first length is where the quadratic model has lost |J|. Collective.
+
+    Args:
+        metric, lin, lam: see `way_down`.
+        x: the point itself.
+
+    Returns:
+        a new vector; None where no direction is found, or J does not fall along it.
+    """
+    problem = metric.problem
+    found = way_down(metric, lin, lam, products=PRODUCTS_FOR_WAY)
+    if found is None:
+        return None
+    direction, curvature = found
+    start, size = copy(problem.split(x)[1]), math.sqrt(2.0 * max(abs(lin.value), 1e-8) / -curvature)
+    for _ in range(TRIALS):
+        for sign in (1.0, -1.0):
+            design = problem.create_design()
+            assign(design, start + sign * size * direction)
+            with suppress(SolveFailure):
+                point = problem.join(problem.solve_state(design), design)
+                if problem.at(point).value < lin.value + 0.5 * DECREASE * curvature * size**2:
+                    return point
+        size *= 0.25
+    return None
+
+
+def way_down(
+    metric: RieszMetric, lin: Linearization, lam: PETSc.Vec, fixed: Tensor | None = None, products: int = PRODUCTS
+) -> tuple[Tensor, float] | None:
+    """A direction of the design along which J curves down, and its curvature, by Lanczos' method. Collective.
+
     Args:
         metric: scales the design variables.
-        lin, lam: the point and its multiplier.
+        lin, lam: a feasible point and its multiplier.
         fixed: design variables of this rank that stay where they are, booleans, (design_size,); None for none.
         products: the most products with the Hessian.
 
     Returns:
-        False also where the state Jacobian is singular.
+        the direction of this rank, (design_size,), whose length times `metric.root()` is one; None where none is
+        found, or the state Jacobian is singular.
     """
     if metric.problem.objective.is_convex and not _has_curvature(lin, lam):
-        return False
+        return None
     problem, D, rows = metric.problem, copy(metric.root()), metric.problem.layout.rows(lam)
     free = torch.ones_like(D) if fixed is None else (~fixed).double()
 
@@ -59,10 +107,10 @@ def curves_down(
         return free * reduced_hessian(problem, lin, rows, free * y / D) / D
 
     start = free * copy(randomize(problem.create_design(), 0))
-    try:
-        return has_negative_eigenvalue(product, start, problem.grid, products)
-    except SolveFailure:
-        return False
+    with suppress(SolveFailure):
+        if (found := negative_eigenvector(product, start, problem.grid, products)) is not None:
+            return found[0] / D, found[1]
+    return None
 
 
 def _has_curvature(lin: Linearization, lam: PETSc.Vec) -> bool:
@@ -74,15 +122,19 @@ def _has_curvature(lin: Linearization, lam: PETSc.Vec) -> bool:
     return bool(own.norm() > ROUNDING**2 * size)
 
 
-def has_negative_eigenvalue(
+def negative_eigenvector(
     product: Callable[[Tensor], Tensor], start: Tensor, grid: TimeGrid, products: int = PRODUCTS
-) -> bool:
-    """Whether Lanczos' method sees one of a symmetric operator within so many products. Collective.
+) -> tuple[Tensor, float] | None:
+    """A direction in which a symmetric operator is negative, if Lanczos' method sees one. Collective.
 
     Args:
         product: the operator on the entries of this rank.
         start: where its Krylov space begins, (size,).
         grid: of the ranks.
+        products: the most products.
+
+    Returns:
+        a Ritz vector of length one, (size,), that does not point away from the start, and its negative value.
     """
     w, basis, rows, largest = start, list[Tensor](), list[Tensor](), 0.0
     while len(basis) < products and (size := math.sqrt(grid.sum(w @ w))) > 1e-12 * largest:
@@ -94,8 +146,9 @@ def has_negative_eigenvalue(
         T = torch.zeros(len(rows), len(rows), dtype=torch.float64)
         for k, row in enumerate(rows):
             T[k, : k + 1] = T[: k + 1, k] = row
-        eigenvalues = torch.linalg.eigvalsh(T)
-        largest = float(eigenvalues.abs().max())
-        if float(eigenvalues[0]) < -ROUNDING * largest:
-            return True
-    return False
+        eigenvalues, vectors = torch.linalg.eigh(T)
+        largest, least = float(eigenvalues.abs().max()), float(eigenvalues[0])
+        if least < -ROUNDING * largest:
+            y = vectors[:, 0] * torch.sign(vectors[0, 0])  # LAPACK may have either
+            return y @ Q, least
+    return None

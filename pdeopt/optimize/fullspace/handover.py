@@ -5,6 +5,9 @@ solution of a nonlinear problem its line search may shorten every step, or fall 
 and again. Poor steps soon after a start that misses the equations come from its state: Newton's method then begins
 again, once, from the state of its first control, which costs a march.
 
+Newton's method may also end at a stationary point that is no minimum. J curves down there along some direction of the
+design: a step along it finds a lower point, and the composite step goes on from that, as it never comes back.
+
 The composite step has a trust region, follows negative curvature, and divides the work between feasibility and
 descent; an iteration takes several projections. So the first begins, and hands its point and multiplier on.
 """
@@ -20,6 +23,7 @@ from petsc4py import PETSc
 from pdeopt.core.errors import SolveFailure
 from pdeopt.core.monitor import ControlResult, History, Reason, Record
 from pdeopt.optimize.fullspace.composite import CompositeStep
+from pdeopt.optimize.fullspace.curvature import off_saddle
 from pdeopt.optimize.fullspace.method import FullSpaceMethod
 from pdeopt.optimize.fullspace.newton import NewtonKKT
 
@@ -36,7 +40,7 @@ class NewtonThenComposite(FullSpaceMethod):
     There is no way back. A step of Newton's method is poor where it needs the Gauss-Newton Hessian or less than half
     its length, see `NewtonKKT.is_poor`. After `POOR_AT_START` of these in a row within the first `START`, x is moved to
     the first control with its state, and lam to where it was. After `MAX_POOR`, or where there is no step at all, the
-    composite step goes on from the same point.
+    composite step goes on from the same point; and after a saddle from a lower one beside it, see `beyond_saddles`.
 
     Args:
         newton, composite: the methods at a point and multiplier, which they move.
@@ -61,6 +65,7 @@ class NewtonThenComposite(FullSpaceMethod):
         self._first, self._first_lam = self.problem.split(x)[1], lam.copy()
         self._may_begin_again = self.metric.residual_norm(method.lin.residual) > feas_tol
         self._poor = self._steps = 0
+        self._is_off = False
         self.kind, self._note, self._ways = method.kind, "", dict[str, list[str]]()
 
     _method: NewtonKKT | CompositeStep
@@ -71,7 +76,28 @@ class NewtonThenComposite(FullSpaceMethod):
         note, self._note = self._note, ""
         return replace(record, note=", ".join(filter(None, [record.note, note])))
 
+    def beyond_saddles(self, test: Callable[[Record], Reason]) -> Callable[[Record], Reason]:
+        """The test that does not stop where Newton's method converged to no minimum and a lower point is found."""
+
+        def goes_on(record: Record) -> Reason:
+            reason = test(record)
+            if reason != Reason.CONVERGED_OPTIMALITY or not isinstance(self._method, NewtonKKT):
+                return reason
+            is_minimum = not self._method.curves_down(History())
+            lower = None if is_minimum else off_saddle(self.metric, self.x, self.lin, self.lam)
+            if lower is None:
+                return reason
+            lower.copy(self.x)
+            self._use(self._composite, "no minimum before: composite step off it")
+            self._is_off = True
+            return Reason.ITERATING
+
+        return goes_on
+
     def step(self) -> Reason:
+        if self._is_off:  # the step off a saddle is taken
+            self._is_off = False
+            return Reason.ITERATING
         newton = self._method
         if not isinstance(newton, NewtonKKT):
             return newton.step()

@@ -12,6 +12,7 @@ from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
 from pdeopt.core.arrays import assign
 from pdeopt.core.errors import SolveFailure
+from pdeopt.optimize.parts.linesearch import ROUNDING
 
 #: A residual |F| below this is no reason to raise the penalty: where dlam.F and |F|^2 are small, their quotient is not.
 NO_VIOLATION = 1e-8
@@ -46,6 +47,11 @@ class Merit:
         """The value at a point."""
         return self.metric.augmented_lagrangian(point.lin, point.lam, self.penalty)
 
+    def residual(self, point: Point) -> float:
+        """|(L_x, F)|, which a whole step of Newton's method shortens near a solution."""
+        optimality = self.metric.dual_norm(point.lin.lagrangian_gradient(point.lam))
+        return math.hypot(optimality, self.metric.residual_norm(point.lin.residual))
+
     def slope(self, lin: Linearization, dlam: PETSc.Vec, curvature: float) -> float:
         """The derivative along a step of Newton's method, after the penalty was raised for descent.
 
@@ -59,6 +65,10 @@ class Merit:
         if self.penalty < needed:
             self.penalty = 2.0 * needed
         return float(-curvature + 2.0 * coupling - 2.0 * self.penalty * violation)
+
+    def is_rounding(self, lin: Linearization, slope: float) -> bool:
+        """Whether a change by the slope is lost in rounding errors of the merit function, as `Backtracking` counts."""
+        return abs(slope) <= ROUNDING * max(1.0, abs(lin.value))
 
     def ahead(self, here: Point, size: float, dx: PETSc.Vec, dlam: PETSc.Vec) -> Point:
         """The point at a part of a step."""

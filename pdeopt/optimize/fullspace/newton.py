@@ -111,10 +111,10 @@ class NewtonKKT(FullSpaceMethod):
             notes = ["" if hessian == "full" else "Gauss-Newton", "negative curvature" if curves_down else ""]
             notes += [self._solver(hessian).note]
             self._note = ", ".join(filter(None, notes))
-            if slope < 0:
+            if slope < 0 or self.merit.is_rounding(self.lin, slope):
                 reason = self._move(dx, dlam, slope, Backtracking(shortest=shortest))
-                if reason == Reason.ITERATING:
-                    break
+            if reason == Reason.ITERATING:
+                break
         self.is_poor = self.step_size < 0.5 or hessian != next(iter(self._hessians))
         self._previous = self._residual
         return reason
@@ -144,6 +144,9 @@ class NewtonKKT(FullSpaceMethod):
     def _move(self, dx: PETSc.Vec, dlam: PETSc.Vec, slope: float, search: Backtracking) -> Reason:
         here = Point(self.x, self.lam, self.lin)
         start, trials = self.merit(here), {1.0: self.merit.ahead(here, 1.0, dx, dlam)}
+        if not slope < 0:  # of which the merit function would see nothing but rounding
+            shortens = self.merit.residual(trials[1.0]) < self._residual
+            return self._take(trials[1.0], 1.0) if shortens else Reason.DIVERGED_LINE_SEARCH
         if self.merit.has_kinks(here, dx, trials[1.0], start + 0.5 * slope):
             beyond = self._over_kinks(trials[1.0], search.limit(start, slope, 1.0))
             if beyond is not None:

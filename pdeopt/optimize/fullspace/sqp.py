@@ -71,7 +71,8 @@ class SQPSolver:
 
     The state equation holds at the end only, so that an iteration costs linear solves with all steps at once and never
     a nonlinear one. `type` is the method: `newton`, fast near the solution; `composite`, globally convergent by a trust
-    region with inexact solves; `auto`, the first, and the second from where its steps are poor; `active_set`, Newton
+    region with inexact solves; `auto`, the first, and the second from where its steps are poor, or off a point that is
+    no minimum; `active_set`, Newton
     with bounds on controls and parameters, which is what bounds choose; `interior`, which inequalities on states and
     paths choose.
 
@@ -165,6 +166,8 @@ class SQPSolver:
         if self.settings.monitor:
             monitors = [print_monitor(self.problem.grid.comm, f"SQP ({self.settings.type})"), *monitors]
         test = full_space_test(self.settings.max_it, self.settings.opt_tol, self.settings.feas_tol)
+        if isinstance(method, NewtonThenComposite):
+            test = method.beyond_saddles(test)
         with freed(method):
             result = iterate(method, test, monitors=monitors, observers=observers, history=history)
             self.kind, self.ways = method.kind, method.ways()

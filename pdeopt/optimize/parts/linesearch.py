@@ -14,6 +14,8 @@ from pdeopt.optimize.parts.progress import Doubt
 
 #: Part of the slope that a step may leave whose decrease is lost in rounding errors.
 SHORTER_SLOPE = 0.9
+#: Differences of values below this part of them are equal to `Backtracking`.
+ROUNDING = 1e-14
 #: Steps are at most this many times as long as the first trial.
 LONGEST = 2.0**64
 
@@ -106,7 +108,7 @@ class Backtracking:
 
     def limit(self, start: float, slope: float, size: float) -> float:
         """The largest phi(size) that is a sufficient decrease; differences at rounding level count as equal."""
-        return start + self.armijo * size * slope + 1e-14 * max(self.scale, abs(start))
+        return start + self.armijo * size * slope + ROUNDING * max(self.scale, abs(start))
 
     def sufficient(self, start: float, value: float, slope: float, size: float) -> bool:
         """Whether phi(size) = value decreases enough, see `limit`."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import pdeopt as po
-from pdeopt.optimize.fullspace.curvature import NO_MINIMUM, curves_down, has_negative_eigenvalue
+from pdeopt.optimize.fullspace.curvature import NO_MINIMUM, curves_down, negative_eigenvector
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from tests.helpers import examples
 from tests.helpers.oracle import Oracle
@@ -45,10 +45,11 @@ def test_inertia_and_lanczos_see_what_the_dense_eigenvalues_are(name, seed, size
 def test_a_convex_operator_has_no_negative_eigenvalue_and_rounding_is_none():
     diagonal = torch.logspace(-8, 0, 30, dtype=torch.float64)
     start, grid = torch.ones(30, dtype=torch.float64), po.TimeGrid.uniform(1, 1.0)
-    assert not has_negative_eigenvalue(lambda y: diagonal * y, start, grid)
-    assert not has_negative_eigenvalue(lambda y: 0.0 * y, start, grid)
+    assert negative_eigenvector(lambda y: diagonal * y, start, grid) is None
+    assert negative_eigenvector(lambda y: 0.0 * y, start, grid) is None
     diagonal[7] = -0.1
-    assert has_negative_eigenvalue(lambda y: diagonal * y, start, grid)
+    y, value = negative_eigenvector(lambda y: diagonal * y, start, grid)
+    assert float(y.norm()) == pytest.approx(1.0) and float(diagonal @ y**2) == pytest.approx(value) and value < 0
 
 
 class Pendulum(po.TimeDependentConstraint):
@@ -92,6 +93,20 @@ def test_what_newton_ends_at_is_looked_at(pendulum):
     newton, composite = (po.solve(pendulum, method, start=push) for method in ("newton", "sqp"))
     assert newton.iterations > 0 and (newton.objective < 199.0 or NO_MINIMUM in newton.message)
     assert composite.objective < 10.0 and NO_MINIMUM not in composite.message
+
+
+def test_the_default_goes_on_from_a_saddle(pendulum):
+    """From rest, where no derivative says which way, to a minimum; and the same after a restart at the saddle."""
+    solver, memory = po.SQPSolver(pendulum), []
+    result = solver.solve(observers=[lambda method, history: memory.append(method.memory())])
+    assert result.converged and solver.kind == "composite" and NO_MINIMUM not in result.message
+    notes = [record.note for record in result.history.records]
+    assert ["no minimum" in note for note in notes] == [False, True] + [False] * (len(notes) - 2)
+    assert result.history["objective"][1] < result.history["objective"][0] == pytest.approx(200.0)
+    x, lam = pendulum.join(result.state, result.design), result.multiplier
+    assert result.objective < 10.0 and (reduced_eigenvalues(pendulum, torch.cat([entries(x), entries(lam)])) > 0).all()
+    again = po.SQPSolver(pendulum).solve(solver.start(), memory=memory[0])
+    assert again.history["objective"] == result.history["objective"]
 
 
 def test_a_minimum_is_not_spoken_of():

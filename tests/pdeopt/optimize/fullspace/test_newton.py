@@ -94,3 +94,10 @@ def test_kinks_of_a_penalty_on_states_do_not_shorten_steps(name, gamma):
     )  # binds; the violation is of order 1 / gamma
     k = torch.cat([entries(part) for part in (result.state, result.design, result.multiplier)])
     assert torch.func.grad(Oracle(problem).L)(k).abs().max() <= 1e-7
+
+
+def test_steps_below_rounding_of_the_merit_function_go_on_to_the_last_digits():
+    """And a tolerance that no arithmetic reaches is not said to be met."""
+    result = SQPSolver(examples.burgers(), type="newton", opt_tol=1e-30, feas_tol=1e-30, max_it=8).solve()
+    errors = [a + b for a, b in zip(result.history["optimality"], result.history["feasibility"])]
+    assert not result.converged and max(errors[5:]) <= 1e-14
