@@ -336,9 +336,15 @@ def _require_torch(what: str, function: Callable[..., Tensor], arguments: tuple[
     *fields, steps = arguments
     try:
         for k, x in enumerate(fields):
-            rest = fields[:k], fields[k + 1 :]
-            if not function(*rest[0], x.detach().clone().requires_grad_(), *rest[1], steps).requires_grad:
-                jvp(lambda y, rest=rest: function(*rest[0], y, *rest[1], steps), (x,), (torch.ones_like(x),))
+
+            def of_one(y: Tensor, before: Any = fields[:k], after: Any = fields[k + 1 :]) -> Tensor:
+                return function(*before, y, *after, steps)
+
+            with torch.enable_grad():  # parameters of a module, which count as constants, may be on the tape as well
+                is_on_tape = of_one(x.detach().clone().requires_grad_()).requires_grad
+                is_on_tape = is_on_tape and not of_one(x).requires_grad
+            if not is_on_tape:
+                jvp(of_one, (x,), (torch.ones_like(x),))
     except RuntimeError as error:
         if "numpy" in str(error) or "data pointer" in str(error):  # of a tensor that is being differentiated
             legal = "torch functions of the states and controls; NumPy does for what does not depend on them"

@@ -10,6 +10,7 @@ from petsc4py import PETSc
 from pdeopt.control.verify import randomize
 from pdeopt.core.arrays import assign
 from pdeopt.core.errors import InputError
+from pdeopt.core.ranks import freed
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
 
@@ -128,10 +129,11 @@ def is_whole(matrix: PETSc.Mat, blocks: KKTBlocks) -> bool:
     x = randomize(operator.problem.create_primal(), 0)
     fields = operator.problem.fields(x)
     whole, missed = x.duplicate(), x.duplicate()
-    blocks.layout.pack(whole, *operator.hessian_fields(*fields))
-    blocks.layout.pack(missed, *blocks.multiply(fields))
-    missed.aypx(-1.0, whole)
-    return bool(missed.norm() <= 1e-12 * whole.norm())
+    with freed(x, whole, missed):
+        blocks.layout.pack(whole, *operator.hessian_fields(*fields))
+        blocks.layout.pack(missed, *blocks.multiply(fields))
+        missed.aypx(-1.0, whole)
+        return bool(missed.norm() <= 1e-12 * whole.norm())
 
 
 def operator_of(matrix: PETSc.Mat) -> KKTOperator:

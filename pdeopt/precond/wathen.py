@@ -86,6 +86,8 @@ class WathenPC(Preconditioner):
         blocks: of the present matrix; None on a rank without steps.
         propagator: that of the settings, or what `auto` stands for with these blocks.
         schur_solver: the KSP of S; None on a rank without steps.
+        is_solver: whether one application solves the system, so that the method outside needs no iterations: blocks are
+            all of W, and conjugate gradients on S have not failed since the last update.
 
     Raises:
         InputError: of a solve, where its Krylov method is not flexible and this preconditioner not linear.
@@ -94,7 +96,7 @@ class WathenPC(Preconditioner):
     reads = (WathenSettings,)
     blocks: KKTBlocks | None = None
     propagator = ""
-    _rtol, _solves_alone = 1e-2, False
+    is_solver, _rtol, _solves_alone = False, 1e-2, False
     schur_solver: PETSc.KSP | None = None
 
     def initialize(self, pc: PETSc.PC) -> None:
@@ -109,7 +111,7 @@ class WathenPC(Preconditioner):
 
     def update(self, pc: PETSc.PC) -> None:
         matrix = pc.getOperators()[1]
-        self.blocks, self.schur_solver = blocks_of(matrix), None
+        self.blocks, self.schur_solver, self.is_solver = blocks_of(matrix), None, False
         if self.blocks is None:
             return  # a rank without steps on this level waits for the others only
         self.propagator = self._resolve(self.blocks)
@@ -124,7 +126,7 @@ class WathenPC(Preconditioner):
         if ksp.getNormType() == PETSc.KSP.NormType.NONE:  # else GMRES ends by a residual that nobody reads
             ksp.setConvergenceTest(_after_all_iterations)
         ksp.setUp()  # now, where a failure reaches all ranks
-        self.schur_solver = ksp
+        self.schur_solver, self.is_solver = ksp, self._solves_alone
         self._right, self._left = S.createVecs()
 
     def _resolve(self, blocks: KKTBlocks) -> str:
@@ -180,6 +182,7 @@ class WathenPC(Preconditioner):
         self.schur_solver.solve(self._right, self._left)
         if self.schur_solver.getConvergedReason() < 0:
             self.schur_solver.setTolerances(max_it=SCHUR_ITERATIONS)  # it does not fit: no more work than for others
+            self.is_solver = False
         lam = blocks.layout.rows(self._left)
         (u, z, p), _ = blocks.layout.kkt_fields(x)
         v, w, q = blocks.adjoint(lam)

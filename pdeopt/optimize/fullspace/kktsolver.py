@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
+from pdeopt.core.arrays import free_garbage
 from pdeopt.core.errors import InputError, SolveFailure, as_raised
 from pdeopt.core.monitor import logged
 from pdeopt.core.options import defaults
@@ -28,6 +29,7 @@ from pdeopt.kkt.operator import Hessian, KKTOperator
 from pdeopt.optimize.fullspace.kktchoice import PRECONDITIONERS, Choice, KKTSettings, stages
 from pdeopt.precond.direct import use_direct
 from pdeopt.precond.reduced import ReducedPC
+from pdeopt.precond.wathen import WathenPC
 
 #: Corrections after a solve whose residual, in the problem's norms, is still above the tolerance.
 MAX_REFINEMENTS = 5
@@ -139,6 +141,7 @@ class KKTSolver:
     def set_point(self, lin: Linearization, lam: PETSc.Vec | None = None, fixed: Tensor | None = None) -> None:
         """Move to a linearization, see `KKTOperator`; factors are renewed at the next solve."""
         self.operator.set_point(lin, lam, fixed)
+        free_garbage(self.problem.grid.comm)  # vectors of the last step, before the next ones come
         self._set_operators()
         if PETSc.Options(self.prefix).hasName("mat_view"):
             self._show_matrix()
@@ -235,6 +238,7 @@ class KKTSolver:
         for _ in range(1 + MAX_REFINEMENTS):
             if size <= target or left <= 0:
                 break
+            self._take_krylov()
             self._ksp.setTolerances(rtol=min(0.1, 0.5 * target / size), max_it=int(min(left, self._max_it)))
             self._correct(remainder, correction)
             left -= self._count()
@@ -246,10 +250,35 @@ class KKTSolver:
             if not (size < last or self.curves_down):  # also for NaN: what was there is better
                 solution.axpy(-1.0, correction) if math.isfinite(size) else solution.set(0.0)
                 size = self._remainder(rhs, solution, remainder)
-            if self.curves_down or not size < 0.9 * last:
+            if self.curves_down or not (size < 0.9 * last or self._needs_krylov):
                 break
         correction.destroy()
         return size
+
+    def _take_krylov(self) -> None:
+        """No Krylov method where one application of "wathen" solves the system, unless the options say which.
+
+        Flexible GMRES has ten vectors of all unknowns before it begins, and ten more after three iterations.
+        """
+        if self.way != "wathen" or PETSc.Options(self.prefix).hasName("ksp_type"):
+            return
+        with as_raised():
+            self._ksp.getPC().setUp()
+        kind = "preonly" if self._matched.is_solver else "fgmres"
+        if self._ksp.getType() != kind:
+            self._ksp.setType(kind)
+            self._ksp.setGMRESRestart(FLAT_RESTART)
+            self._ksp.setFromOptions()
+
+    @property
+    def _needs_krylov(self) -> bool:
+        """Whether a Krylov method is still to come, as "wathen" alone has failed."""
+        return self.way == "wathen" and self._ksp.getType() == "preonly" and not self._matched.is_solver
+
+    @property
+    def _matched(self) -> WathenPC:
+        context: WathenPC = self._ksp.getPC().getPythonContext()
+        return context
 
     def _remainder(self, rhs: PETSc.Vec, solution: PETSc.Vec, out: PETSc.Vec) -> float:
         """out = rhs - K solution, and its norm."""
@@ -288,9 +317,11 @@ class KKTSolver:
 
     def solve_blocks(self, g: PETSc.Vec, c: PETSc.Vec, rtol: float) -> tuple[PETSc.Vec, PETSc.Vec]:
         """The primal and the multiplier part of K s = [g | c]; see `solve`."""
-        solution = self.solve(self.problem.layout.join_kkt(g, c, self.problem.create_kkt()), rtol)
-        x, lam = self.problem.create_primal(), self.problem.create_multiplier()
-        self.problem.layout.split_kkt(solution, x, lam)
+        rhs = self.problem.layout.join_kkt(g, c, self.problem.create_kkt())
+        solution = self.solve(rhs, rtol)
+        with freed(rhs, solution):
+            x, lam = self.problem.create_primal(), self.problem.create_multiplier()
+            self.problem.layout.split_kkt(solution, x, lam)
         return x, lam
 
     def _correct(self, rhs: PETSc.Vec, out: PETSc.Vec) -> None:

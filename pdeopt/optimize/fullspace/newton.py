@@ -25,6 +25,7 @@ from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.errors import SolveFailure
 from pdeopt.core.monitor import History, Reason, Record
+from pdeopt.core.ranks import freed
 from pdeopt.kkt.operator import Hessian
 from pdeopt.optimize.fullspace.curvature import ITERATIONS_BEFORE, PRODUCTS, PRODUCTS_AFTER, curves_down
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
@@ -131,7 +132,9 @@ class NewtonKKT(FullSpaceMethod):
         dx, dlam = solver.solve_blocks(self._gradient, self.lin.residual, self._tolerance())
         dx.scale(-1.0)
         dlam.scale(-1.0)
-        return dx, dlam, dx.dot(solver.operator.apply_hessian(dx, dx.duplicate()))
+        image = dx.duplicate()
+        with freed(image):
+            return dx, dlam, dx.dot(solver.operator.apply_hessian(dx, image))
 
     def _tolerance(self) -> float:
         """A forcing term that keeps the convergence superlinear: 0.9 (|r_k| / |r_{k-1}|)^2.

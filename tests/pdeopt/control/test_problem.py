@@ -7,6 +7,7 @@ from pdeopt.control.objective import ControlCost, Objective, TerminalLoss, Track
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.errors import InputError
 from pdeopt.steps.timegrid import TimeGrid
+from tests.helpers import examples
 from tests.helpers.support import entries, random_design, relative
 
 
@@ -110,6 +111,13 @@ def test_what_is_no_initial_state(initial):
 def test_functions_that_hide_their_arguments_from_differentiation_are_named():
     with pytest.raises(InputError, match="residual: got a conversion to NumPy"):
         ControlProblem(Gives(of_numpy=True), ControlCost(1.0), GRID)
+
+
+def test_arguments_on_the_tape_need_no_derivative(monkeypatch):
+    asked = []
+    monkeypatch.setattr("pdeopt.control.problem.jvp", lambda function, *_: asked.append(function))
+    ControlProblem(examples.Heat(3, 0.1), ControlCost(1.0), GRID)  # forward mode loads 50 MB when first asked
+    assert len(asked) == 1  # of the price, which does not depend on the state
 
 
 @pytest.mark.parametrize("name", ["state_mass", "control_mass"])

@@ -196,6 +196,19 @@ def test_mumps_gets_more_room_where_its_guess_was_too_small(options):
     assert SQPSolver(problem).solve().converged
 
 
+@pytest.mark.parametrize(("limit", "method"), [(20, "preonly"), (1, "fgmres")])
+def test_where_one_application_of_wathen_solves_no_krylov_method_is_around_it(options, limit, method):
+    options(test_kkt_precond="wathen", test_kkt_wathen_ksp_max_it=limit)
+    problem = krylov.heat(12)
+    lin, lam = problem.at(problem.create_primal()), problem.create_multiplier()
+    solver, r = KKTSolver(RieszMetric(problem), "full", "test_"), krylov.newton_right_hand_side(problem)
+    K = Oracle(problem).kkt(torch.cat([entries(problem.create_primal()), entries(lam)]), "full")
+    solver.set_point(lin, lam)
+    assert relative(entries(solver.solve(r, 1e-9)), torch.linalg.solve(K, entries(r))) <= 1e-6
+    assert solver.ksp.getType() == method  # where conjugate gradients inside have failed, one takes over
+    solver.destroy()
+
+
 def test_the_direct_default_takes_one_iteration_a_solve():
     pc = PETSc.PC().create()
     pc.setOptionsPrefix("test_")
