@@ -238,7 +238,7 @@ class KKTSolver:
         for _ in range(1 + MAX_REFINEMENTS):
             if size <= target or left <= 0:
                 break
-            self._take_krylov()
+            is_alone = self._take_krylov()
             self._ksp.setTolerances(rtol=min(0.1, 0.5 * target / size), max_it=int(min(left, self._max_it)))
             self._correct(remainder, correction)
             left -= self._count()
@@ -250,35 +250,25 @@ class KKTSolver:
             if not (size < last or self.curves_down):  # also for NaN: what was there is better
                 solution.axpy(-1.0, correction) if math.isfinite(size) else solution.set(0.0)
                 size = self._remainder(rhs, solution, remainder)
-            if self.curves_down or not (size < 0.9 * last or self._needs_krylov):
+            if self.curves_down or not (size < 0.9 * last or (is_alone and not self._take_krylov())):
                 break
         correction.destroy()
         return size
 
-    def _take_krylov(self) -> None:
-        """No Krylov method where one application of "wathen" solves the system, unless the options say which.
-
-        Flexible GMRES has ten vectors of all unknowns before it begins, and ten more after three iterations.
-        """
-        if self.way != "wathen" or PETSc.Options(self.prefix).hasName("ksp_type"):
-            return
+    def _take_krylov(self) -> bool:
+        """Take flexible GMRES, which has ten vectors before it begins, around "wathen" only where one application is no
+        solve; returns whether it is one."""
+        context = self._context
+        if not isinstance(context, WathenPC) or PETSc.Options(self.prefix).hasName("ksp_type"):
+            return False
         with as_raised():
             self._ksp.getPC().setUp()
-        kind = "preonly" if self._matched.is_solver else "fgmres"
+        kind = "preonly" if context.is_solver else "fgmres"
         if self._ksp.getType() != kind:
             self._ksp.setType(kind)
             self._ksp.setGMRESRestart(FLAT_RESTART)
             self._ksp.setFromOptions()
-
-    @property
-    def _needs_krylov(self) -> bool:
-        """Whether a Krylov method is still to come, as "wathen" alone has failed."""
-        return self.way == "wathen" and self._ksp.getType() == "preonly" and not self._matched.is_solver
-
-    @property
-    def _matched(self) -> WathenPC:
-        context: WathenPC = self._ksp.getPC().getPythonContext()
-        return context
+        return context.is_solver
 
     def _remainder(self, rhs: PETSc.Vec, solution: PETSc.Vec, out: PETSc.Vec) -> float:
         """out = rhs - K solution, and its norm."""
@@ -301,11 +291,15 @@ class KKTSolver:
         return self._reduced is not None and self.operator.hessian == "design" and self.operator.fixed is None
 
     @property
+    def _context(self) -> Any:
+        """That of a preconditioner in Python; None for PETSc's own."""
+        pc = self._ksp.getPC()
+        return pc.getPythonContext() if pc.getType() == "python" else None
+
+    @property
     def _reduced(self) -> ReducedPC | None:
         """The context of the preconditioner, where that is "reduced"."""
-        pc = self._ksp.getPC()
-        context = pc.getPythonContext() if pc.getType() == "python" else None
-        return context if isinstance(context, ReducedPC) else None
+        return self._context if isinstance(self._context, ReducedPC) else None
 
     def _count(self) -> int:
         """Iterations of the last solve of the KSP, and its curvature."""
