@@ -31,6 +31,7 @@ ROOMS = {
         "optimize/descent": (1,),
         "optimize/squares": (1,),
         "optimize/splitting": (1,),
+        "optimize/solutions": (0,),
         "optimize": (0, 1),
     },
     "nn_adapters": {

@@ -21,6 +21,7 @@ ROOMS = {
         "pdeopt.optimize.descent",
         "pdeopt.optimize.squares",
         "pdeopt.optimize.splitting",
+        "pdeopt.optimize.solutions",
         "pdeopt.optimize",
     ],
     "nn_adapters": [

@@ -42,6 +42,18 @@ def test_the_pendulum_is_upright_though_it_hangs_at_a_stationary_point():
     assert r.problem.at(hanging).lagrangian_gradient(r.problem.solve_adjoint(r.problem.at(hanging))).norm() < 1e-12
 
 
+def test_sensitivities_predict_and_explain():
+    r = run("sensitivities")
+    assert r.dJ_dk.item() == pytest.approx(difference(lambda k: r.problem_of(k, r.u0), 1.0), rel=1e-6)
+    assert r.missed < 0.1 * r.miss and abs(r.k.item() - r.k_expert) < 1e-4
+
+
+def difference(problem_of, q, step=1e-4):
+    """The derivative of the optimal value by solutions at both sides."""
+    values = [po.solve(problem_of(q + size), opt_tol=1e-11).objective for size in (step, -step)]
+    return (values[0] - values[1]) / (2 * step)
+
+
 def test_van_der_pol_agrees_with_pontryagins_principle():
     r = run("van_der_pol")
     reference = pontryagin()

@@ -115,6 +115,22 @@ def receding_horizon(r: SimpleNamespace) -> None:
 
 
 @drawing
+def sensitivities(r: SimpleNamespace) -> None:
+    _, (left, right) = panels(2)
+    left.stairs(r.z, r.grid.times, baseline=None, color=REFERENCE, label="old control")
+    left.stairs(r.z_moved, r.grid.times, baseline=None, color=CONTROL, lw=2.5, alpha=0.5, label="from elsewhere")
+    left.stairs(r.predicted, r.grid.times, baseline=None, color="black", lw=0.9, label="predicted")
+    left.set(xlabel="time", title="control")
+    for k, color in ((1.0, REFERENCE), (r.k.item(), STATE)):
+        path = r.po.optimum(r.problem_of, r.torch.tensor(k, dtype=r.torch.float64), r.u0.detach()).state
+        right.plot(*path.T, color=color, label=f"$k = {k:.1f}$")
+    right.plot(*r.seen[::4].T, "k.", label="expert")
+    right.set(xlabel="$x$", title="$y$ over $x$")
+    for ax in (left, right):
+        ax.legend(frameon=False)
+
+
+@drawing
 def inverse_problem(r: SimpleNamespace) -> None:
     _, (left, right) = panels(2)
     left.stairs(r.k_true, np.linspace(0, 1, len(r.k) + 1), baseline=None, color=REFERENCE, lw=1.8, label="true")

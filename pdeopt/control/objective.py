@@ -207,7 +207,8 @@ class Tracking(Objective):
     Args:
         target: d for all nodes 0..N, shape (N + 1, k); or for all times alike, shape (k,); or a function of the times,
             (batch,) -> (batch, k), which also serves coarser grids. Masked entries (of numpy.ma) were not measured:
-            they and their rows and columns of M are left out.
+            they and their rows and columns of M are left out. A tensor that requires gradients is not copied: it is a
+            parameter of `Sensitivity`.
         mass: M, (k, k), sparse or dense, symmetric positive semidefinite; None for the identity.
         observe: B: the numbers of the k components of u that are tracked, a mask or a slice of them, or a matrix
             (k, n), sparse or dense, a row a sensor; None for all components, k = n.
@@ -306,7 +307,7 @@ class ControlCost(Objective):
     """sum_k dt_k alpha/2 |z_k|_Q^2: the price of control, constant on each step.
 
     Args:
-        control_weight: alpha > 0.
+        control_weight: alpha > 0; a tensor that requires gradients is a parameter of `Sensitivity`.
         mass: Q, (m, m), sparse or dense, symmetric positive definite; None for the identity.
 
     Raises:
@@ -315,15 +316,16 @@ class ControlCost(Objective):
 
     is_convex = True
 
-    def __init__(self, control_weight: float, mass: Mass = None) -> None:
+    def __init__(self, control_weight: float | Tensor, mass: Mass = None) -> None:
         self.control_weight = real_number(control_weight, "control_weight", "a finite number > 0", above=0.0)
+        self._price = control_weight if isinstance(control_weight, Tensor) else self.control_weight
         self.mass = None if mass is None else StepMatrix.form(mass, None, "mass of ControlCost")
 
     def check(self, n: int, m: int, grid: TimeGrid) -> None:
         StepMatrix.form(self.mass, m, "mass of ControlCost")
 
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
-        return 0.5 * self.control_weight * steps.dt * (z * self._mass(z)).sum(-1)
+        return 0.5 * self._price * steps.dt * (z * self._mass(z)).sum(-1)
 
     def gradient(self, u: Tensor, z: Tensor, steps: Steps) -> Rows:
         return (torch.zeros_like(u), self.control_weight * steps.dt[:, None] * self._mass(z), torch.zeros_like(steps.p))

@@ -236,23 +236,29 @@ class StateFunction:
     """p -> u_0 of a user as rows of double precision; one of NumPy or lists where it does not depend on p.
 
     Args:
-        given: (param_dim,) -> (n,), or u_0 itself, which is copied.
+        given: (param_dim,) -> (n,), or u_0 itself, which is copied unless it is a tensor that requires gradients.
         n: unknowns of a state.
     """
 
     def __init__(self, given: Any, n: int) -> None:
-        u0 = None if callable(given) else real_array(given, "initial_state")
-        self.function: Callable[[Tensor], Any] = given if u0 is None else lambda p: u0
+        is_parameter = isinstance(given, Tensor) and given.requires_grad
+        u0 = given if is_parameter or callable(given) else real_array(given, "initial_state")
+        self.function: Callable[[Tensor], Any] = given if callable(given) else lambda p: u0
         self.n = n
 
     def __call__(self, p: Tensor) -> Tensor:
         """u_0, (n,). Raises `InputError` for another shape or no real numbers."""
+        u0 = self.recorded(p)
+        return u0 if len(p) else u0.detach()
+
+    def recorded(self, p: Tensor) -> Tensor:
+        """The same with the graph of what the user computed it from."""
         u0 = self.function(p)
         if not isinstance(u0, Tensor) or u0.is_complex():
             u0 = torch.from_numpy(np.ma.filled(real_array(u0, "initial_state(p)"), np.nan))  # type: ignore[no-untyped-call]
         if tuple(u0.shape) != (self.n,):
             raise InputError("initial_state(p)", f"shape {tuple(u0.shape)}", f"shape ({self.n},)")
-        return u0.to(torch.float64) if len(p) else u0.detach().to(torch.float64)
+        return u0.to(torch.float64)
 
 
 def _require_memory(problem: ControlProblem, numbers: int) -> None:

@@ -2,6 +2,7 @@
 from pdeopt.optimize.coarse_time import time_hierarchy as time_hierarchy, with_coarse_space as with_coarse_space
 from pdeopt.optimize.choice import SolveSettings as SolveSettings, solve as solve
 from pdeopt.optimize.horizon import shifted as shifted
+from pdeopt.optimize.differentiable import optimum as optimum
 
 # SciPy's way.
 from pdeopt.optimize.minimization import minimize as minimize

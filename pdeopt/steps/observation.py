@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.arrays import Array, real_array
-from pdeopt.core.autodiff import constant
+from pdeopt.core.autodiff import constant, is_transformed
 from pdeopt.core.errors import InputError
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.sparsity import Sparsity
@@ -161,6 +161,8 @@ class Measurements:
             self.target = target
         else:
             self.target, self.kept = _entries(real_array(target, "target"))
+            if isinstance(target, Tensor) and target.requires_grad:
+                self.target = target.to(torch.float64)
             if self.target.ndim not in (1, 2):
                 legal = "shape (N + 1, k), (k,) or a function of time"
                 raise InputError("target", f"shape {tuple(self.target.shape)}", legal)
@@ -277,7 +279,10 @@ class Measurements:
         return kept
 
     def _evaluate(self, steps: Steps, k: int, is_measured: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        values = constant(self.target, steps.t_new)  # type: ignore[arg-type]
+        is_recorded = (
+            torch.is_grad_enabled() and not is_transformed()
+        )  # for derivatives by what the function is made of
+        values = self.target(steps.t_new) if is_recorded else constant(self.target, steps.t_new)  # type: ignore[arg-type, operator]
         kept = None
         if not isinstance(values, Tensor) or values.is_complex():
             array = real_array(values, "target(t)")
@@ -286,7 +291,7 @@ class Measurements:
             kept = torch.from_numpy(1.0 - missing) if missing.any() else None
         if values.shape != (len(steps), k):
             raise InputError("target(t)", f"shape {tuple(values.shape)}", f"finite, shape ({len(steps)}, {k})")
-        values = values.detach().to(torch.float64)  # by torch alone: derivatives may be under way
+        values = (values if is_recorded else values.detach()).to(torch.float64)  # by torch alone, for derivatives
         if is_measured is not None:
             values = torch.where(is_measured[:, None], values, 0.0)
         if not values.isfinite().all():

@@ -117,7 +117,7 @@ class InteriorPoint(FullSpaceMethod):
         self.problem, self.x, self.lam, self.rows = problem, x, lam, inequalities
         self.settings, self.tol, self.rtol = settings or InteriorSettings(), tol, rtol
         self.metric, self.lin = RieszMetric(problem), problem.at(x)
-        self._words: dict[str, Any] = {"outer": outer, "precond": _precond(problem, inequalities), "kkt": kkt}
+        self._words: dict[str, Any] = {"outer": outer, "precond": suited(problem, inequalities), "kkt": kkt}
         words = {"rtol": rtol, **self._words}
         self._barrier = Barrier(self.metric, inequalities, tol)
         self._feasible = Feasibility(inequalities, x, lam, tol, words)
@@ -311,7 +311,7 @@ def _take(method: InteriorPoint, point: Iterate) -> None:
     method.lin, method.point = point.lin, point._replace(x=method.x, lam=method.lam)
 
 
-def _precond(problem: ControlProblem, rows: Inequalities) -> str:
+def suited(problem: ControlProblem, rows: Inequalities) -> str:
     """Factors, or for large systems of which blocks show all of the Hessian, iterations with a matched complement.
 
     Conjugate gradients on the reduced Hessian do not stand the spread of sigma.

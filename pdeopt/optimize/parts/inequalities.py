@@ -25,6 +25,7 @@ from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import Array, real_array
 from pdeopt.core.errors import InputError
 from pdeopt.optimize.parts.pathterms import BoundGroup, Excess, Group, InequalityTerm, PathConstraint, PathGroup
+from pdeopt.steps.timegrid import Steps
 
 #: A number; values of the components; rows of this rank, one a step; or a function of the times. None for no bound.
 Limit = Any
@@ -41,6 +42,7 @@ class InequalityReport:
         violation: the largest c, at least 0.
         active: how many entries are active.
         step, time, component: where the multiplier is largest: 1..N, t_i, 0..k-1.
+        slack: s > 0 with c + s = 0, (n_local, k).
     """
 
     name: str
@@ -51,10 +53,11 @@ class InequalityReport:
     step: int
     time: float
     component: int
+    slack: Tensor
 
     def as_row(self) -> dict[str, Any]:
-        """All but the density, as values of JSON."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "density"}
+        """All but rows of tensors, as values of JSON."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("density", "slack")}
 
 
 class Inequalities:
@@ -103,8 +106,8 @@ class Inequalities:
         if not self.groups:
             raise InputError("inequalities", "none", "lower | upper | state_lower | state_upper | path")
         self._sizes = [group.size for group in self.groups]
-        start = problem.constant_state(problem.create_design())
-        c = self._raw(problem.at(problem.join(start, problem.create_design())))
+        start = problem.at(problem.join(problem.constant_state(problem.create_design()), problem.create_design()))
+        c = self.at(start.u, start.z_step, start.steps)
         self.kept = c > -math.inf
         if not problem.grid.sum(self.kept.any().double()) > 0:
             raise InputError("inequalities", "bounds that are all infinite", "a finite one")
@@ -134,12 +137,13 @@ class Inequalities:
             if given is not None:
                 self.groups.append(BoundGroup(problem, f"{what}_{end}", field, limit, other))
 
-    def _raw(self, lin: Linearization) -> Tensor:
-        return torch.cat([group.value(lin.u, lin.z_step, lin.steps) for group in self.groups], dim=1)
+    def at(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
+        """c at states and controls of the steps of this rank, -inf where that asks for nothing."""
+        return torch.cat([group.value(u, z, steps) for group in self.groups], dim=1)
 
     def value(self, lin: Linearization) -> Tensor:
         """c at a linearization."""
-        return torch.where(self.kept, self._raw(lin), -1.0)
+        return torch.where(self.kept, self.at(lin.u, lin.z_step, lin.steps), -1.0)
 
     def jvp(self, lin: Linearization, dx: PETSc.Vec) -> Tensor:
         """c' dx."""
@@ -202,8 +206,9 @@ class Inequalities:
     def reports(self, c: Tensor, s: Tensor, nu: Tensor) -> dict[str, InequalityReport]:
         """What values, slacks and multipliers say about each group, by its name."""
         grid, found = self.problem.grid, dict[str, InequalityReport]()
-        parts = (rows.split(self._sizes, dim=1) for rows in (c, s / self.scale, nu, self.weight, self.kept))
-        for group, g_c, g_s, g_nu, w, kept in zip(self.groups, *parts):
+        rows = (c, s / self.scale, self.scale, nu, self.weight, self.kept)
+        parts = (each.split(self._sizes, dim=1) for each in rows)
+        for group, g_c, g_s, g_scale, g_nu, w, kept in zip(self.groups, *parts):
             _, step, time, component = self.where(nu, group)
             largest = max(float(grid.max((kept * g_nu).max())), 1e-300)
             found[group.name] = InequalityReport(
@@ -215,6 +220,7 @@ class Inequalities:
                 step=step,
                 time=time,
                 component=component,
+                slack=g_s * g_scale,
             )
         return found
 
