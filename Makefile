@@ -34,13 +34,16 @@ python = PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python
 run = $(call python,.venv) -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-modern stress bench reference lint docs clean distclean
+.PHONY: help setup setup-fenicsx demo test test-all test-modern stress bench reference lint docs clean distclean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
 setup:  ## install what is missing, into .venv
 	@.ci/setup.sh
+
+setup-fenicsx: setup  ## install DOLFINx, for weak forms in UFL, beside .venv's PETSc
+	@.ci/fenicsx.sh
 
 demo: setup  ## solve the main problem, with a plot and a summary in build/
 	@mkdir -p build

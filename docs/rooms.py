@@ -23,6 +23,7 @@ ROOMS = {
         "functions": (1,),
         "squares": (1,),
         "control": (0,),
+        "space": (1,),
         "kkt": (0,),
         "precond": (0,),
         "lowrank": (1,),

@@ -1,0 +1,2 @@
+from pdeopt.space.forms import FormConstraint as FormConstraint
+from pdeopt.space.fenicsx import function_space as function_space
