@@ -49,7 +49,7 @@ def require_arguments(F: Any, u_new: Any, u_old: Any, z: Any, dt: Any, t: Any, p
 
 
 def require_dependence(forms: FormDerivatives, z: Any, initial: Any) -> None:
-    """Raise `InputError` for arguments that F does not depend on: the usual misprints, which would change the problem."""
+    """Raise `InputError` for arguments that F does not depend on: slips that would change the problem."""
     at = forms.point
     split = "of mixed functions the parts by ufl.split, which F is differentiated by"
     if forms.A.is_zero:

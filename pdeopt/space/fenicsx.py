@@ -32,7 +32,8 @@ def packages() -> SimpleNamespace:
         from ufl.algorithms import estimate_total_polynomial_degree, expand_derivatives
         from ufl.algorithms.apply_integral_scaling import apply_integral_scaling
     except ImportError as error:
-        raise InputError("weak forms", f"no DOLFINx ({error})", "DOLFINx 0.5, or 0.9 and later: make setup-fenicsx")
+        legal = "DOLFINx 0.5, or 0.9 and later: make setup-fenicsx"
+        raise InputError("weak forms", f"no DOLFINx ({error})", legal) from None
     return SimpleNamespace(
         fem=dolfinx.fem,
         ufl=ufl,

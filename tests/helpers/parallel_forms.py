@@ -4,7 +4,10 @@ import torch
 from mpi4py import MPI
 
 import pdeopt as po
-from tests.helpers.forms import Functions, burgers, create_interval, dx, tracking
+from tests.helpers.forms import Functions, burgers, tracking
+
+from dolfinx.mesh import create_interval  # isort: skip (after the cache is chosen)
+from ufl import dx  # isort: skip
 
 constraint, _ = burgers(32)
 u0 = constraint.initial_state(torch.empty(0, dtype=torch.float64))
