@@ -56,6 +56,8 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     names = {"__name__": "example"}
     text = (ROOT / page).read_text()
     for match in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        if "dolfinx" in match[1]:  # tests/pdeopt/space runs it, where DOLFINx is installed
+            continue
         line = text[: match.start()].count("\n") + 1
         exec(compile("\n" * line + match[1], os.fspath(ROOT / page), "exec"), names)
 

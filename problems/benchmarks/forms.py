@@ -17,14 +17,14 @@ REPEATS = 5
 
 
 def heat_form() -> po.ControlProblem:
-    from problems.shared import weak_forms
+    from problems.benchmarks import weak_forms
 
     constraint, on = weak_forms.heat(60, 20)
     return problem(constraint, weak_forms.bump(on.points(constraint)), 1e-3, 64)
 
 
 def burgers_form() -> po.ControlProblem:
-    from problems.shared import weak_forms
+    from problems.benchmarks import weak_forms
 
     constraint, on = weak_forms.burgers(128)
     return problem(constraint, constraint.coefficients(lambda x: 1.0 * (x[0] <= 0.5), on.u), 0.05, 256)

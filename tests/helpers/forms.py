@@ -27,7 +27,7 @@ def import_with_cache():
 
 import_with_cache()
 
-from problems.shared.weak_forms import Functions, bump, burgers, heat, interval, klein_gordon  # noqa: E402, F401
+from problems.benchmarks.weak_forms import Functions, bump, burgers, heat, interval, klein_gordon  # noqa: E402, F401
 
 
 def tracking(constraint, target, alpha, nt, T=1.0, comm=None, **others):

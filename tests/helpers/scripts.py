@@ -42,6 +42,9 @@ SMALL = {
     "box_init": ["-seeds", "1", "-depth", "2"],
 }
 
+#: Short programs of a user's kind, without options of their own.
+PROGRAMS = {"reaction_diffusion_forms"}
+
 
 def options_of(script):
     return import_module(f"problems.{script}").OPTIONS
