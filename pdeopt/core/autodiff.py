@@ -33,7 +33,13 @@ _forward = threading.RLock()
 def jvp(function: Callable[..., T], point: tuple[Tensor, ...], direction: tuple[Tensor, ...]) -> T:
     """f'(point) direction, forward mode; in the shape of what f returns."""
     with _forward:
-        return cast(T, torch.func.jvp(function, point, direction)[1])
+        return cast(T, torch.func.jvp(function, tuple(map(_alone, point)), direction)[1])
+
+
+def _alone(x: Tensor) -> Tensor:
+    """x in memory of its own: PyTorch lays out tangents as the tensor is laid out, in zeros for all of its storage, and
+    refuses those whose entries share it."""
+    return x.clone(memory_format=torch.contiguous_format) if x._is_view() or not x.is_contiguous() else x
 
 
 def vjp(function: Callable[..., Tensor], point: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Tensor, ...]:

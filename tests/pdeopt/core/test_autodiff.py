@@ -7,6 +7,7 @@ import torch
 
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.reduced import ReducedObjective
+from pdeopt.core.autodiff import columns, jvp
 from pdeopt.optimize.choice import solve
 from pdeopt.steps.timegrid import TimeGrid
 from tests.helpers import examples
@@ -82,3 +83,26 @@ def test_threads_take_turns(expected):
     for thread in threads:
         thread.join()
     assert found == [expected] * 3
+
+
+def test_rows_that_share_memory_are_differentiated_in_memory_of_their_own():
+    """PyTorch refuses such points under a vectorized product, and lays out tangents of a part like the whole."""
+    laid_out = []
+
+    def cube(x):
+        laid_out.append(x)
+        return x**3
+
+    u = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    for point in (u.expand(3, -1), torch.cat([u.expand(3, -1), torch.zeros(1000, 2, dtype=torch.float64)])[:3]):
+        found = columns(lambda d, x=point: jvp(cube, (x,), (d.expand(3, -1),)), torch.eye(2, dtype=torch.float64))
+        assert torch.equal(found[:, 0], torch.diag(3 * u**2))
+        own = unwrapped(laid_out[-1])
+        assert own.untyped_storage().nbytes() == own.numel() * own.element_size()
+
+
+def unwrapped(x):
+    """The tensor behind those of transforms."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
