@@ -336,8 +336,8 @@ def _require_look_back(problem: ControlProblem, u0: Tensor) -> None:
 def _require_torch(what: str, function: Callable[..., Tensor], arguments: tuple[Any, ...]) -> None:
     """Raise `InputError` where NumPy stands between the arguments and the result, so that nothing can differentiate.
 
-    Where the tape of PyTorch shows that the result depends on an argument, nothing does; else a derivative tells, for
-    which PyTorch loads much that a problem with derivatives of its own never needs.
+    Where the tape of PyTorch shows that the result depends on an argument, or its values show that it does not, nothing
+    does; else a derivative tells, for which PyTorch loads much that a problem with derivatives of its own never needs.
     """
     *fields, steps = arguments
     try:
@@ -347,9 +347,10 @@ def _require_torch(what: str, function: Callable[..., Tensor], arguments: tuple[
                 return function(*before, y, *after, steps)
 
             with torch.enable_grad():  # parameters of a module, which count as constants, may be on the tape as well
-                is_on_tape = of_one(x.detach().clone().requires_grad_()).requires_grad
-                is_on_tape = is_on_tape and not of_one(x).requires_grad
-            if not is_on_tape:
+                found, plain = of_one(x.detach().clone().requires_grad_()), of_one(x)
+            elsewhere = torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).reshape(x.shape)
+            is_on_tape = found.requires_grad and not plain.requires_grad
+            if not (is_on_tape or torch.equal(plain, of_one(elsewhere))):
                 jvp(of_one, (x,), (torch.ones_like(x),))
     except RuntimeError as error:
         if "numpy" in str(error) or "data pointer" in str(error):  # of a tensor that is being differentiated
