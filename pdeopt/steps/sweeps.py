@@ -35,8 +35,9 @@ LIKE_ENTRIES, UNLIKE_ENTRIES = 1 << 15, 1 << 18
 #: Unknowns of the chunks whose right-hand sides and solutions stand in one array: so few that it stays there, too.
 GATHERED = 1 << 14
 
-#: As many sweeps with matrices of which there are many, as of Newton's method, write their values into shared memory.
-FEW_SWEEPS = 4
+#: Matrices of which there are many, as of Newton's method, write their values into memory that they share, that of so
+#: many chunks for a layout, until others have taken it from them by turns so many times.
+SHARED_CHUNKS, FEW_TURNS = 4, 2
 
 NUMBERS = count()
 
@@ -82,7 +83,7 @@ class TriangleLayout:
         rows, cols, source = (np.concatenate(each) for each in zip(*parts))
         self._forward = self._sorted(rows, cols, source)
         self._entries = rows, cols, source
-        self._shared: dict[bool, tuple[PETSc.Mat, Array, object]] = {}
+        self._shared: dict[tuple[bool, int], tuple[PETSc.Mat, Array, object]] = {}
         self._owned = destroyed_with(self, [])
 
     @cached_property
@@ -99,17 +100,19 @@ class TriangleLayout:
         """The triangle, or its transpose, a new one."""
         return self._create(values, transpose)[0]
 
-    def shared(self, owner: object, values: Callable[[], Array], transpose: bool) -> PETSc.Mat:
-        """The triangle, or its transpose, in a matrix that others use, too: their values in it are written over."""
-        if transpose not in self._shared:
-            self._shared[transpose] = (*self._create(values(), transpose), owner)
-            self._owned.append(self._shared[transpose][0])
-        matrix, entries, last = self._shared[transpose]
+    def shared(self, owner: object, place: int, values: Callable[[], Array], transpose: bool) -> tuple[PETSc.Mat, bool]:
+        """The triangle, or its transpose, in one of the matrices that others use, too; and whether it was written."""
+        key = transpose, place
+        if key not in self._shared:
+            self._shared[key] = (*self._create(values(), transpose), owner)
+            self._owned.append(self._shared[key][0])
+            return self._shared[key][0], True
+        matrix, entries, last = self._shared[key]
         if last != owner:
             np.take(values(), (self._backward if transpose else self._forward)[2], out=entries)
             matrix.assemble()  # PETSc keeps inverses of the diagonal
-            self._shared[transpose] = matrix, entries, owner
-        return matrix
+            self._shared[key] = matrix, entries, owner
+        return matrix, last != owner
 
     def _create(self, values: Array, transpose: bool) -> tuple[PETSc.Mat, Array]:
         """On the memory of new entries and of this layout's indices."""
@@ -165,9 +168,9 @@ class BandTriangles:
         """That of some steps, a new one."""
         return self._layout(steps).matrix(self._values(steps), transpose)
 
-    def shared(self, owner: object, steps: slice, transpose: bool) -> PETSc.Mat:
-        """That of some steps, until another owner asks for one."""
-        return self._layout(steps).shared((owner, steps.start), lambda: self._values(steps), transpose)
+    def shared(self, owner: int, place: int, steps: slice, transpose: bool) -> tuple[PETSc.Mat, bool]:
+        """That of some steps, until another owner asks for one at this place; and whether it was written."""
+        return self._layout(steps).shared((owner, steps.start), place, lambda: self._values(steps), transpose)
 
     def _layout(self, steps: slice) -> TriangleLayout:
         return band_layout(self._A.sparsity, self._B.sparsity, steps.stop - steps.start, self._A.is_constant)
@@ -252,7 +255,8 @@ class Substitution:
         self._chunks = [chunk for run in self._runs for chunk in run]
         self._matrices: dict[tuple[int, int, bool], PETSc.Mat] = {}
         self._work, self._owned = dict[tuple[int, ...], Work](), destroyed_with(self, [])
-        self._number, self._calls, self._few = next(NUMBERS), 0, FEW_SWEEPS * len(self._chunks)
+        self._number, self._writes = next(NUMBERS), 0
+        self._most_writes = 0 if self._alike else 2 * FEW_TURNS * len(self._chunks)
 
     @cached_property
     def _orders(self) -> tuple[Order, Order, Order, Order]:
@@ -301,9 +305,11 @@ class Substitution:
         length = chunk.end - chunk.begin
         key, steps = (0 if self._alike else chunk.begin, length, transpose), slice(chunk.begin, chunk.end)
         if key not in self._matrices:
-            self._calls += 1
-            if not self._alike and isinstance(self._triangles, BandTriangles) and self._calls <= self._few:
-                return self._triangles.shared(self._number, steps, transpose)
+            if self._writes < self._most_writes and isinstance(self._triangles, BandTriangles):
+                place = chunk.begin // length % SHARED_CHUNKS
+                matrix, is_written = self._triangles.shared(self._number, place, steps, transpose)
+                self._writes += is_written
+                return matrix
             self._matrices[key] = self._triangles.matrix(steps, transpose)
             self._owned.append(self._matrices[key])
         return self._matrices[key]

@@ -102,7 +102,7 @@ def test_sweeps_share_memory_and_not_values():
     B, r = random_steps(Sparsity.banded(6), 1, seed=5), randn(4, 6)
     matrices = [random_steps(Sparsity.banded(6), 4, seed, shift=4.0) for seed in range(2)]
     sweeps = [Substitution(A, B, 4) for A in matrices]
-    for _ in range(room.FEW_SWEEPS):  # by turns; in the end each has its own
+    for _ in range(room.FEW_TURNS + 1):  # in the end each has its own
         for A, each in zip(matrices, sweeps):
             assert_solves(each, A, B, 4)
     assert all(each._matrices for each in sweeps) and not torch.equal(*(each.forward(r) for each in sweeps))
