@@ -27,10 +27,6 @@ from pdeopt.steps.timegrid import TimeGrid
 #: Hessian products, a sweep forward and one backward in time each, and the part of an eigenvalue that is rounding.
 PRODUCTS, ROUNDING = 12, 1e-10
 
-#: Products after conjugate gradients, which are Lanczos' method, took so many iterations from the gradient and met no
-#: such direction: a few from a random start look where a symmetric gradient does not point.
-PRODUCTS_AFTER, ITERATIONS_BEFORE = 4, 8
-
 #: What a solver says that ends at such a point.
 NO_MINIMUM = (
     "a stationary point, but no minimum: J curves down from it; start elsewhere, or let -sqp_type auto find a way down"
@@ -98,7 +94,7 @@ def way_down(
         the direction of this rank, (design_size,), whose length times `metric.root()` is one; None where none is
         found, or the state Jacobian is singular.
     """
-    if metric.problem.objective.is_convex and not _has_curvature(lin, lam):
+    if products <= 0 or (metric.problem.objective.is_convex and not _has_curvature(lin, lam)):
         return None
     problem, D, rows = metric.problem, copy(metric.root()), metric.problem.layout.rows(lam)
     free = torch.ones_like(D) if fixed is None else (~fixed).double()

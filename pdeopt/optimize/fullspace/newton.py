@@ -27,7 +27,7 @@ from pdeopt.core.errors import SolveFailure
 from pdeopt.core.monitor import History, Reason, Record
 from pdeopt.core.ranks import freed
 from pdeopt.kkt.operator import Hessian
-from pdeopt.optimize.fullspace.curvature import ITERATIONS_BEFORE, PRODUCTS, PRODUCTS_AFTER, curves_down
+from pdeopt.optimize.fullspace.curvature import PRODUCTS, curves_down
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.optimize.fullspace.merit import Merit, Point
 from pdeopt.optimize.fullspace.method import FullSpaceMethod
@@ -190,7 +190,10 @@ class NewtonKKT(FullSpaceMethod):
         return Reason.ITERATING
 
     def curves_down(self, history: History) -> bool:
-        """By the inertia of factors: of the last step's, or where these are missing or suspect, of new ones here."""
+        """By the inertia of factors: of the last step's, or where these are missing or suspect, of new ones here.
+
+        Conjugate gradients on the reduced Hessian are Lanczos' method: those of the last step count as its products.
+        """
         solver = self._solver("full")
         if solver.descents() == 0:
             return False
@@ -200,9 +203,8 @@ class NewtonKKT(FullSpaceMethod):
         descents = solver.descents()
         if descents is not None:
             return descents > 0
-        is_known = solver.way == "reduced" and self._krylov >= ITERATIONS_BEFORE
-        products = PRODUCTS_AFTER if is_known else PRODUCTS
-        return curves_down(self.metric, self.lin, self.lam, self._held(), products)
+        done = self._krylov if solver.way == "reduced" else 0
+        return curves_down(self.metric, self.lin, self.lam, self._held(), PRODUCTS - done)
 
     def _held(self) -> Tensor | None:
         """Which design variables do not move, see `KKTOperator.set_point`. Collective."""
