@@ -18,6 +18,7 @@ from pdeopt.control.propagator import Propagator
 from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.arrays import assign
 from pdeopt.core.autodiff import gradient, jvp, vjp
+from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.linear_mgrit import EXACT_RTOL
 from pdeopt.steps.timegrid import Steps
 from pdeopt.steps.vectorlayout import Fields, VectorLayout
@@ -131,7 +132,7 @@ class Linearization:
         other = copy_of(self)
         other.jacobian = self.jacobian
         other.objective = objective
-        for name in ("value", "gradient_fields", "gradient"):
+        for name in ("value", "gradient_fields", "gradient", "objective_blocks"):
             other.__dict__.pop(name, None)
         return other
 
@@ -164,6 +165,11 @@ class Linearization:
         if self._starts_at_p:
             p = p + self.initial.gradient(self.p)
         return u, self.controls.adjoint(z), self.grid.sum(p)
+
+    @cached_property
+    def objective_blocks(self) -> tuple[InnerProduct, InnerProduct]:
+        """The state and the control block of each step's Hessian of J, see `Objective.hessian_blocks`."""
+        return self.objective.hessian_blocks(self.u, self.z_step, self.steps)
 
     @cached_property
     def gradient(self) -> PETSc.Vec:
@@ -206,7 +212,11 @@ class Linearization:
     def hvp_fields(self, lam: Tensor | None, du: Tensor, dz: Tensor, dp: Tensor) -> Fields:
         """L'' times rows du (n_local, n), flat controls dz and dp, with rows of the multiplier; see `hvp`."""
         dz = self.controls(dz)
-        h_u, h_z, h_p = self.objective.hvp(self.u, self.z_step, self.steps, du, dz, dp)
+        if self.objective.is_quadratic:
+            state, control = self.objective_blocks
+            h_u, h_z, h_p = state.multiply(du), control.multiply(dz), torch.zeros_like(dp)
+        else:
+            h_u, h_z, h_p = self.objective.hvp(self.u, self.z_step, self.steps, du, dz, dp)
         if lam is not None:
             w_old, w_new, w_z, w_p = self.jacobian.hvp(lam, self.old_direction(du, dp), du, dz, dp)
             following, first = self.grid.shift_adjoint(w_old)

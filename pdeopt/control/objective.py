@@ -47,9 +47,16 @@ class Objective(ABC):
 
     Attributes:
         is_convex: whether it is known to be convex in states and controls; a subclass may say so.
+        is_quadratic: whether the Hessian is known to be that of `hessian_blocks`, the same at all points. A class that
+            derives from one of these and overrides `value` or `hvp` says so anew.
     """
 
     is_convex: bool = False
+    is_quadratic: bool = False
+
+    def __init_subclass__(cls) -> None:
+        if {"value", "hvp"} & vars(cls).keys() and "is_quadratic" not in vars(cls):
+            cls.is_quadratic = False
 
     @abstractmethod
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
@@ -171,6 +178,7 @@ class Sum(Objective):
         for term in terms:
             self.terms += term.terms if isinstance(term, Sum) else [term]
         self.is_convex = all(term.is_convex for term in self.terms)
+        self.is_quadratic = all(term.is_quadratic for term in self.terms)
 
     def check(self, n: int, m: int, grid: TimeGrid) -> None:
         for term in self.terms:
@@ -227,7 +235,7 @@ class Tracking(Objective):
         >>> misfit = Tracking(np.ma.masked_invalid(data), observe=B, times=[0.1, 0.2, 0.5], weight=1.0)
     """
 
-    is_convex = True
+    is_convex = is_quadratic = True
 
     def __init__(
         self, target: Target, mass: Mass = None, observe: Any = None, times: Any = None, weight: Any = None
@@ -314,7 +322,7 @@ class ControlCost(Objective):
         InputError: a weight that is not a finite number > 0; a mass that is no form.
     """
 
-    is_convex = True
+    is_convex = is_quadratic = True
 
     def __init__(self, control_weight: float | Tensor, mass: Mass = None) -> None:
         self.control_weight = real_number(control_weight, "control_weight", "a finite number > 0", above=0.0)

@@ -93,7 +93,7 @@ class KKTBlocks:
         W_pp = metric.parameters.multiply(torch.eye(problem.param_dim, dtype=torch.float64))
         is_exact = operator.hessian != "design"
         if not operator.is_metric:
-            state, control = lin.objective.hessian_blocks(lin.u, lin.z_step, lin.steps)
+            state, control = lin.objective_blocks
             seen = _seen(problem.grid, state, metric.state, _control_price(operator, control))
             state, is_exact = seen.agreed(problem.grid), seen is state
             control = control.agreed(problem.grid)
@@ -224,7 +224,7 @@ def sees_all_states(operator: KKTOperator) -> bool:
     problem, lin = operator.problem, operator.lin
     if operator.is_metric:
         return operator.hessian != "design"
-    state, _ = lin.objective.hessian_blocks(lin.u, lin.z_step, lin.steps)
+    state, _ = lin.objective_blocks
     return not float(problem.grid.max(state.zero_rows().any().double()))
 
 

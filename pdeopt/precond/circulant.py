@@ -118,7 +118,7 @@ def _parts(operator: KKTOperator, blocks: KKTBlocks) -> tuple[sp.csc_matrix, sp.
     grid, lin = blocks.grid, operator.lin
     state = operator.metric.state
     if not operator.is_metric:  # without the small weights of what is not observed
-        state, _ = lin.objective.hessian_blocks(lin.u, lin.z_step, lin.steps)
+        state, _ = lin.objective_blocks
         state = state.agreed(grid)
     A, B, C, W, Q = (
         mean(grid, part) for part in (blocks.A, blocks.B, blocks.C, state.spread(), blocks.control.spread())

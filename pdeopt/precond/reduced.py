@@ -265,7 +265,7 @@ def _control_form(operator: KKTOperator) -> DesignForm:
     problem, lin = operator.problem, operator.lin
     if operator.is_metric:
         return operator.metric.design
-    _, control = lin.objective.hessian_blocks(lin.u, lin.z_step, lin.steps)
+    _, control = lin.objective_blocks
     control = control.agreed(problem.grid)
     has_price = not float(problem.grid.max(control.zero_rows().any().double()))
     return DesignForm(problem, control) if has_price else operator.metric.design
