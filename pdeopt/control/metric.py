@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from petsc4py import PETSc
@@ -109,6 +110,7 @@ class RieszMetric:
         self.state, self.control = InnerProduct(dt, self.state_mass), InnerProduct(dt, self.control_mass)
         self.design = DesignForm(problem, self.control)
         self.parameters = InnerProduct(torch.ones(1, dtype=torch.float64), self.param_mass)
+        self._feasibilities: WeakKeyDictionary[Linearization, float] = WeakKeyDictionary()
 
     def primal(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = R x: from x to the layout of gradients."""
@@ -166,10 +168,15 @@ class RieszMetric:
         """|c| of a constraint residual."""
         return _norm(self.residual_inverse, c)
 
+    def feasibility(self, lin: Linearization) -> float:
+        """|F| at a linearization, found once."""
+        if lin not in self._feasibilities:
+            self._feasibilities[lin] = self.residual_norm(lin.residual)
+        return self._feasibilities[lin]
+
     def augmented_lagrangian(self, lin: Linearization, lam: PETSc.Vec, penalty: float) -> float:
         """J + lam.F + penalty |F|^2 at a linearization."""
-        c = lin.residual
-        return float(lin.value + lam.dot(c) + penalty * self.residual_norm(c) ** 2)
+        return float(lin.value + lam.dot(lin.residual) + penalty * self.feasibility(lin) ** 2)
 
     def state_norm(self, u: Tensor) -> float:
         """The L2 norm in space-time of rows of states, (n_local, n)."""

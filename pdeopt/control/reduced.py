@@ -143,7 +143,7 @@ class ReducedObjective(SmoothFunction):
         """
         if self.sweeps is None:
             lin = self.linearization(x)
-            feasibility = self._riesz.residual_norm(lin.residual)
+            feasibility = self._riesz.feasibility(lin)
             return ReducedPoint(lin.value, reduced_gradient(lin, self.multiplier(x)), feasibility)
         if self._last is None or not self.is_at(x):
             self._last = None

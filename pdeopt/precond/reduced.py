@@ -97,6 +97,7 @@ class ReducedPC(Preconditioner):
         iterations: of the last application.
         curves_down: whether it met a direction along which the reduced Hessian is not positive.
         missed: the dual norm of what it left of the right-hand side, where that is in the design variables alone.
+        size: the norm of the right-hand side to come, where it is known.
         foresees: whether a solve ends after its first iteration where that promises more than it may take.
         gave_up: whether the last one did; then it found nothing, zero.
     """
@@ -104,6 +105,7 @@ class ReducedPC(Preconditioner):
     iterations = 0
     curves_down = gave_up = foresees = False
     missed = math.inf
+    size: float | None = None
     _rtol = 1e-8
 
     def update(self, pc: PETSc.PC) -> None:
@@ -139,7 +141,8 @@ class ReducedPC(Preconditioner):
         sweep_rtol = SWEEP_SHARE * self._rtol if self._is_flexible else EXACT_RTOL
         elimination.rtol = sweep_rtol
         found = eliminate(torch.zeros(layout.design_size, dtype=torch.float64), g, c)
-        design = self._solve(found.rest, self._size(g, c))
+        size, self.size = self._size(g, c) if self.size is None else self.size, None
+        design = self._solve(found.rest, size)
         if self.gave_up:
             y.set(0.0)
             return
@@ -250,14 +253,14 @@ class ControlBlock(Preconditioner):
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         layout, fixed = self.operator.problem.layout, self.operator.fixed
-        given = copy(x)
-        if fixed is not None:  # the inverse is cut, not that of a cut form: for masses they differ by a small factor
-            assign(y, torch.where(fixed, 0.0, given))
+        given = copy(x)  # the inverse is cut, not that of a cut form: for masses they differ by a small factor
+        free = given if fixed is None else torch.where(fixed, 0.0, given)
+        z, p = free.split([layout.control_size, layout.param_size])
+        blocks = self._form.solve(z), self._parameters(layout.on_all_ranks(p))[: layout.param_size]
+        if fixed is None:
+            assign(y, *blocks)
         else:
-            assign(y, given)
-        z, p = layout.design_fields(y)
-        found = torch.cat([self._form.solve(z), self._parameters(p)[: layout.param_size]])
-        assign(y, found if fixed is None else torch.where(fixed, given / self.operator.pin, found))
+            assign(y, torch.where(fixed, given / self.operator.pin, torch.cat(blocks)))
 
 
 def _control_form(operator: KKTOperator) -> DesignForm:

@@ -141,7 +141,7 @@ class ActiveSetKKT(NewtonKKT):
     def _evaluate(self) -> None:
         """Gradient, residual and active sets at the point."""
         self._gradient = self.lin.lagrangian_gradient(self.lam)
-        self._feasibility = self.metric.residual_norm(self.lin.residual)
+        self._feasibility = self.metric.feasibility(self.lin)
         mu = -self._design(self._gradient)
         self.side = self.bounds.side(self._design(self.x), mu / self._c)
         self.bound_multiplier = torch.where(self.side * mu > 0, mu, 0.0)
@@ -229,7 +229,7 @@ class ActiveSetKKT(NewtonKKT):
         """The norm of L_u, F and L_d of the free variables."""
         g = lin.lagrangian_gradient(lam)
         g = self._replaced(g, torch.where(self.side == 0, self._design(g), 0.0))
-        return math.hypot(self.metric.dual_norm(g), self.metric.residual_norm(lin.residual))
+        return math.hypot(self.metric.dual_norm(g), self.metric.feasibility(lin))
 
     def _enter_box(self) -> bool:
         """Move the design to the nearest point of the box; whether that is another."""

@@ -160,7 +160,7 @@ class Barrier:
 
     def _violation(self, point: Iterate) -> float:
         """|F| + |c + s|."""
-        return self.metric.residual_norm(point.lin.residual) + self.rows.norm(point.c + point.slack)
+        return self.metric.feasibility(point.lin) + self.rows.norm(point.c + point.slack)
 
     def _merit(self, point: Iterate, mu: float) -> float:
         inside = mu * self.rows.integral(point.slack.log())
@@ -169,7 +169,7 @@ class Barrier:
     def _residual(self, point: Iterate, mu: float) -> float:
         """|(L_x, F, c + s, s nu - mu)|."""
         products = torch.where(self.rows.kept, point.slack * point.nu - mu, 0.0)
-        equations = self.metric.dual_norm(self.gradient(point)), self.metric.residual_norm(point.lin.residual)
+        equations = self.metric.dual_norm(self.gradient(point)), self.metric.feasibility(point.lin)
         return math.hypot(*equations, self.rows.norm(point.c + point.slack), self.rows.norm(products))
 
     def _corrected(self, point: Iterate) -> Iterate | None:

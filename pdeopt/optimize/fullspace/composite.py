@@ -116,7 +116,7 @@ class CompositeStep(FullSpaceMethod):
             self._prepared = True
         gradient, lam = self.lin.lagrangian_gradient(self.lam), None if self.gauss_newton else self.lam
         self._model = QuadraticModel(self.metric, self.lin, lam, gradient, self._system)
-        self._feasibility = self.metric.residual_norm(self.lin.residual)
+        self._feasibility = self.metric.feasibility(self.lin)
         krylov = self._system.take_iterations() + self._spare.take_iterations()
         optimality = self.metric.dual_norm(gradient)
         return Record(iteration, self.lin.value, self._feasibility, optimality, self.trust.radius, krylov, self._note)
@@ -135,7 +135,7 @@ class CompositeStep(FullSpaceMethod):
         if abs(ared) <= 1e-14 * max(1.0, abs(self.lin.value)) and 0 < pred <= 1e-13 * max(1.0, abs(self.lin.value)):
             ratio = 1.0  # both reductions are rounding: the model is as good as arithmetic allows
         norms = [self.metric.norm(v) for v in (s, n, tangential.t)]
-        if self.metric.residual_norm(trial.residual) > max(self._feasibility, norms[0]):
+        if self.metric.feasibility(trial) > max(self._feasibility, norms[0]):
             ratio = min(ratio, -1.0)  # the equations bend too much: multipliers there tell nothing; NaN stays
         self.trust = replace(self.trust, radius=self.trust.after(ratio, norms[0], max(norms[1:])))
         if not self.trust.accepts(ratio):

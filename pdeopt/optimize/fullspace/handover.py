@@ -63,7 +63,7 @@ class NewtonThenComposite(FullSpaceMethod):
         self._method = method = newton(x, lam)
         self.problem, self.x, self.lam, self.metric, self.lin = method.problem, x, lam, method.metric, method.lin
         self._first, self._first_lam = self.problem.split(x)[1], lam.copy()
-        self._may_begin_again = self.metric.residual_norm(method.lin.residual) > feas_tol
+        self._may_begin_again = self.metric.feasibility(method.lin) > feas_tol
         self._poor = self._steps = 0
         self._is_off = False
         self.kind, self._note, self._ways = method.kind, "", dict[str, list[str]]()

@@ -150,7 +150,7 @@ class InteriorPoint(FullSpaceMethod):
         """Slacks and multipliers at the point that Newton's method came to, or at the given one where it failed."""
         if self._free is not None:
             self.lin = self._free.lin
-            if not math.isfinite(self.lin.value + self.metric.residual_norm(self.lin.residual)):
+            if not math.isfinite(self.lin.value + self.metric.feasibility(self.lin)):
                 self._given[0].copy(self.x)
                 self._given[1].copy(self.lam)
                 self.lin = self.problem.at(self.x)
@@ -168,7 +168,7 @@ class InteriorPoint(FullSpaceMethod):
             if record is not None:
                 return record
         point = self.point or self._enter()
-        self._residual = self.metric.residual_norm(point.lin.residual)
+        self._residual = self.metric.feasibility(point.lin)
         miss, violation = self.rows.norm(point.c + point.slack), self.rows.largest(point.c)
         optimality = self.metric.dual_norm(self._barrier.gradient(point))
         krylov = sum(solver.take_iterations() for solver in self._solvers.values())

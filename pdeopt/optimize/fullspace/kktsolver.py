@@ -176,8 +176,13 @@ class KKTSolver:
         matrix.viewFromOptions("-mat_view")
 
     @logged("pdeoptKKTSolve")
-    def solve(self, rhs: PETSc.Vec, rtol: float) -> PETSc.Vec:
+    def solve(self, rhs: PETSc.Vec, rtol: float, size: float | None = None) -> PETSc.Vec:
         """s with |r - K s| <= rtol |r| in the dual norms of the problem; a new vector.
+
+        Args:
+            rhs: r.
+            rtol: relative tolerance.
+            size: |r|, where it is known.
 
         Where "reduced" meets a direction along which the Hessian curves down, `curves_down` is True, and s is where
         conjugate gradients were before: the quadratic model falls along it.
@@ -190,15 +195,18 @@ class KKTSolver:
         if self._is_projection:
             return self._by_sweeps(rhs, solution)
         solution.set(0.0)
-        remainder, first = rhs.copy(), self.norm(rhs)
+        remainder, first = rhs.copy(), self.norm(rhs) if size is None else size
+        left = first
         while True:
             self._use(self.choice.way)
             try:
-                missed = self._refine(rhs, solution, remainder, rtol * first) / max(first, TINY)
+                left = self._refine(rhs, solution, remainder, left, rtol * first)
             except (InputError, SolveFailure):
                 if not self._give_up():
                     raise
+                left = self.norm(remainder)
                 continue
+            missed = left / max(first, TINY)
             enough = rtol if self.choice.present.patience is not None else max(rtol, ROUNDING_RTOL)
             if missed <= enough or self.curves_down:
                 remainder.destroy()
@@ -226,12 +234,12 @@ class KKTSolver:
             return f"INFOG(1) of MUMPS is {code}"
         return f"the matrix is singular or nearly so; -{self.prefix}precond wathen iterates"
 
-    def _refine(self, rhs: PETSc.Vec, solution: PETSc.Vec, remainder: PETSc.Vec, target: float) -> float:
-        """Improve a solution and its remainder in the present way; the norm of the latter.
+    def _refine(self, rhs: PETSc.Vec, solution: PETSc.Vec, remainder: PETSc.Vec, size: float, target: float) -> float:
+        """Improve a solution and its remainder, whose norm is `size`, in the present way; the norm of the latter.
 
         Corrections follow where PETSc's norm and the problem's disagree.
         """
-        correction, size = rhs.duplicate(), self.norm(remainder)
+        correction = rhs.duplicate()
         left = self.choice.present.limit(min(1.0, target / max(size, TINY)))
         if self._reduced is not None:
             self._reduced.foresees = self.choice.present.foresees
@@ -240,6 +248,8 @@ class KKTSolver:
                 break
             is_alone = self._take_krylov()
             self._ksp.setTolerances(rtol=min(0.1, 0.5 * target / size), max_it=int(min(left, self._max_it)))
+            if self._reduced is not None:
+                self._reduced.size = size
             self._correct(remainder, correction)
             left -= self._count()
             if self._reduced is not None and self._reduced.gave_up:
@@ -309,10 +319,12 @@ class KKTSolver:
         self.iterations += taken
         return taken
 
-    def solve_blocks(self, g: PETSc.Vec, c: PETSc.Vec, rtol: float) -> tuple[PETSc.Vec, PETSc.Vec]:
+    def solve_blocks(
+        self, g: PETSc.Vec, c: PETSc.Vec, rtol: float, size: float | None = None
+    ) -> tuple[PETSc.Vec, PETSc.Vec]:
         """The primal and the multiplier part of K s = [g | c]; see `solve`."""
         rhs = self.problem.layout.join_kkt(g, c, self.problem.create_kkt())
-        solution = self.solve(rhs, rtol)
+        solution = self.solve(rhs, rtol, size)
         with freed(rhs, solution):
             x, lam = self.problem.create_primal(), self.problem.create_multiplier()
             self.problem.layout.split_kkt(solution, x, lam)

@@ -60,7 +60,7 @@ class Merit:
             dlam: its multiplier.
             curvature: dx.W dx.
         """
-        coupling, violation = dlam.dot(lin.residual), self.metric.residual_norm(lin.residual) ** 2
+        coupling, violation = dlam.dot(lin.residual), self.metric.feasibility(lin) ** 2
         needed = (2.0 * coupling - 0.5 * curvature) / (2.0 * violation) if violation > NO_VIOLATION**2 else 0.0
         if self.penalty < needed:
             self.penalty = 2.0 * needed

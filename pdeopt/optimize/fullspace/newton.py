@@ -94,14 +94,15 @@ class NewtonKKT(FullSpaceMethod):
     def record(self, iteration: int) -> Record:
         self._evaluate()
         krylov = self._krylov = sum(solver.take_iterations() for solver in self._solvers.values())
-        optimality = self.metric.dual_norm(self._gradient)
-        self._residual = math.hypot(optimality, self._feasibility)
-        return Record(iteration, self.lin.value, self._feasibility, optimality, self.step_size, krylov, self._note)
+        feasibility, optimality = self.metric.feasibility(self.lin), self._optimality
+        self._residual = self._size
+        return Record(iteration, self.lin.value, feasibility, optimality, self.step_size, krylov, self._note)
 
     def _evaluate(self) -> None:
-        """Gradient and residual at the point."""
+        """The gradient at the point, and the sizes of what is left."""
         self._gradient = self.lin.lagrangian_gradient(self.lam)
-        self._feasibility = self.metric.residual_norm(self.lin.residual)
+        self._optimality = self.metric.dual_norm(self._gradient)
+        self._size = math.hypot(self._optimality, self.metric.feasibility(self.lin))
 
     def step(self) -> Reason:
         reason = Reason.DIVERGED_LINE_SEARCH
@@ -129,7 +130,7 @@ class NewtonKKT(FullSpaceMethod):
         """dx, dlam and dx'W dx."""
         solver = self._solver(hessian)
         solver.set_point(self.lin, self.lam)
-        dx, dlam = solver.solve_blocks(self._gradient, self.lin.residual, self._tolerance())
+        dx, dlam = solver.solve_blocks(self._gradient, self.lin.residual, self._tolerance(), self._size)
         dx.scale(-1.0)
         dlam.scale(-1.0)
         image = dx.duplicate()
@@ -150,8 +151,9 @@ class NewtonKKT(FullSpaceMethod):
         if not slope < 0:  # of which the merit function would see nothing but rounding
             shortens = self.merit.residual(trials[1.0]) < self._residual
             return self._take(trials[1.0], 1.0) if shortens else Reason.DIVERGED_LINE_SEARCH
-        if self.merit.has_kinks(here, dx, trials[1.0], start + 0.5 * slope):
-            beyond = self._over_kinks(trials[1.0], search.limit(start, slope, 1.0))
+        enough = search.limit(start, slope, 1.0)
+        if self.merit(trials[1.0]) > enough and self.merit.has_kinks(here, dx, trials[1.0], start + 0.5 * slope):
+            beyond = self._over_kinks(trials[1.0], enough)
             if beyond is not None:
                 return self._take(beyond, 1.0)
 
