@@ -137,16 +137,11 @@ class Burgers(po.TimeDependentConstraint):
             dim=2,
         )
 
-    def convection_transpose(self, v: Tensor, lam: Tensor) -> Tensor:
-        """N'(v)' lam, shape (batch, n)."""
-        lam_left, lam_middle, lam_right = neighbors(lam)
-        left, middle, right = neighbors(v)
-        own = (right - left) * lam_middle + (2 * middle + left) * lam_left - (2 * middle + right) * lam_right
-        return (self.flux / 3) * own
-
 
 class BurgersJacobian(po.SparseStepJacobian):
-    """The step Jacobian with its second derivatives: N is quadratic, so (lam.N)'' v = N'(v)' lam."""
+    """The step Jacobian with its second derivatives: N is quadratic, so that of lam.N is the same at all states."""
+
+    _last: tuple[Tensor, Tensor, Tensor] | None = None  # a multiplier and its curvature
 
     def hvp(
         self,
@@ -155,12 +150,27 @@ class BurgersJacobian(po.SparseStepJacobian):
         d_new: Tensor | None = None,
         dz: Tensor | None = None,
         dp: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        burgers, dt, th = self.constraint, self.steps.dt[:, None], self.constraint.theta
-        zero = torch.zeros_like(self.point[1])
-        h_new = zero if d_new is None else dt * th * burgers.convection_transpose(d_new, lam)
-        h_old = zero if d_old is None or th == 1 else dt * (1 - th) * burgers.convection_transpose(d_old, lam)
-        return h_old, h_new, torch.zeros_like(self.point[2]), self.point[3]
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        th = self.constraint.theta
+        h_new = None if d_new is None else self._product(lam, d_new)
+        h_old = None if d_old is None or th == 1 else (1 - th) * self._product(lam, d_old)
+        return h_old, h_new if h_new is None or th == 1 else th * h_new, None, None
+
+    def _product(self, lam: Tensor, v: Tensor) -> Tensor:
+        """dt (lam.N)'' v, shape (batch, n)."""
+        if self._last is None or not torch.equal(self._last[0], lam):
+            self._last = lam.clone(), *self._curvature_bands(lam)
+        _, own, off = self._last
+        out = own * v
+        out[:, 1:].addcmul_(off, v[:, :-1])
+        out[:, :-1].addcmul_(off, v[:, 1:])
+        return out
+
+    def _curvature_bands(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+        """The diagonals of dt (lam.N)'', a tridiagonal matrix: (batch, n), and beside it (batch, n - 1)."""
+        scale = self.steps.dt[:, None] * (self.constraint.flux / 3)
+        left, _, right = neighbors(lam)
+        return 2 * scale * (left - right), scale * (lam[:, :-1] - lam[:, 1:])
 
 
 def neighbors(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -219,10 +219,12 @@ class Linearization:
             h_u, h_z, h_p = self.objective.hvp(self.u, self.z_step, self.steps, du, dz, dp)
         if lam is not None:
             w_old, w_new, w_z, w_p = self.jacobian.hvp(lam, self.old_direction(du, dp), du, dz, dp)
-            following, first = self.grid.shift_adjoint(w_old)
-            h_u, h_z, h_p = h_u + w_new + following, h_z + w_z, h_p + w_p
+            h_u, h_z, h_p = _plus(h_u, w_new), _plus(h_z, w_z), _plus(h_p, w_p)
             if self._starts_at_p:
-                h_p = h_p + self.initial.vjp(self.p, first) + _initial_curvature(self, lam, dp)
+                h_p = h_p + _initial_curvature(self, lam, dp)
+            if w_old is not None:
+                following, first = self.grid.shift_adjoint(w_old)
+                h_u, h_p = h_u + following, h_p + self.initial.vjp(self.p, first) if self._starts_at_p else h_p
         if self._starts_at_p:
             h_p = h_p + self.initial.hvp(self.p, dp)
         return h_u, self.controls.adjoint(h_z), self.grid.sum(h_p)
@@ -237,13 +239,17 @@ class Linearization:
         h_u, h_z, h_p = self.objective.hvp(self.u, self.z_step, self.steps, no_u, no_z, dp)
         h_old = no_u
         if lam is not None:
-            h_old, w_new, w_z, w_p = self.jacobian.hvp(lam, dp=dp)
-            h_u, h_z, h_p = h_u + w_new, h_z + w_z, h_p + w_p
+            w_old, w_new, w_z, w_p = self.jacobian.hvp(lam, dp=dp)
+            h_old, h_u, h_z, h_p = _plus(h_old, w_old), _plus(h_u, w_new), _plus(h_z, w_z), _plus(h_p, w_p)
         if self._starts_at_p:
             h_p = h_p + self.initial.hvp(self.p, dp)
             if lam is not None:
                 h_p = h_p + _initial_curvature(self, lam, dp)
         return h_old, h_u, h_z, h_p, self.jacobian.jvp(dp=dp)
+
+
+def _plus(x: Tensor, y: Tensor | None) -> Tensor:
+    return x if y is None else x + y
 
 
 def _initial_curvature(lin: Linearization, lam: Tensor, dp: Tensor) -> Tensor:

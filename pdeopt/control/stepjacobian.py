@@ -19,6 +19,10 @@ from pdeopt.steps.sweeps import Substitution, substitution
 from pdeopt.steps.timegrid import Steps
 
 
+#: Rows for u_old, u_new and z, and a sum over the batch for p; None for zero.
+Curvature = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
 class StepEquation(Protocol):
     """What a step Jacobian differentiates; every `TimeDependentConstraint` is one."""
 
@@ -106,7 +110,7 @@ class StepJacobian:
         d_new: Tensor | None = None,
         dz: Tensor | None = None,
         dp: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> Curvature:
         """The Hessian of sum_i lam_i.F_i times a direction.
 
         Args:
@@ -114,7 +118,7 @@ class StepJacobian:
             d_old, d_new, dz, dp: the direction, as in `jvp`.
 
         Returns:
-            Rows for u_old, u_new and z, and the sum over the batch for p, as in `vjp`.
+            Rows for u_old, u_new and z, and the sum over the batch for p, as in `vjp`; None for what is zero at all points.
         """
 
         product = curvature(self._residual, self.point, lam)
@@ -271,7 +275,7 @@ class SparseStepJacobian(StepJacobian):
         d_new: Tensor | None = None,
         dz: Tensor | None = None,
         dp: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> Curvature:
         earlier, found = self._curvature, None
         if not is_transformed() and self.curvature(lam) is earlier:  # for one product entries do not pay
             found = self.curvature(lam).product(*self._directions(d_old, d_new, dz, dp))

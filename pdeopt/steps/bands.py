@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import StepFailure
-from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.sparse import StepMatrix, evenly
 from pdeopt.steps.sparsity import Sparsity
 
 #: What happened and what to try, where a step cannot be solved.
@@ -122,8 +122,8 @@ class BandFactor:
         band = self._storage[-2 * width - 1 :]
         scale = threshold ** (np.arange(-width, width + 1) / max(width, 1))[:, None]
         for k in np.unique(rows - cols):
-            of_diagonal = rows - cols == k
-            band[width + k].reshape(self._batch, self._n)[:, cols[of_diagonal]] = A.values.numpy()[:, of_diagonal]
+            place = np.flatnonzero(rows - cols == k)
+            band[width + k].reshape(self._batch, self._n)[:, evenly(cols[place])] = A.values.numpy()[:, evenly(place)]
         if threshold != 1.0:
             band *= scale
         self._positive = self._factor_positive() if threshold == 1.0 else None

@@ -53,6 +53,13 @@ class PaddedProduct:
         return total
 
 
+def evenly(places: Array) -> slice | Array:
+    """Numbers as a slice where they are equally far apart, as those of a band's diagonal: it is read much faster."""
+    step = int(places[1] - places[0]) if len(places) > 1 else 1
+    is_slice = step > 0 and bool((np.diff(places) == step).all())
+    return slice(int(places[0]), int(places[-1]) + 1, step) if is_slice and len(places) else places
+
+
 #: Diagonals on which entries stand up to which a product takes one multiplication for each.
 FEW_DIAGONALS = 4
 
@@ -71,8 +78,11 @@ class DiagonalProduct:
         for k in np.unique(distance):
             place = np.flatnonzero(distance == k)
             begin, end = int(rows[place].min()), int(rows[place].max()) + 1
-            entries = values.new_zeros(len(values), end - begin)
-            entries[:, rows[place] - begin] = values[:, place]
+            if len(place) == end - begin:
+                entries = values[:, evenly(place)].contiguous()
+            else:
+                entries = values.new_zeros(len(values), end - begin)
+                entries[:, rows[place] - begin] = values[:, place]
             self._diagonals.append((slice(begin, end), slice(begin + k, end + k), entries))
 
     def __call__(self, x: Tensor) -> Tensor:
