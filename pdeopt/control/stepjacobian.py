@@ -18,7 +18,6 @@ from pdeopt.steps.stepsolve import StagedSubstitution, StepSolver, step_solver
 from pdeopt.steps.sweeps import Substitution, substitution
 from pdeopt.steps.timegrid import Steps
 
-
 #: Rows for u_old, u_new and z, and a sum over the batch for p; None for zero.
 Curvature = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
@@ -118,7 +117,7 @@ class StepJacobian:
             d_old, d_new, dz, dp: the direction, as in `jvp`.
 
         Returns:
-            Rows for u_old, u_new and z, and the sum over the batch for p, as in `vjp`; None for what is zero at all points.
+            Rows for u_old, u_new and z, and the sum over the batch for p, as in `vjp`; None where it is zero everywhere.
         """
 
         product = curvature(self._residual, self.point, lam)
