@@ -229,27 +229,30 @@ class Linearization:
             h_p = h_p + self.initial.hvp(self.p, dp)
         return h_u, self.controls.adjoint(h_z), self.grid.sum(h_p)
 
-    def parameter_column(self, lam: Tensor | None, dp: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Second derivatives of each step's L_i and the Jacobian F_i in the direction dp, for assembly.
-
-        Returns rows for u_old, u_new and z, the sum for p over the steps of this rank, and rows of F_p dp.
-        The path through u_0 = G(p) is left out but for its curvature.
-        """
-        no_u, no_z = torch.zeros_like(self.u), torch.zeros_like(self.z_step)
-        h_u, h_z, h_p = self.objective.hvp(self.u, self.z_step, self.steps, no_u, no_z, dp)
-        h_old = no_u
-        if lam is not None:
-            w_old, w_new, w_z, w_p = self.jacobian.hvp(lam, dp=dp)
-            h_old, h_u, h_z, h_p = _plus(h_old, w_old), _plus(h_u, w_new), _plus(h_z, w_z), _plus(h_p, w_p)
-        if self._starts_at_p:
-            h_p = h_p + self.initial.hvp(self.p, dp)
-            if lam is not None:
-                h_p = h_p + _initial_curvature(self, lam, dp)
-        return h_old, h_u, h_z, h_p, self.jacobian.jvp(dp=dp)
-
 
 def _plus(x: Tensor, y: Tensor | None) -> Tensor:
     return x if y is None else x + y
+
+
+def parameter_column(
+    lin: Linearization, lam: Tensor | None, dp: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Second derivatives of each step's L_i and the Jacobian F_i in the direction dp, for assembly.
+
+    Returns rows for u_old, u_new and z, the sum for p over the steps of this rank, and rows of F_p dp.
+    The path through u_0 = G(p) is left out but for its curvature.
+    """
+    no_u, no_z = torch.zeros_like(lin.u), torch.zeros_like(lin.z_step)
+    h_u, h_z, h_p = lin.objective.hvp(lin.u, lin.z_step, lin.steps, no_u, no_z, dp)
+    h_old = no_u
+    if lam is not None:
+        w_old, w_new, w_z, w_p = lin.jacobian.hvp(lam, dp=dp)
+        h_old, h_u, h_z, h_p = _plus(h_old, w_old), _plus(h_u, w_new), _plus(h_z, w_z), _plus(h_p, w_p)
+    if lin._starts_at_p:
+        h_p = h_p + lin.initial.hvp(lin.p, dp)
+        if lam is not None:
+            h_p = h_p + _initial_curvature(lin, lam, dp)
+    return h_old, h_u, h_z, h_p, lin.jacobian.jvp(dp=dp)
 
 
 def _initial_curvature(lin: Linearization, lam: Tensor, dp: Tensor) -> Tensor:

@@ -174,10 +174,6 @@ class RieszMetric:
             self._feasibilities[lin] = self.residual_norm(lin.residual)
         return self._feasibilities[lin]
 
-    def augmented_lagrangian(self, lin: Linearization, lam: PETSc.Vec, penalty: float) -> float:
-        """J + lam.F + penalty |F|^2 at a linearization."""
-        return float(lin.value + lam.dot(lin.residual) + penalty * self.feasibility(lin) ** 2)
-
     def state_norm(self, u: Tensor) -> float:
         """The L2 norm in space-time of rows of states, (n_local, n)."""
         return _root(float(self.problem.grid.sum((u * self.state.multiply(u)).sum())))

@@ -117,7 +117,7 @@ class StepJacobian:
             d_old, d_new, dz, dp: the direction, as in `jvp`.
 
         Returns:
-            Rows for u_old, u_new and z, and the sum over the batch for p, as in `vjp`; None where it is zero everywhere.
+            Rows for u_old, u_new and z, and the sum over the batch for p, as in `vjp`; None for what is always zero.
         """
 
         product = curvature(self._residual, self.point, lam)

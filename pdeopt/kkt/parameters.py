@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pdeopt.control.linearization import Linearization
+from pdeopt.control.linearization import Linearization, parameter_column
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.autodiff import columns
 from pdeopt.core.errors import InputError
@@ -54,7 +54,7 @@ class Parameters:
         Raises:
             InputError: the pattern misses nonzero derivatives.
         """
-        column, F = partial(lin.parameter_column, lam), self.jacobian(lin)
+        column, F = partial(parameter_column, lin, lam), self.jacobian(lin)
         if not self.pattern.F.shape[1]:
             return ParameterValues(F, F, F[0])
         W = _filled(self.pattern.W, lambda dp: torch.cat(column(dp)[:3], dim=1))
@@ -69,7 +69,7 @@ class Parameters:
     def own(self, lin: Linearization) -> Tensor:
         """The objective's Hessian in p alone, dense, summed over the steps of this rank, (param_dim, param_dim)."""
         W_pp = self.pattern.W_pp
-        values = _filled(W_pp, lambda dp: lin.parameter_column(None, dp)[3][None])
+        values = _filled(W_pp, lambda dp: parameter_column(lin, None, dp)[3][None])
         dense = torch.zeros(W_pp.shape, dtype=torch.float64)
         dense[torch.from_numpy(W_pp.rows), torch.from_numpy(W_pp.cols)] = values[0]
         return dense

@@ -27,6 +27,7 @@ from pdeopt.core.settings import Settings, setting
 from pdeopt.kkt.operator import Hessian
 from pdeopt.optimize.fullspace.kktchoice import solves_by_sweeps
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
+from pdeopt.optimize.fullspace.merit import augmented_lagrangian
 from pdeopt.optimize.fullspace.method import FullSpaceMethod
 from pdeopt.optimize.fullspace.quadraticmodel import QuadraticModel, Tangential
 from pdeopt.optimize.parts.trustregion import TrustRegion
@@ -129,8 +130,8 @@ class CompositeStep(FullSpaceMethod):
         tangential, trial, trial_lam, pred = self._tangential_and_prediction(n)
         s = n.copy()
         s.axpy(1.0, tangential.t)
-        merit = self.metric.augmented_lagrangian
-        ared = merit(self.lin, self.lam, self.penalty) - merit(trial, trial_lam, self.penalty)
+        before = augmented_lagrangian(self.metric, self.lin, self.lam, self.penalty)
+        ared = before - augmented_lagrangian(self.metric, trial, trial_lam, self.penalty)
         ratio = ared / pred if pred > 0 else math.nan
         if abs(ared) <= 1e-14 * max(1.0, abs(self.lin.value)) and 0 < pred <= 1e-13 * max(1.0, abs(self.lin.value)):
             ratio = 1.0  # both reductions are rounding: the model is as good as arithmetic allows

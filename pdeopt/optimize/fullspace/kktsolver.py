@@ -177,12 +177,7 @@ class KKTSolver:
 
     @logged("pdeoptKKTSolve")
     def solve(self, rhs: PETSc.Vec, rtol: float, size: float | None = None) -> PETSc.Vec:
-        """s with |r - K s| <= rtol |r| in the dual norms of the problem; a new vector.
-
-        Args:
-            rhs: r.
-            rtol: relative tolerance.
-            size: |r|, where it is known.
+        """s with |r - K s| <= rtol |r| in the dual norms of the problem; a new vector. |r| may be given as `size`.
 
         Where "reduced" meets a direction along which the Hessian curves down, `curves_down` is True, and s is where
         conjugate gradients were before: the quadratic model falls along it.
@@ -206,15 +201,14 @@ class KKTSolver:
                     raise
                 left = self.norm(remainder)
                 continue
-            missed = left / max(first, TINY)
             enough = rtol if self.choice.present.patience is not None else max(rtol, ROUNDING_RTOL)
-            if missed <= enough or self.curves_down:
+            if left <= enough * first or self.curves_down:
                 remainder.destroy()
                 return solution
             if not self._give_up():
                 break
         raise SolveFailure(
-            f"KKT system: relative residual {missed:.1e} where {rtol:.1e} was asked for "
+            f"KKT system: relative residual {left / max(first, TINY):.1e} where {rtol:.1e} was asked for "
             f"(KSP reason {self._ksp.getConvergedReason()})",
             f"see -{self.prefix}ksp_converged_reason; " + self._other_way(),
         )
@@ -223,7 +217,7 @@ class KKTSolver:
         """Go on to the next way that may suit; returns whether there is one. Collective."""
         goes_on = self.choice.give_up()
         if goes_on and self.choice.way == "wathen" and not sees_all_states(self.operator):
-            goes_on = self.choice.give_up()  # no shift matches a state that the objective does not see
+            return self.choice.give_up()  # no shift matches a state that the objective does not see
         return goes_on
 
     def _other_way(self) -> str:
@@ -241,15 +235,13 @@ class KKTSolver:
         """
         correction = rhs.duplicate()
         left = self.choice.present.limit(min(1.0, target / max(size, TINY)))
-        if self._reduced is not None:
-            self._reduced.foresees = self.choice.present.foresees
         for _ in range(1 + MAX_REFINEMENTS):
             if size <= target or left <= 0:
                 break
             is_alone = self._take_krylov()
             self._ksp.setTolerances(rtol=min(0.1, 0.5 * target / size), max_it=int(min(left, self._max_it)))
             if self._reduced is not None:
-                self._reduced.size = size
+                self._reduced.size, self._reduced.foresees = size, self.choice.present.foresees
             self._correct(remainder, correction)
             left -= self._count()
             if self._reduced is not None and self._reduced.gave_up:
@@ -319,9 +311,7 @@ class KKTSolver:
         self.iterations += taken
         return taken
 
-    def solve_blocks(
-        self, g: PETSc.Vec, c: PETSc.Vec, rtol: float, size: float | None = None
-    ) -> tuple[PETSc.Vec, PETSc.Vec]:
+    def solve_blocks(self, g: PETSc.Vec, c: PETSc.Vec, rtol: float, size: float | None = None) -> tuple[PETSc.Vec, ...]:
         """The primal and the multiplier part of K s = [g | c]; see `solve`."""
         rhs = self.problem.layout.join_kkt(g, c, self.problem.create_kkt())
         solution = self.solve(rhs, rtol, size)
@@ -378,8 +368,7 @@ class KKTSolver:
         """
         if not (self._is_factored and self._coupled is None and self._ksp.getPC().getType() == "cholesky"):
             return None
-        rows = self.problem.grid.num_steps * self.problem.n
-        return int(self._ksp.getPC().getFactorMatrix().getMumpsInfog(12)) - rows
+        return int(self._ksp.getPC().getFactorMatrix().getMumpsInfog(12)) - self.problem.grid.num_steps * self.problem.n
 
     def norm(self, k: PETSc.Vec) -> float:
         """The dual norm of a right-hand side or residual [g | c]."""

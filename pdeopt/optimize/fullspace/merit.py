@@ -32,6 +32,11 @@ class Point(NamedTuple):
     lin: Linearization
 
 
+def augmented_lagrangian(metric: RieszMetric, lin: Linearization, lam: PETSc.Vec, penalty: float) -> float:
+    """J + lam.F + penalty |F|^2 at a linearization, in the metric's norm of residuals."""
+    return float(lin.value + lam.dot(lin.residual) + penalty * metric.feasibility(lin) ** 2)
+
+
 class Merit:
     """J + lam.F + rho |F|^2 of points.
 
@@ -45,12 +50,12 @@ class Merit:
 
     def __call__(self, point: Point) -> float:
         """The value at a point."""
-        return self.metric.augmented_lagrangian(point.lin, point.lam, self.penalty)
+        return augmented_lagrangian(self.metric, point.lin, point.lam, self.penalty)
 
     def residual(self, point: Point) -> float:
         """|(L_x, F)|, which a whole step of Newton's method shortens near a solution."""
         optimality = self.metric.dual_norm(point.lin.lagrangian_gradient(point.lam))
-        return math.hypot(optimality, self.metric.residual_norm(point.lin.residual))
+        return math.hypot(optimality, self.metric.feasibility(point.lin))
 
     def slope(self, lin: Linearization, dlam: PETSc.Vec, curvature: float) -> float:
         """The derivative along a step of Newton's method, after the penalty was raised for descent.
