@@ -33,6 +33,7 @@ from pdeopt.control.reduced import ReducedObjective as ReducedObjective
 from pdeopt.optimize.choice import solve as solve
 from pdeopt.optimize.horizon import shifted as shifted
 from pdeopt.optimize.differentiable import optimum as optimum
+from pdeopt.optimize.solutions.posterior import Posterior as Posterior
 from pdeopt.optimize.solutions.sensitivity import Optimum as Optimum, Sensitivity as Sensitivity
 from pdeopt.optimize.parts.pathterms import PathConstraint as PathConstraint
 from pdeopt.optimize.parts.inequalities import InequalityReport as InequalityReport

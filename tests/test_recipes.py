@@ -54,6 +54,14 @@ def difference(problem_of, q, step=1e-4):
     return (values[0] - values[1]) / (2 * step)
 
 
+def test_the_posterior_covers_the_truth_and_its_rank_is_enough():
+    r = run("posterior")
+    assert (r.after < r.before).all() and r.draws.shape == (5, 200)
+    finer = po.Posterior(r.problem, r.result, np.eye(200), tol=1e-7)
+    exact = np.sqrt((r.S * finer.covariance(r.S.T).T).sum(axis=1))
+    assert len(finer.eigenvalues) > 11 and np.allclose(r.after, exact, rtol=2e-3)
+
+
 def test_van_der_pol_agrees_with_pontryagins_principle():
     r = run("van_der_pol")
     reference = pontryagin()

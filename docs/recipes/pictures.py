@@ -145,6 +145,21 @@ def inverse_problem(r: SimpleNamespace) -> None:
 
 
 @drawing
+def posterior(r: SimpleNamespace) -> None:
+    _, (left, right) = panels(2)
+    left.fill_between(r.x, r.p - 2 * r.after, r.p + 2 * r.after, color=STATE, alpha=0.2, lw=0)
+    left.plot(r.x, r.draws.T, color=STATE, lw=0.5, alpha=0.6)
+    left.plot(r.x, r.p, color=STATE, lw=1.8, label="mean, two deviations, samples")
+    left.plot(r.x, r.p_true, color=CONTROL, label="true")
+    left.plot(r.h * (r.sensors + 1), np.full(len(r.sensors), -2.0), "k^", ms=4, label="sensors")
+    left.set(xlabel="$x$", title="$p = \\log k$", ylim=(-2.1, 2.4))
+    left.legend(frameon=False, fontsize=7)
+    right.semilogy(range(1, 1 + len(r.posterior.eigenvalues)), r.posterior.eigenvalues, "o", color=STATE)
+    right.axhline(1.0, color=REFERENCE, ls=":")
+    right.set(xlabel="direction", title="what data say, $\\mu$")
+
+
+@drawing
 def stationary(r: SimpleNamespace) -> None:
     _, (left, right) = panels(2)
     lam = r.problem.fields(r.problem.join(r.result.multiplier, r.result.design))[0][0]

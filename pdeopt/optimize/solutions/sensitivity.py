@@ -20,8 +20,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from petsc4py import PETSc
 from torch import Tensor
 
+from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import assign, copy
@@ -105,8 +107,6 @@ class Sensitivity:
         **kkt: Any,
     ) -> None:
         self.problem, self.parameters, self.rtol = problem, _tensors(parameters), rtol
-        if not result.converged:
-            raise InputError("result", result.message, "a solution that converged: others are no functions of q")
         self.metric, lin = RieszMetric(problem), problem.at(problem.join(result.state, result.design))
         self._lin, self._rows, self._sigma, precond, point = lin, None, None, "auto", lin
         g, bound_path = lin.lagrangian_gradient(result.multiplier), None
@@ -118,7 +118,7 @@ class Sensitivity:
             g.axpy(1.0, rows.vjp(lin, rows.weight * nu))
             lower = upper = None
         self._fixed = self._held(Bounds.of(problem, lower, upper), copy(result.design), g)
-        self._require_solution(result, g)
+        require_solution(self.metric, lin, result, g, self._fixed)
         self._recorded = RecordedLagrangian(
             problem, lin, problem.layout.rows(result.multiplier), self.parameters, bound_path
         )
@@ -143,20 +143,6 @@ class Sensitivity:
     def _held(self, bounds: Bounds, design: Tensor, g: Any) -> Tensor:
         """Design variables at an active bound, booleans, (design_size,)."""
         return bounds.free(design, copy(g)[self.problem.layout.state_size :]) == 0
-
-    def _require_solution(self, result: ControlResult, g: Any) -> None:
-        """Raise `InputError` unless (L_x, F) and J say that this is a solution of the problem."""
-        lin, metric, state_size = self._lin, self.metric, self.problem.layout.state_size
-        entries = copy(g)
-        entries[state_size:] = torch.where(self._fixed, 0.0, entries[state_size:])
-        assign(g, entries)
-        found, scale = metric.dual_norm(g), metric.dual_norm(lin.gradient)
-        tol = TOLERANCES * float(getattr(result.history[-1], "optimality", 0.0)) if len(result.history) else 0.0
-        if not abs(lin.value - result.objective) <= SAME_VALUE * max(abs(lin.value), 1e-12) + tol:
-            raise InputError("result", f"J = {result.objective:.8g}, here {lin.value:.8g}", "a result of this problem")
-        if not found <= max(STATIONARY * scale, tol):
-            legal = "a solution of this problem; bounds and paths are given again, as to `solve`"
-            raise InputError("result", f"a gradient of the Lagrangian of {found:.2e}, that of J is {scale:.2e}", legal)
 
     # -- both ways ---------------------------------------------------------------------------------------------
 
@@ -238,6 +224,33 @@ class Sensitivity:
                 self._end.detach()
             self._kkt.destroy()
             self._kkt = None
+
+
+def require_solution(
+    metric: RieszMetric, lin: Linearization, result: ControlResult, g: PETSc.Vec, fixed: Tensor | None = None
+) -> None:
+    """Raise `InputError` unless a result converged, and J and L_x say that it is a solution of the problem. Collective.
+
+    Args:
+        metric: of the problem.
+        lin: the problem at the result.
+        result: the result.
+        g: L_x there, with multipliers of paths.
+        fixed: which design variables of this rank are at active bounds, (design_size,).
+    """
+    if not result.converged:
+        raise InputError("result", result.message, "a solution that converged")
+    if fixed is not None:
+        entries = copy(g)
+        entries[lin.layout.state_size :] = torch.where(fixed, 0.0, entries[lin.layout.state_size :])
+        assign(g, entries)
+    found, scale = metric.dual_norm(g), metric.dual_norm(lin.gradient)
+    tol = TOLERANCES * float(getattr(result.history[-1], "optimality", 0.0)) if len(result.history) else 0.0
+    if not abs(lin.value - result.objective) <= SAME_VALUE * max(abs(lin.value), 1e-12) + tol:
+        raise InputError("result", f"J = {result.objective:.8g}, here {lin.value:.8g}", "a result of this problem")
+    if not found <= max(STATIONARY * scale, tol):
+        legal = "a solution of this problem; bounds and paths are given again, as to `solve`"
+        raise InputError("result", f"a gradient of the Lagrangian of {found:.2e}, that of J is {scale:.2e}", legal)
 
 
 def _tensors(parameters: Sequence[Tensor]) -> list[Tensor]:
