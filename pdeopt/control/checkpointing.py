@@ -78,9 +78,9 @@ class CheckpointedSweeps:
         self.problem, self.settings, self.library = problem, settings, _library()
         if problem.propagator.settings.propagator != "serial":
             raise InputError("-propagator with -reduced_checkpoints", problem.propagator.settings.propagator, "serial")
-        self._storage()  # a folder that is none is found here
         cut = chunks(0, problem.grid.n_local, stretch_length(problem.n))
         self.stretches = [slice(stretch.begin, stretch.end) for stretch in cut]
+        self._storage()  # a folder that is none is found here
         self.mass, self.solved = InnerProduct(torch.ones(1, dtype=torch.float64), problem.state_mass), 0
 
     def value(self, design: PETSc.Vec) -> float:
@@ -128,7 +128,8 @@ class CheckpointedSweeps:
 
     def _storage(self) -> InMemory | OnDisk:
         folder = self.settings.checkpoints_disk
-        return OnDisk(self.problem.n, folder) if folder else InMemory()
+        most, n = min(self.settings.checkpoints, len(self.stretches)), self.problem.n
+        return OnDisk(n, folder) if folder else InMemory(most, n)
 
 
 class _Sweep:
@@ -139,7 +140,7 @@ class _Sweep:
         design: [z | p].
         states, adjoint: rows in which states and multipliers are written, (n_local, n); None where they are not asked
             for.
-        kept: the checkpoints.
+        kept: the checkpoints, where a schedule is followed.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class _Sweep:
         self.sweeps, self.grid = sweeps, problem.grid
         self.constraint, self.objective, self.controls = problem.constraint, problem.objective, problem.controls
         self.initial = problem.initial
-        self.states, self.adjoint, self.kept = states, adjoint, InMemory() if kept is None else kept
+        self.states, self.adjoint, self.kept = states, adjoint, kept
         z, self.p = problem.layout.design_fields(design)
         self.z, self.steps = problem.controls(z), problem.grid.steps.with_parameters(self.p)
         self.before = problem.initial_state(self.p)  #: the state before the next stretch
@@ -168,20 +169,21 @@ class _Sweep:
 
     def follow(self, actions: Iterator[Any], end: type) -> None:
         """Do what the schedule says, until an action of the kind `end`."""
-        library = self.sweeps.library
+        library, kept = self.sweeps.library, self.kept
+        assert kept is not None
         for action in actions:
             if isinstance(action, end):
                 return
             if isinstance(action, library.Forward):
                 if action.write_ics:
-                    self.kept[action.n0] = self.before
+                    kept[action.n0] = self.before
                 self.advance(action.n0, action.n1)
             elif isinstance(action, library.Reverse):
                 self.turn(action.n0)
             else:  # to copy, or to move
-                self.before = self.kept[action.n]
+                self.before = kept[action.n]
                 if isinstance(action, library.Move):
-                    del self.kept[action.n]
+                    del kept[action.n]
 
     def advance(self, begin: int, end: int) -> None:
         """Find the states of the stretches begin to end - 1; those of the last one are there for `turn`."""
@@ -261,8 +263,30 @@ class _Sweep:
 # -- where checkpoints are -------------------------------------------------------------------------------------
 
 
-class InMemory(dict[int, Tensor]):
-    """States by the number of the stretch that follows them."""
+class InMemory:
+    """States by the number of the stretch that follows them, in one block.
+
+    (Small arrays that stay, each made after a stretch, would leave holes between them that the next one does not fit
+    into: over a million steps that was a gigabyte.)
+
+    Args:
+        most: so many at a time.
+        n: unknowns of a state.
+    """
+
+    def __init__(self, most: int, n: int) -> None:
+        self._states = torch.empty(most, n, dtype=torch.float64)
+        self._places, self._free = dict[int, int](), list(reversed(range(most)))
+
+    def __setitem__(self, k: int, state: Tensor) -> None:
+        self._places[k] = self._free.pop()
+        self._states[self._places[k]] = state
+
+    def __getitem__(self, k: int) -> Tensor:
+        return self._states[self._places[k]].clone()
+
+    def __delitem__(self, k: int) -> None:
+        self._free.append(self._places.pop(k))
 
 
 class OnDisk:
