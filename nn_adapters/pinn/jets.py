@@ -4,15 +4,19 @@ A layer takes z = W a + b and then a' = act(z), entry by entry. Along a first de
 
     a'_i = act'(z) z_i,    a'_ij = act'(z) z_ij + act''(z) z_i z_j,
 
-so one product with W serves all derivatives at once. No graph is built: the backward pass is written out, and its cost
-is that of a few more products. A jet is a tensor (J, width, points): value, first derivatives, second derivatives.
+and along any other one, a sum over the ways to cut its letters into blocks (Faa di Bruno): act of as many dashes as
+there are blocks, times the derivatives of z along the blocks. So one product with W serves all derivatives at once. No
+graph is built: the backward pass is written out, and its cost is that of a few more products. A jet is a tensor
+(J, width, points): value, first derivatives, second derivatives, and so on up to fourth ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import combinations_with_replacement
+from functools import partial
+from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 import torch
@@ -21,22 +25,30 @@ from torch.func import jvp
 
 from pdeopt.core.errors import InputError
 
+#: Of derivatives.
+HIGHEST_ORDER = 4
+
+#: A derivative: inputs by their numbers, ascending; () is the value.
+Key = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class JetBasis:
-    """Which derivatives a jet has: a row each, the value first, then first and second derivatives, J in all.
+    """Which derivatives a jet has: a row each, the value first, then first derivatives, second ones, ..., J in all.
 
     Args:
         names: of the inputs, a letter each, such as "xt".
-        derivatives: those wanted, such as ("x", "t", "xx", "xt"); the first ones under a second one come along.
+        derivatives: those wanted, such as ("x", "t", "xx", "xt", "xxx"); those of lower order under them come along.
 
     Attributes:
-        first: inputs of the rows 1, 2, ..., which are first derivatives.
-        second: (i, j), inputs of the rows that follow.
+        keys: inputs of each row's derivative, () for the value.
         rows: row by name; "" is the value.
+        chain: (row, count, blocks): act(z) has in this row also act^(m)(z) times the product of z in m >= 2 rows,
+            `blocks`, as often as the count says.
+        leibniz: (row, i, j): f g has in this row f in row i times g in row j, once for each entry.
 
     Raises:
-        InputError: a derivative of an unknown letter or of third order.
+        InputError: a derivative of an unknown letter or of fifth order.
 
     Example:
         >>> JetBasis("xt", ("t", "xx")).rows
@@ -45,36 +57,45 @@ class JetBasis:
 
     names: str
     derivatives: tuple[str, ...] = ()
-    first: tuple[int, ...] = field(init=False)
-    second: tuple[tuple[int, int], ...] = field(init=False)
+    keys: tuple[Key, ...] = field(init=False)
     rows: dict[str, int] = field(init=False, compare=False)
+    chain: tuple[tuple[int, int, tuple[int, ...]], ...] = field(init=False, compare=False)
+    leibniz: tuple[tuple[int, int, int], ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        inputs = range(len(self.names))
-        legal = {self.names[i]: (i,) for i in inputs} | {
-            self.names[i] + self.names[j]: (i, j) for i, j in combinations_with_replacement(inputs, 2)
-        }
         wanted = {}
         for name in self.derivatives:
-            if name not in legal and name[::-1] not in legal:
-                raise InputError("derivative", repr(name), " | ".join(legal))
-            wanted[name] = legal.get(name) or legal[name[::-1]]
-        first = sorted({i for key in wanted.values() for i in key})
-        second = sorted({key for key in wanted.values() if len(key) == 2})
-        keys = [(), *((i,) for i in first), *second]
-        rows = {name: keys.index(key) for name, key in wanted.items()}
-        for attribute, value in (("first", tuple(first)), ("second", tuple(second)), ("rows", {"": 0} | rows)):
+            if not (set(name) <= set(self.names) and 1 <= len(name) <= HIGHEST_ORDER):
+                words = [*self.names, *map("".join, combinations_with_replacement(self.names, 2))]
+                legal = f"{' | '.join(words)} | ..., up to {HIGHEST_ORDER} letters"
+                raise InputError("derivative", repr(name), legal)
+            wanted[name] = tuple(sorted(self.names.index(letter) for letter in name))
+        under = {part for key in wanted.values() for m in range(len(key) + 1) for part in combinations(key, m)}
+        keys = sorted(under | {()}, key=lambda key: (len(key), key))
+        row = {key: number for number, key in enumerate(keys)}
+        chain = []
+        for key in keys:
+            ways = Counter(tuple(sorted(row[block] for block in way)) for way in _cut(key) if len(way) > 1)
+            chain += [(row[key], count, blocks) for blocks, count in ways.items()]
+        leibniz = [(row[key], row[left], row[right]) for key in keys for left, right in _halves(key)]
+        rows = {"": 0} | {name: row[key] for name, key in wanted.items()}
+        values = {"keys": tuple(keys), "rows": rows, "chain": tuple(chain), "leibniz": tuple(leibniz)}
+        for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
 
     def __len__(self) -> int:
         """J."""
-        return 1 + len(self.first) + len(self.second)
+        return len(self.keys)
 
     @property
-    def products(self) -> list[tuple[int, int, int]]:
-        """(row of ij, row of i, row of j) of each second derivative."""
-        row = {i: 1 + number for number, i in enumerate(self.first)}
-        return [(1 + len(self.first) + n, row[i], row[j]) for n, (i, j) in enumerate(self.second)]
+    def first(self) -> tuple[int, ...]:
+        """Inputs of the rows 1, 2, ..., which are first derivatives."""
+        return tuple(key[0] for key in self.keys if len(key) == 1)
+
+    @property
+    def order(self) -> int:
+        """Of the highest derivative."""
+        return len(self.keys[-1])
 
     def of_inputs(self, x: Tensor, features: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The jets of what a network takes in at points x, (points, inputs): (J, inputs, points).
@@ -101,65 +122,90 @@ class JetBasis:
         def along(f: Callable[[Tensor], Tensor], i: int) -> Callable[[Tensor], Tensor]:
             return lambda x: jvp(f, (x,), (units[i].expand_as(x),))[1]
 
-        firsts = [along(function, i) for i in self.first]
-        seconds = [along(along(function, i), j) for i, j in self.second]
-        return torch.stack([f(x) for f in (function, *firsts, *seconds)])
+        def derivative(key: Key) -> Callable[[Tensor], Tensor]:
+            return along(derivative(key[:-1]), key[-1]) if key else function
+
+        return torch.stack([derivative(key)(x) for key in self.keys])
 
     def multiplication(self, factor: Tensor) -> Tensor:
-        """The matrices of the product rule, (J, J, points): jets of f g are the matrix of f times those of g.
+        """The matrices of the product rule, (J, J, ..., points): jets of f g are the matrix of f times those of g.
 
         Args:
-            factor: jets of f, (J, points).
+            factor: jets of f, (J, ..., points).
         """
-        size = len(self)
-        matrices = factor.new_zeros(size, size, factor.shape[1])
-        for row in range(size):
-            matrices[row, 0] = factor[row]
-            matrices[row, row] = factor[0]
-        for row, i, j in self.products:
-            matrices[row, i] += factor[j]
+        matrices = factor.new_zeros(len(self), *factor.shape)
+        for row, i, j in self.leibniz:
             matrices[row, j] += factor[i]
         return matrices
 
 
-#: (z, a, s1, s2, s3): writes act(z) and its first three derivatives to the others.
-Activation = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+def _cut(letters: Key) -> Iterator[list[Key]]:
+    """All ways to cut letters, which count as different, into blocks."""
+    if not letters:
+        yield []
+        return
+    head = letters[:1]
+    for way in _cut(letters[1:]):
+        yield [head, *way]
+        for number, block in enumerate(way):
+            yield [*way[:number], head + block, *way[number + 1 :]]
 
 
-def _tanh(z: Tensor, a: Tensor, s1: Tensor, s2: Tensor, s3: Tensor) -> None:
-    """a; 1 - a^2; -2 a s1; (6 a^2 - 2) s1 = (4 - 6 s1) s1."""
+def _halves(letters: Key) -> Iterator[tuple[Key, Key]]:
+    """All ways to give letters, which count as different, to two factors."""
+    for size in range(len(letters) + 1):
+        for places in combinations(range(len(letters)), size):
+            yield (
+                tuple(letter for place, letter in enumerate(letters) if place in places),
+                tuple(letter for place, letter in enumerate(letters) if place not in places),
+            )
+
+
+#: (z, a, s1, s2, ...): writes act(z), and as many of its derivatives as there are further arrays, five at most.
+Activation = Callable[..., None]
+
+
+def _tanh(z: Tensor, a: Tensor, *s: Tensor) -> None:
+    """a; s1 = 1 - a^2; -2 a s1; (6 a^2 - 2) s1 = (4 - 6 s1) s1; (4 - 12 s1) s2; (4 - 12 s1) s3 - 12 s2^2."""
     np.tanh(z.numpy(), out=a.numpy())  # three times as fast as torch's
-    torch.mul(a, a, out=s1).neg_().add_(1.0)
-    torch.mul(a, s1, out=s2).mul_(-2.0)
-    torch.mul(s1, -6.0, out=s3).add_(4.0).mul_(s1)
+    rules: list[Callable[[Tensor], object]] = [
+        lambda out: torch.mul(a, a, out=out).neg_().add_(1.0),
+        lambda out: torch.mul(a, s[0], out=out).mul_(-2.0),
+        lambda out: torch.mul(s[0], -6.0, out=out).add_(4.0).mul_(s[0]),
+        lambda out: torch.mul(s[0], -12.0, out=out).add_(4.0).mul_(s[1]),
+        lambda out: torch.mul(s[0], -12.0, out=out).add_(4.0).mul_(s[2]).addcmul_(s[1], s[1], value=-12.0),
+    ]
+    for rule, out in zip(rules, s):
+        rule(out)
 
 
-def _sin(z: Tensor, a: Tensor, s1: Tensor, s2: Tensor, s3: Tensor) -> None:
+def _sin(z: Tensor, a: Tensor, *s: Tensor) -> None:
     torch.sin(z, out=a)
-    torch.cos(z, out=s1)
-    torch.neg(a, out=s2)
-    torch.neg(s1, out=s3)
+    torch.cos(z, out=s[0])
+    for out, before in zip(s[1:], (a, *s)):
+        torch.neg(before, out=out)
 
 
 JET_ACTIVATIONS: dict[str, Activation] = {"tanh": _tanh, "sin": _sin}
 
 
-def _plain_tanh(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _plain_tanh(z: Tensor, order: int) -> list[Tensor]:
     a = torch.tanh(z)
     s1 = 1.0 - a * a
-    return a, s1, -2.0 * a * s1
+    s2 = -2.0 * a * s1
+    found = [a, s1, s2]
+    if order > 2:
+        found += [(4.0 - 6.0 * s1) * s1, (4.0 - 12.0 * s1) * s2]
+    return found
 
 
-def _plain_sin(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    a = torch.sin(z)
-    return a, torch.cos(z), -a
+def _plain_sin(z: Tensor, order: int) -> list[Tensor]:
+    a, s1 = torch.sin(z), torch.cos(z)
+    return [a, s1, -a, -s1, a]
 
 
-#: z -> act(z), act'(z), act''(z), for `torch.func` to differentiate.
-TORCH_ACTIVATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {
-    "tanh": _plain_tanh,
-    "sin": _plain_sin,
-}
+#: z, order -> act(z), act'(z), ... at least up to the order, for `torch.func` to differentiate.
+TORCH_ACTIVATIONS: dict[str, Callable[[Tensor, int], list[Tensor]]] = {"tanh": _plain_tanh, "sin": _plain_sin}
 
 
 def activate_jets(basis: JetBasis, activation: str, z: Tensor) -> Tensor:
@@ -170,10 +216,10 @@ def activate_jets(basis: JetBasis, activation: str, z: Tensor) -> Tensor:
         activation: one of `JET_ACTIVATIONS`.
         z: (J, width, points).
     """
-    a, s1, s2 = TORCH_ACTIVATIONS[activation](z[0])
-    rows = [a, *(s1 * row for row in z[1:])]
-    for row, i, j in basis.products:
-        rows[row] = rows[row] + s2 * z[i] * z[j]
+    a, *slopes = TORCH_ACTIVATIONS[activation](z[0], basis.order)
+    rows = [a, *(slopes[0] * row for row in z[1:])]
+    for row, count, blocks in basis.chain:
+        rows[row] = rows[row] + count * slopes[len(blocks) - 1] * torch.stack([z[i] for i in blocks]).prod(0)
     return torch.stack(rows)
 
 
@@ -191,46 +237,59 @@ class ActivatedLayer:
     """
 
     def __init__(self, basis: JetBasis, activation: Activation, width: int, points: int) -> None:
-        self.activation, self.products, self.firsts = activation, basis.products, len(basis.first)
-        self.z, self.a = torch.empty(2, len(basis), width, points, dtype=torch.float64).unbind()
-        self._slopes = torch.empty(3, width, points, dtype=torch.float64).unbind()
-        self._scratch = torch.empty(width, points, dtype=torch.float64)
+        self.activation, self.chain = activation, basis.chain
+        make = partial(torch.empty, dtype=torch.float64)
+        self.z, self.a = make(2, len(basis), width, points).unbind()
+        self._slopes = make(max(basis.order, 1) + 1, width, points).unbind()
+        self._scratch, self._second = make(2, width, points).unbind()
         self._z, self._a = self.z.unbind(), self.a.unbind()
 
     def forward(self) -> Tensor:
         """The jets a, (J, width, points), which the caller may change."""
-        z, a, t = self._z, self._a, self._scratch
-        s1, s2, _ = self._slopes
-        self.activation(z[0], a[0], *self._slopes)
+        z, a, s = self._z, self._a, self._slopes
+        self.activation(z[0], a[0], *s)
         for z_row, a_row in zip(z[1:], a[1:]):
-            torch.mul(z_row, s1, out=a_row)
-        for row, i, j in self.products:
-            a[row].addcmul_(torch.mul(z[i], z[j], out=t), s2)
+            torch.mul(z_row, s[0], out=a_row)
+        for row, count, blocks in self.chain:
+            a[row].addcmul_(self._product(blocks, self._scratch), s[len(blocks) - 1], value=count)
         return self.a
 
     def tangent(self, d: Tensor) -> Tensor:
         """The change of a, (J, width, points), to first order, for the change d of z, which is overwritten by it."""
-        z, t, (s1, s2, s3) = self._z, self._scratch, self._slopes
-        rows = d.unbind()
-        for row, i, j in self.products:
-            rows[row].mul_(s1).addcmul_(torch.mul(z[row], rows[0], out=t), s2)
-            rows[row].addcmul_(torch.mul(z[i], rows[j], out=t).addcmul_(z[j], rows[i]), s2)
-            rows[row].addcmul_(torch.mul(z[i], z[j], out=t).mul_(rows[0]), s3)
-        for z_row, row_of_first in zip(z[1 : 1 + self.firsts], rows[1:]):
-            row_of_first.mul_(s1).addcmul_(torch.mul(z_row, rows[0], out=t), s2)
-        rows[0].mul_(s1)
+        z, t, s, rows = self._z, self._scratch, self._slopes, d.unbind()
+        for row in reversed(range(1, len(rows))):  # each needs those of lower order as they were
+            rows[row].mul_(s[0]).addcmul_(torch.mul(z[row], rows[0], out=t), s[1])
+            for _, count, blocks in (link for link in self.chain if link[0] == row):
+                m = len(blocks)
+                for number, block in enumerate(blocks):
+                    others = self._product(blocks[:number] + blocks[number + 1 :], self._second)
+                    rows[row].addcmul_(torch.mul(others, rows[block], out=t), s[m - 1], value=count)
+                rows[row].addcmul_(torch.mul(self._product(blocks, t), rows[0], out=t), s[m], value=count)
+        rows[0].mul_(s[0])
         return d
 
     def back(self, w: Tensor, out: Tensor) -> Tensor:
         """The cotangent of z, (J, width, points), for the cotangent w of a; it is written to `out`."""
-        z, t, (s1, s2, s3) = self._z, self._scratch, self._slopes
-        torch.mul(w, s1, out=out)
+        z, t, s = self._z, self._scratch, self._slopes
+        torch.mul(w, s[0], out=out)
         v, w_rows = out.unbind(), w.unbind()
         for z_row, w_row in zip(z[1:], w_rows[1:]):
-            v[0].addcmul_(torch.mul(z_row, w_row, out=t), s2)
-        for row, i, j in self.products:
-            torch.mul(w_rows[row], s2, out=t)
-            v[i].addcmul_(t, z[j])
-            v[j].addcmul_(t, z[i])
-            v[0].addcmul_(torch.mul(z[i], z[j], out=t).mul_(w_rows[row]), s3)
+            v[0].addcmul_(torch.mul(z_row, w_row, out=t), s[1])
+        for row, count, blocks in self.chain:
+            m = len(blocks)
+            torch.mul(w_rows[row], s[m - 1], out=t)
+            for number, block in enumerate(blocks):
+                others = self._product(blocks[:number] + blocks[number + 1 :], self._second)
+                v[block].addcmul_(t, others, value=count)
+            v[0].addcmul_(torch.mul(self._product(blocks, t), w_rows[row], out=t), s[m], value=count)
+        return out
+
+    def _product(self, rows: tuple[int, ...], out: Tensor) -> Tensor:
+        """That of z in some rows: in `out`, or of a single row z itself."""
+        z = self._z
+        if len(rows) == 1:
+            return z[rows[0]]
+        torch.mul(z[rows[0]], z[rows[1]], out=out)
+        for row in rows[2:]:
+            out.mul_(z[row])
         return out

@@ -2,13 +2,13 @@
 
     f(theta) = sum over terms of weight * mean over the term's points of residual(u, derivatives, x)^2
 
-with u = lift(x) + factor(x) net(features(x); theta), so that a factor that vanishes there imposes boundary and initial
-values exactly; without it they are terms of their own.
+with u = lift(x) + factor(x) net(features(x); theta), one field or several, so that a factor that vanishes there imposes
+boundary and initial values exactly; without it they are terms of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,24 +30,29 @@ class PINN(TermRows):
     """The loss of a network that is to satisfy equations, as a `ResidualFunction` for all optimizers of pdeopt.
 
     f(theta) = sum over terms of weight * mean over the term's points of residual(u, derivatives, x)^2, where
-    u = lift(x) + factor(x) net(features(x); theta). It is |r|^2 with a row sqrt(weight / points) residual for each
-    point, term after term, and the Jacobian of r comes from the sweep of the gradient. A factor that vanishes on a
-    boundary imposes the values of the lift there exactly (I. E. Lagaris, A. Likas, D. I. Fotiadis, IEEE Trans. Neural
-    Netw. 9, 1998); without it the values are terms of their own (M. Raissi, P. Perdikaris, G. E. Karniadakis, J.
-    Comput. Phys. 378, 2019).
+    u = lift(x) + factor(x) net(features(x); theta). It is |r|^2 with rows sqrt(weight / points) residual, one for each
+    point and equation, term after term, and the Jacobian of r comes from the sweep of the gradient. A factor that
+    vanishes on a boundary imposes the values of the lift there exactly (I. E. Lagaris, A. Likas, D. I. Fotiadis, IEEE
+    Trans. Neural Netw. 9, 1998); without it the values are terms of their own (M. Raissi, P. Perdikaris, G. E.
+    Karniadakis, J. Comput. Phys. 378, 2019).
 
-    theta is (network.size,), double precision. Values and gradients come from jets that are carried through the layers
-    by hand, without a graph; Hessian products by `torch.func`. Nothing is collective.
+    Unknown coefficients of the equations are unknowns as the weights are, and their columns of the Jacobian are exact,
+    too: measurements, a term with numbers that are `given`, tell coefficients and solution at once.
+
+    theta is (network.size + coefficients,), double precision, coefficients at the end. Values and
+    gradients come from jets that are carried through the layers by hand, without a graph; Hessian products by
+    `torch.func`. Nothing is collective.
 
     Args:
         network: net.
         terms: the first one is sampled: `subset` and `with_points` change its points.
         names: of the inputs, a letter each, as "xt"; derivatives of the terms are spelled in them.
-        lift, factor: functions (points, inputs) -> (points,), made of torch operations; without them u is the network
-            itself.
+        lift, factor: functions (points, inputs) -> (points,), or (points, fields), made of torch operations; without
+            them u is the network itself.
         features: what the network takes in, as `periodic` ones; without them the inputs themselves.
         tally: where calls are counted.
         costs: by default those of a fixed model of the time; 1 is a gradient of this function.
+        coefficients: unknown numbers of the equations, by names under which residuals find them, with first values.
 
     Attributes:
         layers: number of parameters of each hidden layer, the closing one counted to the last: blocks of
@@ -55,7 +60,8 @@ class PINN(TermRows):
 
     Raises:
         InputError: names or features that do not fit the inputs of the network, no terms, a term with bad points or
-            derivatives, or a lift or factor that does not have the period of the features.
+            derivatives, a lift or factor that does not have the period of the features, or a coefficient with the name
+            of a derivative.
 
     Example:
         >>> heat = Term(hammersley(2000, [(0, 1), (0, 1)]), lambda u, d, x: d["t"] - d["xx"], ("t", "xx"))
@@ -73,6 +79,7 @@ class PINN(TermRows):
         tally: Tally | None = None,
         costs: Costs | None = None,
         features: Features | None = None,
+        coefficients: Mapping[str, float] | None = None,
     ) -> None:
         if features is None and len(names) != network.inputs:
             raise InputError("names of the inputs", repr(names), f"{network.inputs} letters, one an input")
@@ -82,33 +89,43 @@ class PINN(TermRows):
             raise InputError("terms of a PINN", "none", "at least one")
         if features is not None:
             features.check(names, terms[0].points[:16].double(), {"lift": lift, "factor": factor})
+        for name in coefficients or {}:
+            if set(name) <= set(names):
+                raise InputError("coefficient of a PINN", repr(name), "a name that is no derivative")
         self.terms, self.names, self.lift, self.factor = tuple(terms), names, lift, factor
         self._kept: tuple[int, Tensor, list[list[Tensor]]] = (0, torch.empty(0), [])  # layer, weights below it, jets
-        super().__init__(Ansatz(network, names, lift, factor, features), self.terms, costs, tally)
+        super().__init__(Ansatz(network, names, lift, factor, features, coefficients or {}), self.terms, costs, tally)
         sizes = network.sizes
-        self.layers = [*sizes[:-2], sizes[-2] + sizes[-1]]
+        self.layers = [*sizes[:-2], sizes[-2] + sizes[-1] + len(self.ansatz.coefficients)]
 
     def initial(self, seed: int = 0) -> Tensor:
-        """Where training starts, (size,): Glorot's weights, no biases."""
-        return self.network.initial(seed)
+        """Where training starts, (size,): Glorot's weights, no biases, coefficients as they are given."""
+        first = torch.tensor(list(self.ansatz.coefficients.values()), dtype=torch.float64)
+        return torch.cat([self.network.initial(seed), first])
+
+    def coefficients_at(self, theta: Tensor) -> dict[str, float]:
+        """The unknown coefficients by name."""
+        return dict(zip(self.ansatz.coefficients, self.split(theta)[1].tolist()))
 
     def predict(self, theta: Tensor, x: Tensor) -> Tensor:
-        """u at points x, (points, inputs): (points,)."""
-        return TermAtPoints(self.ansatz, Term(x, lambda u, d, x: u)).residuals(
-            absorb_slopes(self.network.layers(theta))
-        )
+        """u at points x, (points, inputs): (points,), or (fields, points)."""
+        raw, c = self.split(theta)
+        u = TermAtPoints(self.ansatz, Term(x, lambda u, d, x: u)).jets(absorb_slopes(raw), c)[1][0]
+        return u if len(u) > 1 else u[0]
 
     def residuals(self, theta: Tensor, x: Tensor | None = None) -> Tensor:
-        """Of the first term, at its points or at others, (points, inputs): (points,); counted as work."""
-        return self._jets(theta, x)[0]
+        """Of the first term, at its points or at others, (n, inputs): (n,), or (equations, n); counted as work."""
+        r = self._jets(theta, x)[0]
+        return r if len(r) > 1 else r[0]
 
     def _jets(self, theta: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Residual, (points,), and jets of u, (J, points), of the first term, counted."""
+        """Residual, (equations, points), and jets of u, (J, fields, points), of the first term, counted."""
         term = self.evaluated[0]
         if x is not None:
-            term = TermAtPoints(self.ansatz, replace(self.terms[0], points=x, weight=1.0))
+            term = TermAtPoints(self.ansatz, _moved(self.terms[0], x, 1.0))
         self.tally.work += self.costs.gradient * CallTimes(self.network, term.columns).value(0) / self.times.whole
-        return term.jets(absorb_slopes(self.network.layers(theta)))
+        raw, c = self.split(theta)
+        return term.jets(absorb_slopes(raw), c)
 
     def with_points(self, points: Tensor, weight: float | Tensor | None = None) -> PINN:
         """The same loss, its first term at other points, (n, inputs), counted in the same tally.
@@ -118,7 +135,7 @@ class PINN(TermRows):
             weight: of that term, or of each point, (n,); that of the term by default.
         """
         weight = self.terms[0].weight if weight is None else weight
-        return self._with(replace(self.terms[0], points=points, weight=weight))
+        return self._with(_moved(self.terms[0], points, weight))
 
     def subset(self, indices: Tensor) -> PINN:
         """The loss with the first term at some of its points."""
@@ -126,7 +143,8 @@ class PINN(TermRows):
 
     def _with(self, term: Term) -> PINN:
         terms, features = [term, *self.terms[1:]], self.ansatz.features
-        found = PINN(self.network, terms, self.names, self.lift, self.factor, self.tally, features=features)
+        coefficients = self.ansatz.coefficients
+        found = PINN(self.network, terms, self.names, self.lift, self.factor, self.tally, None, features, coefficients)
         found.costs = self.costs.times(found.times.whole / self.times.whole)
         return found
 
@@ -140,16 +158,19 @@ class PINN(TermRows):
         pool = term.points if term.draw is None else term.draw(candidates or 10 * count, seed)
         r, u = self._jets(x, pool)
         firsts = u[1 : 1 + len(self.evaluated[0].basis.first)]
-        sizes = [r.abs(), *([firsts.square().sum(0).sqrt()] if len(firsts) else [])]
+        sizes = [r.norm(dim=0), *([firsts.square().sum((0, 1)).sqrt()] if len(firsts) else [])]
         chosen, weights = draw_rows(density(sizes, floor), count, seed + 1)
-        return self.with_points(pool[chosen], weights * _weights(term, chosen))
+        moved = term.subset(chosen) if term.draw is None else _moved(term, pool[chosen], 1.0)
+        return self._with(replace(moved, weight=weights * _weights(term, chosen)))
 
     def sample_memory(self) -> dict[str, Tensor]:
         term = self.terms[0]
-        return {"points": term.points, "weights": torch.as_tensor(term.weight).expand(len(term.points)).clone()}
+        weights = torch.as_tensor(term.weight).expand(len(term.points)).clone()
+        return {"points": term.points, "weights": weights} | {f"given_{name}": v for name, v in term.given.items()}
 
     def recalled(self, memory: dict[str, Tensor]) -> PINN:
-        return self.with_points(memory["points"], memory["weights"])
+        given = {name: memory[f"given_{name}"] for name in self.terms[0].given}
+        return self._with(replace(self.terms[0], points=memory["points"], weight=memory["weights"], given=given))
 
     def decompose(self, parts: int | None = None, overlap: int = 0, team: Any = None) -> Decomposition:
         """Layers in groups of neighbors."""
@@ -177,10 +198,17 @@ class PINN(TermRows):
         if not (0 < start <= layer and torch.equal(known, theta[: len(known)])):
             start, jets = 0, [term.inputs for term in self.evaluated]
         if start < layer:
-            between = absorb_slopes(self.network.layers(theta)[start:layer])
+            between = absorb_slopes(self.split(theta)[0][start:layer])
             jets = [term.through(between, own, start) for term, own in zip(self.evaluated, jets)]
         self._kept = (layer, theta[: sum(self.network.sizes[:layer])].clone(), jets)
         return jets
+
+
+def _moved(term: Term, points: Tensor, weight: float | Tensor) -> Term:
+    """The term at other points."""
+    if term.given and points is not term.points:
+        raise InputError("points of a term", "new ones, where numbers are given", "`subset`, or no `draw`")
+    return replace(term, points=points, weight=weight)
 
 
 def _weights(term: Term, indices: Tensor) -> Tensor:

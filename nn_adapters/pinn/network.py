@@ -26,7 +26,7 @@ class DenseLayer:
 
 @dataclass(frozen=True)
 class Network:
-    """The shape of a scalar network: a_1 = act(W a_0 + b); a_{l+1} = act(W a_l + b); u = W a_L + b.
+    """The shape of a network: a_1 = act(W a_0 + b); a_{l+1} = act(W a_l + b); u = W a_L + b, one field or several.
 
     In a resnet a_{l+1} = a_l + act(W a_l + b) for l >= 1. With adaptive slopes act(z) is act(n s_l z), n fixed and
     s_l, of layer l, a parameter that starts at 1/n (A. D. Jagtap, K. Kawaguchi, G. E. Karniadakis, Proc. R. Soc. A 476,
@@ -39,6 +39,7 @@ class Network:
         activation: "tanh" or "sin".
         adaptive: whether there are slopes.
         slope_scale: n.
+        outputs: number of fields.
 
     Raises:
         InputError: no layers, widths below 1 or, in a resnet, of several sizes; an unknown body or activation.
@@ -50,6 +51,7 @@ class Network:
     activation: str = "tanh"
     adaptive: bool = False
     slope_scale: float = 1.0
+    outputs: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
@@ -61,6 +63,8 @@ class Network:
             raise InputError("activation", self.activation, " | ".join(JET_ACTIVATIONS))
         if self.body == "resnet" and len(set(self.hidden)) > 1:
             raise InputError("layers of a resnet", self.hidden, "layers of one width")
+        if self.outputs < 1:
+            raise InputError("outputs of a network", self.outputs, "fields, >= 1")
         if not self.slope_scale > 0:
             raise InputError("scale of the slopes", self.slope_scale, "a number > 0")
 
@@ -72,7 +76,7 @@ class Network:
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """(outputs, inputs) of W in each layer, the closing one too."""
-        return [(after, before) for before, after in pairwise([self.inputs, *self.hidden, 1])]
+        return [(after, before) for before, after in pairwise([self.inputs, *self.hidden, self.outputs])]
 
     @property
     def sizes(self) -> list[int]:
@@ -139,7 +143,7 @@ class Network:
         return found
 
     def jets(self, theta: Tensor, basis: JetBasis, inputs: Tensor) -> Tensor:
-        """Jets of u, (J, points), by operations that `torch.func` differentiates.
+        """Jets of u, (J, fields, points), by operations that `torch.func` differentiates.
 
         Args:
             theta: parameters, (size,).
@@ -153,7 +157,7 @@ class Network:
             if l < self.depth:
                 h = activate_jets(basis, self.activation, z * (self.slope_scale * part[-1]) if self.adaptive else z)
                 a = a + h if l and self.body == "resnet" else h
-        return z[:, 0]
+        return z
 
 
 class JetSweep:
@@ -176,10 +180,10 @@ class JetSweep:
             width: torch.empty(2, self.rows, width, points, dtype=torch.float64).unbind() for width in network.hidden
         }
         self._cotangents = [pairs[width] for width in network.hidden]
-        self._out = torch.empty(self.rows, 1, points, dtype=torch.float64)
+        self._out = torch.empty(self.rows, network.outputs, points, dtype=torch.float64)
 
     def forward(self, layers: list[DenseLayer], jets: Tensor, first: int = 0) -> Tensor:
-        """Jets of u, (J, points), from those at the input of layer `first`, (J, width, points).
+        """Jets of u, (J, fields, points), from those at the input of layer `first`, (J, width, points).
 
         Args:
             layers: from `first` to the closing one, with slopes in W and b; see `absorb_slopes`.
@@ -187,8 +191,8 @@ class JetSweep:
         a = self.through(layers[:-1], jets, first)
         self._inputs[-1] = a
         torch.bmm(self._expand(layers[-1].W), a, out=self._out)
-        self._out[0] += layers[-1].b
-        return self._out[:, 0]
+        self._out[0] += layers[-1].b[:, None]
+        return self._out
 
     def through(self, layers: list[DenseLayer], jets: Tensor, first: int = 0) -> Tensor:
         """Jets behind some hidden layers, (J, width, points); they belong to this object."""
@@ -207,7 +211,7 @@ class JetSweep:
 
         Args:
             closing: layer.
-            w: cotangent of the jets of u, (J, points).
+            w: cotangent of the jets of u, (J, fields, points).
             gradients: (W, b) of these layers, to which it is added.
         """
 
@@ -225,7 +229,7 @@ class JetSweep:
 
         Args:
             layers: all, with their slopes; `forward` had the same ones without.
-            w: cotangent of the jets of u at each point, (J, points).
+            w: cotangent of the jets of u at each point, (J, fields, points).
             rows: (points, size), which is overwritten.
         """
         columns = rows.split(self.network.sizes, 1)
@@ -242,7 +246,7 @@ class JetSweep:
         self._back(layers[-1], w, write, self.network.depth)
 
     def tangent(self, layers: list[DenseLayer], directions: list[DenseLayer]) -> Tensor:
-        """The derivative of the jets of u, (J, points), along a direction of W and b, where the last `forward` went.
+        """The derivative of the jets of u, (J, fields, points), along a direction of W and b, at the last `forward`.
 
         Args:
             layers, directions: from `first` to the closing one, with slopes in W and b, and what is added to them.
@@ -256,17 +260,19 @@ class JetSweep:
                 break
             out = self.hidden[self.first + number].tangent(z)
             v = out.add_(v) if v is not None and self._residual(self.first + number) else out
-        return z[:, 0]
+        return z
 
     def _back(self, closing: DenseLayer, w: Tensor, take: Callable[[int, Tensor, Tensor], None], last: int) -> None:
         """Carry a cotangent back; `take` gets those of W a + b and the inputs a of each layer from `last` on down."""
-        w = w[:, None]
         if last == self.network.depth:
             take(last - self.first, w, self._inputs[-1])
         if self.first == self.network.depth:
             return
         v, _ = self._cotangents[-1]
-        torch.mul(closing.W[0, :, None], w, out=v)
+        if len(closing.W) == 1:
+            torch.mul(closing.W.T, w, out=v)
+        else:
+            torch.bmm(self._expand(closing.W.T), w, out=v)
         for number in reversed(range(len(self._layers))):
             l = self.first + number
             z = self.hidden[l].back(v, _other(self._cotangents[l], v))

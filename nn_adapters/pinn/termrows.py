@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from nn_adapters.pinn.costs import CallTimes
-from nn_adapters.pinn.network import absorb_slopes
+from nn_adapters.pinn.network import DenseLayer, absorb_slopes
 from nn_adapters.pinn.terms import Ansatz, Term, TermAtPoints
 from pdeopt.functions.smooth import Costs, Tally
 from pdeopt.squares.residual import ResidualFunction
 
 
 class TermRows(ResidualFunction):
-    """f = |r|^2 with a row sqrt(weight / points) residual for each point, term after term.
+    """f = |r|^2 with rows sqrt(weight / points) residual, one for each point and equation, term after term.
 
     Args:
         ansatz: for u.
@@ -35,10 +35,16 @@ class TermRows(ResidualFunction):
     def __init__(self, ansatz: Ansatz, terms: Sequence[Term], costs: Costs | None, tally: Tally | None) -> None:
         self.ansatz, self.network = ansatz, ansatz.network
         self.evaluated = [TermAtPoints(ansatz, term) for term in terms]
-        points = [len(term.points) for term in terms]
-        self.times = CallTimes(self.network, sum(term.columns for term in self.evaluated), sum(points))
+        rows = sum(term.count for term in self.evaluated)
+        self.times = CallTimes(self.network, sum(term.columns for term in self.evaluated), rows)
         costs = costs or self.times.costs(0, self.network.depth)
-        super().__init__(self.network.size, sum(points), points[0], costs, tally)
+        size = self.network.size + len(ansatz.coefficients)
+        super().__init__(size, rows, len(terms[0].points), costs, tally)
+
+    def split(self, theta: Tensor, first: int = 0) -> tuple[list[DenseLayer], Tensor]:
+        """The layers from `first` on, with their slopes, and the coefficients, (number,), in theta, which ends so."""
+        end = len(theta) - len(self.ansatz.coefficients)
+        return self.network.layers(theta[:end], first), theta[end:]
 
     def _value(self, x: Tensor) -> float:
         return self.value_from(0, [term.inputs for term in self.evaluated], x)
@@ -51,72 +57,83 @@ class TermRows(ResidualFunction):
 
         Args:
             inputs: jets, a list for each term.
-            theta: parameters from layer `first` on.
+            theta: parameters from layer `first` on, then the coefficients.
         """
-        layers = absorb_slopes(self.network.layers(theta, first))
-        rows = [term.rows(layers, jets, first) for term, jets in zip(self.evaluated, inputs)]
+        raw, c = self.split(theta, first)
+        layers = absorb_slopes(raw)
+        rows = [term.rows(layers, c, jets, first) for term, jets in zip(self.evaluated, inputs)]
         return sum(float(r @ r) for r in rows)
 
     def gradient_from(self, first: int, last: int, inputs: list[list[Tensor]], theta: Tensor) -> tuple[float, Tensor]:
-        """f, and its gradient by the layers `first` to `last`, from the jets before the first.
+        """f, and its gradient by the layers `first` to `last`, from the jets before the first; to the last by all.
 
         Args:
             inputs: jets, a list for each term.
-            theta: parameters from layer `first` on.
+            theta: parameters from layer `first` on, then the coefficients.
         """
-        raw = self.network.layers(theta, first)
-        layers = absorb_slopes(raw)
+        raw, c = self.split(theta, first)
+        layers, by_c = absorb_slopes(raw), torch.zeros_like(c)
         sums = [(torch.zeros_like(layer.W), torch.zeros_like(layer.b)) for layer in layers[: last - first + 1]]
-        value = sum(t.add_gradient(layers, jets, first, last, sums) for t, jets in zip(self.evaluated, inputs))
-        return value, self.network.flat_gradient(raw, sums)
+        span = first, last
+        value = sum(t.add_gradient(layers, c, jets, span, sums, by_c) for t, jets in zip(self.evaluated, inputs))
+        found = self.network.flat_gradient(raw, sums)
+        return value, torch.cat([found, by_c]) if last == self.network.depth else found
 
-    def _pieces(self, rows: Tensor | None) -> list[tuple[TermAtPoints, Tensor | slice]]:
-        """The terms at the points of some rows, or of all, with the places of their rows among them."""
-        found: list[tuple[TermAtPoints, Tensor | slice]] = []
+    def _pieces(self, rows: Tensor | None) -> list[tuple[TermAtPoints, Tensor | slice, Tensor | None]]:
+        """The terms at the points of some rows, or of all; the places of their rows among them; which of a point's."""
+        found: list[tuple[TermAtPoints, Tensor | slice, Tensor | None]] = []
         end = 0
         for term in self.evaluated:
-            begin, end = end, end + len(term.term.points)
+            begin, end = end, end + term.count
             if rows is None:
-                found.append((term, slice(begin, end)))
+                found.append((term, slice(begin, end), None))
             elif len(places := ((begin <= rows) & (rows < end)).nonzero()[:, 0]):
-                own = term.term.subset(rows[places] - begin)
-                own = replace(own, weight=own.weight * (len(places) / (end - begin)))
-                found.append((TermAtPoints(self.ansatz, own), places))
+                wanted, each = rows[places] - begin, term.equations
+                own = term.term.subset(wanted // each)
+                own = replace(own, weight=own.weight * (len(places) / len(term.term.points)))
+                found.append((TermAtPoints(self.ansatz, own), places, _chosen(wanted, each)))
         return found
 
     def _residual(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        layers, r = absorb_slopes(self.network.layers(x)), x.new_empty(self._count(rows))
-        for term, places in self._pieces(rows):
-            r[places] = term.rows(layers, term.inputs)
+        raw, c = self.split(x)
+        layers, r = absorb_slopes(raw), x.new_empty(self._count(rows))
+        for term, places, which in self._pieces(rows):
+            found = term.rows(layers, c, term.inputs)
+            r[places] = found if which is None else found[which]
         return r
 
     def _linearize(self, x: Tensor, rows: Tensor | None = None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        raw = self.network.layers(x)
+        raw, c = self.split(x)
         layers, shape = absorb_slopes(raw), (self._count(rows), self.size)
         r, J = x.new_empty(shape[0]), x.new_empty(shape) if out is None or out.shape != shape else out
-        for term, places in self._pieces(rows):
+        for term, places, which in self._pieces(rows):
             if isinstance(places, slice):
-                term.jacobian(raw, layers, r[places], J[places])
+                term.jacobian(raw, layers, c, r[places], J[places])
             else:
-                own = x.new_empty(len(places)), x.new_empty(len(places), self.size)
-                term.jacobian(raw, layers, *own)
-                r[places], J[places] = own
+                own_r, own_J = x.new_empty(term.count), x.new_empty(term.count, self.size)
+                term.jacobian(raw, layers, c, own_r, own_J)
+                r[places], J[places] = own_r[which], own_J[which]
         return r, J
 
     def _jvp(self, x: Tensor, d: Tensor, rows: Tensor | None = None) -> Tensor:
-        raw, found = self.network.layers(x), x.new_empty(self._count(rows))
-        layers, directions = absorb_slopes(raw), self.network.directions(raw, d)
-        for term, places in self._pieces(rows):
-            found[places] = term.tangent(layers, directions)
+        (raw, c), found = self.split(x), x.new_empty(self._count(rows))
+        end = self.network.size
+        layers, directions = absorb_slopes(raw), self.network.directions(raw, d[:end])
+        for term, places, which in self._pieces(rows):
+            own = term.tangent(layers, c, directions, d[end:])
+            found[places] = own if which is None else own[which]
         return found
 
     def _vjp(self, x: Tensor, w: Tensor, rows: Tensor | None = None) -> Tensor:
-        raw = self.network.layers(x)
-        layers, last = absorb_slopes(raw), self.network.depth
+        raw, c = self.split(x)
+        layers, span, by_c = absorb_slopes(raw), (0, self.network.depth), torch.zeros_like(c)
         sums = [(torch.zeros_like(layer.W), torch.zeros_like(layer.b)) for layer in layers]
-        for term, places in self._pieces(rows):
-            term.add_gradient(layers, term.inputs, 0, last, sums, w[places])
-        return self.network.flat_gradient(raw, sums)
+        for term, places, which in self._pieces(rows):
+            own = w[places]
+            if which is not None:
+                own = w.new_zeros(term.count).index_copy(0, which, own)
+            term.add_gradient(layers, c, term.inputs, span, sums, by_c, own)
+        return torch.cat([self.network.flat_gradient(raw, sums), by_c])
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
         total = torch.zeros_like(x)
@@ -124,3 +141,8 @@ class TermRows(ResidualFunction):
             for chunk, inputs in zip(term.chunks, term.inputs):
                 total += jvp(grad(partial(term.plain, chunk, inputs)), (x,), (d,))[1]
         return total
+
+
+def _chosen(wanted: Tensor, each: int) -> Tensor:
+    """Of the rows of as many points as there are wanted rows, `each` a point, the wanted one of each point."""
+    return each * torch.arange(len(wanted)) + wanted % each

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,10 +13,11 @@ from nn_adapters.pinn.jets import JetBasis
 from nn_adapters.pinn.network import DenseLayer, JetSweep, Network
 from pdeopt.core.errors import InputError
 
-#: u, (points,), its derivatives by name, (points,) each, and x, (points, inputs) -> residual, (points,).
-Residual = Callable[[Tensor, dict[str, Tensor], Tensor], Tensor]
+#: u, its derivatives and other numbers by name, and x, (points, inputs) -> residual, (points,), or several of these.
+#: u is (points,) or, of several fields, (fields, points).
+Residual = Callable[[Tensor, dict[str, Tensor], Tensor], Tensor | Sequence[Tensor]]
 
-#: x, (points, inputs) -> (points,); its rows do not interact.
+#: x, (points, inputs) -> (points,), or (points, fields); its rows do not interact.
 Field = Callable[[Tensor], Tensor]
 
 #: Entries of a jet times width that go through the layers together: about what a cache holds.
@@ -25,19 +26,22 @@ JETS_IN_CACHE = 80_000
 
 @dataclass(frozen=True)
 class Term:
-    """weight * mean of residual(u, d, x)^2 over points: an equation, or values on a boundary.
+    """weight * mean of residual(u, d, x)^2 over points: equations, values on a boundary, or measurements.
 
     Args:
         points: x, (n, inputs), double precision.
-        residual: (u, d, x) -> (n,), made of torch operations. u is (n,); d holds the derivatives by name, (n,) each,
-            `d["x"]` and `d["xx"]`; rows do not interact.
+        residual: (u, d, x) -> (n,), or several of these, one an equation; made of torch operations. u is (n,), and d
+            holds by name, (n,) each, the derivatives, `d["x"]` and `d["xx"]`, the unknown coefficients of the PINN, and
+            what is `given`. Of several fields u and the derivatives are (fields, n). Rows do not interact.
         derivatives: names of those that the residual takes, such as ("x", "t", "xx"), in the letters of the PINN.
         weight: of the term, or of each point, (n,), >= 0.
         draw: (n, seed) -> new points, (n, inputs), independent and uniform, where a method asks for some; without it
             they are chosen among `points`.
+        given: numbers at the points by name, such as measurements, (n,) each.
 
     Example:
         >>> wave = Term(points, lambda u, d, x: d["tt"] - d["xx"], ("tt", "xx"))
+        >>> measured = Term(places, lambda u, d, x: u - d["seen"], given={"seen": values})
     """
 
     points: Tensor
@@ -45,11 +49,13 @@ class Term:
     derivatives: tuple[str, ...] = ()
     weight: float | Tensor = 1.0
     draw: Callable[[int, int], Tensor] | None = None
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def subset(self, indices: Tensor) -> Term:
         """The term at some of its points."""
         weight = self.weight[indices] if isinstance(self.weight, Tensor) else self.weight
-        return replace(self, points=self.points[indices], weight=weight)
+        given = {name: values[indices] for name, values in self.given.items()}
+        return replace(self, points=self.points[indices], weight=weight, given=given)
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Ansatz:
         names: of the inputs x, a letter each.
         lift, factor: of u; without them u is the network itself.
         features: what the network takes in; without them x itself.
+        coefficients: unknown numbers of the equations by name, with their first values.
     """
 
     network: Network
@@ -68,6 +75,7 @@ class Ansatz:
     lift: Field | None = None
     factor: Field | None = None
     features: Features | None = None
+    coefficients: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,27 +84,29 @@ class Chunk:
 
     Attributes:
         x: (k, inputs).
-        lift: its jets, (J, k).
-        factor: matrices of the product rule, (J, J, k).
+        lift: its jets, (J, fields or 1, k).
+        factor: matrices of the product rule, (J, J, fields or 1, k).
         root: of the weight of the term, or of each point, over the points of the whole term: of a row of residuals.
+        given: numbers of the term by name, (k,) each.
     """
 
     x: Tensor
     lift: Tensor | None
     factor: Tensor | None
     root: Tensor
+    given: dict[str, Tensor]
 
     def jets(self, net: Tensor) -> Tensor:
-        """Of u from those of the network, (J, k)."""
+        """Of u from those of the network, (J, fields, k)."""
         u = net.clone() if self.factor is None else (self.factor * net).sum(1)
         return u if self.lift is None else u + self.lift
 
     def tangent(self, net: Tensor) -> Tensor:
-        """The change of the jets of u for that of the network's, (J, k)."""
+        """The change of the jets of u for that of the network's, (J, fields, k)."""
         return net if self.factor is None else (self.factor * net).sum(1)
 
     def cotangent(self, u: Tensor) -> Tensor:
-        """That of the jets of the network for that of the jets of u, (J, k)."""
+        """That of the jets of the network for that of the jets of u, (J, fields, k)."""
         return u if self.factor is None else (self.factor * u[:, None]).sum(0)
 
 
@@ -110,10 +120,13 @@ class TermAtPoints:
     Attributes:
         inputs: jets of what the network takes in, (J, k, points), one a chunk.
         columns: points times rows of their jets.
+        equations: of the residual.
+        count: rows, points times equations, point after point.
 
     Raises:
-        InputError: no points, points of another dimension or not finite, weights below 0, or derivatives that do not
-            exist.
+        InputError: no points, points of another dimension or not finite, weights below 0, derivatives that do not
+            exist, numbers for other points, a lift or factor of another shape, or a residual that is not one number a
+            point.
     """
 
     def __init__(self, ansatz: Ansatz, term: Term) -> None:
@@ -124,17 +137,32 @@ class TermAtPoints:
             raise InputError("points of a PINN", "entries that are not finite", "finite numbers")
         if not bool((torch.as_tensor(term.weight) >= 0).all()):
             raise InputError("weight of a term", "one that is not >= 0", "numbers >= 0")
+        for name, values in term.given.items():
+            if values.shape != (len(x),):
+                raise InputError(f"{name} at the points of a term", f"shape {tuple(values.shape)}", f"({len(x)},)")
         self.ansatz, self.term, self.basis = ansatz, term, JetBasis(ansatz.names, tuple(term.derivatives))
         self.columns = len(x) * len(self.basis)
         number = -(-len(x) // max(64, JETS_IN_CACHE // (len(self.basis) * max(network.hidden))))
         self.chunks, self.inputs = self._cut(x.to(torch.float64), number)
         self._sweeps: dict[int, JetSweep] = {}
+        self.equations = self._count_equations()
+        self.count = len(x) * self.equations
+
+    def _count_equations(self) -> int:
+        """By a call at the first points."""
+        chunk, ansatz = self.chunks[0], self.ansatz
+        n = min(2, len(chunk.x))
+        u = chunk.x.new_ones(len(self.basis), ansatz.network.outputs, n)
+        first = replace(chunk, x=chunk.x[:n], given={name: values[:n] for name, values in chunk.given.items()})
+        return len(self._residual(first, u, chunk.x.new_ones(len(ansatz.coefficients), n)))
 
     def _cut(self, x: Tensor, number: int) -> tuple[list[Chunk], list[Tensor]]:
         """What does not depend on the parameters, found at all points at once, in chunks of about equal size."""
         ansatz, basis = self.ansatz, self.basis
-        lift = None if ansatz.lift is None else basis.of_function(ansatz.lift, x)
-        factor = None if ansatz.factor is None else basis.multiplication(basis.of_function(ansatz.factor, x))
+        lift = None if ansatz.lift is None else self._by_fields("lift", ansatz.lift, x)
+        factor = None
+        if ansatz.factor is not None:
+            factor = basis.multiplication(self._by_fields("factor", ansatz.factor, x))
         weight = torch.as_tensor(self.term.weight, dtype=torch.float64)
         root = (weight / len(x)).sqrt().expand(len(x))
         parts = [slice(int(part[0]), int(part[-1]) + 1) for part in torch.arange(len(x)).tensor_split(number)]
@@ -142,9 +170,22 @@ class TermAtPoints:
         def of(jets: Tensor | None, part: slice) -> Tensor | None:
             return None if jets is None else jets[..., part].contiguous()
 
-        chunks = [Chunk(x[part], of(lift, part), of(factor, part), root[part]) for part in parts]
+        given = {name: values.to(torch.float64) for name, values in self.term.given.items()}
+        chunks = [
+            Chunk(x[p], of(lift, p), of(factor, p), root[p], {name: values[p] for name, values in given.items()})
+            for p in parts
+        ]
         inputs = basis.of_inputs(x, ansatz.features)
         return chunks, [inputs[..., part].contiguous() for part in parts]
+
+    def _by_fields(self, what: str, function: Field, x: Tensor) -> Tensor:
+        """The jets of lift or factor, (J, fields or 1, points)."""
+        jets, fields = self.basis.of_function(function, x), self.ansatz.network.outputs
+        jets = jets[:, None] if jets.ndim == 2 else jets.transpose(1, 2)
+        if jets.shape[1] not in (1, fields) or jets.shape[2] != len(x):
+            shape = tuple(jets.transpose(1, 2).shape[1:])
+            raise InputError(what, f"shape {shape}", f"({len(x)},) | ({len(x)}, {fields})")
+        return jets
 
     def _sweep(self, chunk: Chunk) -> JetSweep:
         """Arrays for as many points as the chunk has."""
@@ -153,92 +194,119 @@ class TermAtPoints:
             self._sweeps[k] = JetSweep(self.ansatz.network, self.basis, k)
         return self._sweeps[k]
 
-    def _residual(self, u: Tensor, x: Tensor) -> Tensor:
-        return self.term.residual(u[0], {name: u[row] for name, row in self.basis.rows.items()}, x)
+    def _residual(self, chunk: Chunk, u: Tensor, c: Tensor) -> Tensor:
+        """(equations, k) from the jets of u, (J, fields, k), and the coefficients at each point, (number, k)."""
+        named = {name: u[row] if u.shape[1] > 1 else u[row, 0] for name, row in self.basis.rows.items()}
+        d = named | dict(zip(self.ansatz.coefficients, c)) | chunk.given
+        found = self.term.residual(named[""], d, chunk.x)
+        found = found if isinstance(found, Tensor) and found.ndim == 2 else _stacked(found)
+        if found.shape[1:] != (len(chunk.x),):
+            n = len(chunk.x)
+            raise InputError("residual of a term", f"shape {tuple(found.shape)}", f"({n},) at {n} points, or several")
+        return found
 
-    def _rows(self, chunk: Chunk, u: Tensor) -> Tensor:
-        """A chunk's rows from the jets of u, (J, k)."""
-        return chunk.root * self._residual(u, chunk.x)
+    def _rows(self, chunk: Chunk, u: Tensor, c: Tensor) -> Tensor:
+        """A chunk's rows, (k, equations), from the jets of u and the coefficients, (number,) or (number, k)."""
+        c = c if c.ndim == 2 else c[:, None].expand(-1, len(chunk.x))
+        return (chunk.root * self._residual(chunk, u, c)).T
 
-    def jets(self, layers: list[DenseLayer]) -> tuple[Tensor, Tensor]:
-        """The residual, (points,), and the jets of u, (J, points), at all points."""
+    def _recorded(
+        self, chunk: Chunk, layers: list[DenseLayer], jets: Tensor, c: Tensor, first: int = 0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """A chunk's rows, (k, equations), and what autograd knows they come from: jets of u, coefficients."""
+        u = chunk.jets(self._sweep(chunk).forward(layers, jets, first)).requires_grad_()
+        at_points = c[:, None].repeat(1, len(chunk.x)).requires_grad_()
+        with torch.enable_grad():
+            return self._rows(chunk, u, at_points), [u, at_points]
+
+    def jets(self, layers: list[DenseLayer], c: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual, (equations, points), and the jets of u, (J, fields, points), at all points.
+
+        Args:
+            c: coefficients, (number,).
+        """
         u = [chunk.jets(self._sweep(chunk).forward(layers, jets)) for chunk, jets in zip(self.chunks, self.inputs)]
-        return torch.cat([self._residual(own, chunk.x) for own, chunk in zip(u, self.chunks)]), torch.cat(u, 1)
+        r = [self._residual(chunk, v, c[:, None].expand(-1, len(chunk.x))) for v, chunk in zip(u, self.chunks)]
+        return torch.cat(r, 1), torch.cat(u, 2)
 
-    def residuals(self, layers: list[DenseLayer]) -> Tensor:
-        """The residual at all points, (points,)."""
-        return self.jets(layers)[0]
-
-    def rows(self, layers: list[DenseLayer], inputs: list[Tensor], first: int = 0) -> Tensor:
-        """r, (points,), from the jets before layer `first`.
+    def rows(self, layers: list[DenseLayer], c: Tensor, inputs: list[Tensor], first: int = 0) -> Tensor:
+        """r, (count,), from the jets before layer `first`.
 
         Args:
             layers: from `first` to the closing one, with slopes in W and b.
+            c: coefficients, (number,).
             inputs: jets, one a chunk.
         """
         found = []
         for chunk, jets in zip(self.chunks, inputs):
             u = chunk.jets(self._sweep(chunk).forward(layers, jets, first))
-            found.append(self._rows(chunk, u))
+            found.append(self._rows(chunk, u, c).flatten())
         return torch.cat(found)
 
     def add_gradient(
         self,
         layers: list[DenseLayer],
+        c: Tensor,
         inputs: list[Tensor],
-        first: int,
-        last: int,
+        span: tuple[int, int],
         gradients: list[tuple[Tensor, Tensor]],
+        by_c: Tensor,
         weights: Tensor | None = None,
     ) -> float:
-        """The sum of r^2, or w.r; its gradients by W and b of the layers `first` to `last` are added to `gradients`.
+        """The sum of r^2, or w.r; its gradients by W and b of some layers, and by c, are added to those given.
 
         Args:
-            layers, inputs, first: as for `rows`.
-            weights: w, (points,).
+            layers, c, inputs: as for `rows`.
+            span: first and last of the layers; `inputs` are the jets before the first.
+            gradients, by_c: to which it is added.
+            weights: w, (count,).
         """
-        total, place = 0.0, 0
+        total, place, (first, last) = 0.0, 0, span
         for chunk, jets in zip(self.chunks, inputs):
-            sweep, own = self._sweep(chunk), slice(place, place := place + len(chunk.x))
-            u = chunk.jets(sweep.forward(layers, jets, first)).requires_grad_()
+            own = slice(place, place := place + self.equations * len(chunk.x))
+            r, known = self._recorded(chunk, layers, jets, c, first)
             with torch.enable_grad():
-                r = self._rows(chunk, u)
-                value = r.square().sum() if weights is None else r @ weights[own]
-            (w,) = torch.autograd.grad(value, u)
-            sweep.backward(layers[-1], chunk.cotangent(w), gradients, last)
+                value = r.square().sum() if weights is None else r.flatten() @ weights[own]
+            w, w_c = _gradients(value, known)
+            self._sweep(chunk).backward(layers[-1], chunk.cotangent(w), gradients, last)
+            by_c += w_c.sum(1)
             total += float(value.detach())
         return total
 
-    def jacobian(self, raw: list[DenseLayer], layers: list[DenseLayer], r: Tensor, rows: Tensor) -> None:
-        """Write r, (points,), and r', (points, network.size).
+    def jacobian(self, raw: list[DenseLayer], layers: list[DenseLayer], c: Tensor, r: Tensor, rows: Tensor) -> None:
+        """Write r, (count,), and r', (count, network.size + coefficients).
 
         Args:
             raw, layers: all, with their slopes, and with slopes in W and b.
+            c: coefficients, (number,).
         """
-        place = 0
+        place, size = 0, self.ansatz.network.size
         for chunk, jets in zip(self.chunks, self.inputs):
-            sweep, own = self._sweep(chunk), slice(place, place := place + len(chunk.x))
-            u = chunk.jets(sweep.forward(layers, jets)).requires_grad_()
-            with torch.enable_grad():
-                values = self._rows(chunk, u)
-            (w,) = torch.autograd.grad(values.sum(), u)
-            sweep.jacobian(raw, chunk.cotangent(w), rows[own])
-            r[own] = values.detach()
+            own = slice(place, place := place + self.equations * len(chunk.x))
+            values, known = self._recorded(chunk, layers, jets, c)
+            for equation, by_point in enumerate(values.unbind(1)):
+                w, w_c = _gradients(by_point.sum(), known, equation < self.equations - 1)
+                there = rows[own][equation :: self.equations]
+                self._sweep(chunk).jacobian(raw, chunk.cotangent(w), there[:, :size])
+                there[:, size:] = w_c.T
+            r[own] = values.detach().flatten()
 
-    def tangent(self, layers: list[DenseLayer], directions: list[DenseLayer]) -> Tensor:
-        """The derivative of r, (points,), along a direction.
+    def tangent(self, layers: list[DenseLayer], c: Tensor, directions: list[DenseLayer], along_c: Tensor) -> Tensor:
+        """The derivative of r, (count,), along a direction.
 
         Args:
             layers, directions: as for `JetSweep.tangent`.
+            c, along_c: coefficients and their change, (number,).
         """
         found = []
         for chunk, jets in zip(self.chunks, self.inputs):
-            sweep = self._sweep(chunk)
-            u = chunk.jets(sweep.forward(layers, jets)).requires_grad_()
-            with torch.enable_grad():
-                r = self._rows(chunk, u)
-            (w,) = torch.autograd.grad(r.sum(), u)
-            found.append((w * chunk.tangent(sweep.tangent(layers, directions))).sum(0))
+            r, known = self._recorded(chunk, layers, jets, c)
+            du = chunk.tangent(self._sweep(chunk).tangent(layers, directions))
+            own = []
+            for equation, by_point in enumerate(r.unbind(1)):
+                w, w_c = _gradients(by_point.sum(), known, equation < self.equations - 1)
+                own.append((w * du).sum((0, 1)) + along_c @ w_c)
+            found.append(torch.stack(own, 1).flatten())
         return torch.cat(found)
 
     def through(self, layers: list[DenseLayer], inputs: list[Tensor], first: int) -> list[Tensor]:
@@ -246,6 +314,21 @@ class TermAtPoints:
         return [self._sweep(chunk).through(layers, jets, first).clone() for chunk, jets in zip(self.chunks, inputs)]
 
     def plain(self, chunk: Chunk, inputs: Tensor, theta: Tensor) -> Tensor:
-        """A chunk's part of the term, by operations that `torch.func` differentiates."""
-        u = chunk.jets(self.ansatz.network.jets(theta, self.basis, inputs))
-        return self._rows(chunk, u).square().sum()
+        """A chunk's part of the term, by operations that `torch.func` differentiates; theta with the coefficients."""
+        network = self.ansatz.network
+        u = chunk.jets(network.jets(theta[: network.size], self.basis, inputs))
+        return self._rows(chunk, u, theta[network.size :]).square().sum()
+
+
+def _stacked(residual: Tensor | Sequence[Tensor]) -> Tensor:
+    """One equation or several, (equations, ...)."""
+    return residual[None] if isinstance(residual, Tensor) else torch.stack(tuple(residual))
+
+
+def _gradients(value: Tensor, known: list[Tensor], again: bool = False) -> tuple[Tensor, ...]:
+    """By all that is known; 0 where the value does not depend on it.
+
+    Args:
+        again: whether the graph is needed once more.
+    """
+    return torch.autograd.grad(value, known, retain_graph=again, allow_unused=True, materialize_grads=True)

@@ -12,6 +12,8 @@ from nn_adapters.pinn.network import Network
 from nn_adapters.pinn.points import uniform_points
 from nn_adapters.pinn.terms import Term
 from pdeopt.core.errors import InputError
+from pdeopt.functions.smooth import Restriction
+from pdeopt.optimize.squares import LevenbergMarquardt
 from tests.helpers.pinns import burgers, hard, points, soft, somewhere
 from tests.helpers.support import relative
 
@@ -23,17 +25,36 @@ def wave(**words):
     return PINN(Network(features.size, (6, 6, 6), "mlp", "sin"), [term], "xt", lift, factor, features=features)
 
 
+def fields():
+    """Two fields and two equations of third order with two coefficients, and measurements of one field."""
+
+    def residual(u, d, x):
+        (v, w), (v_t, w_t), (v_xxx, w_xxx) = u, d["t"], d["xxx"]
+        return v_t + d["c"] * v_xxx - w.square(), w_t + w_xxx * v - d["speed"].exp() * x[:, 0]
+
+    seen = points(150, 4)[:, 0]
+    measured = Term(points(150, 3), lambda u, d, x: u[0] * d["c"] - d["seen"], weight=3.0, given={"seen": seen})
+    network = Network(2, (6, 5, 6), adaptive=True, outputs=2)
+
+    def lift(x):
+        return torch.stack([torch.sin(x[:, 0]), x[:, 0] * x[:, 1]], 1)
+
+    terms, start = [Term(points(), residual, ("t", "xxx")), measured], {"c": 0.3, "speed": -0.2}
+    return PINN(network, terms, "xt", lift, lambda x: x[:, 1].exp(), coefficients=start)
+
+
 def rows_by_torch(function, theta):
     """r, all by operations of torch."""
     rows = []
     for term in function.evaluated:
         for chunk, inputs in zip(term.chunks, term.inputs):
-            u = chunk.jets(function.network.jets(theta, term.basis, inputs))
-            rows.append(chunk.root * term._residual(u, chunk.x))
+            u = chunk.jets(function.network.jets(theta[: function.network.size], term.basis, inputs))
+            c = theta[function.network.size :, None].expand(-1, len(chunk.x))
+            rows.append((chunk.root * term._residual(chunk, u, c)).T.flatten())
     return torch.cat(rows)
 
 
-@pytest.mark.parametrize("make", [hard, soft, wave])
+@pytest.mark.parametrize("make", [hard, soft, wave, fields])
 def test_rows_and_their_derivatives_are_those_of_the_formula(make, monkeypatch):
     monkeypatch.setattr("nn_adapters.pinn.terms.JETS_IN_CACHE", 24 * 64)  # several chunks, of two sizes
     function = make()
@@ -49,7 +70,7 @@ def test_rows_and_their_derivatives_are_those_of_the_formula(make, monkeypatch):
     assert torch.equal(again, J)
 
 
-@pytest.mark.parametrize("make", [hard, soft])
+@pytest.mark.parametrize("make", [hard, soft, fields])
 def test_some_rows_in_any_order(make):
     function = make()
     theta = somewhere(function)
@@ -118,3 +139,69 @@ def test_a_factor_that_does_not_match_the_features_is_refused():
 def test_weights_below_zero_have_no_root():
     with pytest.raises(InputError, match=">= 0"):
         PINN(Network(2, (3,)), [Term(points(), burgers, ("x", "t", "xx"), -1.0)], "xt")
+
+
+def test_products_with_the_hessian_and_parts_of_several_fields():
+    function = fields()
+    theta, d = somewhere(function), somewhere(function, 7)
+    ahead, behind = (function.value_and_gradient(theta + e * d)[1] for e in (1e-5, -1e-5))
+    assert relative(function.hvp(theta, d), (ahead - behind) / 2e-5) < 1e-6
+    decomposition = function.decompose(2)
+    for part in range(2):
+        local, own = function.local(decomposition, part, theta), decomposition.parts[part]
+        zero = torch.zeros(local.size, dtype=torch.float64)
+        f, g = local.value_and_gradient(zero)
+        whole, gradient = function.value_and_gradient(theta)
+        assert f == pytest.approx(whole, rel=1e-13) and relative(g, gradient[own]) < 1e-12
+        assert local.value(d[own]) == pytest.approx(Restriction(function, own, theta).value(d[own]), rel=1e-12)
+
+
+def test_coefficients_are_the_last_unknowns():
+    function = fields()
+    theta = function.initial(3)
+    assert function.size == function.network.size + 2 and function.coefficients_at(theta) == {"c": 0.3, "speed": -0.2}
+    assert function.predict(theta, points(7)).shape == (2, 7) and function.residuals(theta).shape == (2, 150)
+    assert function.rows == 2 * 150 + 150 and function.samples == 150
+
+
+def test_measurements_tell_a_coefficient_to_rounding():
+    """u = exp(-x), with measurements all but exact: of u_x = -k u, k follows."""
+    x = torch.linspace(0.0, 1.0, 40, dtype=torch.float64)[:, None]
+    decay = Term(x, lambda u, d, x: d["x"] + d["k"] * u, ("x",))
+    seen = Term(x, lambda u, d, x: u - d["seen"], given={"seen": (-1.5 * x[:, 0]).exp()})
+    function = PINN(Network(1, (8,)), [decay, seen], "x", coefficients={"k": 0.2})
+    found = LevenbergMarquardt(function, max_it=60).minimize(function.initial(0)).design
+    assert function.coefficients_at(found)["k"] == pytest.approx(1.5, rel=1e-5)
+
+
+def test_numbers_at_points_go_with_them():
+    x, network = points(60), Network(2, (4,))
+    seen = Term(x, lambda u, d, x: u - d["seen"], given={"seen": x[:, 0] ** 2})
+    function = PINN(network, [seen], "xt")
+    theta = somewhere(function)
+    drawn = function.sample(theta, 20, seed=1)
+    assert torch.equal(drawn.terms[0].given["seen"], drawn.terms[0].points[:, 0] ** 2) and drawn.rows == 20
+    assert function.recalled(drawn.sample_memory()).value(theta) == drawn.value(theta)
+    with pytest.raises(InputError, match="given"):
+        function.with_points(points(5))
+
+
+@pytest.mark.parametrize(
+    "residual, words, message",
+    [
+        (lambda u, d, x: u[:, None], {}, r"residual.*\(2,\) at 2 points"),
+        (lambda u, d, x: u.sum(), {}, "residual"),
+        (lambda u, d, x: u, dict(coefficients={"xt": 1.0}), "no derivative"),
+        (lambda u, d, x: u, dict(lift=lambda x: x), r"lift.*\(150,\)"),
+        (lambda u, d, x: u, dict(factor=lambda x: x[:3, 0]), "factor"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(residual, words, message):
+    network = Network(2, (3,), outputs=3 if "lift" in words else 1)
+    with pytest.raises(InputError, match=message):
+        PINN(network, [Term(points(), residual)], "xt", **words)
+
+
+def test_numbers_for_other_points_are_refused():
+    with pytest.raises(InputError, match=r"seen.*\(4,\).*\(150,\)"):
+        PINN(Network(2, (3,)), [Term(points(), burgers, ("x", "t", "xx"), given={"seen": torch.ones(4)})], "xt")
