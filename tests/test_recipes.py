@@ -33,6 +33,43 @@ def test_free_final_time_is_that_of_the_exact_solution():
     assert torch.allclose(r.z, 6 * (1 - 2 * s) / T**2, atol=1e-2)
 
 
+def test_minimum_time_is_two_and_bang_bang():
+    r = run("minimum_time")
+    assert abs(r.T - 2.0) < 1e-4 and r.result.iterations <= 15
+    assert torch.allclose(r.z, torch.where(r.problem.grid.steps.t_mid < 0.5, 1.0, -1.0).double(), atol=1e-3)
+
+
+def test_a_periodic_orbit_does_not_know_where_it_begins():
+    """From a quarter of the period on, the wave has the same orbit, a quarter on: equal steps see no difference."""
+    r = run("periodic")
+    wave = lambda s: 1.5 * np.sin(2 * np.pi * s) + 0.5 * np.cos(4 * np.pi * s)  # noqa: E731
+    later, torque = r.orbit(lambda s: wave(s + 0.25))
+    assert torch.allclose(later[:-1], torch.roll(r.u[:-1], -12, 0), atol=1e-6)
+    assert torch.allclose(torque, torch.roll(r.z, -12, 0), atol=1e-6)
+
+
+def test_bdf2_has_order_two_and_derivatives():
+    r = run("multistep")
+    ends = {}
+    for num_steps in (100, 200):
+        problem = r.problem_of(num_steps)
+        ends[num_steps] = float(problem.layout.rows(problem.solve_state(problem.create_design()))[-1, 0])
+    assert (ends[100] - r.exact) / (ends[200] - r.exact) == pytest.approx(4.0, abs=0.1)
+    po.assert_consistent(r.problem)
+
+
+def test_the_price_of_a_budget_is_the_derivative_by_it():
+    r = run("integral_constraints")
+    assert r.price == pytest.approx(-r.gain.item(), rel=1e-6) and float(r.u[-1, 2]) <= 1.0 + 1e-8
+    values = []
+    for size in (1e-3, -1e-3):
+        richer = po.PathConstraint(
+            lambda u, z, steps, E=1.0 + size: torch.where(steps.index == steps.num_steps, u[:, 2] - E, -torch.inf)
+        )
+        values.append(po.solve(r.problem, path=richer, start=r.result).objective)
+    assert (values[0] - values[1]) / 2e-3 == pytest.approx(r.gain.item(), rel=1e-4)
+
+
 def test_the_pendulum_is_upright_though_it_hangs_at_a_stationary_point():
     r = run("pendulum")
     assert abs(np.cos(float(r.u[-1, 0])) + 1) < 1e-2 and abs(float(r.u[-1, 1])) < 0.1

@@ -66,6 +66,65 @@ def free_final_time(r: SimpleNamespace) -> None:
 
 
 @drawing
+def minimum_time(r: SimpleNamespace) -> None:
+    _, (left, right) = panels(2)
+    t = r.T * r.problem.grid.times
+    left.plot(t, over_time(r, 0), color=STATE, label="position")
+    left.plot(t, over_time(r, 1), color=SECOND, label="speed")
+    stairs(right, t, r.z)
+    right.set(title="force")
+    for ax in (left, right):
+        ax.set_xlabel("time")
+    left.legend(frameon=False)
+
+
+@drawing
+def periodic(r: SimpleNamespace) -> None:
+    _, (left, middle, right) = panels(3)
+    t = np.r_[r.grid.times, 6.0 + r.grid.times[1:]]
+    s = t / 6.0
+    left.plot(t, 1.5 * np.sin(2 * np.pi * s) + 0.5 * np.cos(4 * np.pi * s), color=REFERENCE, label="wave")
+    left.plot(t, np.r_[r.u[:, 0], r.u[1:, 0]], color=STATE, label="angle")
+    left.legend(frameon=False)
+    stairs(middle, t, np.r_[r.z, r.z])
+    middle.set(title="torque")
+    right.plot(*r.u.T, color=STATE)
+    right.plot(*r.u[0], "k.")
+    right.set(xlabel="angle", ylabel="speed")
+    for ax in (left, middle):
+        ax.set_xlabel("time")
+
+
+@drawing
+def multistep(r: SimpleNamespace) -> None:
+    _, (left, right) = panels(2)
+    t = r.problem.grid.times
+    left.plot(t, np.sin(t), color=REFERENCE, label="target")
+    left.plot(t, np.cos(t), ":", color=REFERENCE, label="without control, nearly")
+    left.plot(t, over_time(r, 0), color=STATE, label="state")
+    stairs(right, t, r.z)
+    for ax in (left, right):
+        ax.set_xlabel("time")
+        ax.legend(frameon=False, fontsize=7)
+
+
+@drawing
+def integral_constraints(r: SimpleNamespace) -> None:
+    _, axes = panels(3)
+    t = r.problem.grid.times
+    axes[0].plot(t, over_time(r, 0), color=STATE, label="$x$")
+    axes[0].plot(t, over_time(r, 1), color=SECOND, label="$y$")
+    axes[0].legend(frameon=False)
+    stairs(axes[1], t, r.z)
+    axes[1].set(title="control")
+    axes[2].plot(t, over_time(r, 2), color=CONTROL)
+    axes[2].axhline(1.0, color=REFERENCE, ls=":")
+    axes[2].set(title="spent")
+    for ax in axes:
+        ax.set_xlabel("time")
+
+
+@drawing
 def pendulum(r: SimpleNamespace) -> None:
     _, (left, middle, right) = panels(3)
     angle, t = over_time(r, 0), r.grid.times
