@@ -13,6 +13,9 @@ from pdeopt.core.errors import InputError
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
+#: What is not worth asking the system for, which takes as long as stating a small problem: less than Python itself has.
+ALWAYS_FREE = 1 << 26
+
 #: Bytes of a number in double precision.
 DOUBLE = 8
 
@@ -30,8 +33,7 @@ def require_memory(needed: float, what: str, got: object, legal: str = "a smalle
     Example:
         >>> require_memory(8 * points, "-points", points)
     """
-    free = free_memory()
-    if needed > free:
+    if needed > ALWAYS_FREE and needed > (free := free_memory()):
         raise InputError(what, f"{got}, which needs about {in_words(needed)}, {in_words(free)} are free", legal)
 
 

@@ -32,6 +32,9 @@ SWEEP_SHARE, LOOSEST_RTOL = 0.1, 1e-2
 #: So many global parameters have their block of the reduced Hessian computed, where the objective alone gives none.
 FEW_PARAMETERS = 16
 
+#: Iterations after which states and multipliers that were carried along are found anew, and rounding errors are seen.
+MOST_CARRIED = 100
+
 #: Conjugate gradients are allowed a bound of so many times the iterations that they may take.
 PESSIMISM = 2.0
 
@@ -65,9 +68,14 @@ class ReducedHessian:
 
     def mult(self, matrix: PETSc.Mat | None, x: PETSc.Vec, out: PETSc.Vec) -> None:
         """out = H x; the verb of a PETSc shell matrix."""
-        assign(out, -self.eliminate(copy(x)).rest)
-        self.curvature = x.dot(out)
+        assign(out, -self.product(copy(x)).rest)
+
+    def product(self, design: Tensor) -> Eliminated:
+        """States and multipliers of a design, and -H times it; looks at the curvature along it."""
+        found = self.eliminate(design)
+        self.curvature = -float(self.operator.problem.grid.sum(design @ found.rest))
         self.curves_down |= not self.curvature > 0
+        return found
 
     multTranspose = mult  # H is symmetric
 
@@ -80,13 +88,69 @@ class ReducedHessian:
         return matrix
 
 
+class CarryingCG:
+    """Conjugate gradients that carry states and multipliers of the design along, a KSP of type python.
+
+    They need no sweep of their own in the end. Where the Hessian curves down along a search direction, that is not
+    followed. (T. Steihaug, The conjugate gradient method and trust regions in large scale optimization, SIAM J. Numer.
+    Anal. 20, 1983; without a radius.)
+
+    Attributes:
+        found: state and multiplier of the last solution x that is not zero, and b - H x.
+    """
+
+    found: Eliminated
+
+    def solve(self, ksp: PETSc.KSP, b: PETSc.Vec, x: PETSc.Vec) -> None:
+        """x with H x = b, from zero; the verb of a KSP of type python."""
+        hessian: ReducedHessian = ksp.getOperators()[0].getPythonContext()
+        grid, reasons = hessian.operator.problem.grid, PETSc.KSP.ConvergedReason
+        r, (residual, image) = copy(b), (b.duplicate() for _ in range(2))
+
+        def inverse(r: Tensor) -> Tensor:
+            assign(residual, r)
+            ksp.getPC().apply(residual, image)
+            return copy(image)
+
+        p = inverse(r)
+        natural, d, iteration = float(grid.sum(r @ p)), torch.zeros_like(r), 0
+        while not (reason := self._reason(ksp, iteration, natural)):
+            step = hessian.product(p)
+            if not hessian.curvature > 0:
+                reason = reasons.DIVERGED_INDEFINITE_MAT
+                break
+            length = natural / hessian.curvature
+            if iteration == 0:
+                self.found = Eliminated(length * step.state, length * step.multiplier, r)
+            else:
+                self.found.state.add_(step.state, alpha=length)
+                self.found.multiplier.add_(step.multiplier, alpha=length)
+            d.add_(p, alpha=length)
+            z, last, iteration = inverse(r.add_(step.rest, alpha=length)), natural, iteration + 1
+            natural = float(grid.sum(r @ z))
+            p = z.add_(p, alpha=natural / last)
+        ksp.setConvergedReason(reason)
+        assign(x, d)
+        for each in (residual, image):
+            each.destroy()
+
+    def _reason(self, ksp: PETSc.KSP, iteration: int, natural: float) -> int:
+        """Why to stop, 0 to go on."""
+        norm = math.sqrt(max(natural, 0.0)) if natural == natural else math.nan
+        ksp.setIterationNumber(iteration)
+        ksp.monitor(iteration, norm)
+        reason = int(ksp.callConvergenceTest(iteration, norm))
+        is_last = iteration >= ksp.getTolerances()[3]
+        return reason if reason or not is_last else int(PETSc.KSP.ConvergedReason.DIVERGED_MAX_IT)
+
+
 class ReducedPC(Preconditioner):
     """Conjugate gradients on the reduced Hessian, states and multipliers eliminated.
 
     One application solves the KKT system to the tolerance of the KSP that it belongs to, relative to the right-hand
     side in the dual norm of the Riesz metric; so `preonly` is the method outside. Inside, `-{prefix}reduced_ksp_type`
-    is `stcg`, conjugate gradients that stop where the Hessian curves down: then the design of the last iteration is
-    given back, with its states and multipliers, along which the quadratic model falls; `curves_down` says so. The
+    is `CarryingCG`, conjugate gradients that stop where the Hessian curves down: then the design of the last iteration
+    is given back, with its states and multipliers, along which the quadratic model falls; `curves_down` says so. The
     preconditioner is that of `-{prefix}reduced_pc_type`, default a `ControlBlock`; another one, as of Kronecker factors
     for networks, finds H and the problem by `pc.getOperators()[0].getPythonContext()`, a `ReducedHessian`.
 
@@ -115,8 +179,7 @@ class ReducedPC(Preconditioner):
         self.own(self._matrix.destroy, self._ksp.destroy)
         self._ksp.setOptionsPrefix(self.prefix + "reduced_")
         self._ksp.setOperators(self._matrix)
-        self._ksp.setType("stcg" if self.operator.problem.propagator.is_exact else "fcg")
-        self._ksp.setNormType(PETSc.KSP.NormType.NATURAL)
+        self._choose_type()
         self._ksp.getPC().setType("python")
         self._ksp.getPC().setPythonContext(ControlBlock())
         self._ksp.setFromOptions()
@@ -124,9 +187,20 @@ class ReducedPC(Preconditioner):
         self._ksp.setUp()  # now, where a failure reaches all ranks
         self._right, self._left = self._matrix.createVecs()
         self._is_flexible = self._ksp.getType() == "fcg"
+        self._carrying = self._ksp.getPythonContext() if self._ksp.getType() == "python" else None
         if self._is_flexible:
             self._before = self._left.duplicate()
             self._ksp.setConvergenceTest(self._watch)
+
+    def _choose_type(self) -> None:
+        """Conjugate gradients that carry along where sweeps are exact, else flexible ones; or as the options say."""
+        default = "python" if self.operator.problem.propagator.is_exact else "fcg"
+        kind = PETSc.Options(self._ksp.getOptionsPrefix()).getString("ksp_type", default)
+        self._ksp.setType(kind)
+        if kind == "python":
+            self._ksp.setPythonContext(CarryingCG())
+        else:
+            self._ksp.setNormType(PETSc.KSP.NormType.NATURAL)
 
     def preSolve(self, pc: PETSc.PC, ksp: PETSc.KSP, right: PETSc.Vec, left: PETSc.Vec) -> None:
         """Tolerance and limit of the solve outside are those of the solve inside. PETSc calls it before a solve."""
@@ -140,14 +214,18 @@ class ReducedPC(Preconditioner):
             return self._project(g, c, y)
         sweep_rtol = SWEEP_SHARE * self._rtol if self._is_flexible else EXACT_RTOL
         elimination.rtol = sweep_rtol
-        found = eliminate(torch.zeros(layout.design_size, dtype=torch.float64), g, c)
+        start = eliminate(torch.zeros(layout.design_size, dtype=torch.float64), g, c)
         size, self.size = self._size(g, c) if self.size is None else self.size, None
-        design = self._solve(found.rest, size)
+        design = self._solve(start.rest, size)
         if self.gave_up:
             y.set(0.0)
             return
         elimination.rtol = sweep_rtol
-        found = eliminate(design, g, c)
+        if isinstance(self._carrying, CarryingCG) and not self.curves_down and 0 < self.iterations <= MOST_CARRIED:
+            state, multiplier, rest = self._carrying.found
+            found = Eliminated(start.state + state, start.multiplier + multiplier, rest)
+        else:
+            found = eliminate(design, g, c)
         assign(y, found.state, design, found.multiplier)
         if not self._is_flexible:  # of inexact sweeps there is more that is missed
             assign(self._right, found.rest)

@@ -84,10 +84,15 @@ class DiagonalProduct:
                 entries = values.new_zeros(len(values), end - begin)
                 entries[:, rows[place] - begin] = values[:, place]
             self._diagonals.append((slice(begin, end), slice(begin + k, end + k), entries))
+        self._diagonals.sort(key=lambda each: each[0].start - each[0].stop)  # the longest first
 
     def __call__(self, x: Tensor) -> Tensor:
-        out = x.new_zeros(len(x), self._rows)
-        for rows, cols, entries in self._diagonals:
+        whole, rest = self._diagonals[:1], self._diagonals[1:]
+        if whole and whole[0][0] == slice(0, self._rows):
+            out = x[:, whole[0][1]] * whole[0][2]
+        else:
+            out, rest = x.new_zeros(len(x), self._rows), self._diagonals
+        for rows, cols, entries in rest:
             out[:, rows].addcmul_(x[:, cols], entries)
         return out
 
