@@ -10,6 +10,7 @@ import torch
 
 import pdeopt as po
 from pdeopt.optimize.parts.inequalities import Inequalities
+from problems.benchmarks import plates
 from tests.helpers.support import entries
 
 INF = math.inf
@@ -86,6 +87,16 @@ def test_the_optimum_is_that_of_ipopt(name):
     assert all(each.violation <= 1e-8 for each in result.inequalities.values())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("make, value", [(plates.plate, 0.014835170301), (plates.wind, 0.039138838741)])
+def test_in_the_plane_it_is_that_of_ipopt_too(make, value):
+    """By `python -m problems.benchmarks.plates`."""
+    case = make()
+    result = po.solve(case.problem(), **case.words())
+    assert result.objective == pytest.approx(value, abs=1e-8) and iterations(result) <= 15
+    assert all(each.violation <= 1e-8 and each.active > 0 for each in result.inequalities.values())
+
+
 def test_the_optimality_system_holds():
     problem, limit = reaction_diffusion(15, 20), 0.4
     result = po.solve(problem, state_upper=limit, upper=2.0)
@@ -104,6 +115,13 @@ def test_the_optimality_system_holds():
 
 
 @pytest.mark.slow
+def test_integrals_of_multipliers_stand_refinement():
+    """They are measures: what their densities lose in width they gain in height."""
+    found = [po.solve(van_der_pol(steps), state_lower=[-0.25, -INF]).inequalities["state_lower"] for steps in (50, 100)]
+    assert found[1].density.max() > 1.03 * found[0].density.max()
+    assert found[1].integral == pytest.approx(found[0].integral, rel=0.05)
+
+
 def test_iterations_find_what_factors_find():
     problem = reaction_diffusion(31, 40)
     direct, wathen = (po.solve(problem, state_upper=0.5, precond=way) for way in ("direct", "wathen"))
