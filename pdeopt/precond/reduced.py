@@ -32,6 +32,9 @@ SWEEP_SHARE, LOOSEST_RTOL = 0.1, 1e-2
 #: So many global parameters have their block of the reduced Hessian computed, where the objective alone gives none.
 FEW_PARAMETERS = 16
 
+#: Of more of them, fields, the dense Hessian of the objective is not made; their inner product stands for it.
+MANY_PARAMETERS = 500
+
 #: Iterations after which states and multipliers that were carried along are found anew, and rounding errors are seen.
 MOST_CARRIED = 100
 
@@ -320,7 +323,8 @@ class ControlBlock(Preconditioner):
     for nothing.
 
     Its inverse is that of the control form, one small solve a step; of few global parameters it is the inverse of their
-    block of H, of many that of the objective's own Hessian in them, a prior for instance.
+    block of H, of many that of the objective's own Hessian in them, a prior for instance, and of a field that of
+    `param_mass`, which is best the prior's precision.
     """
 
     def update(self, pc: PETSc.PC) -> None:
@@ -356,7 +360,7 @@ def _parameter_block(hessian: ReducedHessian) -> Callable[[Tensor], Tensor]:
     """The inverse of a form of the global parameters, (param_dim,) -> (param_dim,). Collective."""
     operator, problem = hessian.operator, hessian.operator.problem
     P = problem.param_dim
-    if P == 0 or operator.is_metric:
+    if P == 0 or operator.is_metric or P > MANY_PARAMETERS:
         return lambda p: operator.metric.parameters.solve(p[None])[0]
     if P > FEW_PARAMETERS:
         block = parameter_hessian(operator)

@@ -8,7 +8,7 @@ import pytest
 import nn_adapters as nna
 from problems.shared import command_line
 from problems.shared.equations import Equation
-from tests.helpers.scripts import PROGRAMS, SMALL, fake_dataset, options_of
+from tests.helpers.scripts import FORMS, PROGRAMS, SMALL, fake_dataset, options_of
 from tests.helpers.support import ROOT
 
 #: Options of PETSc, by how they begin.
@@ -17,7 +17,7 @@ PETSC = ("tao_", "log_", "options_", "mat_mumps_", "sqp_kkt_ksp_", "sqp_kkt_pc_"
 
 def test_every_script_is_here():
     files = {path.stem for path in (ROOT / "problems").glob("*.py")} - {"__init__"}
-    assert files == set(SMALL) | PROGRAMS
+    assert files == set(SMALL) | PROGRAMS | FORMS
 
 
 # -- what is listed is read ----------------------------------------------------------------------------------

@@ -1,0 +1,58 @@
+"""The problems that are weak forms: found parameters, counts that the mesh does not change, informed directions."""
+
+from tests.helpers import forms  # noqa: F401 (where DOLFINx is absent it skips this module)
+
+import numpy as np  # isort: skip
+import pytest  # isort: skip
+import torch  # isort: skip
+
+import pdeopt as po  # isort: skip
+from pdeopt.control.reduced import reduced_hessian  # isort: skip
+from problems.inverse_diffusion import InverseDiffusion, InverseSettings, main  # isort: skip
+from problems.shared.posterior import leading_eigenpairs  # isort: skip
+
+
+def test_eigenpairs_are_those_of_the_dense_problem():
+    from scipy.linalg import eigh
+
+    draw = np.random.default_rng(0)
+    H, R = (draw.standard_normal((30, k)) for k in (12, 40))
+    H, R = H @ np.diag(10.0 ** -np.arange(12)) @ H.T, R @ R.T
+    found, v = leading_eigenpairs(lambda x: H @ x, lambda x: R @ x, lambda x: np.linalg.solve(R, x), 5, 30)
+    expected = eigh(H, R, eigvals_only=True)[::-1][:5]
+    assert np.allclose(found, expected, rtol=1e-8)
+    assert np.allclose(v.T @ R @ v, np.eye(5), atol=1e-10) and np.allclose(v.T @ H @ v, np.diag(found), atol=1e-8)
+
+
+@pytest.fixture(scope="module")
+def inverse():
+    case = InverseDiffusion(InverseSettings(n=8, nt=6, rtol=1e-3))
+    return case, case.solve()
+
+
+def test_inverse_diffusion_finds_the_maximum_in_few_iterations(inverse):
+    case, result = inverse
+    assert result.reason > 0 and result.iterations <= 15
+    m, u_0 = case.errors(result)
+    assert m < 0.7 and u_0 < 0.7  # what the prior knows is 1
+
+
+def test_inverse_diffusion_is_consistent(inverse):
+    po.assert_consistent(inverse[0].problem)
+
+
+def test_informed_directions_diagonalize_the_whole_hessian(inverse):
+    """It is misfit and prior: v'(H + R) v = 1 + lam for directions of length 1 in the prior."""
+    case, result = inverse
+    values, v = case.eigenpairs(result, 10)
+    assert (np.diff(values) <= 0).all() and values[0] > 1e3
+    lin = case.problem.at(case.problem.join(result.state, result.design))
+    products = [reduced_hessian(case.problem, lin, None, torch.from_numpy(d.copy())).numpy() for d in v.T]
+    assert np.allclose(v.T @ np.stack(products, axis=1), np.diag(1 + values), atol=1e-6 * values[0])
+
+
+def test_inverse_diffusion_as_a_program(capfd):
+    objective = main(["-n", "8", "-nt", "4", "-rank", "5", "-rtol", "1e-2"])
+    assert np.isfinite(objective)
+    with pytest.raises(po.InputError, match=r"-n: got 12"):
+        main(["-n", "12"])
