@@ -66,7 +66,8 @@ class Sensitivity:
     """How a solution, its multiplier and its value depend on parameters q of the problem. Calls are collective.
 
     Where active sets are not strict (a bound is kept, and its multiplier is zero), there is a derivative to one side
-    only, and this is that of the free variable.
+    only, and this is that of the free variable. With inequalities on states such entries are blurred by what is left of
+    s nu: solve to a smaller tolerance, `opt_tol=1e-11`, where their derivatives matter.
 
     Args:
         problem: the control problem.
