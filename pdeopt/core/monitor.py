@@ -49,7 +49,7 @@ class Reason(IntEnum):
 _REMEDIES: dict[str, dict[Reason, str]] = {
     "": {
         Reason.DIVERGED_NAN: "the residual or objective is not finite near the last good iterate, which is kept",
-        Reason.DIVERGED_CYCLE: "active sets come back: -sqp_type interior or -sqp_start state, or -solver tao",
+        Reason.DIVERGED_CYCLE: "active sets return: -sqp_type interior, -sqp_start state, -solver tao, dearer control",
         Reason.DIVERGED_INFEASIBLE: "violations are least there: loosen it, or give the controls more room",
         Reason.DIVERGED_TAO: "see -tao_monitor and -tao_view; try another -tao_type",
     },

@@ -7,6 +7,7 @@ import torch
 
 import pdeopt as po
 from pdeopt.optimize.solutions.precision import Precision
+from problems.benchmarks.posterior import measure
 from tests.helpers import examples
 from tests.helpers.oracle import Oracle
 from tests.helpers.support import entries, python, relative
@@ -84,6 +85,14 @@ def test_few_directions_are_enough_and_found_with_their_tolerance():
     error = (few.variance() - exact.variance()) / few.prior.variance()
     assert error.min() > -1e-9 and error.max() < 2e-3
     assert len(po.Posterior(problem, result, P, rank=4).eigenvalues) == 4
+
+
+@pytest.mark.slow
+def test_what_data_say_does_not_depend_on_the_mesh():
+    coarse, fine = (measure(side, 1) for side in (40, 80))
+    assert fine["information"] == pytest.approx(coarse["information"], rel=1e-2)
+    assert all(abs(fine[name] - coarse[name]) <= 1 for name in ("newton", "directions"))
+    assert fine["cg"] <= 1.1 * coarse["cg"]
 
 
 @pytest.mark.parametrize("dense", [True, False])
