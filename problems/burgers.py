@@ -78,6 +78,7 @@ class Burgers(po.TimeDependentConstraint):
         inside = torch.ones(n, 3, dtype=torch.bool)  # the first and last node have one neighbor less
         inside[0, 0] = inside[-1, 2] = False
         self._inside = inside.flatten().nonzero()[:, 0]
+        self._masses: tuple[Tensor, dict[str, po.StepMatrix]] | None = None  # B and C for these lengths of steps
 
     def _sparsity(self, n: int, Q: sp.csr_matrix) -> po.StepPattern:
         tridiagonal, B = po.Sparsity.banded(n), Q[1:-1]
@@ -116,13 +117,19 @@ class Burgers(po.TimeDependentConstraint):
     def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> BurgersJacobian:
         dt, th, n = steps.lengths[:, None, None], self.theta, self.state_dim
         mass = self.h / 6 * torch.tensor([1.0, 4.0, 1.0], dtype=u_new.dtype).expand(1, n, 3)
-        A, B, C = mass + dt * th * self.spatial_bands(u_new), -mass, -dt * mass
+        blocks: dict[str, Tensor | po.StepMatrix] = {"A": self._inner(mass + dt * th * self.spatial_bands(u_new))}
+        if not (self._masses and torch.equal(self._masses[0], dt)):
+            C = torch.cat([-0.5 * dt * mass] * 2, dim=2) if self.nodal else -dt * mass
+            B, C = po.StepMatrix(self.pattern.B, self._inner(-mass)), po.StepMatrix(self.pattern.C, C.flatten(1))
+            self._masses = dt, {"B": B, "C": C}
+        blocks |= self._masses[1]
         if th < 1:
-            B = B + dt * (1 - th) * self.spatial_bands(u_old)
-        A, B = (bands.flatten(1).index_select(1, self._inside) for bands in (A, B))
-        C = torch.cat([0.5 * C, 0.5 * C], dim=2) if self.nodal else C
-        blocks = {"A": A, "B": B, "C": C.flatten(1)}
+            blocks["B"] = self._inner(dt * (1 - th) * self.spatial_bands(u_old) - mass)
         return BurgersJacobian(self, (u_old, u_new, z), steps, self.pattern, blocks)
+
+    def _inner(self, bands: Tensor) -> Tensor:
+        """Entries of a tridiagonal matrix from (batch, n, 3), (batch, 3 n - 2)."""
+        return bands.flatten(1).index_select(1, self._inside)
 
     def spatial_bands(self, u: Tensor) -> Tensor:
         """The diagonals of S'(u): derivatives by the left, own and right node, shape (batch, n, 3)."""

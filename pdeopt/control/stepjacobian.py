@@ -190,8 +190,9 @@ class SparseStepJacobian(StepJacobian):
     Args:
         constraint, point, steps: where; the point is (u_old, u_new, z).
         pattern: sparsities of the blocks.
-        values: entries of the stacked blocks [B A C], row by row, (batch, pattern.jacobian.nnz), or those of each block
-            by its name; with batch 1 where all steps are equal.
+        values: entries of the stacked blocks [B A C], row by row, (batch, pattern.jacobian.nnz), or by its name each
+            block, or its entries; with batch 1 where all steps are equal. A block that is the same at many points is
+            kept as a `StepMatrix`, with what its products need.
     """
 
     def __init__(
@@ -200,7 +201,7 @@ class SparseStepJacobian(StepJacobian):
         point: tuple[Tensor, Tensor, Tensor],
         steps: Steps,
         pattern: StepPattern,
-        values: Tensor | Mapping[str, Tensor],
+        values: Tensor | Mapping[str, Tensor | StepMatrix],
     ) -> None:
         super().__init__(constraint, *point, steps)
         self.pattern, self._widths = pattern, [x.shape[1] for x in point]
@@ -209,7 +210,10 @@ class SparseStepJacobian(StepJacobian):
         if isinstance(values, Tensor):
             self.blocks = pattern.split(values)
         else:
-            self.blocks = {name: StepMatrix(getattr(pattern, name), part) for name, part in values.items()}
+            self.blocks = {
+                name: part if isinstance(part, StepMatrix) else StepMatrix(getattr(pattern, name), part)
+                for name, part in values.items()
+            }
 
     @classmethod
     def colored(

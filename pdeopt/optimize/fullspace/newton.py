@@ -21,6 +21,7 @@ from typing import Any
 from petsc4py import PETSc
 from torch import Tensor
 
+from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.errors import SolveFailure
@@ -64,6 +65,7 @@ class NewtonKKT(FullSpaceMethod):
     """
 
     kind = "newton"
+    _looked_at: Linearization | None = None
 
     def __init__(
         self,
@@ -196,6 +198,11 @@ class NewtonKKT(FullSpaceMethod):
 
         Conjugate gradients on the reduced Hessian are Lanczos' method: those of the last step count as its products.
         """
+        if self._looked_at is not self.lin:
+            self._looked_at, self._is_saddle = self.lin, self._look()
+        return self._is_saddle
+
+    def _look(self) -> bool:
         solver = self._solver("full")
         if solver.descents() == 0:
             return False
