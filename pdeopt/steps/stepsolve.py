@@ -19,7 +19,7 @@ from pdeopt.core.errors import SolveFailure, StepFailure
 from pdeopt.core.options import set_default
 from pdeopt.core.settings import Settings, read, setting
 from pdeopt.steps.bands import SINGULAR_STEP, BandFactor, band_of, require_finite
-from pdeopt.steps.sparse import StepMatrix, block_diagonal, dense, serial_aij
+from pdeopt.steps.sparse import StepMatrix, block_diagonal, dense, evenly, serial_aij
 
 #: Unknowns up to which the inverse of one matrix for all steps is the fastest factor, where it is a narrow band or not,
 #: and the largest condition number at which it is as exact.
@@ -192,7 +192,7 @@ class StagedSubstitution:
         starts = np.zeros(1, dtype=np.int64) if starts is None else starts
         lengths = np.diff(np.r_[starts, batch])
         #: the rows of each stage
-        self._stages = [_regular(starts[lengths > k] + k) for k in range(int(lengths.max()))]
+        self._stages = [evenly(starts[lengths > k] + k) for k in range(int(lengths.max()))]
         unlike = self._stages[:1] if A.is_constant else self._stages
         self._solvers = [step_solver(A[rows]) for rows in unlike]
 
@@ -216,12 +216,6 @@ class StagedSubstitution:
             if k:
                 known[_before(now)] -= self._B[now].transpose(x[now])
         return x
-
-
-def _regular(rows: Array) -> slice | Array:
-    """Equally spaced rows as a slice, which makes a view and no copy."""
-    space = rows[1] - rows[0] if len(rows) > 1 else 1
-    return slice(int(rows[0]), int(rows[-1]) + 1, int(space)) if (np.diff(rows) == space).all() else rows
 
 
 def _before(rows: slice | Array) -> slice | Array:

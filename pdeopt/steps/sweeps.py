@@ -103,7 +103,8 @@ class TriangleLayout:
         if key not in self._shared:
             self._owned.append(matrix)
         elif last != owner:
-            np.take(values(), (self._backward if transpose else self._forward)[2], out=entries)
+            places = (self._backward if transpose else self._forward)[2]
+            np.take(values(), places, out=entries, mode="clip")  # by "raise" NumPy would copy once more
             matrix.assemble()  # PETSc keeps inverses of the diagonal
         self._shared[key] = matrix, entries, owner
         return matrix, last != owner
