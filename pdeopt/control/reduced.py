@@ -285,8 +285,10 @@ def _state_vector(problem: ControlProblem, u: Tensor) -> PETSc.Vec:
 
 def reduced_gradient(lin: Linearization, lam: PETSc.Vec) -> Tensor:
     """J_z + F_z'lam and J_p + F_p'lam at a state with its adjoint, flat, (design_size,). Collective."""
-    _, j_z, j_p = lin.gradient_fields
-    _, f_z, f_p = lin.vjp_fields(lin.layout.rows(lam))
+    (_, j_z, j_p), rows = lin.gradient_fields, lin.layout.rows(lam)
+    if not lin.layout.param_dim and len(lin.stretches) == 1:
+        return j_z + lin.controls.adjoint(lin.jacobian.control_vjp(rows))
+    _, f_z, f_p = lin.vjp_fields(rows)
     return torch.cat([j_z + f_z, (j_p + f_p)[: lin.layout.param_size]])
 
 

@@ -99,9 +99,11 @@ class CarryingCG:
     Anal. 20, 1983; without a radius.)
 
     Attributes:
+        first: the preconditioned right-hand side of the solve to come, where it is known.
         found: state and multiplier of the last solution x that is not zero, and b - H x.
     """
 
+    first: Tensor | None = None
     found: Eliminated
 
     def solve(self, ksp: PETSc.KSP, b: PETSc.Vec, x: PETSc.Vec) -> None:
@@ -115,7 +117,7 @@ class CarryingCG:
             ksp.getPC().apply(residual, image)
             return copy(image)
 
-        p = inverse(r)
+        p, self.first = inverse(r) if self.first is None else self.first, None
         natural, d, iteration = float(grid.sum(r @ p)), torch.zeros_like(r), 0
         while not (reason := self._reason(ksp, iteration, natural)):
             step = hessian.product(p)
@@ -226,6 +228,7 @@ class ReducedPC(Preconditioner):
         elimination.rtol = sweep_rtol
         if isinstance(self._carrying, CarryingCG) and not self.curves_down and 0 < self.iterations <= MOST_CARRIED:
             state, multiplier, rest = self._carrying.found
+            del self._carrying.found  # it is as large as all states
             found = Eliminated(start.state + state, start.multiplier + multiplier, rest)
         else:
             found = eliminate(design, g, c)
@@ -272,6 +275,8 @@ class ReducedPC(Preconditioner):
         self._natural = natural
         if self.foresees:
             self._ksp.setConvergenceTest(self._watch)
+        if isinstance(self._carrying, CarryingCG):
+            self._carrying.first = copy(preconditioned)
         self._ksp.solve(self._right, self._left)
         self.iterations = self._ksp.getIterationNumber()
         self.curves_down = self.hessian.curves_down
