@@ -190,9 +190,8 @@ class SparseStepJacobian(StepJacobian):
     Args:
         constraint, point, steps: where; the point is (u_old, u_new, z).
         pattern: sparsities of the blocks.
-        values: entries of the stacked blocks [B A C], row by row, (batch, pattern.jacobian.nnz), or by its name each
-            block, or its entries; with batch 1 where all steps are equal. A block that is the same at many points is
-            kept as a `StepMatrix`, with what its products need.
+        values: entries of the stacked blocks [B A C], row by row, (batch, pattern.jacobian.nnz), or by its name those
+            of each block, or a `StepMatrix`, which may serve many points; with batch 1 where all steps are equal.
     """
 
     def __init__(
@@ -210,10 +209,9 @@ class SparseStepJacobian(StepJacobian):
         if isinstance(values, Tensor):
             self.blocks = pattern.split(values)
         else:
-            self.blocks = {
-                name: part if isinstance(part, StepMatrix) else StepMatrix(getattr(pattern, name), part)
-                for name, part in values.items()
-            }
+            kept = {name: x for name, x in values.items() if isinstance(x, StepMatrix)}
+            made = {name: StepMatrix(getattr(pattern, name), x) for name, x in values.items() if isinstance(x, Tensor)}
+            self.blocks = kept | made
 
     @classmethod
     def colored(

@@ -198,22 +198,18 @@ class NewtonKKT(FullSpaceMethod):
 
         Conjugate gradients on the reduced Hessian are Lanczos' method: those of the last step count as its products.
         """
-        if self._looked_at is not self.lin:
-            self._looked_at, self._is_saddle = self.lin, self._look()
-        return self._is_saddle
-
-    def _look(self) -> bool:
         solver = self._solver("full")
-        if solver.descents() == 0:
-            return False
-        if solver.is_mumps:
-            solver.set_point(self.lin, self.lam, self._held())
-            solver.factor()
-        descents = solver.descents()
-        if descents is not None:
-            return descents > 0
-        done = self._krylov if solver.way == "reduced" else 0
-        return curves_down(self.metric, self.lin, self.lam, self._held(), PRODUCTS - done)
+        if self._looked_at is not self.lin:
+            if solver.is_mumps and solver.descents() != 0:
+                solver.set_point(self.lin, self.lam, self._held())
+                solver.factor()
+            if (descents := solver.descents()) is not None:
+                self._is_saddle = descents > 0
+            else:
+                done = self._krylov if solver.way == "reduced" else 0
+                self._is_saddle = curves_down(self.metric, self.lin, self.lam, self._held(), PRODUCTS - done)
+            self._looked_at = self.lin
+        return self._is_saddle
 
     def _held(self) -> Tensor | None:
         """Which design variables do not move, see `KKTOperator.set_point`. Collective."""
