@@ -81,6 +81,7 @@ from nn_adapters.pinn.points import (
     into_box as into_box,
     latin_hypercube as latin_hypercube,
     uniform_points as uniform_points,
+    within as within,
 )
 
 # Training.

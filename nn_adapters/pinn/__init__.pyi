@@ -24,11 +24,13 @@ from nn_adapters.pinn.features import Features as Features, periodic as periodic
 from nn_adapters.pinn.points import (
     POINT_SAMPLERS as POINT_SAMPLERS,
     Intervals as Intervals,
+    Sampler as Sampler,
     adaptive_points as adaptive_points,
     hammersley as hammersley,
     into_box as into_box,
     latin_hypercube as latin_hypercube,
     uniform_points as uniform_points,
+    within as within,
 )
 
 # Values with their derivatives.

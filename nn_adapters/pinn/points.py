@@ -15,6 +15,9 @@ from pdeopt.core.errors import InputError
 #: A box: (low, high) of each input.
 Intervals = Sequence[tuple[float, float]]
 
+#: (n, box, seed) -> n points, (n, inputs).
+Sampler = Callable[..., Tensor]
+
 _PRIMES = (2, 3, 5, 7, 11, 13)
 
 
@@ -71,6 +74,7 @@ def adaptive_points(
     power: float = 1.0,
     floor: float = 1.0,
     candidates: int = 10,
+    sampler: Sampler | None = None,
 ) -> Tensor:
     """Points where a residual r is large, (n, inputs): probability proportional to |r|^power / mean |r|^power + floor.
 
@@ -86,6 +90,7 @@ def adaptive_points(
         power: the larger, the more points where the residual is large.
         floor: the larger, the more points elsewhere.
         candidates: their number, over n.
+        sampler: of the candidates; `uniform_points` by default.
 
     Raises:
         InputError: a residual that is not finite.
@@ -93,13 +98,41 @@ def adaptive_points(
     Example:
         >>> f = f.with_points(adaptive_points(lambda x: f.residuals(theta, x), 2000, [(-1, 1), (0, 1)]))
     """
-    points = uniform_points(n * candidates, box, seed)
+    points = (sampler or uniform_points)(n * candidates, box, seed)
     size = residual(points).abs().double() ** power
     if not bool(torch.isfinite(size).all()):
         raise InputError("residual for sampling", "values that are not finite", "finite ones")
     density = size / size.mean().clamp(min=1e-300) + floor
     generator = torch.Generator().manual_seed(seed + 1)
     return points[torch.multinomial(density, n, generator=generator)]
+
+
+def within(inside: Callable[[Tensor], Tensor], sampler: Sampler = uniform_points) -> Sampler:
+    """The sampler of the part of a box that is a domain of another shape.
+
+    Args:
+        inside: which of some points, (m, inputs), are in the domain: (m,), bool; as by a distance function that is > 0.
+        sampler: of the box; of its points, as many as it takes, those inside are kept, and evenly fewer of them.
+
+    Raises:
+        InputError: on a call, where the domain has less than a thousandth of the box.
+
+    Example:
+        >>> disk = within(lambda x: x.square().sum(1) < 1.0)
+        >>> x = disk(500, [(-1.0, 1.0), (-1.0, 1.0)], seed=0)
+    """
+
+    def draw(n: int, box: Intervals, seed: int = 0) -> Tensor:
+        share = 1.0
+        while share > 1e-3:
+            x = sampler(round(n / share), box, seed)
+            kept = x[inside(x)]
+            if len(kept) >= n:
+                return kept[torch.linspace(0, len(kept) - 1, n, dtype=torch.float64).round().long()]
+            share = min(0.95 * share, 0.99 * len(kept) / len(x))
+        raise InputError("domain in a box", f"{len(kept)} of {len(x)} points", "a thousandth of the box, or more")
+
+    return draw
 
 
 def into_box(box: Intervals, unit: Tensor) -> Tensor:
@@ -130,9 +163,5 @@ def _check(n: int, box: Intervals) -> None:
         raise InputError("box", box, f"1 to {len(_PRIMES) + 1} pairs low < high")
 
 
-#: (n, box, seed) -> points.
-POINT_SAMPLERS: dict[str, Callable[[int, Intervals, int], Tensor]] = {
-    "hammersley": hammersley,
-    "lhs": latin_hypercube,
-    "uniform": uniform_points,
-}
+#: By name.
+POINT_SAMPLERS: dict[str, Sampler] = {"hammersley": hammersley, "lhs": latin_hypercube, "uniform": uniform_points}

@@ -1,99 +1,15 @@
-"""Equations that networks are trained on, and what the scripts `problems.pinn_*` share."""
+"""Equations that networks are trained on, by name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
 import nn_adapters as nna
-from problems.shared import references
-
-
-@dataclass(frozen=True)
-class Form:
-    """u = lift(x) + factor(x) net(features(x))."""
-
-    lift: nna.Field
-    factor: nna.Field
-    features: nna.Features | None = None
-
-
-@dataclass(frozen=True)
-class Equation:
-    """An equation on a box with values on its boundary, which u = lift + factor net has by construction.
-
-    Attributes:
-        name: of the equation.
-        names: of the inputs, a letter each.
-        box: (low, high) of each input.
-        residual: zero for a solution; takes u, its `derivatives` by name, and the points, (n, 2).
-        forms: how u is made of the network, by what the network takes in: "plain", and what has the symmetry of the
-            solution where equation and values have one: "periodic" or "even".
-        solution: (n, 2) -> (n,), to compare with.
-        layers, width, parts: of the published network and its decomposition.
-        small: layers and width of a network for least squares.
-    """
-
-    name: str
-    names: str
-    box: nna.Intervals
-    residual: nna.Residual
-    derivatives: tuple[str, ...]
-    forms: dict[str, Form]
-    solution: Callable[[Tensor], Tensor]
-    layers: int
-    width: int
-    parts: int
-    small: tuple[int, int] = (4, 20)
-
-    def __hash__(self) -> int:
-        return hash(self.name)
-
-    def function(
-        self,
-        points: int = 10_000,
-        layers: int | None = None,
-        width: int | None = None,
-        body: str = "resnet",
-        activation: str = "tanh",
-        adaptive: bool = True,
-        slope_scale: float = 1.0,
-        sampler: str = "hammersley",
-        seed: int = 0,
-        features: str = "plain",
-    ) -> nna.PINN:
-        """The loss of a network for this equation; the defaults are the published ones."""
-        form = self.forms[features]
-        inputs = len(self.box) if form.features is None else form.features.size
-        network = nna.Network(
-            inputs, (width or self.width,) * (layers or self.layers), body, activation, adaptive, slope_scale
-        )
-        x = nna.POINT_SAMPLERS[sampler](points, self.box, seed)
-        term = nna.Term(x, self.residual, self.derivatives, draw=lambda n, seed: nna.uniform_points(n, self.box, seed))
-        return nna.PINN(network, [term], self.names, form.lift, form.factor, features=form.features)
-
-    def grid(self, shape: tuple[int, int] = (256, 101)) -> Tensor:
-        """Nodes of a grid on the box, (n, 2)."""
-        unit = torch.cartesian_prod(*(torch.linspace(0.0, 1.0, n, dtype=torch.float64) for n in shape))
-        return nna.into_box(self.box, unit)
-
-    def relative_error(self, pinn: nna.PINN, theta: Tensor) -> float:
-        """|u - u*| / |u*| over the nodes of the grid."""
-        x, exact = _solution(self)
-        return float((pinn.predict(theta, x) - exact).norm() / exact.norm())
-
-
-@cache
-def _solution(equation: Equation) -> tuple[Tensor, Tensor]:
-    """The nodes of the grid, and the solution there."""
-    x = equation.grid()
-    return x, equation.solution(x)
-
+from problems.shared import references, spectral
+from problems.shared.equation import Equation, Form
 
 VISCOSITY = 0.01 / math.pi
 
@@ -113,6 +29,69 @@ def _diffusion_transport(u: Tensor, d: dict[str, Tensor], x: Tensor) -> Tensor:
 
 def _allen_cahn(u: Tensor, d: dict[str, Tensor], x: Tensor) -> Tensor:
     return d["t"] - 1e-3 * d["xx"] - 5.0 * (u - u**3)
+
+
+def _inverse_burgers(u: Tensor, d: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Of the logarithm of the viscosity: so this is > 0."""
+    return d["t"] + u * d["x"] - d["log_nu"].exp() * d["xx"]
+
+
+def _korteweg_de_vries(u: Tensor, d: dict[str, Tensor], x: Tensor) -> Tensor:
+    return d["t"] + u * d["x"] + 0.0025 * d["xxx"]
+
+
+def _schroedinger(u: Tensor, d: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part of h_t - i (h_xx / 2 + |h|^2 h), h = v + i w."""
+    (v, w), (v_t, w_t), (v_xx, w_xx) = u, d["t"], d["xx"]
+    square = v.square() + w.square()
+    return v_t + 0.5 * w_xx + square * w, w_t - 0.5 * v_xx - square * v
+
+
+def _poisson(u: Tensor, d: dict[str, Tensor], x: Tensor) -> Tensor:
+    return d["xx"] + d["yy"] + 1.0
+
+
+def _in_l(x: Tensor) -> Tensor:
+    """(-1, 1)^2 without [0, 1)^2."""
+    return (x.abs() < 1.0).all(1) & (x < 0.0).any(1)
+
+
+def _corner(x: Tensor) -> tuple[Tensor, Tensor]:
+    """r^(2/3) (cos, sin)(2 theta / 3) at the corner 0, theta the angle from the edge (0, y): the sine is 0 on both."""
+    r, angle = x.square().sum(1).pow(1.0 / 3.0), torch.atan2(-x[:, 0], x[:, 1])
+    angle = torch.where(angle < 0.0, angle + 2.0 * math.pi, angle) * (2.0 / 3.0)
+    return r * torch.cos(angle), r * torch.sin(angle)
+
+
+def _around_corner(x: Tensor) -> Tensor:
+    return torch.stack([x[:, 0], x[:, 1], *_corner(x)], 1)
+
+
+#: Of |h| at the start, whose periodic continuation has a kink at the ends: sech on a circle, without the kink.
+_CIRCLE = tuple(10.0 * turn for turn in range(-3, 4))
+#: Modes of what is missing, with the kink.
+_KINK_MODES = 80
+
+
+def _schroedinger_lift(x: Tensor) -> Tensor:
+    """The initial values: 2 sech x on a circle of length 10, and the rest, of size 0.03, which moves as free waves do.
+
+    The rest is -8 sum_j (-1)^j cosh(a x) / (exp(10 a) - 1), a = 2j + 1, as a series of cosines.
+    """
+    smooth = sum(2.0 / torch.cosh(x[:, 0] + shift) for shift in _CIRCLE)
+    n = torch.arange(_KINK_MODES, dtype=torch.float64)
+    k, kink = 0.2 * math.pi * n, torch.zeros(_KINK_MODES, dtype=torch.float64)
+    for j, a in enumerate((1.0, 3.0, 5.0)):
+        kink -= 1.6 * (-1.0) ** (n + j) * a * math.exp(-5.0 * a) / (a * a + k.square())
+    kink[0] *= 0.5
+    waves, phase = torch.cos(x[:, :1] * k) * kink, x[:, 1:] * (0.5 * k.square())
+    return torch.stack([smooth + (waves * torch.cos(phase)).sum(1), -(waves * torch.sin(phase)).sum(1)], 1)
+
+
+def _cosines(order: int) -> nna.Features:
+    """Even functions of period 10, and t."""
+    k = 0.2 * math.pi * torch.arange(1, order + 1, dtype=torch.float64)
+    return nna.Features(lambda x: torch.cat([torch.cos(x[:, :1] * k), x[:, 1:]], 1), order + 1, {"x": 10.0})
 
 
 def _bubble(x: Tensor) -> Tensor:
@@ -204,6 +183,68 @@ EQUATIONS: dict[str, Equation] = {
             6,
             64,
             6,
+        ),
+        Equation(
+            "inverse_burgers",
+            "xt",
+            ((-1.0, 1.0), (0.0, 1.0)),
+            _inverse_burgers,
+            ("x", "t", "xx"),
+            {"plain": Form()},
+            lambda x: references.burgers(x, VISCOSITY),
+            8,
+            20,
+            8,
+            coefficients={"log_nu": (math.log(0.1), math.log(VISCOSITY))},
+        ),
+        Equation(
+            "kdv",
+            "xt",
+            ((-1.0, 1.0), (0.0, 1.0)),
+            _korteweg_de_vries,
+            ("x", "t", "xxx"),
+            {
+                "periodic": Form(
+                    lambda x: torch.cos(math.pi * x[:, 0]), lambda x: x[:, 1], nna.periodic("xt", {"x": 2.0})
+                )
+            },
+            spectral.korteweg_de_vries,
+            6,
+            50,
+            6,
+            (4, 20),
+        ),
+        Equation(
+            "schroedinger",
+            "xt",
+            ((-5.0, 5.0), (0.0, 0.5 * math.pi)),
+            _schroedinger,
+            ("t", "xx"),
+            {"even": Form(_schroedinger_lift, lambda x: x[:, 1], _cosines(4))},
+            spectral.schroedinger,
+            5,
+            100,
+            5,
+            (4, 20),
+            fields=2,
+        ),
+        Equation(
+            "poisson_lshape",
+            "xy",
+            ((-1.0, 1.0), (-1.0, 1.0)),
+            _poisson,
+            ("xx", "yy"),
+            {
+                "corner": Form(
+                    None, lambda x: _corner(x)[1] * (1.0 - x.square()).prod(1), nna.Features(_around_corner, 4)
+                )
+            },
+            references.poisson_lshape,
+            6,
+            50,
+            6,
+            (3, 20),
+            inside=_in_l,
         ),
     )
 }

@@ -9,7 +9,7 @@ import pdeopt as po
 from pdeopt.core import require_memory
 from pdeopt.core.memory import DOUBLE
 from pdeopt.optimize.descent import Adam
-from problems.shared.equations import Equation
+from problems.shared.equation import Equation
 from problems.shared.optimizers import Optimizers
 
 #: Gradients of a run, unless the options say otherwise.
@@ -40,6 +40,9 @@ def optimizers(parts: int) -> Optimizers:
         stop={"max_it": 10**9, "gtol": 1e-14, "max_gradients": MAX_GRADIENTS},
     )
 
+
+#: Optimizers that begin on fewer points, unless the options say otherwise.
+LEVELED = ("ssbroyden", "spqn")
 
 OPTIMIZERS = tuple(optimizers(1))
 
@@ -79,9 +82,9 @@ class PinnSettings(po.Settings):
     )
     features: str = po.setting(
         "auto",
-        "what the network takes in: x itself; sin and cos of it for a periodic solution, its square for an even one; "
-        "auto: with lm the latter, where there is one",
-        choices=("auto", "plain", "periodic", "even"),
+        "what the network takes in: x itself; sin and cos of it for a periodic solution, its square for an even one, "
+        "the singular functions of a corner; auto: with lm, and where there is no other, the latter",
+        choices=("auto", "plain", "periodic", "even", "corner"),
     )
     activation: str = po.setting("tanh", "activation of the hidden layers", choices=tuple(nna.JET_ACTIVATIONS))
     adaptive: bool = po.setting(
@@ -91,7 +94,7 @@ class PinnSettings(po.Settings):
     point_levels: int = po.setting(
         0,
         "levels of points, each half of the next, for quasi-Newton methods to begin on; 1: "
-        "all points alone; 0: 3 for spqn, 1 for the others",
+        "all points alone; 0: 3 for ssbroyden and spqn, 1 for the others",
         at_least=0,
     )
     seed: int = po.setting(0, "seed of all random numbers", at_least=0)
@@ -109,7 +112,7 @@ def chosen(equation: Equation, settings: PinnSettings) -> PinnSettings:
         layers, width = s.layers or equation.layers, s.width or equation.width
     if is_lm and s.resample_every:
         raise po.InputError("-resample_every", f"{s.resample_every:g}, with lm", "-lm_resample_every ITERATIONS")
-    form = list(equation.forms)[-1] if is_lm else "plain"
+    form = list(equation.forms)[-1 if is_lm else 0]
     features = form if s.features == "auto" else s.features
     if features not in equation.forms:
         raise po.InputError("-features", f"{features}, for {equation.name}", " | ".join(equation.forms))

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
+import torch
 from mpi4py import MPI
 from petsc4py import PETSc
 from torch import Tensor
@@ -23,16 +24,18 @@ from pdeopt.optimize.descent import Minimizer
 from problems.shared import pictures
 from problems.shared.checkpoints import DescentCheckpoints, method_fingerprint
 from problems.shared.command_line import command_line, finish
-from problems.shared.equations import EQUATIONS, Equation
+from problems.shared.equation import Equation, Measurements
+from problems.shared.equations import EQUATIONS
 from problems.shared.files import CheckpointFiles, ReportFiles, check_targets, versions, write_report
-from problems.shared.pinn_settings import PinnSettings, chosen, optimizers, require_room
+from problems.shared.pinn_settings import LEVELED, PinnSettings, chosen, optimizers, require_room
 
 
 def options(name: str) -> list[Section]:
     """All that the script of an equation reads."""
     offered = optimizers(EQUATIONS[name].parts).options("auto")
     files = [*sections(ReportFiles), *sections(CheckpointFiles, checkpoint_every=100)]
-    return [*sections(PinnSettings), *offered, *files]
+    measured = sections(Measurements) if EQUATIONS[name].coefficients else []
+    return [*sections(PinnSettings), *measured, *offered, *files]
 
 
 def main(name: str, doc: str | None, argv: Sequence[str] | None = None) -> float:
@@ -41,7 +44,8 @@ def main(name: str, doc: str | None, argv: Sequence[str] | None = None) -> float
         settings, report = po.read(PinnSettings), po.read(ReportFiles)
         checkpoints = po.read(CheckpointFiles, checkpoint_every=100)
         check_targets(MPI.COMM_WORLD, report, checkpoints)
-        training = PinnTraining(EQUATIONS[name], settings, checkpoints)
+        measured = po.read(Measurements) if EQUATIONS[name].coefficients else None
+        training = PinnTraining(EQUATIONS[name], settings, checkpoints, measured)
         po.require_all_read()
         with interruptible():
             result = training.run()
@@ -52,6 +56,10 @@ def main(name: str, doc: str | None, argv: Sequence[str] | None = None) -> float
             f"{name}: relative error {error:.3e}, loss {training.loss(result):.3e} after {steps}, work {last.work:.0f} "
             f"({training.spent[0]:.1f} s); {result.message}"
         )
+        for unknown, value in training.function.coefficients_at(result.design).items():
+            PETSc.Sys.Print(
+                f"{unknown} {value:.6g}, off by {abs(value - training.equation.coefficients[unknown][1]):.1e}"
+            )
         training.checkpoints.leave()
         finish(name, result.reason > 0, result.message)
         return error
@@ -94,10 +102,12 @@ class PinnTraining:
         checkpoints: of the run.
     """
 
-    def __init__(self, equation: Equation, settings: PinnSettings, files: CheckpointFiles) -> None:
+    def __init__(
+        self, equation: Equation, settings: PinnSettings, files: CheckpointFiles, measured: Measurements | None = None
+    ) -> None:
         settings = chosen(equation, settings)
         require_room(equation, settings)
-        self.equation, self.settings = equation, settings
+        self.equation, self.settings, self.measured = equation, settings, measured
         self.function = equation.function(
             settings.points,
             settings.layers,
@@ -109,6 +119,7 @@ class PinnTraining:
             settings.sampler,
             settings.seed,
             settings.features,
+            measured,
         )
         self.minimizer = self._minimizer()
         self.errors: list[tuple[int, float, float]] = []
@@ -131,12 +142,12 @@ class PinnTraining:
 
     def _levels(self) -> po.SmoothFunction:
         """The function at all of its points and, on coarser levels, at fewer."""
-        settings, number = self.settings, self.settings.point_levels or (3 if self.settings.optimizer == "spqn" else 1)
+        settings, number = self.settings, self.settings.point_levels or (3 if self.settings.optimizer in LEVELED else 1)
         if number == 1:
             return self.function
-        draw = nna.POINT_SAMPLERS[settings.sampler]
+        draw = self.equation.points
         sizes = [max(settings.points >> level, 1) for level in range(1, number)]
-        coarser = [self.function.with_points(draw(n, self.equation.box, settings.seed)) for n in sizes]
+        coarser = [self.function.with_points(draw(settings.sampler, n, settings.seed)) for n in sizes]
         same = [po.Transfer.aggregates(np.arange(self.function.size))] * len(coarser)
         return po.Hierarchy([self.function, *coarser], same)
 
@@ -195,12 +206,13 @@ class PinnTraining:
         minimizer, settings = self.minimizer, self.settings
         self.drawings += 1
         points = nna.adaptive_points(
-            lambda x: self.function.residuals(minimizer.x, x),
+            lambda x: self.function.residuals(minimizer.x, x).reshape(-1, len(x)).norm(dim=0),
             settings.points,
             self.equation.box,
             settings.seed + 1000 * self.drawings,
             settings.resample_power,
             settings.resample_floor,
+            sampler=self.equation.sampler(),
         )
         self.function = self.function.with_points(points)
         f, g = self.function.value_and_gradient(minimizer.x)
@@ -216,6 +228,7 @@ class PinnTraining:
     def _fingerprint(self) -> dict[str, Any]:
         free = ("max_gradients", "max_cpu_seconds", "target_error", "error_every")
         own = {f.name: getattr(self.settings, f.name) for f in fields(PinnSettings) if f.name not in free}
+        own |= vars(self.measured) if self.measured is not None else {}
         return {"problem": self.equation.name, **own, **method_fingerprint(self.minimizer)}
 
     def _memory(self) -> dict[str, Any]:
@@ -251,6 +264,7 @@ def summary(training: PinnTraining, result: po.Result) -> dict[str, Any]:
         "optimizer": training.settings.optimizer,
         "relative_l2": training.error(result.design),
         "loss": training.loss(result),
+        **_coefficients(training, result),
         "start_loss": result.history[0].objective,
         "gradients": last.gradients,
         "values": last.values,
@@ -263,7 +277,11 @@ def summary(training: PinnTraining, result: po.Result) -> dict[str, Any]:
         "unknowns": training.function.size,
         "reason": int(result.reason),
         "message": result.message,
-        "parameters": {**vars(training.settings), **vars(training.minimizer.settings)},
+        "parameters": {
+            **vars(training.settings),
+            **(vars(training.measured) if training.measured else {}),
+            **vars(training.minimizer.settings),
+        },
         "versions": versions(),
         "curve": {
             "cpu_seconds": [measured[record.iteration][1] for record in rows],
@@ -276,11 +294,26 @@ def summary(training: PinnTraining, result: po.Result) -> dict[str, Any]:
     }
 
 
+def _coefficients(training: PinnTraining, result: po.Result) -> dict[str, Any]:
+    """Those that were unknown, and what they miss the true ones by; of logarithms, relative errors of the number."""
+    found = training.function.coefficients_at(result.design)
+    missed = {name: abs(found[name] - true) for name, (_, true) in training.equation.coefficients.items()}
+    return {"coefficients": found, "coefficient_errors": missed} if found else {}
+
+
 def _picture(training: PinnTraining, result: po.Result) -> Any:
     """The solution, the network and its error, the points, and loss and error over the work."""
     equation, function, shape = training.equation, training.function, (256, 101)
     x = equation.grid(shape)
-    u, exact = (each.view(shape).T.numpy() for each in (function.predict(result.design, x), equation.solution(x)))
+    here = torch.ones(len(x), dtype=torch.bool) if equation.inside is None else equation.inside(x)
+
+    def on_grid(values: Tensor) -> Any:
+        """The first field, nothing outside of the domain."""
+        found = torch.full((len(x),), torch.nan, dtype=torch.float64)
+        found[here] = values.reshape(-1, int(here.sum()))[0]
+        return found.view(shape).T.numpy()
+
+    u, exact = on_grid(function.predict(result.design, x[here])), on_grid(equation.solution(x[here]))
     extent = tuple(np.ravel(equation.box))
     figure = pictures.new_figure(16.0, 3.4)
     axes = figure.subplots(1, 5)

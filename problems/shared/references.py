@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,60 @@ def diffusion_transport(x: Tensor) -> Tensor:
 def allen_cahn(x: Tensor) -> Tensor:
     """u_t - 0.001 u_xx - 5 (u - u^3) = 0, u(x, 0) = x^2 cos(pi x), u(+-1, t) = -1; columns of `x` are x, t."""
     return _allen_cahn()(x)
+
+
+def poisson_lshape(x: Tensor) -> Tensor:
+    """-u_xx - u_yy = 1 on (-1, 1)^2 without [0, 1)^2, u = 0 on the boundary."""
+    return _poisson_lshape()(x)
+
+
+#: Convex corners of the L, and the angle of the half-line from each through the middle of the domain.
+_CORNERS = {-1 + 1j: -0.25, -1 - 1j: 0.25, 1 - 1j: 0.75, 1j: 1.25, 1.0 + 0j: 1.25}
+
+
+@cache
+def _poisson_lshape(terms: int = 60) -> Callable[[Tensor], Tensor]:
+    """-r^2/4 and harmonic functions, fitted to zero on the boundary: their maximum there bounds the error inside.
+
+    They are r^(2k/3) sin(2k theta/3) at the corner 0, odd k, as the solution is symmetric, polynomials, and, for even
+    m, z^m log z there and at the convex corners (L. Fox, P. Henrici, C. Moler, SIAM J. Numer. Anal. 4, 1967).
+
+    Args:
+        terms: of the series at the corner 0.
+    """
+
+    def functions(z: Any) -> Any:
+        """(points, functions)."""
+        turned = -1j * z  # angles from the edge (0, y), in (0, 3 pi/2)
+        turned = np.where(z == 0, 1e-300, turned)
+        logs = np.log(turned * np.exp(-0.75j * np.pi)) + 0.75j * np.pi  # cut in the missing quadrant
+        series = [np.exp(2.0 * k / 3.0 * (logs - math.log(2.0) / 2.0)).imag for k in range(1, 2 * terms, 2)]
+        own = [(z / 1.5) ** m for m in range(terms // 2)] + [(z / 1.5) ** m * logs for m in range(2, 16, 2)]
+        near = []
+        for corner, angle in _CORNERS.items():
+            local = (z - corner) * np.exp(-1j * np.pi * angle)
+            logs = np.log(np.where(local == 0, 1e-300, local))
+            near += [(local / 2.5) ** m * logs for m in (2, 4, 6, 8, 10)]
+        others = [part for value in (*own, *near) for part in (value.real, value.imag)]
+        return np.stack([*series, *others], 1)
+
+    edge = lshape_boundary(400)
+    A, right = functions(edge), np.abs(edge) ** 2 / 4.0
+    scale = np.abs(A).max(0).clip(1e-30)
+    weights = np.linalg.lstsq(A / scale, right, rcond=1e-15)[0] / scale
+
+    def u(x: Tensor) -> Tensor:
+        z = x.numpy() @ np.array([1.0, 1j])
+        return torch.from_numpy(functions(z) @ weights - np.abs(z) ** 2 / 4.0)
+
+    return u
+
+
+def lshape_boundary(n: int) -> Any:
+    """Points of the boundary of the L, complex, n a side, more of them near the corners."""
+    s = 0.5 - 0.5 * np.cos(np.pi * (np.arange(n) + 0.5) / n)
+    corners = [0, 1j, -1 + 1j, -1 - 1j, 1 - 1j, 1, 0]
+    return np.concatenate([before + (after - before) * s for before, after in pairwise(corners)])
 
 
 @cache

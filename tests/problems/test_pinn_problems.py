@@ -7,7 +7,7 @@ import pytest
 
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import Reason
-from problems import pinn_burgers
+from problems import pinn_burgers, pinn_inverse_burgers
 from problems.shared.equations import EQUATIONS
 from problems.shared.pinn_settings import OPTIMIZERS, PinnSettings, chosen
 
@@ -25,7 +25,8 @@ def summary_of(tmp_path, *words, main=pinn_burgers.main):
 @pytest.mark.parametrize("name", EQUATIONS)
 def test_every_equation_is_trained(name, tmp_path):
     main = importlib.import_module(f"problems.pinn_{name}").main
-    found = summary_of(tmp_path, "-max_gradients", 30, "-optimizer", "ssbroyden", main=main)
+    words = ["-max_gradients", 30, "-optimizer", "ssbroyden", "-point_levels", 1]
+    found = summary_of(tmp_path, *words, main=main)
     assert found["problem"] == name and found["loss"] < 0.999 * found["start_loss"]
     assert 30 <= found["gradients"] <= 50 and found["work"] >= 30 and found["reason"] == Reason.WORK_DONE
     measured = [e for e in found["history"]["relative_l2"] if e is not None]
@@ -49,7 +50,23 @@ def test_least_squares_is_the_default(name, tmp_path):
     assert set(curve) == {"cpu_seconds", "work", "loss", "relative_l2"}
     assert len({len(column) for column in curve.values()}) == 1 and curve["cpu_seconds"] == sorted(curve["cpu_seconds"])
     large = chosen(EQUATIONS[name], PinnSettings(width=50))
-    assert (large.optimizer, large.body, large.adaptive, large.features) == ("ssbroyden", "resnet", True, "plain")
+    features = next(iter(EQUATIONS[name].forms))
+    assert (large.optimizer, large.body, large.adaptive, large.features) == ("ssbroyden", "resnet", True, features)
+
+
+def test_the_viscosity_is_found_from_noisy_measurements(tmp_path):
+    words = ["-opt_max_it", 30, "-layers", 2, "-width", 8, "-measured", 300, "-lm_candidates", 500]
+    found = summary_of(tmp_path, *words, main=pinn_inverse_burgers.main)
+    assert set(found["coefficients"]) == {"log_nu"} and found["parameters"]["measured"] == 300
+    first, true = EQUATIONS["inverse_burgers"].coefficients["log_nu"]
+    error = found["coefficient_errors"]["log_nu"]
+    assert error == pytest.approx(abs(found["coefficients"]["log_nu"] - true)) and error < 0.6 * (first - true)
+
+
+def test_broyden_begins_on_fewer_points(tmp_path):
+    words = ["-optimizer", "ssbroyden", "-opt_max_it", 3]
+    found, plain = summary_of(tmp_path, *words), summary_of(tmp_path, *words, "-point_levels", 1)
+    assert found["work"] < 0.5 * plain["work"]
 
 
 def test_a_spent_limit_of_time_is_no_failure(tmp_path):
@@ -72,7 +89,7 @@ def test_a_restart_goes_on_with_the_same_iterates(optimizer, tmp_path):
 
 
 def test_new_points_are_drawn_and_counted(tmp_path):
-    words = ["-optimizer", "ssbroyden", "-opt_max_it", 30]
+    words = ["-optimizer", "ssbroyden", "-opt_max_it", 30, "-point_levels", 1]
     plain, found = summary_of(tmp_path, *words), summary_of(tmp_path, *words, "-resample_every", 12)
     before = [w for w in plain["history"]["work"] if w < 12]
     assert found["history"]["objective"][: len(before)] == plain["history"]["objective"][: len(before)]

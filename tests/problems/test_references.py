@@ -1,15 +1,20 @@
 """Reference solutions fulfill their equations, and what is computed on a grid no longer depends on it."""
 
 import math
+from itertools import pairwise
 
+import numpy as np
 import pytest
+import scipy.io
 import torch
 
 from nn_adapters.pinn.jets import JetBasis
-from problems.shared import references
+from problems.shared import references, spectral
 from problems.shared.equations import EQUATIONS
 from problems.shared.references import _allen_cahn, _diffusion_transport
-from tests.helpers.support import relative
+from tests.helpers.support import ROOT, relative
+
+DATA = ROOT.parent / "shared" / "data" / "pinns"
 
 
 def inner(name, n=200, seed=0):
@@ -28,7 +33,7 @@ def test_closed_forms_fulfil_the_equation_that_is_trained(name):
     assert float(case.residual(jets[0], d, x).abs().max()) < 1e-11 * size
 
 
-@pytest.mark.parametrize("name", EQUATIONS)
+@pytest.mark.parametrize("name", ["burgers", "klein_gordon", "diffusion_transport", "allen_cahn"])
 def test_lift_and_factor_give_the_values_on_the_boundary(name):
     """Where the factor is zero the lift is the solution."""
     case = EQUATIONS[name]
@@ -88,3 +93,72 @@ def test_allen_cahn_is_even_and_stays_between_its_phases():
     start = torch.stack([torch.linspace(-1, 1, 31, dtype=torch.float64), torch.zeros(31, dtype=torch.float64)], 1)
     expected = start[:, 0] ** 2 * torch.cos(math.pi * start[:, 0])
     assert (references.allen_cahn(start) - expected).abs().max() < 1e-6
+
+
+# -- periodic equations by Fourier modes, the L by its singular functions ------------------------------------------
+
+
+def at_start(name, n=40):
+    low, high = EQUATIONS[name].box[0]
+    return torch.stack([torch.linspace(low, high, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)], 1)
+
+
+@pytest.mark.parametrize("name, slack", [("kdv", 1e-12), ("schroedinger", 5e-4)])
+def test_lifts_and_modes_have_the_initial_values(name, slack):
+    """That of Schroedinger's equation lacks the highest modes of a kink of size 0.05."""
+    case, x = EQUATIONS[name], at_start(name)
+    (form,) = case.forms.values()
+    start = {"kdv": torch.cos(math.pi * x[:, 0]), "schroedinger": 2.0 / torch.cosh(x[:, 0])}[name]
+    lift, found = form.lift(x).reshape(len(x), -1)[:, 0], case.solution(x).reshape(-1, len(x))[0]
+    assert float(form.factor(x).abs().max()) == 0.0
+    assert float((lift - start).abs().max()) < slack and float((found - start).abs().max()) < slack
+
+
+def test_exponential_steps_are_of_fourth_order():
+    """u' = -20 u + u^2 / 10, whose solution is a logistic curve."""
+    exact = 1.0 / (0.005 + 0.995 * math.exp(20.0 * 0.2))
+    errors = []
+    for steps in (16, 32, 64):
+        found = spectral.exponential_steps(
+            np.array([-20.0 + 0j]), lambda v: 0.1 * v**2, np.array([1.0 + 0j]), 0.2 / steps, steps, steps
+        )
+        errors.append(abs(found[-1][0] - exact))
+    assert errors[2] < 1e-8 and all(10.0 < a / b < 20.0 for a, b in pairwise(errors))
+
+
+def test_masses_and_momenta_are_kept():
+    """Of both equations; energy of the modes, by Parseval."""
+    for make, waves in ((spectral._korteweg_de_vries, 512), (spectral._schroedinger, 512)):
+        square = np.square(np.abs(make().slow)).sum(1) / waves
+        assert np.ptp(square) < 1e-8 * square[0]
+
+
+def test_the_solution_on_the_l_fulfils_its_equation_and_is_zero_on_the_boundary():
+    """What it has on the boundary bounds its error inside, as the difference is harmonic."""
+    z = references.lshape_boundary(333)
+    edge = torch.from_numpy(np.stack([z.real, z.imag], 1))
+    assert float(references.poisson_lshape(edge).abs().max()) < 1e-12
+    case = EQUATIONS["poisson_lshape"]
+    x = case.points("uniform", 300, 1)
+    x = x[(x.abs() < 0.99).all(1) & (x.norm(dim=1) > 0.05)]
+    steps = 1e-3 * torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
+    laplace = (sum(case.solution(x + step) for step in steps) - 4.0 * case.solution(x)) / 1e-6
+    assert float((laplace + 1.0).abs().max()) < 2e-3
+    (form,) = case.forms.values()
+    assert float(form.factor(edge).abs().max()) < 1e-10
+    ratio = case.solution(x) / form.factor(x)
+    assert float(ratio.min()) > 0.2 and float(ratio.max()) < 3.0  # u / factor is a nice function
+
+
+@pytest.mark.parametrize("name, file, slack", [("kdv", "KdV.mat", 1e-9), ("schroedinger", "NLS.mat", 3e-5)])
+def test_modes_agree_with_published_solutions(name, file, slack):
+    """Those of the Schroedinger equation have half as many modes for the kink."""
+    path = DATA / file
+    if not path.exists():
+        pytest.skip(f"no file {path}")
+    stored = scipy.io.loadmat(path)
+    x, t, u = stored["x"].ravel(), stored["tt"].ravel()[::20], stored["uu"][:, ::20].ravel()
+    places = torch.from_numpy(np.stack([np.repeat(x, len(t)), np.tile(t, len(x))], 1))
+    found = EQUATIONS[name].solution(places).numpy()
+    found = found[0] + 1j * found[1] if len(found) == 2 else found
+    assert np.linalg.norm(found - u) < slack * np.linalg.norm(u)

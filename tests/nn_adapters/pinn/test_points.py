@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nn_adapters.pinn.points import POINT_SAMPLERS, adaptive_points, hammersley, latin_hypercube
+from nn_adapters.pinn.points import POINT_SAMPLERS, adaptive_points, hammersley, latin_hypercube, within
 from pdeopt.core.errors import InputError
 
 BOX = ((-1.0, 1.0), (0.0, 3.0))
@@ -52,12 +52,25 @@ def test_adaptive_points_come_where_the_residual_is():
     assert flat.shape == (100, 2)
 
 
+@pytest.mark.parametrize("sampler", POINT_SAMPLERS.values())
+def test_points_within_a_domain(sampler):
+    """A quarter of a disk in a box: as many as asked for, and evenly, all inside."""
+    box = ((-1.0, 1.0), (-1.0, 1.0))
+    draw = within(lambda x: (x > 0.0).all(1) & (x.square().sum(1) < 1.0), sampler)
+    x = draw(1000, box, seed=3)
+    assert x.shape == (1000, 2) and (x > 0.0).all() and (x.square().sum(1) < 1.0).all()
+    assert float(x[:, 0].mean()) == pytest.approx(4.0 / (3.0 * torch.pi), abs=0.03)
+    assert float(x[:, 1].mean()) == pytest.approx(4.0 / (3.0 * torch.pi), abs=0.03)
+    assert torch.equal(x, draw(1000, box, seed=3))
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
         (lambda: hammersley(0, BOX), ">= 1"),
         (lambda: latin_hypercube(3, ((1.0, 1.0),)), "low < high"),
         (lambda: adaptive_points(lambda x: x[:, 0] * torch.nan, 5, BOX), "finite"),
+        (lambda: within(lambda x: x[:, 0] > 2.0)(5, BOX), "domain in a box"),
     ],
 )
 def test_bad_input_is_named(call, message):
