@@ -14,7 +14,7 @@ import pdeopt as po
 
 
 @dataclass(frozen=True)
-class Measurements(po.Settings):
+class NoisyData(po.Settings):
     """Noisy measurements of the solution, for unknown coefficients."""
 
     measured: int = po.setting(2000, "measurements, at random points", at_least=1)
@@ -81,7 +81,7 @@ class Equation:
         sampler: str = "hammersley",
         seed: int = 0,
         features: str = "",
-        measured: Measurements | None = None,
+        measured: NoisyData | None = None,
     ) -> nna.PINN:
         """The loss of a network for this equation; the defaults are the published ones."""
         form = self.forms[features or next(iter(self.forms))]
@@ -98,7 +98,7 @@ class Equation:
         x = self.points(sampler, points, seed)
         terms = [nna.Term(x, self.residual, self.derivatives, draw=lambda n, seed: self.points("uniform", n, seed))]
         if self.coefficients:
-            terms.append(self._measurements(measured or Measurements(), seed))
+            terms.append(self._measurements(measured or NoisyData(), seed))
         first = {name: first for name, (first, _) in self.coefficients.items()}
         return nna.PINN(network, terms, self.names, form.lift, form.factor, features=form.features, coefficients=first)
 
@@ -115,7 +115,7 @@ class Equation:
         draw = nna.POINT_SAMPLERS[name]
         return draw if self.inside is None else nna.within(self.inside, draw)
 
-    def _measurements(self, settings: Measurements, seed: int) -> nna.Term:
+    def _measurements(self, settings: NoisyData, seed: int) -> nna.Term:
         """The solution at random points, with noise."""
         x = self.points("uniform", settings.measured, seed + 77)
         u, generator = self.solution(x), torch.Generator().manual_seed(seed + 78)

@@ -24,7 +24,7 @@ from pdeopt.optimize.descent import Minimizer
 from problems.shared import pictures
 from problems.shared.checkpoints import DescentCheckpoints, method_fingerprint
 from problems.shared.command_line import command_line, finish
-from problems.shared.equation import Equation, Measurements
+from problems.shared.equation import Equation, NoisyData
 from problems.shared.equations import EQUATIONS
 from problems.shared.files import CheckpointFiles, ReportFiles, check_targets, versions, write_report
 from problems.shared.pinn_settings import LEVELED, PinnSettings, chosen, optimizers, require_room
@@ -34,7 +34,7 @@ def options(name: str) -> list[Section]:
     """All that the script of an equation reads."""
     offered = optimizers(EQUATIONS[name].parts).options("auto")
     files = [*sections(ReportFiles), *sections(CheckpointFiles, checkpoint_every=100)]
-    measured = sections(Measurements) if EQUATIONS[name].coefficients else []
+    measured = sections(NoisyData) if EQUATIONS[name].coefficients else []
     return [*sections(PinnSettings), *measured, *offered, *files]
 
 
@@ -44,7 +44,7 @@ def main(name: str, doc: str | None, argv: Sequence[str] | None = None) -> float
         settings, report = po.read(PinnSettings), po.read(ReportFiles)
         checkpoints = po.read(CheckpointFiles, checkpoint_every=100)
         check_targets(MPI.COMM_WORLD, report, checkpoints)
-        measured = po.read(Measurements) if EQUATIONS[name].coefficients else None
+        measured = po.read(NoisyData) if EQUATIONS[name].coefficients else None
         training = PinnTraining(EQUATIONS[name], settings, checkpoints, measured)
         po.require_all_read()
         with interruptible():
@@ -103,7 +103,7 @@ class PinnTraining:
     """
 
     def __init__(
-        self, equation: Equation, settings: PinnSettings, files: CheckpointFiles, measured: Measurements | None = None
+        self, equation: Equation, settings: PinnSettings, files: CheckpointFiles, measured: NoisyData | None = None
     ) -> None:
         settings = chosen(equation, settings)
         require_room(equation, settings)
