@@ -27,8 +27,11 @@ SMALL_CORRECTION = 1e-2
 #: an old one, that of the next correction as the rate of contraction foretells it.
 NEWTON_TOLERANCE, CHORD_TOLERANCE = 1e-8, 2e-13
 
-#: Most linear solves of Newton's method; where they do not do, a stretch is halved.
+#: Most linear solves of Newton's method; where they do not do, later steps wait for earlier ones.
 MAX_CORRECTIONS = 40
+
+#: A correction above this, relative to 1 + |u|, is wild; and the most corrections without a step less that is.
+WILD, PATIENCE = 1.0, 15
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,32 @@ class StateEquation:
             jacobian, fresh = (None if is_slow else jacobian), False
         return None
 
+    def in_turn(self, u: Tensor) -> Tensor | None:
+        """The states of one rank by Newton's method on all steps, the later ones waiting; None where it does not do.
+
+        What a step is wrong by grows in those after it, while the first ones converge whatever the later ones do. So
+        the steps from the first wild correction on are put to the state before it, and begin again from there.
+        """
+        best, waited = (0, 0), 0
+        while waited < PATIENCE:
+            jacobian = self.constraint.linearize(self.old(u), u, self.z, self.steps)
+            try:
+                du = self.forward(jacobian, -jacobian.residual)
+            except SolveFailure:
+                return None
+            size = (du.abs() / (1 + u.abs())).amax(dim=1).nan_to_num(nan=math.inf)
+            if float(size.max()) <= NEWTON_TOLERANCE:
+                return u + du
+            settled, tame = (int((size <= limit).int().cumprod(0).sum()) for limit in (NEWTON_TOLERANCE, WILD))
+            u = u.clone()
+            if tame == 0:
+                u[0], tame = u[0] + (WILD / size[0] * du[0]).nan_to_num(0.0), 1
+            else:
+                u[:tame] += du[:tame]
+            u[tame:] = u[tame - 1]
+            best, waited = ((settled, tame), 0) if (settled, tame) > best else (best, waited + 1)
+        return None
+
 
 def solve_steps(
     constraint: TimeDependentConstraint,
@@ -115,26 +144,33 @@ def solve_steps(
         found = whole.newton(u, jacobian)
     if found is not None:
         return found
-    return from_rank_to_rank(grid, u0, z, lambda before: march(constraint, before, z, steps))
+    return from_rank_to_rank(grid, u0, z, lambda before: march(constraint, before, z, steps, u))
 
 
-def march(constraint: TimeDependentConstraint, before: Tensor, z: Tensor, steps: Steps) -> Tensor:
+def march(
+    constraint: TimeDependentConstraint, before: Tensor, z: Tensor, steps: Steps, guess: Tensor | None = None
+) -> Tensor:
     """The states of consecutive steps, (batch, n), from that before them, (n,).
 
-    Newton's method on both halves, one after the other, each halved again where it does not contract; single steps are
-    solved by `advance`, with step halving.
+    Newton's method on all of them, in turn; where that does not do, on both halves, one after the other, each halved
+    again where it does not contract; single steps are solved by `advance`, with step halving.
 
     Args:
         constraint: whose `advance` solves a step.
         before: the state before the steps, (n,).
         z: controls, (batch, m).
         steps: the steps.
+        guess: (batch, n); default the state before.
 
     Raises:
         SolveFailure: a step has no solution.
     """
     if len(z) == 1:
         return constraint.advance(before[None], z, steps)
+    if constraint.pattern is not None:
+        guess = before.expand(len(z), -1) if guess is None else guess
+        if (found := _alone(constraint, before, z, steps).in_turn(guess)) is not None:
+            return found
     half = -(-len(z) // 2)
     return solve_stretches(constraint, before, None, z, steps, [slice(0, half), slice(half, len(z))])
 

@@ -41,7 +41,7 @@ from pdeopt.optimize.parts.inequalities import Limit
 from pdeopt.optimize.tao import CONTROL_DEFAULTS, TaoSettings, TaoSolver
 
 #: Full-space methods, and what `-sqp_type` calls them.
-FULL_SPACE = {"sqp": "composite", "newton": "newton", "active_set": "active_set", "interior": "interior"}
+FULL_SPACE = {"sqp": "composite", **{name: name for name in ("newton", "feasible", "active_set", "interior")}}
 
 #: The other way round.
 NAMES = {kind: name for name, kind in FULL_SPACE.items()}
@@ -116,6 +116,7 @@ def solve(
             inequalities on states or paths; or
 
             - `sqp`, `newton`, `active_set`, `interior`: state, design and multiplier as unknowns, see `SQPSolver`;
+            - `feasible`: Newton's method on the design alone, in a trust region;
             - `tao`, `reduced`: TAO on the reduced objective z -> J(u(z), z), by `-tao_type` or its default, a
               quasi-Newton method with limited memory, see `TaoSolver`;
             - `lbfgs`, `ssbroyden`, `spqn`, `tr`, `apts`, `mgopt`, `rmtr`: an optimizer of smooth functions on the

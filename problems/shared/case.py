@@ -52,14 +52,15 @@ class SolverSettings(po.Settings, includes=(PropagatorSettings,)):
 
     solver: str = po.setting(
         "auto",
-        "full space: Newton, and from where its steps are poor the composite step (auto), that alone (sqp), Newton "
-        "alone, or with bounds (active_set, which auto is where there are some), an interior point method (which auto "
-        "is with bounds on the state); any TAO solver; or windows of time",
-        choices=("auto", "sqp", "newton", "active_set", "interior", "tao", "admm"),
+        "Newton, and from where its steps are poor a feasible path or the composite step (auto); one of them (newton, "
+        "feasible, sqp); Newton with bounds (active_set, which auto is where there are some); an interior point method "
+        "(which auto is with bounds on the state); any TAO solver; or windows of time",
+        choices=("auto", "sqp", "newton", "feasible", "active_set", "interior", "tao", "admm"),
         reads={
             "auto": (SQPSettings,),
             "sqp": (SQPSettings,),
             "newton": (SQPSettings,),
+            "feasible": (SQPSettings,),
             "active_set": (SQPSettings,),
             "interior": (SQPSettings,),
             "tao": (TaoSettings, StepSettings, CheckpointSettings),

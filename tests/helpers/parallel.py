@@ -105,7 +105,7 @@ def solutions(make):
     whole, out = Whole(problem), {}
     # thousands of tiny messages: without a matrix, or with rows of p and of nodal controls that all ranks share
     slow = problem.constraint.pattern is None or (whole.nodal and problem.param_dim > 0)
-    for method in ("newton",) if slow else ("composite", "newton"):
+    for method in ("newton",) if slow else ("composite", "newton", "feasible"):
         result = SQPSolver(problem, type=method, opt_tol=1e-11, feas_tol=1e-11).solve()
         assert result.converged, result.message
         out |= whole.arrays(method, problem.join(result.state, result.design))

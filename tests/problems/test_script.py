@@ -183,7 +183,7 @@ BAD = {
     "T 0": (("-T", 0), "-T", "> 0"),
     "flux inf": (("-flux", "inf"), "-flux", "finite"),
     "control": (("-control", "splines"), "-control", "interval | nodal"),
-    "solver": (("-solver", "lbfgs"), "-solver", "sqp | newton | active_set | interior | tao | admm"),
+    "solver": (("-solver", "lbfgs"), "-solver", "sqp | newton | feasible | active_set | interior | tao | admm"),
     "sqp_type": (("-sqp_max_it", -1), "-sqp_max_it", ">= 0"),
     "misspelt": (("-aplha", 0.1), "-aplha", "-alpha"),
     "misspelt later": (("-sqp_max_itt", 3), "-sqp_max_itt", "-sqp_max_it"),

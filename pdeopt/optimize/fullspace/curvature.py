@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
+from pdeopt.control.problem import ControlProblem
 from pdeopt.control.reduced import reduced_hessian
 from pdeopt.control.verify import randomize
 from pdeopt.core.arrays import assign, copy
@@ -34,6 +35,9 @@ NO_MINIMUM = (
 
 #: Products where factors have told that there is such a direction.
 PRODUCTS_FOR_WAY = 40
+
+#: The relative change of the curvature at which such a direction has settled.
+SETTLED = 1e-3
 
 #: Steps off a saddle, each a quarter of the last one, and the part of the model's decrease that one must reach.
 TRIALS, DECREASE = 12, 1e-2
@@ -62,7 +66,7 @@ def off_saddle(metric: RieszMetric, x: PETSc.Vec, lin: Linearization, lam: PETSc
         a new vector; None where no direction is found, or J does not fall along it.
     """
     problem = metric.problem
-    found = way_down(metric, lin, lam, products=PRODUCTS_FOR_WAY)
+    found = way_down(metric, lin, lam, products=PRODUCTS_FOR_WAY, settle=SETTLED)
     if found is None:
         return None
     direction, curvature = found
@@ -80,7 +84,12 @@ def off_saddle(metric: RieszMetric, x: PETSc.Vec, lin: Linearization, lam: PETSc
 
 
 def way_down(
-    metric: RieszMetric, lin: Linearization, lam: PETSc.Vec, fixed: Tensor | None = None, products: int = PRODUCTS
+    metric: RieszMetric,
+    lin: Linearization,
+    lam: PETSc.Vec,
+    fixed: Tensor | None = None,
+    products: int = PRODUCTS,
+    settle: float = math.inf,
 ) -> tuple[Tensor, float] | None:
     """A direction of the design along which J curves down, and its curvature, by Lanczos' method. Collective.
 
@@ -89,6 +98,7 @@ def way_down(
         lin, lam: a feasible point and its multiplier.
         fixed: design variables of this rank that stay where they are, booleans, (design_size,); None for none.
         products: the most products with the Hessian.
+        settle: see `negative_eigenvector`.
 
     Returns:
         the direction of this rank, (design_size,), whose length times `metric.root()` is one; None where none is
@@ -102,11 +112,18 @@ def way_down(
     def product(y: Tensor) -> Tensor:
         return free * reduced_hessian(problem, lin, rows, free * y / D) / D
 
-    start = free * copy(randomize(problem.create_design(), 0))
+    start = free * _scattered(problem)
     with suppress(SolveFailure):
-        if (found := negative_eigenvector(product, start, problem.grid, products)) is not None:
+        if (found := negative_eigenvector(product, start, problem.grid, products, settle)) is not None:
             return found[0] / D, found[1]
     return None
+
+
+def _scattered(problem: ControlProblem) -> Tensor:
+    """A design without a pattern, the same on any number of ranks, (design_size,): 1/2 - k^2 phi mod 1. Collective."""
+    before = problem.grid.mpi.exscan(problem.layout.control_size) or 0
+    k = torch.cat([before + torch.arange(problem.layout.control_size), -1 - torch.arange(problem.layout.param_size)])
+    return 0.5 - (k.remainder(1_000_003).double() ** 2 * 0.5 * (1 + math.sqrt(5))).remainder(1.0)
 
 
 def _has_curvature(lin: Linearization, lam: PETSc.Vec) -> bool:
@@ -119,7 +136,11 @@ def _has_curvature(lin: Linearization, lam: PETSc.Vec) -> bool:
 
 
 def negative_eigenvector(
-    product: Callable[[Tensor], Tensor], start: Tensor, grid: TimeGrid, products: int = PRODUCTS
+    product: Callable[[Tensor], Tensor],
+    start: Tensor,
+    grid: TimeGrid,
+    products: int = PRODUCTS,
+    settle: float = math.inf,
 ) -> tuple[Tensor, float] | None:
     """A direction in which a symmetric operator is negative, if Lanczos' method sees one. Collective.
 
@@ -128,11 +149,14 @@ def negative_eigenvector(
         start: where its Krylov space begins, (size,).
         grid: of the ranks.
         products: the most products.
+        settle: the relative change of the value by the last product at which the direction is good enough; by default
+            the first negative value serves.
 
     Returns:
         a Ritz vector of length one, (size,), that does not point away from the start, and its negative value.
     """
-    w, basis, rows, largest = start, list[Tensor](), list[Tensor](), 0.0
+    w, basis, rows, largest, before = start, list[Tensor](), list[Tensor](), 0.0, 0.0
+    found: tuple[Tensor, float] | None = None
     while len(basis) < products and (size := math.sqrt(grid.sum(w @ w))) > 1e-12 * largest:
         basis.append(w / size)
         w, Q = product(basis[-1]), torch.stack(basis)
@@ -146,5 +170,8 @@ def negative_eigenvector(
         largest, least = float(eigenvalues.abs().max()), float(eigenvalues[0])
         if least < -ROUNDING * largest:
             y = vectors[:, 0] * torch.sign(vectors[0, 0])  # LAPACK may have either
-            return y @ Q, least
-    return None
+            found = y @ Q, least
+            if before - least <= settle * -least:
+                break
+        before = least
+    return found

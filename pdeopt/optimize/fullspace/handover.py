@@ -1,15 +1,15 @@
-"""Newton's method, and the composite step from where Newton's finds no step, or only poor ones.
+"""Newton's method, a feasible path where the equations bend too much for it, and the composite step at last.
 
-Newton's method takes one KKT system an iteration and converges fast where its full steps are good; far from the
-solution of a nonlinear problem its line search may shorten every step, or fall back to the Gauss-Newton Hessian time
-and again. Poor steps soon after a start that misses the equations come from its state: Newton's method then begins
-again, once, from the state of its first control, which costs a march.
+Newton's method takes one KKT system an iteration and converges fast where its full steps are good. A step's error in
+the equations is that of their linearization: where the first ones leave a good part of the residual, the linearized
+equations say little of the true ones. `FeasibleNewton` then begins from the state of the first control, with states
+that are solved for at each point, which costs more an iteration and keeps to the equations.
 
-Newton's method may also end at a stationary point that is no minimum. J curves down there along some direction of the
-design: a step along it finds a lower point, and the composite step goes on from that, as it never comes back.
-
-The composite step has a trust region, follows negative curvature, and divides the work between feasibility and
-descent; an iteration takes several projections. So the first begins, and hands its point and multiplier on.
+Later the line search of Newton's method may also shorten every step, or fall back to the Gauss-Newton Hessian time and
+again: the feasible path goes on from there. Where a state cannot be solved for, the composite step does: it has a trust
+region, too, and divides the work between feasibility and descent; an iteration takes several projections. It also goes
+on where Newton's method ends at a stationary point that is no minimum: J curves down there along some direction of the
+design, and a step along it finds a lower point.
 """
 
 from __future__ import annotations
@@ -24,51 +24,64 @@ from pdeopt.core.errors import SolveFailure
 from pdeopt.core.monitor import ControlResult, History, Reason, Record
 from pdeopt.optimize.fullspace.composite import CompositeStep
 from pdeopt.optimize.fullspace.curvature import off_saddle
+from pdeopt.optimize.fullspace.feasible import FeasibleNewton
 from pdeopt.optimize.fullspace.method import FullSpaceMethod
 from pdeopt.optimize.fullspace.newton import NewtonKKT
 
-#: Poor steps of Newton's method in a row, after which the composite step goes on.
+#: Poor steps of Newton's method in a row, after which another method goes on.
 MAX_POOR = 5
 
-#: Poor steps in a row after which Newton's method begins again, and the most steps that it gives up for this.
-POOR_AT_START, START = 4, 6
+#: The first step of Newton's method is to leave at most so much of the residual of the equations.
+BENDS = 0.2
+
+#: With more global parameters than these the feasible path begins: to build their block of the Hessian takes a pass
+#: over all steps for each of them, a product of the reduced Hessian two sweeps.
+MANY_PARAMETERS = 16
+
+#: The methods one at a time.
+Single = NewtonKKT | FeasibleNewton | CompositeStep
 
 
 class NewtonThenComposite(FullSpaceMethod):
-    """Newton's steps as long as they are good, from another state where the first ones are poor, then composite ones.
+    """Newton's steps as long as they are good, a feasible path where the first ones are not, then composite ones.
 
     There is no way back. A step of Newton's method is poor where it needs the Gauss-Newton Hessian or less than half
-    its length, see `NewtonKKT.is_poor`. After `POOR_AT_START` of these in a row within the first `START`, x is moved to
-    the first control with its state, and lam to where it was. After `MAX_POOR`, or where there is no step at all, the
-    composite step goes on from the same point; and after a saddle from a lower one beside it, see `beyond_saddles`.
+    its length, see `NewtonKKT.is_poor`. Where the start is no state and the first step is poor, or leaves more than
+    `BENDS` of the residual, x and lam are moved back, x to the state of its control, and the feasible path begins.
+    After `MAX_POOR` poor steps, or where there is no step at all, it begins at the present control. The composite step
+    goes on from where a state is not found, or the feasible path finds no step; and after a saddle from a lower point
+    beside it, see `beyond_saddles`.
 
     Args:
-        newton, composite: the methods at a point and multiplier, which they move.
+        newton, feasible, composite: the methods at a point and multiplier, which they move.
         x, lam: the start; both vectors are moved.
         feas_tol: the start may miss the equations by this much to count as a state.
 
     Attributes:
-        kind: "newton" or "composite", the present method.
+        kind: "newton", "feasible" or "composite", the present method.
     """
 
     def __init__(
         self,
         newton: Callable[[PETSc.Vec, PETSc.Vec], NewtonKKT],
+        feasible: Callable[[PETSc.Vec, PETSc.Vec], FeasibleNewton],
         composite: Callable[[PETSc.Vec, PETSc.Vec], CompositeStep],
         x: PETSc.Vec,
         lam: PETSc.Vec,
         feas_tol: float,
     ) -> None:
-        self._newton, self._composite = newton, composite
+        self._newton, self._feasible, self._composite = newton, feasible, composite
         self._method = method = newton(x, lam)
         self.problem, self.x, self.lam, self.metric, self.lin = method.problem, x, lam, method.metric, method.lin
         self._first, self._first_lam = self.problem.split(x)[1], lam.copy()
-        self._may_begin_again = self.metric.feasibility(method.lin) > feas_tol
-        self._poor = self._steps = 0
-        self._is_off = False
+        self._feasibility = self.metric.feasibility(method.lin)
+        self._is_first = self._feasibility > feas_tol
+        self._poor, self._is_off = 0, False
         self.kind, self._note, self._ways = method.kind, "", dict[str, list[str]]()
+        if self.problem.param_dim > MANY_PARAMETERS:
+            self._follow_states(x, lam, "feasible path for a field of parameters")
 
-    _method: NewtonKKT | CompositeStep
+    _method: Single
 
     def record(self, iteration: int) -> Record:
         record = self._method.record(iteration)
@@ -98,44 +111,51 @@ class NewtonThenComposite(FullSpaceMethod):
         if self._is_off:  # the step off a saddle is taken
             self._is_off = False
             return Reason.ITERATING
-        newton = self._method
-        if not isinstance(newton, NewtonKKT):
-            return newton.step()
         try:
-            reason = newton.step()
+            reason = self._method.step()
         except SolveFailure:
+            if isinstance(self._method, CompositeStep):
+                raise
             reason = Reason.DIVERGED_LINEAR_SOLVE
-        self._poor, self._steps = self._poor + 1 if newton.is_poor else 0, self._steps + 1
-        is_lost = reason < Reason.ITERATING or self._poor >= POOR_AT_START
-        if is_lost and self._may_begin_again and self._steps <= START and self._begin_again():
-            return Reason.ITERATING
-        if reason < Reason.ITERATING or self._poor >= MAX_POOR:
-            self._hand_over()
+        if isinstance(self._method, CompositeStep):
+            return reason
+        is_lost = reason < Reason.ITERATING
+        if isinstance(self._method, NewtonKKT):
+            self._poor = self._poor + 1 if self._method.is_poor else 0
+            is_first, self._is_first = self._is_first, False
+            if is_first and (is_lost or self._bends()):
+                first = self.problem.join(self.problem.constant_state(self._first), self._first)
+                if self._follow_states(first, self._first_lam, "feasible path from the first control"):
+                    return Reason.ITERATING
+            is_lost |= self._poor >= MAX_POOR
+            if is_lost and self._follow_states(self.x, self.lam, "feasible path from here"):
+                return Reason.ITERATING
+        if is_lost:
+            self._use(self._composite, "composite step from here")
         return Reason.ITERATING
 
-    def _begin_again(self) -> bool:
-        """Go to the state of the first control; returns whether there is one."""
-        self._may_begin_again = False
+    def _bends(self) -> bool:
+        """Whether the first step says little of the equations."""
+        return self._poor > 0 or self.metric.feasibility(self._method.lin) > BENDS * self._feasibility
+
+    def _follow_states(self, x: PETSc.Vec, lam: PETSc.Vec, note: str) -> bool:
+        """Go on by a feasible path from the state of a design, guessed in x; returns whether there is one."""
+        guess, design = self.problem.split(x)
         try:
-            state = self.problem.solve_state(self._first)
+            state = self.problem.solve_state(design, guess)
         except SolveFailure:
             return False
-        self.problem.join(state, self._first).copy(self.x)
-        self._first_lam.copy(self.lam)
-        self._use(self._newton, "again from the state of the first control")
-        self._poor = 0
+        self.problem.join(state, design).copy(self.x)
+        lam.copy(self.lam)
+        self._use(self._feasible, note)
         return True
 
-    def _use(self, method: Callable[[PETSc.Vec, PETSc.Vec], NewtonKKT | CompositeStep], note: str) -> None:
+    def _use(self, method: Callable[[PETSc.Vec, PETSc.Vec], Single], note: str) -> None:
         """Go on with a method from the present point."""
         self._ways |= self._method.ways()
         self._method.destroy()
         self._method, self._note = method(self.x, self.lam), note
         self.kind, self.lin = self._method.kind, self._method.lin
-
-    def _hand_over(self) -> None:
-        """Go on with the composite step from the present point."""
-        self._use(self._composite, "composite step from here")
 
     def ways(self) -> dict[str, list[str]]:
         return self._ways | self._method.ways()
@@ -148,16 +168,15 @@ class NewtonThenComposite(FullSpaceMethod):
 
     def memory(self) -> dict[str, Any]:
         """What a restart needs beside x and lam."""
-        own = {"poor": self._poor, "steps": self._steps, "may_begin_again": self._may_begin_again}
+        own = {"poor": self._poor, "is_first": float(self._is_first), "is_off": float(self._is_off)}
         return {"kind": self.kind, **own, "own": self._method.memory()}
 
     def recall(self, memory: dict[str, Any]) -> None:
-        """Go on from the `memory` of an earlier run; its control is the first one if this run still begins again."""
-        self._poor, self._steps = int(memory["poor"]), int(memory["steps"])
-        self._may_begin_again = bool(memory["may_begin_again"])
-        if memory["kind"] == "composite":
-            self._hand_over()
-            self._note = ""
+        """Go on from the `memory` of an earlier run."""
+        self._poor = int(memory["poor"])
+        self._is_first, self._is_off = bool(memory["is_first"]), bool(memory["is_off"])
+        if memory["kind"] != self.kind:
+            self._use(self._composite if memory["kind"] == "composite" else self._feasible, "")
         self._method.recall(memory["own"])
 
     def destroy(self) -> None:

@@ -1,5 +1,5 @@
-"""Full-space solvers of a `ControlProblem`, from options: `-sqp_type auto | composite | newton | active_set |
-interior`."""
+"""Full-space solvers of a `ControlProblem`, from options: `-sqp_type auto | composite | newton | feasible |
+active_set | interior`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from pdeopt.core.ranks import freed
 from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.optimize.fullspace.activeset import ActiveSetKKT
 from pdeopt.optimize.fullspace.composite import CompositeSettings, CompositeStep
-from pdeopt.optimize.fullspace.handover import NewtonThenComposite
+from pdeopt.optimize.fullspace.feasible import FeasibleNewton
+from pdeopt.optimize.fullspace.handover import NewtonThenComposite, Single
 from pdeopt.optimize.fullspace.interior import InteriorPoint, InteriorSettings
 from pdeopt.optimize.fullspace.kktchoice import KKTSettings
 from pdeopt.optimize.fullspace.method import full_space_test
@@ -38,14 +39,16 @@ class SQPSettings(Settings, prefix="sqp_"):
 
     type: str = setting(
         "auto",
-        "full-space method: Newton, and from where its steps are poor the composite step (auto); one of both; or "
+        "method: Newton, and from where its steps are poor a feasible path or the composite step (auto); one of them; "
+        "or "
         "Newton with bounds on controls and parameters, which auto is where there are some; or an interior point "
         "method, which auto is with inequalities on states and paths",
-        choices=("auto", "composite", "newton", "active_set", "interior"),
+        choices=("auto", "composite", "newton", "feasible", "active_set", "interior"),
         reads={
             "auto": (CompositeSettings, KKT),
             "composite": (CompositeSettings, KKT),
             "newton": (KKT,),
+            "feasible": (),
             "active_set": (KKT,),
             "interior": (InteriorSettings, KKT),
         },
@@ -71,10 +74,10 @@ class SQPSolver:
 
     The state equation holds at the end only, so that an iteration costs linear solves with all steps at once and never
     a nonlinear one. `type` is the method: `newton`, fast near the solution; `composite`, globally convergent by a trust
-    region with inexact solves; `auto`, the first, and the second from where its steps are poor, or off a point that is
-    no minimum; `active_set`, Newton
-    with bounds on controls and parameters, which is what bounds choose; `interior`, which inequalities on states and
-    paths choose.
+    region with inexact solves; `feasible`, Newton's method in the design alone, with the state solved for at each
+    point; `auto`, the first, the third where the equations bend too much for it, the second where states are not
+    found; `active_set`, Newton with bounds on controls and parameters, which is what bounds choose; `interior`, which
+    inequalities on states and paths choose.
 
     Args:
         problem: the control problem.
@@ -201,7 +204,7 @@ class SQPSolver:
                 pass
         return self.problem.join(self.problem.constant_state(design), design)
 
-    def _method(self, x: PETSc.Vec, lam: PETSc.Vec) -> NewtonThenComposite | CompositeStep | NewtonKKT | InteriorPoint:
+    def _method(self, x: PETSc.Vec, lam: PETSc.Vec) -> NewtonThenComposite | Single | InteriorPoint:
         settings, kind = self.settings, self.settings.type
         words: dict[str, Any] = {"outer": self.prefix + SQPSettings.prefix, "kkt": self.kkt}
         if kind == "active_set":
@@ -215,15 +218,20 @@ class SQPSolver:
             assert self.composite is not None
             return CompositeStep(self.problem, x, lam, self.composite, **words)
 
+        def feasible(x: PETSc.Vec, lam: PETSc.Vec) -> FeasibleNewton:
+            return FeasibleNewton(self.problem, x, lam, gauss_newton=settings.gauss_newton)
+
         if kind == "composite":
             return composite(x, lam)
+        if kind == "feasible":
+            return feasible(x, lam)
 
         def newton(x: PETSc.Vec, lam: PETSc.Vec) -> NewtonKKT:
             return NewtonKKT(self.problem, x, lam, rtol=settings.kkt_rtol, **words)
 
         if kind == "newton":
             return newton(x, lam)
-        return NewtonThenComposite(newton, composite, x, lam, settings.feas_tol)
+        return NewtonThenComposite(newton, feasible, composite, x, lam, settings.feas_tol)
 
     def _view(self, result: Result) -> None:
         lines = [f"SQP object ({self.prefix}sqp_): type {self.settings.type}"]

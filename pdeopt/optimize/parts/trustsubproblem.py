@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,46 +22,65 @@ class TrustStep:
         decrease: -(g.d + d.B d / 2) >= 0.
         products: with B.
         on_boundary: whether the radius limits it.
+        length: of the step, in the norm of the ball.
     """
 
     d: Tensor
     decrease: float
     products: int
     on_boundary: bool
+    length: float = math.nan
+
+
+class Sums(Protocol):
+    """What adds up over ranks: a `SmoothFunction`, or a `TimeGrid`."""
+
+    def sum(self, values: Tensor, /) -> Tensor:
+        """The sum of every entry over the ranks."""
 
 
 def steihaug(
-    function: SmoothFunction,
+    sums: Sums,
     times: Callable[[Tensor], Tensor],
     g: Tensor,
-    radius: float,
+    radius: float | None,
     rtol: float = 1e-1,
     max_it: int = 100,
+    inverse: Callable[[Tensor], Tensor] | None = None,
 ) -> TrustStep:
     """Truncated conjugate gradients in a ball (T. Steihaug, SIAM J. Numer. Anal. 20, 1983).
 
     Args:
-        function: gives inner products.
+        sums: of inner products.
         times: d -> B d.
+        g: (size,).
+        radius: of the ball d.P d <= radius^2; None for the length of the first step, or 1 where B curves down along it.
         rtol: stop at a residual of this part of |g|; a forcing term min(rtol, sqrt |g|) is the caller's to choose.
+        max_it: products with B at most.
+        inverse: r -> P^-1 r, the preconditioner, whose inverse gives the norm of gradients; default the identity.
     """
-    d, r, p = torch.zeros_like(g), -g, -g
-    rr = function.dot(r, r)
+    d, Pd, r = torch.zeros_like(g), torch.zeros_like(g), -g
+    w = r if inverse is None else inverse(r)
+    p, Pp = w, r
+    rr = float(sums.sum(r @ w))
     smallest, decrease, products = rtol**2 * rr, 0.0, 0
     while products < max_it and rr > smallest:
         Bp = times(p)
         products += 1
-        dd, dp, pp, curvature = function.sum(torch.stack([d @ d, d @ p, p @ p, p @ Bp])).tolist()
+        dd, dp, pp, curvature = sums.sum(torch.stack([d @ Pd, d @ Pp, p @ Pp, p @ Bp])).tolist()
         size = rr / curvature if curvature > 0 else math.inf
+        if radius is None:
+            radius = size * math.sqrt(pp) if curvature > 0 else 1.0
         if curvature <= 0 or dd + 2 * size * dp + size**2 * pp >= radius**2:
             size = (-dp + math.sqrt(dp * dp + pp * max(radius**2 - dd, 0.0))) / pp
             decrease += size * rr - 0.5 * size**2 * curvature
-            return TrustStep(d + size * p, decrease, products, True)
-        d, r = d + size * p, r - size * Bp
+            return TrustStep(d + size * p, decrease, products, True, radius)
+        d, Pd, r = d + size * p, Pd + size * Pp, r - size * Bp
         decrease += 0.5 * size * rr
-        before, rr = rr, function.dot(r, r)
-        p = r + (rr / before) * p
-    return TrustStep(d, decrease, products, False)
+        w = r if inverse is None else inverse(r)
+        before, rr = rr, float(sums.sum(r @ w))
+        p, Pp = w + (rr / before) * p, r + (rr / before) * Pp
+    return TrustStep(d, decrease, products, False, math.sqrt(max(float(sums.sum(d @ Pd)), 0.0)))
 
 
 def first_order(function: SmoothFunction, g: Tensor, radius: float, norm: str = "2") -> TrustStep:

@@ -49,6 +49,19 @@ def whole_fails(problem, u0, z):
     return equation.newton(u0.expand(len(z), -1)) is None
 
 
+def test_where_newton_fails_on_all_steps_the_later_ones_wait_for_the_earlier_ones(monkeypatch):
+    """At low viscosity: no step is solved for alone, with fewer linearizations than there are steps."""
+    problem = BurgersCase(BurgersSettings(nx=32, nt=64, nu=1e-4)).problem
+    constraint, u0 = problem.constraint, problem.constraint.initial
+    z, steps, counted = torch.zeros(64, problem.m, dtype=torch.float64), problem.grid.steps, []
+    expected = one_by_one(constraint, u0, z, steps)
+    assert whole_fails(problem, u0, z)
+    linearize = constraint.linearize
+    monkeypatch.setattr(constraint, "linearize", lambda *words: counted.append(1) or linearize(*words))
+    found = state_solve._alone(constraint, u0, z, steps).in_turn(u0.expand(64, -1))
+    assert torch.allclose(found, expected, rtol=1e-11, atol=1e-12) and len(counted) < 64
+
+
 def test_a_step_without_a_solution_is_named():
     problem = BurgersCase(BurgersSettings(nx=8, nt=16)).problem
     z = torch.zeros(16, problem.m, dtype=torch.float64)

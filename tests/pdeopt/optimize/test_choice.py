@@ -135,7 +135,7 @@ def test_linear_solvers_and_types_of_tao_are_settings(problem, optimum):
 
 
 BAD = {
-    "method": (dict(method="bfgs"), r"auto \| sqp \| newton \| active_set"),
+    "method": (dict(method="bfgs"), r"auto \| sqp \| newton \| feasible"),
     "setting": (dict(method="newton", memory=3), "gauss_newton, kkt_rtol, mat_type, max_it"),
     "setting of tao": (dict(method="tao", precond="direct"), "tao_type"),
     "type of tao": (dict(method="tao", tao_type="nls", lower=0.0), "blmvm"),

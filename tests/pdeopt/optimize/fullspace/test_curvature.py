@@ -65,10 +65,15 @@ class Pendulum(po.TimeDependentConstraint):
         return u_new - u_old - steps.dt[:, None] * torch.cat([speed, z - torch.sin(angle)], dim=1)
 
 
+def hanging(num_steps):
+    """A pendulum that is to stand up."""
+    upright = po.TerminalLoss(lambda u, p: 100.0 * (1 + torch.cos(u[0]) + 0.5 * u[1] ** 2))
+    return po.ControlProblem(Pendulum(), po.ControlCost(1.0) + upright, po.TimeGrid.uniform(num_steps, T=10.0))
+
+
 @pytest.fixture(scope="module")
 def pendulum():
-    upright = po.TerminalLoss(lambda u, p: 100.0 * (1 + torch.cos(u[0]) + 0.5 * u[1] ** 2))
-    return po.ControlProblem(Pendulum(), po.ControlCost(1.0) + upright, po.TimeGrid.uniform(30, T=10.0))
+    return hanging(30)
 
 
 WORDS = {

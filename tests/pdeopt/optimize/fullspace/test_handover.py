@@ -1,24 +1,26 @@
-"""Newton's method, where it begins again, and where the composite step goes on."""
+"""Newton's method, where a feasible path begins, and where the composite step goes on."""
 
 import json
 
 import pytest
 
+from pdeopt.core.errors import SolveFailure
 from pdeopt.optimize.fullspace import handover
 from pdeopt.optimize.fullspace.composite import CompositeSettings, CompositeStep
+from pdeopt.optimize.fullspace.feasible import FeasibleNewton
 from pdeopt.optimize.fullspace.handover import NewtonThenComposite
 from pdeopt.optimize.fullspace.newton import NewtonKKT
 from pdeopt.optimize.fullspace.sqp import SQPSolver
 from tests.helpers import examples
-from tests.helpers.support import entries, relative
+from tests.helpers.support import entries, python, relative
 
 
 @pytest.fixture
-def poor(monkeypatch):
-    """Says after how many poor steps Newton's method begins again, and ends; a first step counts as poor."""
+def limits(monkeypatch):
+    """Sets which part of the residual the first step may leave, and how many poor steps there may be."""
 
-    def set_to(at_start, most):
-        monkeypatch.setattr(handover, "POOR_AT_START", at_start)
+    def set_to(bends, most):
+        monkeypatch.setattr(handover, "BENDS", bends)
         monkeypatch.setattr(handover, "MAX_POOR", most)
 
     return set_to
@@ -35,37 +37,51 @@ def test_good_steps_are_newtons_to_the_end():
     assert result.history["objective"] == SQPSolver(examples.burgers(), type="newton").solve().history["objective"]
 
 
-def test_poor_first_steps_begin_again_once_from_the_state_of_the_first_control(poor):
-    """From there on the iterates are those of -sqp_start state."""
-    poor(0, 100)
-    result = SQPSolver(examples.burgers()).solve()
-    expected = SQPSolver(examples.burgers(), type="newton", start="state").solve()
-    assert result.converged and sum("again" in note for note in notes(result)) == 1
-    assert result.history["objective"][1:] == expected.history["objective"]
-
-
-def test_a_start_that_is_a_state_does_not_begin_again(poor):
-    poor(0, 100)
-    assert not any("again" in note for note in notes(SQPSolver(examples.burgers(), start="state").solve()))
-
-
-def test_poor_steps_hand_over_to_the_composite_step(poor):
-    poor(100, 0)
+def test_equations_that_bend_are_followed_by_a_feasible_path_from_the_first_control(limits):
+    """Whose iterates are those of -sqp_type feasible."""
+    limits(0.0, 100)
     solver = SQPSolver(examples.burgers())
+    result, expected = solver.solve(), SQPSolver(examples.burgers(), type="feasible").solve()
+    assert result.converged and solver.kind == "feasible" and "feasible path" in notes(result)[1]
+    assert result.history["objective"][1:] == pytest.approx(expected.history["objective"], rel=1e-12)
+
+
+def test_a_start_that_is_a_state_does_not_begin_again(limits):
+    limits(0.0, 100)
+    assert not any("feasible" in note for note in notes(SQPSolver(examples.burgers(), start="state").solve()))
+
+
+@pytest.mark.parametrize("has_states, kind", [(True, "feasible"), (False, "composite")])
+def test_poor_steps_hand_over_at_the_present_point(limits, monkeypatch, has_states, kind):
+    """To the composite step where no state is found."""
+    limits(100.0, 0)
+    problem = examples.burgers()
+    if not has_states:
+        monkeypatch.setattr(problem, "solve_state", raise_failure)
+    solver = SQPSolver(problem)
     result = solver.solve()
-    assert result.converged and solver.kind == "composite" and "composite step from here" in notes(result)[1]
+    assert result.converged and solver.kind == kind and "from here" in notes(result)[1]
     expected = SQPSolver(examples.burgers(), type="newton").solve()
     assert relative(entries(result.design), entries(expected.design)) <= 1e-6
 
 
-@pytest.mark.parametrize("limits, kind", [((0, 100), "newton"), ((100, 0), "composite")])
-def test_a_restart_keeps_the_choice(poor, limits, kind):
-    poor(*limits)
+def raise_failure(*_):
+    raise SolveFailure("no state", "another control")
+
+
+@pytest.mark.parametrize(
+    "values, kind", [((100.0, 100), "newton"), ((0.0, 100), "feasible"), ((100.0, 0), "composite")]
+)
+def test_a_restart_keeps_the_choice(limits, monkeypatch, values, kind):
+    limits(*values)
     problem = examples.burgers()
+    if kind == "composite":
+        monkeypatch.setattr(problem, "solve_state", raise_failure)
 
     def create(x, lam):
         return NewtonThenComposite(
             lambda x, lam: NewtonKKT(problem, x, lam),
+            lambda x, lam: FeasibleNewton(problem, x, lam),
             lambda x, lam: CompositeStep(problem, x, lam, CompositeSettings()),
             x,
             lam,
@@ -84,3 +100,27 @@ def test_a_restart_keeps_the_choice(poor, limits, kind):
     first.step(), second.step()
     assert entries(second.x).sub(entries(first.x)).abs().max() <= 1e-10
     first.destroy(), second.destroy()
+
+
+DECISIONS = """
+import pdeopt as po
+from problems.burgers import BurgersCase, BurgersSettings
+from tests.pdeopt.optimize.fullspace.test_curvature import hanging
+problems = [BurgersCase(BurgersSettings(nx=32, nt=32, nu=nu)).problem for nu in (1e-2, 1e-3)] + [hanging(20)]
+for problem in problems:
+    solver = po.SQPSolver(problem)
+    result = solver.solve()
+    notes = [record.note for record in result.history.records][:3]
+    if problem.grid.mpi.rank == 0:
+        first, last = result.history["objective"][1], result.objective
+        print(solver.kind, f"{first:.9e} {last:.7e}", notes, flush=True)
+"""
+
+
+@pytest.mark.mpi
+def test_decisions_do_not_depend_on_the_number_of_ranks():
+    """Newton's method, a feasible path, and the composite step off a saddle."""
+    outputs = [python("-c", DECISIONS, ranks=ranks) for ranks in (1, 2)]
+    assert [done.returncode for done in outputs] == [0, 0], outputs[1].stderr
+    assert outputs[0].stdout == outputs[1].stdout
+    assert [line.split()[0] for line in outputs[0].stdout.splitlines()] == ["newton", "feasible", "composite"]
