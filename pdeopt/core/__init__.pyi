@@ -64,7 +64,12 @@ from pdeopt.core.options import (
     warn_if_not_read as warn_if_not_read,
 )
 from pdeopt.core.petsc_values import check_petsc_values as check_petsc_values, types_of as types_of
-from pdeopt.core.ranks import abort_ranks_on_error as abort_ranks_on_error, freed as freed, leave as leave
+from pdeopt.core.ranks import (
+    abort_ranks_on_error as abort_ranks_on_error,
+    all_come as all_come,
+    freed as freed,
+    leave as leave,
+)
 from pdeopt.core.settings import (
     Section as Section,
     Settings as Settings,

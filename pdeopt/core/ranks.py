@@ -74,13 +74,18 @@ def freed(*objects: Any) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        comm = _world()
-        if comm is None or _comes(comm.Ibarrier()):
+        if all_come():
             for each in objects:
                 each.destroy()
         raise
     for each in objects:
         each.destroy()
+
+
+def all_come() -> bool:
+    """Whether all ranks of the run come here, within a moment: not where one of them failed elsewhere."""
+    comm = _world()
+    return comm is None or _comes(comm.Ibarrier())
 
 
 def leave(code: int, text: str = "") -> NoReturn:

@@ -14,9 +14,11 @@ that K gains c' diag(sigma) c', sigma = w nu/s, and G_q dq the rows c'^T sigma c
 
 from __future__ import annotations
 
+import atexit
 import math
 import weakref
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +32,7 @@ from pdeopt.core.arrays import assign, copy
 from pdeopt.core.autodiff import plainly
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import ControlResult
+from pdeopt.core.ranks import all_come
 from pdeopt.optimize.fullspace.interior import InequalityResult, suited
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.optimize.parts.bounds import Bounds
@@ -39,6 +42,8 @@ from pdeopt.steps.vectorlayout import Fields
 
 #: |L_x| of a solution, relative to |J'|, and in tolerances that it was solved to.
 STATIONARY, TOLERANCES = 1e-3, 1e3
+
+NUMBERS = count()
 
 #: By how much J may differ from that of the result, relative.
 SAME_VALUE = 1e-6
@@ -60,6 +65,18 @@ class Optimum(NamedTuple):
     parameters: Tensor
     multiplier: Tensor
     value: Tensor
+
+
+#: Those that have a linear solver. PETSc does not stand solvers that are left when the interpreter ends.
+OPEN: weakref.WeakSet[Sensitivity] = weakref.WeakSet()
+
+
+@atexit.register
+def free_all() -> None:
+    """Free the solvers that are left, in the order in which all ranks made them; not where one of them failed."""
+    left = sorted(OPEN, key=lambda how: how.number)
+    for each in left if left and all_come() else ():
+        each.destroy()
 
 
 class Sensitivity:
@@ -129,6 +146,7 @@ class Sensitivity:
             raise InputError(f"parameters[{int(used.argmin())}]", "a tensor that nothing depends on", legal)
         self._words, self._place = (precond, kkt), (point, result.multiplier)
         self._kkt: KKTSolver | None = None
+        self.number = next(NUMBERS)
 
     def _solver(self) -> KKTSolver:
         """The linear solver at the solution, made when it is first asked for."""
@@ -137,7 +155,8 @@ class Sensitivity:
             is_held = float(grid.max(self._fixed.any().double())) > 0
             self._kkt = KKTSolver(self.metric, "full", "sqp_", precond, settings)
             self._kkt.set_point(*self._place, self._fixed if is_held else None)
-            if grid.mpi.size == 1:  # nobody else waits; PETSc does not stand solvers that are left at the end
+            OPEN.add(self)
+            if grid.mpi.size == 1:  # nobody else waits
                 self._end = weakref.finalize(self, self._kkt.destroy)
         return self._kkt
 
@@ -225,6 +244,7 @@ class Sensitivity:
                 self._end.detach()
             self._kkt.destroy()
             self._kkt = None
+            OPEN.discard(self)
 
 
 def require_solution(

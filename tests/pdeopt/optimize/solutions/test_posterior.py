@@ -136,6 +136,7 @@ PETSc.Sys.Print(" ".join(f"{x:.8e}" for x in numbers))
 
 
 @pytest.mark.mpi
+@pytest.mark.slow
 def test_two_ranks_have_the_same_posterior():
     outputs = [python("-c", ON_RANKS, ranks=ranks) for ranks in (1, 2)]
     assert [done.returncode for done in outputs] == [0, 0], outputs[1].stderr

@@ -191,10 +191,10 @@ from petsc4py import PETSc
 from tests.pdeopt.optimize.solutions.test_sensitivity import oscillator, parameters, path_of
 
 q = parameters()
-path = path_of(0.3 + 0.1 * q[0][1])
+words = WORDS
 problem = oscillator(*q)
-result = po.solve(problem, path=path)
-how = po.Sensitivity(problem, result, q, path=path)
+result = po.solve(problem, opt_tol=1e-9, **words)
+how = po.Sensitivity(problem, result, q, **words, precond="PRECOND")  # which nobody destroys
 du, dz, dp, dlam, dJ = how.direct(*(torch.ones_like(x) for x in q))
 sums = [problem.grid.sum(x.square().sum()) for x in (du, dz, dlam)]
 numbers = [*sums, *dp, dJ, *(x.sum() for x in how.adjoint(du, dz, dp, dlam, dJ))]
@@ -203,8 +203,16 @@ PETSc.Sys.Print(" ".join(f"{float(x):.9e}" for x in numbers))
 
 
 @pytest.mark.mpi
-def test_two_ranks_have_the_same_numbers():
-    outputs = [python("-c", ON_RANKS, ranks=ranks) for ranks in (1, 2)]
+@pytest.mark.parametrize(
+    "words, precond",
+    [
+        ('{"lower": -0.08}', "reduced"),
+        pytest.param('{"path": path_of(0.3 + 0.1 * q[0][1])}', "direct", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_have_the_same_numbers_and_end(words, precond):
+    program = ON_RANKS.replace("WORDS", words).replace("PRECOND", precond)
+    outputs = [python("-c", program, ranks=ranks) for ranks in (1, 2)]
     assert [done.returncode for done in outputs] == [0, 0], outputs[1].stderr
     one, two = (np.array(done.stdout.split(), dtype=float) for done in outputs)
     assert len(one) == 9 and np.allclose(one, two, rtol=1e-6)
