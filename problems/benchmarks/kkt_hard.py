@@ -190,14 +190,14 @@ HEAT: dict[str, tuple[Callable[[Problem], po.ControlProblem], dict[str, Any]]] =
     "240x80, hypre": (Problem.make, {"nx": 240, "ny": 80}),
 }
 
-OTHERS = ("Klein-Gordon", "Burgers, nu 1e-3", "Burgers, nu 1e-4")
+OTHERS = ("Klein-Gordon", "Klein-Gordon, Gauss-Newton", "Burgers, nu 1e-3", "Burgers, nu 1e-4")
 
 NAMES = (*HEAT, *OTHERS)
 
 
 def problem_of(name: str, nt: int, alpha: float) -> po.ControlProblem:
     """The problem of a name."""
-    if name == "Klein-Gordon":
+    if name.startswith("Klein-Gordon"):
         return KleinGordonCase(KleinGordonSettings(nx=32, nt=nt, alpha=alpha)).problem
     if name.startswith("Burgers"):
         return BurgersCase(BurgersSettings(nx=64, nt=nt, alpha=alpha, nu=float(name.split()[-1]))).problem
@@ -210,7 +210,8 @@ def solve(name: str, nt: int, alpha: float, precond: str, kind: str, start: str)
     """The optimization by one way to solve KKT systems."""
     problem = problem_of(name, nt, alpha)
     bounds = {"lower": -1.0, "upper": 1.0} if name == "bounds" else {}
-    words = {"type": kind, "start": start, "precond": precond} | ({"type": "active_set"} if bounds else {})
+    words = {"type": kind, "start": start, "precond": precond, "gauss_newton": name.endswith("Gauss-Newton")}
+    words |= {"type": "active_set", "gauss_newton": False} if bounds else {}
     begin = time.process_time()
     result = po.SQPSolver(problem, **words, **bounds).solve()  # type: ignore[arg-type]
     krylov = result.history["krylov"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.sparse as sp
 import torch
+from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.control.constraint import TimeDependentConstraint
@@ -14,6 +15,7 @@ from pdeopt.control.controlmap import ControlMap
 from pdeopt.control.objective import ControlCost, Objective, TerminalLoss, Tracking
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.stepjacobian import SparseStepJacobian
+from pdeopt.core.arrays import index_array
 from pdeopt.steps.sparse import StepMatrix, StepPattern
 from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.timegrid import Steps, TimeGrid
@@ -168,3 +170,15 @@ def conductor(n: int = 7, num_steps: int = 6) -> ControlProblem:
     target = 0.15 * np.sin(np.pi * x) + 0.1 * (x < 0.5)
     prior = TerminalLoss(lambda u, p: 0.5e-4 * p @ P @ p)
     return ControlProblem(rod, Tracking(target, rod.state_mass) + prior, TimeGrid.uniform(num_steps, 1.0))
+
+
+def held_and_seen_at_one_end(comm: object = None) -> ControlProblem:
+    """Controls that are the same in all steps, which rank 0 owns, and a loss of the last state: the other ranks have no
+    design variables, and those before the last have nothing to observe."""
+    constraint, grid = Heat(3, 0.05), TimeGrid.uniform(9, 0.45, comm)
+    m = constraint.control_dim
+    rows, columns = grid.n_local * m, m if grid.is_first else 0
+    csr = (index_array(np.arange(rows + 1)), index_array(np.arange(rows) % m), np.ones(rows))
+    E = PETSc.Mat().createAIJ(((rows, 9 * m), (columns, m)), csr=csr, comm=grid.comm)
+    loss = TerminalLoss(lambda u, p: 0.5 * (u - 1).square().sum())
+    return ControlProblem(constraint, loss + ControlCost(1e-2, constraint.control_mass), grid, ControlMap(E))

@@ -319,10 +319,11 @@ def timemg():
 
 def reduced():
     """The reduced Hessian and the iterations of conjugate gradients on it, flexible ones where sweeps are inexact."""
-    for make in (*PROBLEMS, lambda comm: examples.dense(nodal=True, num_steps=9, comm=comm)):
+    nodal = functools.partial(examples.dense, True, 9)
+    for make in (*PROBLEMS, nodal, examples.held_and_seen_at_one_end):
         compare_reduced(make)
     with options(propagator="mgrit", mgrit_window=4):
-        for make in (PROBLEMS[0], PROBLEMS[2], PROBLEMS[-1]):
+        for make in (PROBLEMS[0], PROBLEMS[2], PROBLEMS[-1], examples.held_and_seen_at_one_end):
             compare_reduced(make)
         reduced_fails_everywhere()
     reduced_fails_everywhere()
