@@ -11,6 +11,7 @@ from pdeopt.control.controlmap import ControlMap as ControlMap
 from pdeopt.control.problem import ControlProblem as ControlProblem
 from pdeopt.control.timeless import stationary as stationary
 from pdeopt.space.forms import FormConstraint as FormConstraint
+from pdeopt.space.formobjective import FormObjective as FormObjective
 from pdeopt.space.fenicsx import function_space as function_space
 from pdeopt.steps.timegrid import TimeGrid as TimeGrid, Steps as Steps
 from pdeopt.steps.sparse import StepMatrix as StepMatrix, StepPattern as StepPattern

@@ -93,12 +93,16 @@ def interpolated(values: Any, space: Any) -> Array:
     return np.array(out.x.array)
 
 
+def require_functional(form: Any, what: str) -> None:
+    """Raise `InputError` for what is no form without test functions."""
+    if not isinstance(form, packages().ufl.Form) or form.arguments():
+        raise InputError(what, type(form).__name__, "a ufl.Form without test functions, as 0.5 * u**2 * ufl.dx")
+
+
 def hessian(point: StepPoint, functional: Any, functions: Sequence[Any]) -> sp.csr_matrix:
     """The second derivative of a functional over the unknowns of functions, at what they hold."""
+    require_functional(functional, "functional")
     ufl = packages().ufl
-    if not isinstance(functional, ufl.Form) or functional.arguments():
-        legal = "a quadratic functional, a ufl.Form without test functions, as 0.5 * u**2 * ufl.dx"
-        raise InputError("functional", type(functional).__name__, legal)
     fields = [field_of(point, f) for f in functions]
     slopes = [ufl.derivative(functional, field.function) for field in fields]
     blocks = [

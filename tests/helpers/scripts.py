@@ -49,7 +49,7 @@ SMALL = {
 #: Short programs of a user's kind, without options of their own.
 PROGRAMS = {"reaction_diffusion_forms"}
 #: Those that need DOLFINx; tests/problems/test_form_problems.py runs them.
-FORMS = {"inverse_diffusion"}
+FORMS = {"inverse_diffusion", "navier_stokes"}
 
 
 def options_of(script):

@@ -9,6 +9,8 @@ import torch  # isort: skip
 import pdeopt as po  # isort: skip
 from pdeopt.control.reduced import reduced_hessian  # isort: skip
 from problems.inverse_diffusion import InverseDiffusion, InverseSettings, main  # isort: skip
+from problems.navier_stokes import Cavity, FlowSettings  # isort: skip
+from problems.navier_stokes import main as flow_main  # isort: skip
 from problems.shared.posterior import leading_eigenpairs  # isort: skip
 
 
@@ -56,3 +58,38 @@ def test_inverse_diffusion_as_a_program(capfd):
     assert np.isfinite(objective)
     with pytest.raises(po.InputError, match=r"-n: got 12"):
         main(["-n", "12"])
+
+
+@pytest.fixture(scope="module")
+def cavity():
+    return Cavity(FlowSettings(n=4, nt=4))
+
+
+def test_derivatives_of_the_flow_are_consistent(cavity):
+    po.assert_consistent(cavity.problem)
+
+
+def test_newton_steers_the_flow_and_it_has_no_divergence(cavity):
+    """The weak divergence of each state is among the rows of F."""
+    result = cavity.solve()
+    assert result.reason > 0
+    uncontrolled = cavity.problem.solve_state(cavity.problem.create_design())
+    free = cavity.problem.at(cavity.problem.join(uncontrolled, cavity.problem.create_design()))
+    assert result.objective < 0.6 * free.value
+    lin = cavity.problem.at(cavity.problem.join(result.state, result.design))
+    assert lin.residual.norm() < 1e-9
+
+
+@pytest.mark.slow
+def test_iterations_do_not_grow_with_the_steps():
+    few, many = (Cavity(FlowSettings(n=4, nt=nt)).solve().iterations for nt in (8, 32))
+    assert abs(many - few) <= 1
+
+
+def test_the_control_of_the_flow_is_that_of_the_bottom(cavity):
+    assert cavity.constraint.control_dim == 5
+    assert cavity.constraint.state_dim == 2 * 81 + 25 - 2 * (9 * 2 + 7) - 7 - 1  # walls, lid, bottom, pressure
+
+
+def test_the_flow_as_a_program(capfd):
+    assert np.isfinite(flow_main(["-n", "4", "-nt", "2", "-tol", "1e-3"]))
