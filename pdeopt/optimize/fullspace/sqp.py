@@ -13,7 +13,7 @@ from petsc4py import PETSc
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.autodiff import in_turn, plainly
 from pdeopt.core.errors import InputError, SolveFailure
-from pdeopt.core.monitor import History, Monitor, Result, print_monitor
+from pdeopt.core.monitor import History, Monitor, Reason, Result, print_monitor
 from pdeopt.core.petsc_values import check_petsc_values
 from pdeopt.core.ranks import freed
 from pdeopt.core.settings import Section, Settings, read, setting
@@ -77,7 +77,7 @@ class SQPSolver:
     region with inexact solves; `feasible`, Newton's method in the design alone, with the state solved for at each
     point; `auto`, the first, the third where the equations bend too much for it, the second where states are not
     found; `active_set`, Newton with bounds on controls and parameters, which is what bounds choose; `interior`, which
-    inequalities on states and paths choose.
+    inequalities on states and paths choose, and bounds on controls where active sets come back.
 
     Args:
         problem: the control problem.
@@ -121,6 +121,9 @@ class SQPSolver:
         is_bounded = lower is not None or upper is not None
         is_on_path = any(each is not None for each in (state_lower, state_upper, path))
         self.settings = read(SQPSettings, prefix, **shared)
+        is_open = self.settings.type == "auto" and problem.control_map is None
+        #: the bounds, where the interior point method may go on from active sets
+        self._given = (lower, upper) if is_open and is_bounded and not is_on_path else None
         if self.settings.type == "auto" and (is_bounded or is_on_path):
             self.settings = replace(self.settings, type="interior" if is_on_path else "active_set")
         is_composite = self.settings.type in ("auto", "composite")
@@ -163,6 +166,7 @@ class SQPSolver:
         """
         x = self.start() if x is None else x.copy()
         lam = self.problem.create_multiplier() if lam is None else lam.copy()
+        start = None if self._given is None or memory is not None else (x.copy(), lam.copy())
         method = self._method(x, lam)
         if memory is not None:
             method.recall(memory)
@@ -174,8 +178,33 @@ class SQPSolver:
         with freed(method):
             result = iterate(method, test, monitors=monitors, observers=observers, history=history)
             self.kind, self.ways = method.kind, method.ways()
+        if start is not None and result.reason == Reason.DIVERGED_CYCLE:
+            result = self._from_inside(result, *start, monitors)
         if self.settings.view:
             self._view(result)
+        return result
+
+    def _from_inside(self, cycled: Result, x: PETSc.Vec, lam: PETSc.Vec, monitors: Sequence[Monitor]) -> Result:
+        """The interior point method where active sets came back; their result where it knows no such bounds, or fails.
+
+        Nobody observes it: a restart repeats it.
+        """
+        assert self._given is not None
+        try:
+            inequalities = Inequalities(self.problem, *self._given)
+        except InputError:
+            return cycled
+        settings, outer = self.settings, self.prefix + SQPSettings.prefix
+        words: dict[str, Any] = {"tol": settings.opt_tol, "rtol": settings.kkt_rtol, "outer": outer, "kkt": self.kkt}
+        method = InteriorPoint(self.problem, x, lam, inequalities, read(InteriorSettings, self.prefix), **words)
+        with freed(method):
+            result = iterate(
+                method, full_space_test(settings.max_it, settings.opt_tol, settings.feas_tol), monitors=monitors
+            )
+            if not result.converged:
+                return cycled
+            self.kind, self.ways = method.kind, self.ways | method.ways()
+        result.message += "; by an interior point method, as active sets came back"
         return result
 
     def rehearse(self, x: PETSc.Vec, lam: PETSc.Vec) -> None:

@@ -21,6 +21,7 @@ from pdeopt.optimize.parts.bounds import Bounds
 from pdeopt.optimize.tao import TaoSolver
 from pdeopt.steps.timegrid import TimeGrid
 from problems import burgers, heat
+from problems.benchmarks.defaults import car
 from tests.helpers import examples
 from tests.helpers.oracle import Oracle
 from tests.helpers.support import dense, entries, python, random_design, relative, vector
@@ -301,3 +302,18 @@ def test_a_restart_goes_on_with_the_same_iterates(tmp_path):
     assert run("-restart", tmp_path / "c", "-summary", tmp_path / "b.json") == pytest.approx(expected, rel=1e-12)
     a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
     assert a["iterations"] == b["iterations"]
+
+
+def test_where_sets_come_back_the_default_goes_on_from_inside():
+    """Minimum time: nearly all of the control stands at a bound."""
+    problem = car(1e-3)
+    sets, solver = (
+        SQPSolver(problem, type="active_set", lower=-1.0, upper=1.0),
+        SQPSolver(problem, lower=-1.0, upper=1.0),
+    )
+    assert sets.solve().reason == Reason.DIVERGED_CYCLE
+    result = solver.solve()
+    assert result.converged and solver.kind == "interior" and "as active sets came back" in result.message
+    z, p = problem.unpack(result)[1:]
+    assert z.abs().max() <= 1.0 and float(p.exp()) == pytest.approx(2.0, rel=1e-2)  # bang-bang: T = 2
+    assert (z.abs() > 0.99).double().mean() > 0.9
