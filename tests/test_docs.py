@@ -15,6 +15,7 @@ EXAMPLES = [
     "README.md",
     "docs/guide.md",
     "docs/compression.md",
+    "docs/deepxde.md",
     "docs/kernels.md",
     "docs/large_batch.md",
     "docs/least_squares.md",

@@ -212,7 +212,7 @@ EQUATIONS: dict[str, Equation] = {
             6,
             50,
             6,
-            (4, 20),
+            (3, 24),
         ),
         Equation(
             "schroedinger",

@@ -76,7 +76,7 @@ class PinnSettings(po.Settings):
     resample_power: float = po.setting(1.0, "k of the density |r|^k / mean + c of new points", at_least=0)
     resample_floor: float = po.setting(1.0, "c of the density |r|^k / mean + c of new points", at_least=0)
     layers: int = po.setting(0, "hidden layers; 0: as published, with lm three or four", at_least=0)
-    width: int = po.setting(0, "neurons of a hidden layer; 0: as published, with lm 20", at_least=0)
+    width: int = po.setting(0, "neurons of a hidden layer; 0: as published, with lm 20 or 24", at_least=0)
     body: str = po.setting(
         "auto", "plain layers, or residual ones; auto: resnet, with lm mlp", choices=("auto", *nna.NETWORK_BODIES)
     )
