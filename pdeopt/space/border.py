@@ -60,7 +60,7 @@ def require_dependence(forms: FormDerivatives, z: Any, initial: Any) -> None:
         legal = "a residual with the Constant dt: the time grid sets its value, and not a number in the form"
         raise InputError("F", "a form that does not depend on dt", legal)
     for k, field in enumerate(at.p):
-        if field.function is not initial and "p" not in forms.residual.depends:
+        if field.function is not initial and not forms.depends_on(field):
             raise InputError(f"p[{k}]", "a function that F does not depend on", "a coefficient of F, or `initial`")
 
 

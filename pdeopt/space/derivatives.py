@@ -45,6 +45,10 @@ class FormDerivatives:
         """A and B, and C where there is a control."""
         return [form for form in (self.A, self.B, self.C) if form is not None]
 
+    def depends_on(self, field: Field) -> bool:
+        """Whether F has the function of a field."""
+        return any(coefficient is field.function for coefficient in self._F.coefficients())
+
     def _first(self, field: Field) -> StepForm:
         return StepForm(packages().ufl.derivative(self._F, field.function), self.point, self.point.new, field)
 

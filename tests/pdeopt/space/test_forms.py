@@ -242,6 +242,12 @@ class TestBorder:
         with pytest.raises(po.InputError, match=message):
             on.constraint(F)
 
+    def test_a_parameter_that_nothing_depends_on(self, on):
+        m, stray = fem.Function(on.Z), fem.Function(on.Z)
+        F = self.heat(on) + on.dt * m * on.u * on.v * dx
+        with pytest.raises(po.InputError, match=r"p\[1\].*F does not depend on"):
+            on.constraint(F, p=[m, stray])
+
     def test_no_form(self, on):
         with pytest.raises(po.InputError, match=r"F.*legal: a ufl.Form"):
             on.constraint(on.u)
