@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -278,12 +279,14 @@ class InteriorPoint(FullSpaceMethod):
         return self._bent
 
     def memory(self) -> dict[str, Any]:
-        """What a restart needs beside x and lam; other numbers of ranks know slacks and multipliers of rank 0 alone."""
+        """What a restart on any number of ranks needs beside x and lam. Collective."""
         if self.point is None:
             return {"slack": [], "first": self._first}
-        known = {"slack": self.point.slack.tolist(), "nu": self.point.nu.tolist(), "penalty": self._barrier.penalty}
+        rows = {"slack": self.point.slack, "nu": self.point.nu}
+        of_all = {name: self.problem.grid.mpi.allgather(own.tolist()) for name, own in rows.items()}
+        known = {name: list(chain.from_iterable(parts)) for name, parts in of_all.items()}
         own = {"answered": float(self._feasible.is_answered), "first_nu": self._feasible.first}
-        return known | own | {"step_size": self.step_size}
+        return known | own | {"penalty": self._barrier.penalty, "step_size": self.step_size}
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Go on from the `memory` of an earlier run."""
@@ -292,7 +295,8 @@ class InteriorPoint(FullSpaceMethod):
             return
         self._enter()
         assert self.point is not None
-        slack, nu = (torch.tensor(memory[name], dtype=torch.float64) for name in ("slack", "nu"))
+        here = slice(self.problem.grid.begin, self.problem.grid.end)
+        slack, nu = (torch.tensor(memory[name][here], dtype=torch.float64) for name in ("slack", "nu"))
         if slack.shape == self.point.slack.shape:
             self.point = self.point._replace(slack=slack, nu=nu)
         self._barrier.penalty, self.step_size = memory["penalty"], memory["step_size"]
