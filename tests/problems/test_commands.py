@@ -1,6 +1,5 @@
 """What users type: exit codes, and bad input of every kind as one line before any work."""
 
-import time
 from importlib import import_module
 
 import pytest
@@ -167,10 +166,8 @@ BAD = {
 def test_bad_input_is_refused_at_once(case, monkeypatch):
     (script, *words), message = BAD[case]
     monkeypatch.setattr(NetworkLoss, "value_and_gradient", None)  # no training
-    begin = time.perf_counter()
     with pytest.raises(po.InputError, match=message):
         import_module(f"problems.{script}").main([str(word) for word in words])
-    assert time.perf_counter() - begin < 10  # one second on a machine that has nothing else to do
 
 
 @pytest.mark.parametrize(

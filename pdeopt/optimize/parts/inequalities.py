@@ -71,7 +71,8 @@ class Inequalities:
         state_lower, state_upper: bounds on the states. Each bound is a number; values of the components, (n,) or (m,);
             rows of this rank, (n_local, n) or (n_local, m); or a function of the times, (batch,) -> (batch, n).
             Infinite entries are no bounds. The node t_0 has none: there u_0 is given.
-        path: a function c(u, z, steps), a `PathConstraint`, or several of them.
+        path: a function c(u, z, steps), a `PathConstraint`, or several of them, of different names; functions without
+            one are path[0], path[1], ...
 
     Attributes:
         weight: w.
@@ -101,10 +102,16 @@ class Inequalities:
         self._add_bounds("control", 1, lower, upper)
         self._add_bounds("state", 0, state_lower, state_upper)
         several = path if isinstance(path, Sequence) else [] if path is None else [path]
-        for each in several:
-            self.groups.append(PathGroup(problem, each if isinstance(each, PathConstraint) else PathConstraint(each)))
+        for k, each in enumerate(several):
+            name = "path" if len(several) == 1 else f"path[{k}]"
+            named = each if isinstance(each, PathConstraint) else PathConstraint(each, name=name)
+            self.groups.append(PathGroup(problem, named))
         if not self.groups:
             raise InputError("inequalities", "none", "lower | upper | state_lower | state_upper | path")
+        names = [group.name for group in self.groups]
+        if len(set(names)) < len(names):  # results have them by name
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError("path", f"two inequalities of the name {twice}", "PathConstraint(function, name=another)")
         self._sizes = [group.size for group in self.groups]
         start = problem.at(problem.join(problem.constant_state(problem.create_design()), problem.create_design()))
         c = self.at(start.u, start.z_step, start.steps)
