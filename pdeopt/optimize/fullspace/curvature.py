@@ -126,6 +126,14 @@ def _scattered(problem: ControlProblem) -> Tensor:
     return 0.5 - (k.remainder(1_000_003).double() ** 2 * 0.5 * (1 + math.sqrt(5))).remainder(1.0)
 
 
+def is_linear_quadratic(lin: Linearization) -> bool:
+    """Whether F looks affine here and J is known to be quadratic, so that one KKT system is the whole problem.
+
+    The curvature of lam.F is looked at here alone, for a random multiplier. Collective.
+    """
+    return lin.objective.is_quadratic and not _has_curvature(lin, randomize(lin.layout.create_multiplier(), 1))
+
+
 def _has_curvature(lin: Linearization, lam: PETSc.Vec) -> bool:
     """Whether the Hessian of lam.F is not zero: a product with a random vector sees it. Collective."""
     x = randomize(lin.layout.create_primal(), 0)

@@ -28,7 +28,7 @@ from pdeopt.core.errors import SolveFailure
 from pdeopt.core.monitor import History, Reason, Record
 from pdeopt.core.ranks import freed
 from pdeopt.kkt.operator import Hessian
-from pdeopt.optimize.fullspace.curvature import PRODUCTS, curves_down
+from pdeopt.optimize.fullspace.curvature import PRODUCTS, curves_down, is_linear_quadratic
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.optimize.fullspace.merit import Merit, Point
 from pdeopt.optimize.fullspace.method import FullSpaceMethod
@@ -55,6 +55,7 @@ class NewtonKKT(FullSpaceMethod):
         penalty: rho at the start, relative to |J| there.
         rtol: smallest relative tolerance of the KKT solves; far from the solution they are as loose as the
             convergence allows.
+        enough: the |(L_x, F)| to which a linear-quadratic problem is solved at once; 0 to approach it as others.
         outer: prefix of the linear solver's options, before `kkt_`.
         precond: its default preconditioner; see `KKTSolver`.
         kkt: settings of the linear solver, by the names of `KKTSettings`.
@@ -75,6 +76,7 @@ class NewtonKKT(FullSpaceMethod):
         *,
         penalty: float = 1e-3,
         rtol: float = 1e-8,
+        enough: float = 0.0,
         outer: str = "sqp_",
         precond: str = "auto",
         kkt: Mapping[str, Any] | None = None,
@@ -92,6 +94,7 @@ class NewtonKKT(FullSpaceMethod):
         self.lin = problem.at(x)
         self._residual = self._previous = math.inf  # |(L_x, F)| now and before the last step
         self.merit = Merit(self.metric, penalty * max(abs(self.lin.value), 1e-8))
+        self._enough = enough if enough > 0 and is_linear_quadratic(self.lin) else math.inf
 
     def record(self, iteration: int) -> Record:
         self._evaluate()
@@ -142,10 +145,11 @@ class NewtonKKT(FullSpaceMethod):
     def _tolerance(self) -> float:
         """A forcing term that keeps the convergence superlinear: 0.9 (|r_k| / |r_{k-1}|)^2.
 
-        Choice 2 of S. C. Eisenstat, H. F. Walker, Choosing the forcing terms in an inexact Newton method, 1996.
+        Choice 2 of S. C. Eisenstat, H. F. Walker, Choosing the forcing terms in an inexact Newton method, 1996. What
+        one system decides is solved at once: a second one would begin its Krylov space again.
         """
         reduction = self._residual / self._previous if math.isfinite(self._previous) else 1.0
-        return max(self.rtol, min(LOOSEST_RTOL, 0.9 * reduction**2))
+        return max(self.rtol, min(LOOSEST_RTOL, 0.9 * reduction**2, self._enough / self._size))
 
     def _move(self, dx: PETSc.Vec, dlam: PETSc.Vec, slope: float, search: Backtracking) -> Reason:
         here = Point(self.x, self.lam, self.lin)

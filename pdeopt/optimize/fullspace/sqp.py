@@ -29,6 +29,9 @@ from pdeopt.optimize.parts.bounds import Bound, Bounds
 from pdeopt.optimize.parts.inequalities import Inequalities, Limit
 from pdeopt.optimize.parts.loop import Observer, iterate
 
+#: The part of its tolerances to which a linear-quadratic problem is solved at once.
+NEARLY = 0.1
+
 #: The options of the KKT systems.
 KKT = Section(KKTSettings, outer="sqp_")
 
@@ -256,7 +259,8 @@ class SQPSolver:
             return feasible(x, lam)
 
         def newton(x: PETSc.Vec, lam: PETSc.Vec) -> NewtonKKT:
-            return NewtonKKT(self.problem, x, lam, rtol=settings.kkt_rtol, **words)
+            enough = NEARLY * min(settings.opt_tol, settings.feas_tol)
+            return NewtonKKT(self.problem, x, lam, rtol=settings.kkt_rtol, enough=enough, **words)
 
         if kind == "newton":
             return newton(x, lam)

@@ -6,6 +6,7 @@ from pdeopt.control.problem import ControlProblem
 from pdeopt.control.reduced import ReducedObjective
 from pdeopt.control.verify import randomize
 from pdeopt.core.monitor import Reason
+from pdeopt.optimize.fullspace.curvature import is_linear_quadratic
 from pdeopt.optimize.fullspace.sqp import SQPSolver
 from pdeopt.optimize.tao import TaoSolver
 from problems.burgers import BurgersCase, BurgersSettings
@@ -101,3 +102,13 @@ def test_steps_below_rounding_of_the_merit_function_go_on_to_the_last_digits():
     result = SQPSolver(examples.burgers(), type="newton", opt_tol=1e-30, feas_tol=1e-30, max_it=8).solve()
     errors = [a + b for a, b in zip(result.history["optimality"], result.history["feasibility"])]
     assert not result.converged and max(errors[5:]) <= 1e-14
+
+
+def test_a_linear_quadratic_problem_is_one_system():
+    """Also iteratively, to the tolerance asked for; with curvature in J or in F the approach is that of Newton."""
+    problem = examples.heat()
+    result = SQPSolver(problem, type="newton", precond="wathen").solve()
+    assert result.converged and result.iterations == 1
+    assert is_linear_quadratic(problem.at(SQPSolver(problem).start()))
+    bent = examples.burgers(nt=7)
+    assert not is_linear_quadratic(bent.at(SQPSolver(bent).start()))
