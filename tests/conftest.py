@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import pytest
 import torch
 from petsc4py import PETSc
+
+with suppress(ImportError):  # before DOLFINx, whose HDF5 is another one: h5py does not load after it
+    import h5py  # noqa: F401
 
 torch.set_num_threads(1)
 

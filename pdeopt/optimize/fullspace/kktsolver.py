@@ -43,8 +43,8 @@ TINY = 1e-300
 #: INFOG(1) of MUMPS where pivots need more memory than its analysis foresaw.
 MUMPS_OUT_OF_ROOM = (-8, -9, -11, -14, -15, -17, -19, -20)
 
-#: Krylov iterations of a solve, and those whose vectors are kept: two of all unknowns each, of which PETSc takes ten at
-#: a time; "wathen" takes a few iterations where it fits, and keeps its counts with few of them.
+#: Krylov iterations of a solve, and those whose vectors are kept, two of all unknowns each, ten taken at a time;
+#: "wathen" takes a few iterations where it fits, and keeps its counts with few of them.
 MAX_ITERATIONS, RESTART, FLAT_RESTART = 500, 100, 30
 
 
@@ -111,24 +111,18 @@ class KKTSolver:
     def _create_ksp(self) -> PETSc.KSP:
         ksp = PETSc.KSP().create(self.problem.grid.comm)
         ksp.setOptionsPrefix(self.prefix)
-        ksp.setType("fgmres")
         ksp.setTolerances(max_it=MAX_ITERATIONS)
-        ksp.setGMRESRestart(FLAT_RESTART if self.way == "wathen" else RESTART)
-        context, layout = PRECONDITIONERS[self.way], self.operator.layout
-        if self._coupled is not None:
-            layout = self._coupled.coupled
+        context, layout = PRECONDITIONERS[self.way], self._coupled.coupled if self._coupled else self.operator.layout
+        is_direct = self.way == "direct" and (self.is_assembled or self._coupled is not None)
         if context is not None:
             ksp.getPC().setType("python")
             ksp.getPC().setPythonContext(context())
-            if context is ReducedPC:
-                ksp.setType("preonly")  # it takes tolerance and limit of this one
-        elif self.way == "direct" and (self.is_assembled or self._coupled):
-            ksp.setType("preonly")
+        elif is_direct:
             use_direct(ksp.getPC(), layout)
         else:
             ksp.getPC().setType("none")
-        with defaults({self.prefix + "ksp_gmres_cgs_refinement_type": "refine_ifneeded"}):
-            ksp.setFromOptions()  # states and multipliers differ by orders of magnitude: bases lose orthogonality
+        # "reduced" takes tolerance and limit of this one
+        self._set_krylov(ksp, "preonly" if is_direct or context is ReducedPC else "fgmres")
         self._max_it = ksp.getTolerances()[3]
         if ksp.getPC().getType() == "fieldsplit":
             kind = PETSc.Options(self.prefix).getString("pc_fieldsplit_type", "")
@@ -136,6 +130,13 @@ class KKTSolver:
         if self._coupled is not None:
             self._coupled.split(ksp.getPC())
         return ksp
+
+    def _set_krylov(self, ksp: PETSc.KSP, kind: str) -> None:
+        """The Krylov method, unless the options say which."""
+        ksp.setType(kind)
+        ksp.setGMRESRestart(FLAT_RESTART if self.way == "wathen" else RESTART)
+        with defaults({self.prefix + "ksp_gmres_cgs_refinement_type": "refine_ifneeded"}):
+            ksp.setFromOptions()  # states and multipliers differ by orders of magnitude: bases lose orthogonality
 
     @logged("pdeoptKKTSetUp")
     def set_point(self, lin: Linearization, lam: PETSc.Vec | None = None, fixed: Tensor | None = None) -> None:
@@ -267,9 +268,7 @@ class KKTSolver:
             self._ksp.getPC().setUp()
         kind = "preonly" if context.is_solver else "fgmres"
         if self._ksp.getType() != kind:
-            self._ksp.setType(kind)
-            self._ksp.setGMRESRestart(FLAT_RESTART)
-            self._ksp.setFromOptions()
+            self._set_krylov(self._ksp, kind)
         return context.is_solver
 
     def _remainder(self, rhs: PETSc.Vec, solution: PETSc.Vec, out: PETSc.Vec) -> float:
