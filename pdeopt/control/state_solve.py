@@ -30,6 +30,9 @@ NEWTON_TOLERANCE, CHORD_TOLERANCE = 1e-8, 2e-13
 #: Most linear solves of Newton's method; where they do not do, later steps wait for earlier ones.
 MAX_CORRECTIONS = 40
 
+#: Fewest steps that are looked at while later ones wait.
+SHORTEST_WINDOW = 16
+
 #: A correction above this, relative to 1 + |u|, is wild; and the most corrections without a step less that is.
 WILD, PATIENCE = 1.0, 15
 
@@ -87,25 +90,31 @@ class StateEquation:
         """The states of one rank by Newton's method on all steps, the later ones waiting; None where it does not do.
 
         What a step is wrong by grows in those after it, while the first ones converge whatever the later ones do. So
-        the steps from the first wild correction on are put to the state before it, and begin again from there.
+        the steps from the first wild correction on are put to the state before it, and begin again from there; and
+        neither those that have converged nor those far behind that step are looked at.
         """
-        best, waited = (0, 0), 0
+        u, total = u.clone(), len(u)
+        start, width, best, waited = 0, total, (0, 0), 0
         while waited < PATIENCE:
-            jacobian = self.constraint.linearize(self.old(u), u, self.z, self.steps)
+            rows = slice(start, start + width)
+            jacobian = self.constraint.linearize(self.old(u)[rows], u[rows], self.z[rows], self.steps[rows])
             try:
                 du = self.forward(jacobian, -jacobian.residual)
             except SolveFailure:
                 return None
-            size = (du.abs() / (1 + u.abs())).amax(dim=1).nan_to_num(nan=math.inf)
-            if float(size.max()) <= NEWTON_TOLERANCE:
-                return u + du
+            size = (du.abs() / (1 + u[rows].abs())).amax(dim=1).nan_to_num(nan=math.inf)
             settled, tame = (int((size <= limit).int().cumprod(0).sum()) for limit in (NEWTON_TOLERANCE, WILD))
-            u = u.clone()
-            if tame == 0:
-                u[0], tame = u[0] + (WILD / size[0] * du[0]).nan_to_num(0.0), 1
-            else:
-                u[:tame] += du[:tame]
+            u[start : start + tame] += du[:tame]
+            if tame == settled < width:  # wild although the state before it is known
+                u[start + tame] += (WILD / size[tame] * du[tame]).nan_to_num(0.0)
+                tame += 1
+            is_wild, settled, tame = tame < width, start + settled, start + tame
+            if settled == total:
+                return u
             u[tame:] = u[tame - 1]
+            ahead = 2 * (tame - settled) if is_wild else 2 * width
+            width = min(total, max(SHORTEST_WINDOW, 2 ** math.ceil(math.log2(ahead))))  # few lengths, few patterns
+            start = min(settled, total - width)
             best, waited = ((settled, tame), 0) if (settled, tame) > best else (best, waited + 1)
         return None
 

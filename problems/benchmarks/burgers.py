@@ -93,12 +93,7 @@ class Benchmark:
         rows = []
         for n in self.sizes:
             found, more = self._all(Case("burgers", n, n))
-            limits = {
-                128: {"SciPy L-BFGS-B": 5, "SciPy L-BFGS-B, tuned": 2, "CasADi + IPOPT": 5},
-                256: {"SciPy L-BFGS-B": 4},
-            }
-            close = {"PyROL": 1.3, "SciPy trust-ncg": 1.3} if n >= 128 else {}
-            rows += [*more, *judged(found, f"Burgers {n}", limits.get(n, {}) | close)]
+            rows += [*more, *judged(found, f"Burgers {n}", LIMITS.get(n, {}))]
             if n == 128:
                 rows += methods_of_tao(found)
         return rows
