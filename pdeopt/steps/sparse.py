@@ -15,7 +15,6 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from petsc4py import PETSc
-from scipy.sparse import get_index_dtype
 from torch import Tensor
 
 from pdeopt.core.arrays import Array, index_array
@@ -337,7 +336,8 @@ def block_diagonal(matrix: StepMatrix, batch: int | None = None, lag: int = 0) -
 @lru_cache(maxsize=16)
 def _block_pattern(pattern: Sparsity, batch: int, lag: int) -> tuple[Array, Array]:
     """Columns and row starts of a block diagonal matrix."""
-    (n, m), kind = pattern.shape, get_index_dtype(maxval=batch * max(*pattern.shape, pattern.nnz))  # as SciPy chooses
+    (n, m), largest = pattern.shape, batch * max(*pattern.shape, pattern.nnz)
+    kind = np.int32 if largest <= np.iinfo(np.int32).max else np.int64  # as SciPy chooses
     i = np.arange(batch - lag)[:, None]
     columns, ends = i * m + pattern.cols, i * pattern.nnz + pattern.csr.indptr[1:]
     return columns.ravel().astype(kind), np.r_[np.zeros(lag * n + 1), ends.ravel()].astype(kind)
