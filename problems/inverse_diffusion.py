@@ -5,14 +5,13 @@
 m and u_0 are both unknown, with Gaussian priors of an H1 precision, gamma |grad m|^2 + delta |m - mean|^2; sensors tell
 u at the ends of the time steps, with noise. P1 elements by DOLFINx (`make setup-fenicsx`), implicit Euler. The maximum
 of the posterior by Gauss-Newton, on the parameters alone: conjugate gradients preconditioned by the prior. Then the
-directions that the data inform, by a randomized eigenvalue decomposition. The data are those of a mesh twice as fine.
+directions that the data inform, by `Posterior`. The data are those of a mesh twice as fine.
 
     python -m problems.inverse_diffusion -n 64
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,11 +24,9 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 import pdeopt as po
-from pdeopt.control.reduced import reduced_hessian
 from pdeopt.core import sections
 from pdeopt.core.arrays import Array
 from problems.shared.command_line import command_line, finish, start
-from problems.shared.posterior import leading_eigenpairs
 
 
 @dataclass(frozen=True)
@@ -152,27 +149,9 @@ class InverseDiffusion:
         words = {"gauss_newton": True, "precond": "reduced", "opt_tol": self.settings.rtol * scale}
         return po.solve(problem, method="newton", start=begin, **{**words, **settings})
 
-    def eigenpairs(self, result: po.Result, rank: int) -> tuple[Array, Array]:
-        """How many times more the data know than the prior, in the directions where it is most. On one rank.
-
-        Returns:
-            (rank,), falling; and the directions, (P, rank), orthonormal in the prior's precision.
-        """
-        problem = self.problem
-        lin = problem.at(problem.join(result.state, result.design))
-        precision = po.RieszMetric(problem).parameters
-
-        def prior(x: Array) -> Array:
-            return precision.matrix(torch.from_numpy(np.ascontiguousarray(x.T))).numpy().T
-
-        def solve(x: Array) -> Array:
-            return precision.solve(torch.from_numpy(np.ascontiguousarray(x.T))).numpy().T
-
-        def misfit(x: Array) -> Array:
-            columns = torch.from_numpy(np.ascontiguousarray(x.T))
-            return np.stack([reduced_hessian(problem, lin, None, d).numpy() for d in columns], axis=1) - prior(x)
-
-        return leading_eigenpairs(misfit, prior, solve, rank, problem.param_dim)
+    def posterior(self, result: po.Result, rank: int) -> po.Posterior:
+        """The Gaussian approximation of the posterior at its maximum, in that many directions. Collective."""
+        return po.Posterior(self.problem, result, self.plate.constraint.param_mass, rank=rank)
 
     @cached_property
     def _halves(self) -> tuple[slice, slice]:
@@ -203,11 +182,12 @@ def main(argv: Sequence[str] | None = None) -> float:
         say(f"inverse_diffusion: objective {result.objective:.14g}, {why} ({seconds:.1f} CPU s)")
         say(f"{result.iterations} Gauss-Newton iterations, of CG in each: {' '.join(map(str, krylov[1:]))}")
         say(f"errors relative to the prior mean's: m {m:.2f}, u_0 {u_0:.2f}")
-        if settings.rank and case.problem.grid.mpi.size == 1:
-            values, _ = case.eigenpairs(result, min(settings.rank, case.problem.param_dim))
-            gain = 0.5 * sum(math.log1p(max(value, 0.0)) for value in values)
+        if settings.rank and result.converged:
+            posterior = case.posterior(result, min(settings.rank, case.problem.param_dim))
+            values = posterior.eigenvalues
             shown = " ".join(f"{value:.3g}" for value in values[:10])
             above = f"{int((values > 1).sum())} of {len(values)} above 1"
+            gain = posterior.information()
             say(f"data against prior: {shown} ...; {above}, information gained {gain:.1f} nats")
         finish("inverse_diffusion", result.reason > 0, result.message)
         return result.objective

@@ -11,19 +11,6 @@ from pdeopt.control.reduced import reduced_hessian  # isort: skip
 from problems.inverse_diffusion import InverseDiffusion, InverseSettings, main  # isort: skip
 from problems.navier_stokes import Cavity, FlowSettings  # isort: skip
 from problems.navier_stokes import main as flow_main  # isort: skip
-from problems.shared.posterior import leading_eigenpairs  # isort: skip
-
-
-def test_eigenpairs_are_those_of_the_dense_problem():
-    from scipy.linalg import eigh
-
-    draw = np.random.default_rng(0)
-    H, R = (draw.standard_normal((30, k)) for k in (12, 40))
-    H, R = H @ np.diag(10.0 ** -np.arange(12)) @ H.T, R @ R.T
-    found, v = leading_eigenpairs(lambda x: H @ x, lambda x: R @ x, lambda x: np.linalg.solve(R, x), 5, 30)
-    expected = eigh(H, R, eigvals_only=True)[::-1][:5]
-    assert np.allclose(found, expected, rtol=1e-8)
-    assert np.allclose(v.T @ R @ v, np.eye(5), atol=1e-10) and np.allclose(v.T @ H @ v, np.diag(found), atol=1e-8)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +33,8 @@ def test_inverse_diffusion_is_consistent(inverse):
 def test_informed_directions_diagonalize_the_whole_hessian(inverse):
     """It is misfit and prior: v'(H + R) v = 1 + lam for directions of length 1 in the prior."""
     case, result = inverse
-    values, v = case.eigenpairs(result, 10)
+    posterior = case.posterior(result, 10)
+    values, v = posterior.eigenvalues, posterior.directions
     assert (np.diff(values) <= 0).all() and values[0] > 1e3
     lin = case.problem.at(case.problem.join(result.state, result.design))
     products = [reduced_hessian(case.problem, lin, None, torch.from_numpy(d.copy())).numpy() for d in v.T]
