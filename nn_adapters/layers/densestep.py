@@ -8,11 +8,13 @@ round.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from nn_adapters.layers.layerstep import LinearizedSteps, StepLength
+from nn_adapters.layers.coarsening import add_scaled, column, half_way, two_stages
+from nn_adapters.layers.layerstep import LayerSteps, LinearizedSteps, StepLength
 
 aten = torch.ops.aten
 
@@ -58,11 +60,64 @@ class DenseStep:
 
     def linearize(
         self, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: Callable[[slice], StepLength]
-    ) -> LinearizedSteps:
+    ) -> LayerSteps:
         return DenseLinearized(self, controls, shared, dt)
 
+    def over_intervals(self, shortest: float) -> LongDenseStep:
+        """The step of coarse levels."""
+        return LongDenseStep(self, shortest)
 
-class DenseLinearized(LinearizedSteps):
+
+@dataclass(frozen=True)
+class LongDenseStep:
+    """The step of two stages in the place of an interval of dense layers, with its derivative by hand.
+
+    Args:
+        layer: the step of a layer.
+        shortest: its length.
+    """
+
+    layer: DenseStep
+    shortest: float
+
+    def __call__(self, u: Tensor, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
+        return two_stages(self.layer.value, self.shortest, u, controls, dt)
+
+    def linearize(
+        self, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: Callable[[slice], StepLength]
+    ) -> LinearizedSteps:
+        return LongDenseLinearized(self, controls, shared, dt)
+
+
+class LongDenseLinearized(LinearizedSteps):
+    """Long dense steps at their states; a piece is act(W u + b) of both stages."""
+
+    step: LongDenseStep
+
+    def remember(self, u: Tensor, rows: slice) -> Tensor:
+        theta, dt, value = [z[rows] for z in self.controls], self.dt(rows), self.step.layer.value
+        first = value(u, theta)
+        second = value(add_scaled(u, first, half_way(dt, self.step.shortest)), theta)
+        self.pieces[rows.start, rows.stop, rows.step] = first, second
+        return add_scaled(u, second, dt)
+
+    def pullback(self, w: Tensor, rows: slice) -> Tensor:
+        first, second = self._piece(rows)
+        W, dt, back = self.controls[0][rows].mT, self.dt(rows), self.step.layer.backward
+        inner = torch.bmm(W, back(w, second))
+        inner = inner * (dt if isinstance(dt, float) else column(dt, 3).to(w))
+        through = torch.bmm(W, back(inner, first))
+        return add_scaled(w + inner, through, half_way(dt, self.step.shortest))
+
+    def _piece(self, rows: slice) -> tuple[Tensor, Tensor]:
+        if (None, None, None) not in self.pieces:
+            assert self.states is not None
+            self.remember(self.states, slice(None))
+        first, second = self.pieces[None, None, None]
+        return first[rows], second[rows]
+
+
+class DenseLinearized(LayerSteps):
     """Dense steps with derivatives by hand; a piece is (u, act(W u + b))."""
 
     step: DenseStep
@@ -80,7 +135,7 @@ class DenseLinearized(LinearizedSteps):
         u, value = self._piece(rows)
         self.pieces.pop((rows.start, rows.stop, rows.step), None)
         s, dt = self.step.backward(w, value), self.dt(rows)
-        dt = dt if isinstance(dt, float) else _column(dt, 3).to(w)
+        dt = dt if isinstance(dt, float) else column(dt, 3).to(w)
         return self._back(w, s, rows), torch.bmm(s, u.mT) * dt, (s.sum(2, keepdim=True) * dt)[..., 0]
 
     def _back(self, w: Tensor, s: Tensor, rows: slice) -> Tensor:
@@ -92,26 +147,4 @@ class DenseLinearized(LinearizedSteps):
 
     def _piece(self, rows: slice) -> tuple[Tensor, Tensor]:
         key = rows.start, rows.stop, rows.step
-        if key in self.pieces:
-            return self.pieces[key]  # type: ignore[no-any-return]
-        if (None, None, None) not in self.pieces:  # a coarse level: all its steps at once
-            assert self.states is not None
-            self.remember(self.states, slice(None))
-        u, value = self.pieces[None, None, None]
-        return u[rows], value[rows]
-
-
-def add_scaled(u: Tensor, v: Tensor, dt: StepLength) -> Tensor:
-    """u + dt v, dt a number or one a row.
-
-    Args:
-        u, v: (rows, ...).
-        dt: a number, or (rows,).
-    """
-    if isinstance(dt, float):
-        return torch.add(u, v, alpha=dt)
-    return torch.addcmul(u, v, _column(dt, u.dim()).to(u))
-
-
-def _column(dt: Tensor, dim: int) -> Tensor:
-    return dt.reshape(-1, *[1] * (dim - 1))
+        return self.pieces[key]  # type: ignore[no-any-return]

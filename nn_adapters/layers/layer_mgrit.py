@@ -6,8 +6,8 @@ Forward, the states are found under `no_grad`; the last run through the interval
 
     w_{i-1} = (d step / du)' w_i + g_{i-1},   dJ/dz_i = (d step / dz_i)' w_i,   dJ/dp = sum_i (d step / dp)' w_i
 
-goes through the same intervals, and its last run gives the gradients. Coarse steps take the controls of the middle
-step of their interval, and a longer dt (S. Guenther, L. Ruthotto, J. B. Schroder, E. C. Cyr, N. R. Gauger,
+goes through the same intervals, and its last run gives the gradients. What long steps are on coarse levels, and their
+controls, is in `coarsening` (S. Guenther, L. Ruthotto, J. B. Schroder, E. C. Cyr, N. R. Gauger,
 Layer-parallel training of deep residual neural networks, SIAM J. Math. Data Sci. 2, 2020).
 """
 
@@ -25,6 +25,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from nn_adapters.layers.coarsening import ROUGH, coarse_controls, roughness
 from nn_adapters.layers.context import (
     SERIAL,
     autocast_state,
@@ -33,7 +34,7 @@ from nn_adapters.layers.context import (
     refuse_transforms,
     sum_over_ranks,
 )
-from nn_adapters.layers.layerstep import LayerStep, LinearizedSteps, StepLength
+from nn_adapters.layers.layerstep import LayerStep, StepLength
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import Mgrit, MgritSettings, whole_intervals
 from pdeopt.steps.timegrid import TimeGrid, as_bytes
@@ -67,6 +68,8 @@ class LayerMgrit:
         forward, adjoint: the solvers; their `cycles` may be changed between calls.
         exact: solvers that go one step after the other, on the same ranks.
         residuals: relative residuals of the last forward and adjoint solve, where a tolerance asks for them.
+        shortest: dt of a layer.
+        roughness: of the controls of the last solve, see `coarsening.roughness`.
         misfits: of the C-points of the last forward and adjoint solve, see `Outcome`.
 
     Raises:
@@ -82,6 +85,8 @@ class LayerMgrit:
         self.forward, self.adjoint, self.factors = self._solvers(factors)
         self.exact = self._solvers([])
         self.dt = [_common(grid.steps.dt) for grid in self.forward.grids]
+        self.shortest = float(self.grid.steps.dt.max())
+        self.roughness = 0.0
         self.residuals: tuple[list[float], list[float]] = ([], [])
         self.misfits = (0.0, 0.0)
         self.guess: Tensor | None = None
@@ -137,6 +142,16 @@ class LayerMgrit:
             stacklevel=3,
         )
 
+    def coarse_controls(self, controls: Sequence[Tensor], may_be_means: bool) -> list[list[Tensor]]:
+        """The controls of the coarse levels: those in the middle of intervals, or means where they are smooth enough.
+
+        Collective. Long steps of GRUs gain nothing by means, and feedforward layers have no long steps.
+        """
+        if may_be_means:
+            self.roughness = roughness(controls, self.factors[0], self.grid.mpi)
+        with torch.no_grad():
+            return coarse_controls(controls, self.factors, may_be_means and self.roughness < ROUGH)[1:]
+
     def step_length(self, level: int, rows: slice) -> StepLength:
         """dt of these steps of a level: a number if all steps are alike."""
         dt = self.dt[level]
@@ -169,12 +184,6 @@ def _rebuild(
         raise InputError("pickled layers", f"{begin + 1} to {end} for a rank that has {own}", "as many ranks as then")
     found.forward.cycles, found.adjoint.cycles = cycles
     return found
-
-
-def _middles(rows: Tensor, factor: int) -> Tensor:
-    """The row in the middle of each interval, of second order where rows are smooth; the last of a shorter interval."""
-    middles = rows[factor // 2 :: factor]
-    return middles if len(middles) * factor >= len(rows) else torch.cat([middles, rows[-1:]])
 
 
 def _common(dt: Tensor) -> StepLength:
@@ -244,15 +253,16 @@ class _LayerCall:
         """The same call, one step after the other."""
         return replace(self, solvers=self.mgrit.exact, misfit=0.0)
 
-    def levels(self, tensors: Sequence[Tensor]) -> list[LinearizedSteps]:
-        """The steps of each level; coarse ones have the controls of the step in the middle of their interval."""
-        controls, shared = [list(tensors[: self.count])], tensors[self.count :]
-        for factor in self.solvers.factors:
-            controls.append([_middles(control, factor) for control in controls[-1]])
-        return [
-            self.step.linearize(rows, shared, partial(self.mgrit.step_length, level))
-            for level, rows in enumerate(controls)
-        ]
+    def levels(self, tensors: Sequence[Tensor]) -> list[Any]:
+        """The steps of each level, finest first."""
+        controls, shared, factors = tensors[: self.count], tensors[self.count :], self.solvers.factors
+        lengths = [partial(self.mgrit.step_length, level) for level in range(1 + len(factors))]
+        levels: list[Any] = [self.step.linearize(controls, shared, lengths[0])]
+        if factors:
+            long = self.step.over_intervals(self.mgrit.shortest)
+            for rows, dt in zip(self.mgrit.coarse_controls(controls, self.step is not long), lengths[1:]):
+                levels.append(long.linearize(rows, shared, dt))
+        return levels
 
 
 class _LayerSolve(torch.autograd.Function):

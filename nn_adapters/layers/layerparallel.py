@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from nn_adapters.layers.batching import batched, with_parameters
 from nn_adapters.layers.blocks import Direct, SteppingBlock, make_layers
+from nn_adapters.layers.coarsening import add_scaled, two_stages
 from nn_adapters.layers.context import autocast_state
-from nn_adapters.layers.densestep import DenseStep, add_scaled, is_dense
+from nn_adapters.layers.densestep import DenseStep, is_dense
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
 from nn_adapters.layers.layerstep import AutogradStep, LayerStep, StepLength
 from nn_adapters.layers.stackedlayers import StackedLayers
@@ -195,4 +196,7 @@ def layer_step(block: nn.Module, by_hand: bool = True) -> LayerStep:
         u = own(u)
         return add_scaled(u, value(u, theta), dt)
 
-    return AutogradStep(step)
+    def over(shortest: float, u: Tensor, theta: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
+        return two_stages(value, shortest, u, theta, dt)
+
+    return AutogradStep(step, None if changes_features else over)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -40,8 +41,23 @@ class LayerStep(Protocol):
 
     def linearize(
         self, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: Callable[[slice], StepLength]
+    ) -> LayerSteps:
+        """Steps with these controls, ready for derivatives."""
+
+    def over_intervals(self, shortest: float) -> CoarseStep:
+        """What takes the place of an interval of steps of length `shortest` on coarse levels."""
+
+
+class CoarseStep(Protocol):
+    """A long step, differentiated by the state alone; arguments as those of `LayerStep`."""
+
+    def __call__(self, u: Tensor, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
+        """The states after the steps."""
+
+    def linearize(
+        self, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: Callable[[slice], StepLength]
     ) -> LinearizedSteps:
-        """The steps of one level, with these controls, ready for derivatives."""
+        """Steps with these controls, ready for derivatives."""
 
 
 class LinearizedSteps(ABC):
@@ -61,7 +77,7 @@ class LinearizedSteps(ABC):
     """
 
     def __init__(
-        self, step: LayerStep, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: Callable[[slice], StepLength]
+        self, step: CoarseStep, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: Callable[[slice], StepLength]
     ) -> None:
         self.step, self.controls, self.shared, self.dt = step, controls, shared, dt
         self.states: Tensor | None = None
@@ -79,6 +95,10 @@ class LinearizedSteps(ABC):
     def pullback(self, w: Tensor, rows: slice) -> Tensor:
         """The cotangents of the states before these steps from those of the states after them, (rows, ...)."""
 
+
+class LayerSteps(LinearizedSteps):
+    """The steps of the finest level."""
+
     @abstractmethod
     def gradients(self, w: Tensor, rows: slice) -> tuple[Tensor, ...]:
         """As `pullback`, then the cotangents of controls and shared parameters; what was remembered is freed."""
@@ -90,17 +110,24 @@ class AutogradStep:
 
     Args:
         function: (u, controls, shared, dt) -> states after the steps; shapes as in `LayerStep`.
+        over: (length of a layer, u, controls, shared, dt) -> states after steps in the place of intervals of layers;
+            None where `function` knows long steps itself.
     """
 
     function: Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], Any], Tensor]
+    over: Callable[..., Tensor] | None = None
 
     def __call__(self, u: Tensor, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
         return self.function(u, controls, shared, dt).to(u.dtype)  # operations under autocast may have another
 
     def linearize(
         self, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: Callable[[slice], StepLength]
-    ) -> LinearizedSteps:
+    ) -> AutogradLinearized:
         return AutogradLinearized(self, controls, shared, dt)
+
+    def over_intervals(self, shortest: float) -> AutogradStep:
+        """The step of coarse levels."""
+        return self if self.over is None else AutogradStep(partial(self.over, shortest))
 
 
 @dataclass
@@ -111,7 +138,7 @@ class _Evaluated:
     value: Tensor
 
 
-class AutogradLinearized(LinearizedSteps):
+class AutogradLinearized(LayerSteps):
     """Steps that autograd differentiates; a piece is a graph."""
 
     def remember(self, u: Tensor, rows: slice) -> Tensor:

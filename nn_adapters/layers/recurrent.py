@@ -2,12 +2,12 @@
 
     r = sigma(W_r x + U_r h), z = sigma(W_z x + U_z h), n = tanh(W_n x + r (U_n h))   (with biases)
     classic:   h_t = n + z^dt (h_{t-1} - n)                        dt = 1 is PyTorch's GRU
-    implicit:  (1 + dt (1 - z)) h_t = h_{t-1} + dt (1 - z) n
+    implicit:  h_t = n + (1 + (1 - z))^-dt (h_{t-1} - n)           dt = 1 is (2 - z) h_t = h_{t-1} + (1 - z) n
 
-Both are stable for every dt, so coarse steps make sense: |h| stays below 1. The implicit unit is that of G. E. Moon,
-E. C. Cyr, Parallel training of GRU networks with a multi-grid solver for long sequences, ICLR 2022. A long step of the
-classic one is dt steps of PyTorch's with the gates held, in one; Euler's h + dt (1 - z) (n - h) would grow without
-bound where dt (1 - z) > 2.
+A long step is that many short ones with the gates held, exactly, in one; so coarse steps are stable, and |h| stays
+below 1. The implicit unit is that of G. E. Moon, E. C. Cyr, Parallel training of GRU networks with a multi-grid solver
+for long sequences, ICLR 2022, whose long step is one implicit step, (1 + dt (1 - z)) h_t = h_{t-1} + dt (1 - z) n. The
+classic unit's is often taken as Euler's, h + dt (1 - z) (n - h), which grows without bound where dt (1 - z) > 2.
 """
 
 from __future__ import annotations
@@ -246,13 +246,15 @@ def classic_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: StepLe
 
 
 def implicit_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: StepLength) -> Tensor:
-    """(h + dt (1 - z) n) / (1 + dt (1 - z)): implicit in h, with gates at the old state, stable for every dt.
+    """n + (1 + k)^-dt (h - n), k = 1 - z: implicit in h, with gates at the old state; a longer step is dt of them.
 
     Moon, Cyr, 2022; arguments as for `classic_step`.
     """
     logit, n = _gates(h, z, p)
-    d = torch.sigmoid(logit) * _column(dt, h)
-    return (h + d * n) / (1.0 + d)
+    k = torch.sigmoid(logit)
+    if isinstance(dt, float) and dt == 1.0:
+        return (h + k * n) / (1.0 + k)
+    return n + torch.exp(-_column(dt, h) * torch.log1p(k)) * (h - n)
 
 
 #: Steps of a GRU by its kind.
