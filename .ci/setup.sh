@@ -88,7 +88,7 @@ install() {
     if [ -n "${TORCH_INDEX:-}" ]; then
         pip install -q -c "$venv/constraints.txt" --index-url "$TORCH_INDEX" torch
     fi
-    extras plot hdf5 checkpoints fem nn dev
+    extras plot hdf5 checkpoints fem nn video fast dev
     pip install -q --no-deps -e .
     say "ready"
     "$venv/bin/mpiexec" -n 2 "$venv/bin/python" .ci/check.py

@@ -29,7 +29,29 @@ from nn_adapters.data.formats import (
     read_libsvm as read_libsvm,
     read_mat as read_mat,
     read_npz as read_npz,
+    checksum as checksum,
     verify_checksum as verify_checksum,
+)
+
+# Videos: single ones, sets in folders, and features of their frames.
+from nn_adapters.data.videos import (
+    MOVIE_ENDINGS as MOVIE_ENDINGS,
+    read_image as read_image,
+    read_video as read_video,
+    write_video as write_video,
+)
+from nn_adapters.data.videosets import (
+    VideoSet as VideoSet,
+    find_videos as find_videos,
+    load_videos as load_videos,
+    read_split as read_split,
+    write_video_set as write_video_set,
+)
+from nn_adapters.data.encoders import FrozenEncoder as FrozenEncoder, read_weights as read_weights
+from nn_adapters.data.features import (
+    StoredDataset as StoredDataset,
+    open_features as open_features,
+    store_features as store_features,
 )
 
 __all__: list[str]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class Dataset:
         x_train, x_test: float32, (samples, ...); shapes and units are those of the set, see `docs/data.md`.
         y_train, y_test: classes 0..classes - 1, int64, (samples,).
         classes: their number.
+        costs: what making the set took, as the seconds of its parts.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Dataset:
     x_test: Tensor
     y_test: Tensor
     classes: int
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 def make_dataset(name: str, train: tuple[Any, Any], test: tuple[Any, Any], classes: int) -> Dataset:

@@ -47,15 +47,14 @@ LARGEST_INDEX = 2**63 - 1
 MAT_NUMBERS = {"double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
 
-def verify_checksum(path: Path, expected: str) -> None:
-    """Check the SHA-256 checksum of a file.
+def checksum(path: Path) -> str:
+    """The SHA-256 checksum of a file, hexadecimal.
 
     Args:
         path: of the file.
-        expected: hexadecimal digits.
 
     Raises:
-        InputError: another checksum, or no file that can be read.
+        InputError: no file that can be read.
     """
     digest = hashlib.sha256()
     if not regular_file(path):
@@ -63,8 +62,25 @@ def verify_checksum(path: Path, expected: str) -> None:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    if digest.hexdigest() != expected:
-        raise InputError(f"{path}: damaged or another file; sha256", digest.hexdigest(), expected)
+    return digest.hexdigest()
+
+
+def verify_checksum(path: Path, expected: str) -> str:
+    """Check the SHA-256 checksum of a file.
+
+    Args:
+        path: of the file.
+        expected: hexadecimal digits, or the first of them.
+
+    Returns:
+        All digits.
+
+    Raises:
+        InputError: another checksum, or no file that can be read.
+    """
+    if not (found := checksum(path)).startswith(expected):
+        raise InputError(f"{path}: damaged or another file; sha256", found, expected)
+    return found
 
 
 def read_idx(path: str | Path, limit_mb: float = LIMIT_MB) -> Array:

@@ -31,8 +31,8 @@ from pdeopt.steps.mgrit import MgritSettings
 class GRUStack(nn.Module):
     """Stacked GRUs, one step after the other: the reference for `GRUParallel`. Parameters are named as in `nn.GRU`.
 
-    Called with sequences (batch, steps, input_size), it returns the last hidden state of the last layer,
-    (batch, hidden_size).
+    Called with sequences (batch, steps, input_size), and a mask (batch, steps) if some are shorter, it returns the last
+    hidden state of the last layer, (batch, hidden_size).
 
     Args:
         input_size, hidden_size: features of a step, and of a layer's state.
@@ -52,16 +52,17 @@ class GRUStack(nn.Module):
         for name, shape in parameter_shapes(input_size, hidden_size, num_layers).items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The last hidden state of the last layer, (batch, hidden), of sequences (batch, steps, input)."""
-        return in_series(self, x)
+        return in_series(self, x, mask)
 
 
-def in_series(network: Any, x: Tensor) -> Tensor:
+def in_series(network: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """The last hidden state of a `GRUStack` or a `GRUParallel`, by PyTorch's operations alone, on this process."""
-    rows = x.transpose(0, 1)
+    rows, present = x.transpose(0, 1), None if mask is None else mask.T
     for layer in range(network.num_layers):
         gates, shared = gates_of_inputs(network, layer, rows)
+        gates = hold_where_padded(gates, present)
         h, states = rows.new_zeros((1, rows.shape[1], network.hidden_size)), []
         for i in range(len(rows)):
             h = GRU_STEPS[network.kind](h, (gates[i : i + 1],), shared, 1.0)
@@ -96,14 +97,40 @@ def gates_of_inputs(network: nn.Module, layer: int, rows: Tensor, mpi: Any = Non
     return torch.nn.functional.linear(rows, W, b), [U, c]
 
 
+#: The logit of an update gate z that is 1 to the last bit, whatever the hidden state adds to it.
+HELD = 1e4
+
+
+def hold_where_padded(gates: Tensor, mask: Tensor | None) -> Tensor:
+    """The gates of inputs with z = 1 in steps that are padding: there the state stays as it is, on coarse levels, too.
+
+    So the last state of a padded sequence is that after its last true step, and padding has no part in gradients.
+
+    Args:
+        gates: W x + b, (steps, batch, 3 hidden).
+        mask: false where a sequence is padded, (steps, batch); None for no padding.
+
+    Raises:
+        InputError: a mask of another shape or type.
+    """
+    if mask is None:
+        return gates
+    if mask.shape != gates.shape[:2] or mask.dtype != torch.bool:
+        got = f"{mask.dtype}, {tuple(mask.shape)}"
+        raise InputError("mask of sequences", got, f"torch.bool, one a step of each sequence, {tuple(gates.shape[:2])}")
+    r, z, n = gates.chunk(3, -1)
+    return torch.cat([r, torch.where(mask[..., None], z, HELD), n], -1)
+
+
 class GRUParallel(ParallelModule):
     """Stacked GRUs whose sequence of `num_steps` is solved by MGRIT; parameters are named as those of `nn.GRU`.
 
     Called with whole sequences (batch, num_steps, input_size), equal on all ranks, it returns the last hidden state of
-    the last layer, (batch, hidden_size), equal on all ranks. Collective over `comm`, and so is the backward pass. A
-    rank works on its part of the steps; parameters and their gradients are equal on all ranks, so that any optimizer
-    will do. Gates of the inputs are found once, outside of the cycles. In `eval()` mode and under `no_grad` one step
-    goes after the other, and nothing is approximated.
+    the last layer, (batch, hidden_size), equal on all ranks. Shorter sequences are padded with anything that is finite;
+    a mask (batch, num_steps), false where they are, makes the result that of their true steps. Collective over `comm`,
+    and so is the backward pass. A rank works on its part of the steps; parameters and their gradients are equal on
+    all ranks, so that any optimizer will do. Gates of the inputs are found once, outside of the cycles. In `eval()`
+    mode and under `no_grad` one step goes after the other, and nothing is approximated.
 
     Source: G. E. Moon, E. C. Cyr, Parallel training of GRU networks with a multi-grid solver for long sequences,
     ICLR 2022; the solver is that of `LayerParallel`.
@@ -153,28 +180,36 @@ class GRUParallel(ParallelModule):
         for name, parameter in drawn.named_parameters():
             self.register_parameter(name, parameter)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The last hidden state of the last layer, (batch, hidden), of sequences (batch, steps, input). Collective."""
         legal = (self.num_steps, self.input_size)
         if x.dim() != 3 or x.shape[1:] != legal:
             raise InputError("sequences", tuple(x.shape), f"(batch, {self.num_steps}, input = {self.input_size})")
-        rows = x[:, self.grid.begin : self.grid.end].transpose(0, 1)
-        return self.from_rows(rows)
+        own = slice(self.grid.begin, self.grid.end)
+        if mask is not None and mask.shape != x.shape[:2]:
+            raise InputError(
+                "mask of sequences", tuple(mask.shape), f"one a step of each sequence, {tuple(x.shape[:2])}"
+            )
+        return self.from_rows(x[:, own].transpose(0, 1), None if mask is None else mask[:, own].T)
 
-    def from_rows(self, rows: Tensor) -> Tensor:
-        """As `forward`, from the inputs of this rank's steps, (n_local, batch, input), as an encoder makes them."""
+    def from_rows(self, rows: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As `forward`, from the inputs of this rank's steps, (n_local, batch, input), as an encoder makes them.
+
+        A mask is (n_local, batch), too.
+        """
         hidden = rows.new_zeros((rows.shape[1], self.hidden_size))
         end = hidden
         step, exact = AutogradStep(GRU_STEPS[self.kind]), self.is_exact
         for layer, solver in enumerate(self.solvers):
             gates, shared = gates_of_inputs(self, layer, rows, self.grid.mpi)
+            gates = hold_where_padded(gates, mask)
             more = layer < self.num_layers - 1
             end, rows = solve_layers(solver, step, hidden, [gates], shared, more, exact)
         return end
 
-    def forward_in_series(self, x: Tensor) -> Tensor:
+    def forward_in_series(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """As `forward`, one step after the other on this process, with gradients by this module's parameters."""
-        return in_series(self, x)
+        return in_series(self, x, mask)
 
     def serial(self) -> GRUStack:
         """The network one step after the other, with copies of all weights; `load_state_dict` is the way back."""

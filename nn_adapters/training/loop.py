@@ -31,6 +31,9 @@ from pdeopt.core.interrupt import Interrupted
 from pdeopt.core.storage import digest
 from pdeopt.optimize.checkpoint import CheckpointFile
 
+#: Numbers of the samples that are classified at once, at most: samples may be in a file that is larger than the memory.
+NUMBERS = 1 << 25
+
 
 @dataclass
 class Epoch:
@@ -99,6 +102,7 @@ class Training:
         bias: measured errors of gradients.
         residuals: of MGRIT, forward and adjoint, in the last batch.
         files: the checkpoints of the run; `files.signal` is what has ended it.
+        costs: seconds of batches of first order, for reading samples ("disk"), forward and backward passes.
 
     Raises:
         InputError: an optimizer of second order of another network, or without its team; what it refuses, as dropout; a
@@ -119,6 +123,7 @@ class Training:
     history: list[Epoch] = field(default_factory=list)
     bias: list[GradientBias] = field(default_factory=list)
     optimizer: Any = None
+    costs: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("disk", "forward", "backward"), 0.0))
 
     def __post_init__(self) -> None:
         self.optimizer = self.optimizer or named_optimizer(self.network, self.settings, self.groups.data)
@@ -182,8 +187,11 @@ class Training:
         if isinstance(self.optimizer, SecondOrder):
             return _second_order_step(self, rows, f"epoch {epoch}, batch {number}")
         self.optimizer.zero_grad(set_to_none=True)
+        begin, read = time.perf_counter(), self.costs["disk"]
         loss = self.loss(rows)
         value = _mean(float(loss.detach()), len(rows), self.groups.data)
+        middle = time.perf_counter()
+        self.costs["forward"] += middle - begin - (self.costs["disk"] - read)
         if not math.isfinite(value):
             raise SolveFailure(
                 f"the loss is {value} in epoch {epoch}, batch {number}",
@@ -196,6 +204,7 @@ class Training:
             self.residuals = solver.residuals
         if self._sums is not None:
             self._sums.finish()
+        self.costs["backward"] += time.perf_counter() - middle
         self.optimizer.step()
         return value
 
@@ -228,7 +237,10 @@ class Training:
         """Mean cross-entropy of samples, and the regularization of this rank's layers."""
         is_second = isinstance(self.optimizer, SecondOrder)  # whose loss keeps what it needs of the targets
         loss = self.optimizer.model.likelihood if is_second else nn.functional.cross_entropy
-        value = loss(self.network(self.data.x_train[rows]), self.data.y_train[rows])
+        begin = time.perf_counter()
+        x, y = self.data.x_train[rows], self.data.y_train[rows]
+        self.costs["disk"] += time.perf_counter() - begin
+        value = loss(self.network(x), y)
         return regularized(value, self.network, self.settings.tikhonov, self.settings.smoothness)  # type: ignore[no-any-return]
 
     def gradient_error(self) -> float:
@@ -241,6 +253,7 @@ class Training:
     @torch.no_grad()
     def predict(self, x: Tensor, chunk: int = 2000) -> Tensor:
         """Classes (samples,) of samples (samples, ...), all layers one after the other. Collective."""
+        chunk = max(1, min(chunk, NUMBERS // max(x[0].numel(), 1))) if len(x) else chunk
         with exactly(self.network):
             return torch.cat([self.network(part).argmax(1) for part in x.split(chunk)])
 

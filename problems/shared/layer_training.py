@@ -197,15 +197,29 @@ def _report(name: str, files: ReportFiles, training: nna.Training, parameters: d
         "bias": [vars(each) for each in training.bias],
         "accumulated_bias": training.accumulated_bias,
         "residuals": residuals,
+        "costs": {**training.data.costs, **_costs(training)},
         "history": [vars(epoch) for epoch in training.history],
         "parameters": parameters,
     }
     table = training.confusion() if files.plot else np.zeros((0, 0))
     write_report(MPI.COMM_WORLD, files, summary, lambda: _picture(name, training.history, table, residuals))
+    if training.data.costs:
+        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in _costs(training).items())
+        PETSc.Sys.Print(f"{name}: {training.data.costs.get('frames', 0):.0f} frames encoded; seconds: {parts}")
     PETSc.Sys.Print(
         f"{name}: test accuracy {last.accuracy:.4f}, loss {last.loss:.5f} after {last.epoch} epochs "
         f"({last.seconds:.1f} s)"
     )
+
+
+def _costs(training: nna.Training) -> dict[str, float]:
+    """Seconds by part: reading, an encoder that is not trained, forward and backward passes."""
+    made = training.data.costs
+    return {
+        "disk": made.get("disk", 0.0) + training.costs["disk"],
+        "encoder": made.get("encoder", 0.0),
+        **{part: training.costs[part] for part in ("forward", "backward")},
+    }
 
 
 def _picture(name: str, history: list[nna.Epoch], table: np.ndarray, residuals: dict[str, list[float]]) -> Any:

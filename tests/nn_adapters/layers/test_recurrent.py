@@ -78,3 +78,26 @@ def test_sequences_of_another_length_and_unknown_units_are_refused():
         gru()(sequences(steps=19))
     with pytest.raises(InputError, match=r"implicit \| classic"):
         gru("lstm")
+
+
+@pytest.mark.parametrize("kind", ["implicit", "classic"])
+def test_padded_sequences_are_those_of_their_true_steps(kind):
+    torch.manual_seed(0)
+    network = GRUParallel(
+        None, 3, 5, 16, 2, kind, coarsening="4", cycles=4, adjoint_cycles=4, relaxation="FCF"
+    ).double()
+    x, lengths = torch.randn(3, 16, 3, dtype=torch.float64), [16, 5, 9]
+    mask = torch.arange(16) < torch.tensor(lengths)[:, None]
+    serial = network.serial()
+    expected = torch.cat([serial(x[i : i + 1, :n]) for i, n in enumerate(lengths)])
+    assert torch.equal(serial(x, mask), serial(torch.where(mask[..., None], x, 7.0), mask))
+    torch.testing.assert_close(serial(x, mask), expected, rtol=0, atol=1e-14)
+    x.requires_grad_()
+    found = network(x, mask)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    (g,) = torch.autograd.grad(found.square().sum(), x)
+    assert not bool(g[~mask].any())
+    (g_expected,) = torch.autograd.grad(serial(x, mask).square().sum(), x)
+    torch.testing.assert_close(g, g_expected, rtol=0, atol=1e-12)
+    with pytest.raises(InputError, match="mask of sequences"):
+        network(x, mask[:, :4])

@@ -212,26 +212,3 @@ def test_the_other_scripts_run(main, words):
     if main is mnist.main:
         pytest.importorskip("sklearn")
     assert main(words) > (0.5 if main in (mnist.main, indian_pines.main) else 0.0)
-
-
-def test_videos_in_folders_of_frames(tmp_path):
-    image = pytest.importorskip("matplotlib.image")
-    rng = np.random.default_rng(0)
-    for kind in ("left", "right"):
-        for number in range(5):
-            folder = tmp_path / kind / f"video{number}"
-            folder.mkdir(parents=True)
-            for frame in range(4):
-                image.imsave(folder / f"{frame}.png", rng.random((10, 12, 3)))
-    data = video_gru.read_frames(str(tmp_path), length=3, size=8, seed=0)
-    assert data.x_train.shape == (8, 3, 3, 8, 8) and data.y_test.tolist() == [0, 1]
-    with pytest.raises(InputError, match="two classes"):
-        video_gru.read_frames("nowhere", 3, 8, 0)
-    image.imsave(tmp_path / "left" / "video3" / "0.png", np.zeros((600, 600)))
-    with pytest.raises(InputError, match=r"contents of 6 MB.*-data_limit"):
-        video_gru.read_frames(str(tmp_path), 3, 8, 0, limit_mb=1)
-    image.imsave(tmp_path / "left" / "video3" / "0.png", rng.random((10, 12)), cmap="gray")
-    assert video_gru.read_frames(str(tmp_path), 3, 8, 0).x_train.shape == (8, 3, 3, 8, 8)
-    (tmp_path / "left" / "video3" / "0.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"video3/0\.png: got damaged"):
-        video_gru.read_frames(str(tmp_path), 3, 8, 0)
