@@ -9,6 +9,7 @@ from tests.helpers.support import ROOT
 ROOMS = {
     "pdeopt": [
         "pdeopt.core",
+        "pdeopt.steps.matrices",
         "pdeopt.steps",
         "pdeopt.functions",
         "pdeopt.squares",

@@ -312,10 +312,12 @@ class SparseStepJacobian(StepJacobian):
         return self.F_p if is_second and not is_transformed() else None
 
     def solve(self, r: Tensor) -> Tensor:
-        return self._factor.solve(r)
+        with self.steps.naming():
+            return self._factor.solve(r)
 
     def solve_adjoint(self, r: Tensor) -> Tensor:
-        return self._factor.solve(r, transpose=True)
+        with self.steps.naming():
+            return self._factor.solve(r, transpose=True)
 
     @cached_property
     def _factor(self) -> StepSolver:
@@ -328,10 +330,12 @@ class SparseStepJacobian(StepJacobian):
             return substitution(self.blocks["A"], self.blocks["B"], len(self.steps))
 
     def forward_sweep(self, r: Tensor) -> Tensor:
-        return self._sweeps.forward(r)
+        with self.steps.naming():
+            return self._sweeps.forward(r)
 
     def backward_sweep(self, r: Tensor) -> Tensor:
-        return self._sweeps.backward(r)
+        with self.steps.naming():
+            return self._sweeps.backward(r)
 
 
 class StepCurvature:

@@ -21,7 +21,7 @@ from pdeopt.precond.levels import TimeMultigridSettings
 from pdeopt.precond.operator import SchurOperator, blocks_of, is_whole, leave, operator_of
 from pdeopt.precond.schur import ExactSchur, PropagatedSchur, use_schur_multigrid
 from pdeopt.steps.linear_mgrit import LinearMgritSettings
-from pdeopt.steps.stepsolve import StepSettings
+from pdeopt.steps.matrices.krylov import StepSettings
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,12 @@
 from pdeopt.steps.bands import BandFactor as BandFactor
 from pdeopt.steps.forms import real_matrix as real_matrix, require_form as require_form
 from pdeopt.steps.innerproduct import InnerProduct as InnerProduct
+from pdeopt.steps.matrices.krylov import (
+    MatrixSolver as MatrixSolver,
+    StepCounter as StepCounter,
+    StepSettings as StepSettings,
+    loosened as loosened,
+)
 from pdeopt.steps.linear_mgrit import (
     LinearMgrit as LinearMgrit,
     LinearMgritSettings as LinearMgritSettings,
@@ -29,7 +35,6 @@ from pdeopt.steps.stepsolve import (
     StepFactor as StepFactor,
     StepInverse as StepInverse,
     StepKrylov as StepKrylov,
-    StepSettings as StepSettings,
     StepSolver as StepSolver,
     natural_lu as natural_lu,
     step_solver as step_solver,

@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from petsc4py import PETSc
+from scipy.sparse.csgraph import breadth_first_order
 from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 
 from pdeopt.core.arrays import Array
-from pdeopt.core.errors import SolveFailure, StepFailure
-from pdeopt.core.options import set_default
-from pdeopt.core.settings import Settings, read, setting
+from pdeopt.core.errors import StepFailure
+from pdeopt.core.settings import read
 from pdeopt.steps.bands import SINGULAR_STEP, BandFactor, band_of, require_finite
+from pdeopt.steps.matrices.krylov import MatrixSolver, StepSettings
 from pdeopt.steps.sparse import StepMatrix, block_diagonal, dense, evenly, serial_aij
+from pdeopt.steps.sparsity import Sparsity
 
 #: Unknowns up to which the inverse of one matrix for all steps is the fastest factor, where it is a narrow band or not,
 #: and the largest condition number at which it is as exact.
 DENSE_UNKNOWNS, DENSE_CONDITION = {True: 64, False: 128}, 1e4
 
-
-@dataclass(frozen=True)
-class StepSettings(Settings, prefix="step_"):
-    """Linear systems of single steps.
-
-    `-step_ksp_...` and `-step_pc_...` reach PETSc where they are solved by GMRES.
-    """
-
-    pc_type: str = setting(
-        "lu",
-        "solver inside a step: factors, or GMRES with multigrid in space for large meshes",
-        choices=("lu", "hypre", "gamg"),
-    )
+#: Factors are taken up to so many unknowns, and where a front's square is at most so many times the entries. A cube of
+#: 24^3 unknowns (.42 times) takes .76 s for factors, 6 ms a solve with them and 23 ms one with multigrid; 32^3 (.54)
+#: takes 5.2 s, 21 and 69 ms. Squares of any size have .05.
+FEWEST_KRYLOV, MOST_FILL = 20_000, 1 / 3
 
 
 class StepSolver(Protocol):
@@ -56,7 +48,7 @@ def step_solver(A: StepMatrix) -> StepSolver:
     Raises:
         StepFailure: a step is singular or not finite, where it is factored.
     """
-    if read(StepSettings).pc_type != "lu":
+    if is_krylov(A):
         return StepKrylov(A)
     require_finite(A)
     is_narrow = band_of(A.sparsity).is_narrow
@@ -65,6 +57,34 @@ def step_solver(A: StepMatrix) -> StepSolver:
         if inverse.condition <= DENSE_CONDITION:
             return inverse
     return BandFactor(A) if is_narrow else StepFactor(A)
+
+
+def is_krylov(A: StepMatrix) -> bool:
+    """Whether `-step_pc_type` means a Krylov method for these matrices: auto does where factors would fill.
+
+    Multigrid wants a diagonal of one sign; the matrices of steps with constraints, as the incompressibility of a flow,
+    are factored.
+    """
+    chosen = read(StepSettings).pc_type
+    if chosen != "auto" or A.shape[0] <= FEWEST_KRYLOV or front(A.sparsity) ** 2 <= MOST_FILL * A.sparsity.nnz:
+        return chosen not in ("auto", "lu")
+    on_diagonal = A.values[:, A.sparsity.rows == A.sparsity.cols]
+    return on_diagonal.shape[1] == A.shape[0] and bool((on_diagonal > 0).all() or (on_diagonal < 0).all())
+
+
+@lru_cache(maxsize=16)
+def front(pattern: Sparsity) -> float:
+    """The mean number of unknowns at one distance from an outermost one, as many as separate the others.
+
+    About n^(1/2) in the plane and n^(2/3) in space, whose square an LU in nested dissection fills.
+    """
+    graph = pattern.csr
+    order, _ = breadth_first_order(graph, 0, directed=False)
+    order, before = breadth_first_order(graph, order[-1], directed=False)
+    levels, last = 1, order[-1]
+    while before[last] >= 0:
+        levels, last = levels + 1, before[last]
+    return len(order) / levels
 
 
 class StepInverse:
@@ -133,47 +153,31 @@ class StepFactor:
 
 
 class StepKrylov:
-    """Solves with the matrices A_i by GMRES and a multigrid preconditioner in space, prefix `step_`.
+    """Solves with the matrices A_i by a Krylov method and a preconditioner in space, prefix `step_`.
+
+    A matrix that all steps share is set up once.
 
     Args:
         A: the matrices.
     """
 
     def __init__(self, A: StepMatrix) -> None:
-        self._A, self._solvers = A, dict[bool, PETSc.KSP]()
+        require_finite(A)
+        numbers = [None] if A.is_constant else list(range(len(A.values)))
+        csr, values = A.sparsity.csr, A.values.detach().numpy()
+        matrices = (sp.csr_matrix((entries, csr.indices, csr.indptr), shape=csr.shape) for entries in values)
+        self._solvers = [MatrixSolver(serial_aij(matrix), row) for matrix, row in zip(matrices, numbers)]
 
     def solve(self, rows: Tensor, transpose: bool = False) -> Tensor:
         """The inverse (or its transpose) applied to `rows`, shape (batch, n), to `-step_ksp_rtol`.
 
         Raises:
-            SolveFailure: not converged.
+            StepFailure: not converged.
         """
-        solver = self._solver(transpose)
-        right = np.ascontiguousarray(rows.detach().numpy()).reshape(-1, solver.getOperators()[0].getSize()[0])
-        left = np.empty_like(right)
-        for b, x in zip(right, left):
-            vectors = [PETSc.Vec().createWithArray(array, comm=PETSc.COMM_SELF) for array in (b, x)]
-            solver.solve(*vectors)
-            for vector in vectors:
-                vector.destroy()
-            if solver.getConvergedReason() < 0:
-                raise SolveFailure(
-                    f"the solver of a step stopped with reason {solver.getConvergedReason()}",
-                    "see -step_ksp_monitor; -step_pc_type lu is direct",
-                )
-        return torch.from_numpy(left.reshape(rows.shape))
-
-    def _solver(self, transpose: bool) -> PETSc.KSP:
-        if transpose not in self._solvers:
-            set_default("step_ksp_rtol", "1e-10")
-            blocks = block_diagonal(self._A)
-            solver = PETSc.KSP().create(PETSc.COMM_SELF)
-            solver.setOptionsPrefix("step_")
-            solver.setOperators(serial_aij(sp.csr_matrix(blocks.T if transpose else blocks)))
-            solver.setType("gmres")
-            solver.setFromOptions()
-            self._solvers[transpose] = solver
-        return self._solvers[transpose]
+        right = np.ascontiguousarray(rows.detach().numpy()).reshape(-1, rows.shape[-1])
+        each = [right] if len(self._solvers) == 1 else right[:, None]
+        left = [solver.solve(some, transpose) for solver, some in zip(self._solvers, each)]
+        return torch.from_numpy(np.concatenate(left).reshape(rows.shape))
 
 
 class StagedSubstitution:
@@ -196,8 +200,12 @@ class StagedSubstitution:
         unlike = self._stages[:1] if A.is_constant else self._stages
         self._solvers = [step_solver(A[rows]) for rows in unlike]
 
-    def _solver(self, stage: int) -> StepSolver:
-        return self._solvers[0 if self._A.is_constant else stage]
+    def _solve(self, stage: int, rows: Tensor, transpose: bool) -> Tensor:
+        try:
+            return self._solvers[0 if self._A.is_constant else stage].solve(rows, transpose)
+        except StepFailure as failure:  # of a row of the stage
+            failure.row = int(np.arange(self._batch)[self._stages[stage]][failure.row or 0])
+            raise
 
     def forward(self, rows: Tensor) -> Tensor:
         """x for the right-hand sides r, both (batch, n)."""
@@ -205,14 +213,14 @@ class StagedSubstitution:
         for k, now in enumerate(self._stages):
             if k:
                 known[now] -= self._B[now](x[_before(now)])
-            x[now] = self._solver(k).solve(known[now])
+            x[now] = self._solve(k, known[now], transpose=False)
         return x
 
     def backward(self, rows: Tensor) -> Tensor:
         """x with A_i'x_i + B_{i+1}'x_{i+1} = r_i in each window, x = 0 after it."""
         known, x = rows.clone(), torch.empty_like(rows)
         for k, now in reversed(list(enumerate(self._stages))):
-            x[now] = self._solver(k).solve(known[now], transpose=True)
+            x[now] = self._solve(k, known[now], transpose=True)
             if k:
                 known[_before(now)] -= self._B[now].transpose(x[now])
         return x

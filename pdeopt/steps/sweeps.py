@@ -18,11 +18,10 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.core.arrays import Array, destroyed_with, index_array
-from pdeopt.core.settings import read
 from pdeopt.steps.bands import BandFactor, CoupledBand, band_of, minimum_degree, require_finite
 from pdeopt.steps.sparse import StepMatrix, block_diagonal
 from pdeopt.steps.sparsity import Sparsity
-from pdeopt.steps.stepsolve import StagedSubstitution, StepSettings, superlu
+from pdeopt.steps.stepsolve import StagedSubstitution, is_krylov, superlu
 from pdeopt.steps.windows import Stretch, chunks
 
 #: A pivot is exchanged only for one that is larger by the inverse of this.
@@ -379,7 +378,7 @@ def cut(B: StepMatrix, starts: Array) -> StepMatrix:
 def substitution(
     A: StepMatrix, B: StepMatrix, batch: int, starts: Array | None = None
 ) -> CoupledBand | Substitution | StagedSubstitution:
-    """Substitution by factors, or stage by stage where steps are solved by GMRES, as `-step_pc_type` says.
+    """Substitution by factors, or stage by stage where steps are solved by Krylov methods, as `-step_pc_type` says.
 
     Args:
         A, B: the matrices, one a step or one for all.
@@ -389,7 +388,7 @@ def substitution(
     Raises:
         StepFailure: a step is singular or not finite.
     """
-    if read(StepSettings).pc_type != "lu":
+    if is_krylov(A):
         return StagedSubstitution(A, B, batch, starts)
     if CoupledBand.fits(A.shape[0], batch):
         coupled = CoupledBand(A, B, batch, np.zeros(1, dtype=np.int64) if starts is None else starts)

@@ -8,18 +8,20 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from petsc4py import PETSc
 
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import ReducedObjective
 from pdeopt.control.verify import adjoint_error, symmetry_error
-from pdeopt.core.errors import SolveFailure
+from pdeopt.core.errors import InputError, SolveFailure, StepFailure
 from pdeopt.functions.petsc import PetscFunction
 from pdeopt.kkt.coupled import CoupledKKT
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.optimize.fullspace.sqp import SQPSolver
 from pdeopt.optimize.tao import TaoSolver
+from pdeopt.steps.matrices.krylov import MatrixSolver
 from pdeopt.steps.timegrid import TimeGrid
 from tests.helpers import examples, failing
 
@@ -172,6 +174,38 @@ def grid_task():
     assert grid.steps.index.tolist() == list(range(grid.begin + 1, grid.end + 1))
 
 
+def spread_task():
+    """Solves with a matrix over all ranks, one of which has no unknown, and its transpose."""
+    comm = TimeGrid(np.arange(100.0)).mpi
+    n = 6**3
+    line = sp.diags([-np.ones(5), 2 * np.ones(6), -np.ones(5)], [-1, 0, 1])
+    whole = sp.csr_matrix(sp.identity(n) + sp.kronsum(line, sp.kronsum(line, line)))
+    ends = [0, 0, n] if comm.size == 2 else list(np.linspace(0, n, comm.size + 1).astype(int))
+    own, right = slice(ends[comm.rank], ends[comm.rank + 1]), randn(5, n, seed=0).numpy()
+    for convection in (0.0, 0.5):
+        A = sp.csr_matrix(whole + sp.diags([convection * np.ones(n - 1)], [1]))
+        rows, size = A[own], (own.stop - own.start, n)
+        pattern = (rows.indptr.astype(np.int32), rows.indices.astype(np.int32), rows.data)
+        matrix = PETSc.Mat().createAIJ((size, size), csr=pattern, comm=comm)
+        for pc_type in ("lu", "hypre", "gamg", "bjacobi"):
+            if not PETSc.Sys.hasExternalPackage({"lu": "mumps"}.get(pc_type, "hypre")) and pc_type in ("lu", "hypre"):
+                continue
+            solver = MatrixSolver(matrix, pc_type=pc_type)
+            assert solver.is_symmetric == (convection == 0)
+            for transpose, expected in ((False, A), (True, A.T)):
+                found = np.concatenate(comm.allgather(solver.solve(right[:, own], transpose)), axis=1)
+                missed = np.linalg.norm(expected @ found.T - right.T, axis=0) / np.linalg.norm(right, axis=1)
+                assert missed.max() <= 2e-10, (pc_type, transpose, missed)
+    A = PETSc.Mat().createAIJ((size, size), csr=(*pattern[:2], 0 * rows.data), comm=comm)
+    for pc_type in ("lu", "bjacobi"):
+        try:
+            MatrixSolver(A, row=3, pc_type=pc_type).solve(right[:, own])
+        except (StepFailure, InputError) as failure:
+            assert isinstance(failure, InputError) or failure.row == 3
+        else:
+            raise AssertionError(f"a singular matrix was solved with by {pc_type}")
+
+
 def failing_task():
     """A step without a solution on one rank is the same failure on all, and a result on all."""
     problem = failing.blow_up()
@@ -218,8 +252,8 @@ if __name__ == "__main__":
         found = coupled()
         if PETSc.COMM_WORLD.rank == 0:
             np.savez(sys.argv[2], **{key: np.asarray(value) for key, value in found.items()})
-    elif task in ("grid", "failing", "raising"):
-        {"grid": grid_task, "failing": failing_task, "raising": raising_task}[task]()
+    elif task in ("grid", "spread", "failing", "raising"):
+        {"grid": grid_task, "spread": spread_task, "failing": failing_task, "raising": raising_task}[task]()
     else:
         found = {}
         for name, make in TASKS.items():
