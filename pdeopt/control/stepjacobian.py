@@ -128,8 +128,7 @@ class StepJacobian:
     def A(self) -> Tensor:
         """dF/du_new of each step, dense, shape (batch, n, n)."""
         unit = torch.eye(self.constraint.state_dim, dtype=torch.float64)
-        by_column = columns(lambda d: self.jvp(d_new=d.expand_as(self.point[1])), unit)  # (n, batch, n)
-        return by_column.permute(1, 2, 0)
+        return columns(lambda d: self.jvp(d_new=d.expand_as(self.point[1])), unit).permute(1, 2, 0)
 
     @cached_property
     def _lu(self) -> tuple[Tensor, Tensor]:
@@ -234,12 +233,8 @@ class SparseStepJacobian(StepJacobian):
             values, are_all = pattern.jacobian.fill(
                 lambda d: jvp(residual, point, tuple(x.expand(len(z), -1) for x in d.split(widths)))
             )
-        if not are_all:
-            raise InputError(
-                f"{type(constraint).__name__}.pattern",
-                "a sparsity that misses nonzero derivatives",
-                "StepPattern(A, B, C, W) with all entries, or pattern = None for matrix-free products",
-            )
+        legal = "StepPattern(A, B, C, W) with all entries, or pattern = None for matrix-free products"
+        _require(are_all, constraint, "pattern", legal)
         found = cls(constraint, point, steps, pattern, values)
         found.residual = value
         return found
@@ -321,13 +316,11 @@ class SparseStepJacobian(StepJacobian):
 
     @cached_property
     def _factor(self) -> StepSolver:
-        with self.steps.naming():
-            return step_solver(self.blocks["A"])
+        return step_solver(self.blocks["A"])
 
     @cached_property
     def _sweeps(self) -> CoupledBand | Substitution | StagedSubstitution:
-        with self.steps.naming():
-            return substitution(self.blocks["A"], self.blocks["B"], len(self.steps))
+        return substitution(self.blocks["A"], self.blocks["B"], len(self.steps))
 
     def forward_sweep(self, r: Tensor) -> Tensor:
         with self.steps.naming():
@@ -395,10 +388,12 @@ class StepCurvature:
         return h_old, h_new, h_z, h_p
 
 
-def _require(are_all: bool, constraint: StepEquation) -> None:
+def _require(
+    are_all: bool,
+    constraint: StepEquation,
+    name: str = "parameter_pattern",
+    legal: str = "ParameterPattern(F, W, W_pp) with all entries, or None",
+) -> None:
     if not are_all:
-        raise InputError(
-            f"{type(constraint).__name__}.parameter_pattern",
-            "a sparsity that misses nonzero derivatives",
-            "ParameterPattern(F, W, W_pp) with all entries, or None",
-        )
+        what = f"{type(constraint).__name__}.{name}"
+        raise InputError(what, "a sparsity that misses nonzero derivatives", legal)
