@@ -71,7 +71,8 @@ from nn_adapters.curvature.spectrum import (
 from nn_adapters.pinn.loss import PINN as PINN
 from nn_adapters.pinn.terms import Field as Field, Residual as Residual, Term as Term
 from nn_adapters.pinn.network import NETWORK_BODIES as NETWORK_BODIES, Network as Network
-from nn_adapters.pinn.jets import JET_ACTIVATIONS as JET_ACTIVATIONS, JetBasis as JetBasis
+from nn_adapters.pinn.activations import ACTIVATION_NAMES as ACTIVATION_NAMES
+from nn_adapters.pinn.jets import JetBasis as JetBasis
 from nn_adapters.pinn.features import Features as Features, periodic as periodic
 from nn_adapters.pinn.points import (
     POINT_SAMPLERS as POINT_SAMPLERS,

@@ -9,6 +9,7 @@ from nn_adapters.pinn.terms import (
     TermAtPoints as TermAtPoints,
 )
 from nn_adapters.pinn.termrows import TermRows as TermRows
+from nn_adapters.pinn.trained import TrainedField as TrainedField
 from nn_adapters.pinn.costs import CallTimes as CallTimes
 from nn_adapters.pinn.network import (
     NETWORK_BODIES as NETWORK_BODIES,
@@ -35,10 +36,11 @@ from nn_adapters.pinn.points import (
 
 # Values with their derivatives.
 from nn_adapters.pinn.jets import (
-    JET_ACTIVATIONS as JET_ACTIVATIONS,
     ActivatedLayer as ActivatedLayer,
     JetBasis as JetBasis,
+    JetField as JetField,
     activate_jets as activate_jets,
 )
+from nn_adapters.pinn.activations import ACTIVATION_NAMES as ACTIVATION_NAMES, check_activation as check_activation
 
 __all__: list[str]

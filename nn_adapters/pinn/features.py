@@ -24,21 +24,23 @@ class Features:
         function: (points, inputs) -> (points, size), made of torch operations; its rows do not interact.
         size: inputs of the network.
         periods: of the features, by the letters of the inputs in which they are periodic.
+        even: letters of the inputs of which they are even functions.
 
     Example:
-        >>> Features(lambda x: torch.stack([x[:, 0] ** 2, x[:, 1]], 1), 2)          # even in x
+        >>> Features(lambda x: torch.stack([x[:, 0] ** 2, x[:, 1]], 1), 2, even="x")
     """
 
     function: Callable[[Tensor], Tensor]
     size: int
     periods: Mapping[str, float] = field(default_factory=dict)
+    even: str = ""
 
     def __call__(self, x: Tensor) -> Tensor:
         """(points, inputs) -> (points, size)."""
         return self.function(x)
 
     def check(self, names: str, x: Tensor, parts: Mapping[str, Callable[[Tensor], Tensor] | None]) -> None:
-        """Refuse what does not fit: u = lift + factor net is periodic only if lift and factor are.
+        """Refuse what does not fit: u = lift + factor net is periodic, or even, only if lift and factor are.
 
         A factor such as 1 - x^2 has equal values at both ends of a period, and slopes that differ: u / factor is then
         no smooth function of periodic features, and training sticks.
@@ -49,28 +51,43 @@ class Features:
             parts: lift and factor by these names; None for none.
 
         Raises:
-            InputError: features of another shape, or a feature, lift or factor that does not have a period as stated.
+            InputError: features of another shape, or a feature, lift or factor that does not have a period, or is not
+                even, as stated.
         """
         found = self(x)
         if found.shape != (len(x), self.size):
             raise InputError("features", f"shape {tuple(found.shape)}", f"({len(x)}, {self.size})")
-        if unknown := sorted(set(self.periods) - set(names)):
+        if unknown := sorted({*self.periods, *self.even} - set(names)):
             raise InputError("periods of features", ", ".join(unknown), " | ".join(names))
+        functions = {what: each for what, each in {"features": self, **parts}.items() if each is not None}
+        self._check_periods(names, x, functions)
+        for name in self.even:
+            mirrored = x.clone()
+            mirrored[:, names.index(name)] *= -1.0
+            for what, function in functions.items():
+                here, there = function(x), function(mirrored)
+                if not _equal(here, there):
+                    found = f"one that differs by {float((here - there).abs().max()):.1e} from itself at -{name}"
+                    raise InputError(what, found, f"an even function of {name}, as the features are; or no such ones")
+
+    def _check_periods(self, names: str, x: Tensor, functions: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
         basis = JetBasis(names, tuple(names))
         for name, period in self.periods.items():
             on = x.clone()
             on[:, names.index(name)] += period
-            for what, function in {"features": self.function, **parts}.items():
-                if function is None:
-                    continue
+            for what, function in functions.items():
                 here, there = basis.of_function(function, x), basis.of_function(function, on)
-                difference = float((here - there).abs().max())
-                if not difference <= TOLERANCE * (1.0 + float(here.abs().max())):
+                if not _equal(here, there):
+                    difference = float((here - there).abs().max())
                     raise InputError(
                         what,
                         f"one that differs by {difference:.1e} from itself at {name} + {period:g}",
                         f"one with the period of the features in {name}, with its slope; or no such features",
                     )
+
+
+def _equal(here: Tensor, there: Tensor) -> bool:
+    return bool((here - there).abs().max() <= TOLERANCE * (1.0 + float(here.abs().max())))
 
 
 def periodic(names: str, periods: Mapping[str, float], order: int = 1) -> Features:

@@ -12,17 +12,18 @@ graph is built: the backward pass is written out, and its cost is that of a few 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, combinations_with_replacement
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import jvp
 
+from nn_adapters.pinn.activations import Activation, Pointwise, derivatives
 from pdeopt.core.errors import InputError
 
 #: Of derivatives.
@@ -117,6 +118,8 @@ class JetBasis:
         Args:
             function: (points, inputs) -> (points,) or (points, k), made of torch operations; its rows do not interact.
         """
+        if isinstance(function, JetField):
+            return function.jets(self, x)
         units = torch.eye(x.shape[1], dtype=x.dtype)
 
         def along(f: Callable[[Tensor], Tensor], i: int) -> Callable[[Tensor], Tensor]:
@@ -137,6 +140,18 @@ class JetBasis:
         for row, i, j in self.leibniz:
             matrices[row, j] += factor[i]
         return matrices
+
+
+class JetField(ABC):
+    """A function of points that knows its jets better than nested differentiation does."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """(points, inputs) -> (points,) or (points, k)."""
+
+    @abstractmethod
+    def jets(self, basis: JetBasis, x: Tensor) -> Tensor:
+        """(J, points), or (J, points, k), at points x, (points, inputs)."""
 
 
 def _cut(letters: Key) -> Iterator[list[Key]]:
@@ -161,62 +176,15 @@ def _halves(letters: Key) -> Iterator[tuple[Key, Key]]:
             )
 
 
-#: (z, a, s1, s2, ...): writes act(z), and as many of its derivatives as there are further arrays, five at most.
-Activation = Callable[..., None]
-
-
-def _tanh(z: Tensor, a: Tensor, *s: Tensor) -> None:
-    """a; s1 = 1 - a^2; -2 a s1; (6 a^2 - 2) s1 = (4 - 6 s1) s1; (4 - 12 s1) s2; (4 - 12 s1) s3 - 12 s2^2."""
-    np.tanh(z.numpy(), out=a.numpy())  # three times as fast as torch's
-    rules: list[Callable[[Tensor], object]] = [
-        lambda out: torch.mul(a, a, out=out).neg_().add_(1.0),
-        lambda out: torch.mul(a, s[0], out=out).mul_(-2.0),
-        lambda out: torch.mul(s[0], -6.0, out=out).add_(4.0).mul_(s[0]),
-        lambda out: torch.mul(s[0], -12.0, out=out).add_(4.0).mul_(s[1]),
-        lambda out: torch.mul(s[0], -12.0, out=out).add_(4.0).mul_(s[2]).addcmul_(s[1], s[1], value=-12.0),
-    ]
-    for rule, out in zip(rules, s):
-        rule(out)
-
-
-def _sin(z: Tensor, a: Tensor, *s: Tensor) -> None:
-    torch.sin(z, out=a)
-    torch.cos(z, out=s[0])
-    for out, before in zip(s[1:], (a, *s)):
-        torch.neg(before, out=out)
-
-
-JET_ACTIVATIONS: dict[str, Activation] = {"tanh": _tanh, "sin": _sin}
-
-
-def _plain_tanh(z: Tensor, order: int) -> list[Tensor]:
-    a = torch.tanh(z)
-    s1 = 1.0 - a * a
-    s2 = -2.0 * a * s1
-    found = [a, s1, s2]
-    if order > 2:
-        found += [(4.0 - 6.0 * s1) * s1, (4.0 - 12.0 * s1) * s2]
-    return found
-
-
-def _plain_sin(z: Tensor, order: int) -> list[Tensor]:
-    a, s1 = torch.sin(z), torch.cos(z)
-    return [a, s1, -a, -s1, a]
-
-
-#: z, order -> act(z), act'(z), ... at least up to the order, for `torch.func` to differentiate.
-TORCH_ACTIVATIONS: dict[str, Callable[[Tensor, int], list[Tensor]]] = {"tanh": _plain_tanh, "sin": _plain_sin}
-
-
-def activate_jets(basis: JetBasis, activation: str, z: Tensor) -> Tensor:
+def activate_jets(basis: JetBasis, activation: str | Pointwise, z: Tensor) -> Tensor:
     """The jets of act(z), (J, width, points), from those of z, by operations that `torch.func` differentiates.
 
     Args:
         basis: rows of the jets.
-        activation: one of `JET_ACTIVATIONS`.
+        activation: act, by name or as a function.
         z: (J, width, points).
     """
-    a, *slopes = TORCH_ACTIVATIONS[activation](z[0], basis.order)
+    a, *slopes = derivatives(activation, z[0], basis.order)
     rows = [a, *(slopes[0] * row for row in z[1:])]
     for row, count, blocks in basis.chain:
         rows[row] = rows[row] + count * slopes[len(blocks) - 1] * torch.stack([z[i] for i in blocks]).prod(0)

@@ -20,6 +20,7 @@ from nn_adapters.pinn.features import Features
 from nn_adapters.pinn.network import Network, absorb_slopes
 from nn_adapters.pinn.termrows import TermRows
 from nn_adapters.pinn.terms import Ansatz, Field, Term, TermAtPoints
+from nn_adapters.pinn.trained import TrainedField
 from pdeopt.core.errors import InputError
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.smooth import Costs, Restriction, SmoothFunction, Tally
@@ -112,6 +113,15 @@ class PINN(TermRows):
         raw, c = self.split(theta)
         u = TermAtPoints(self.ansatz, Term(x, lambda u, d, x: u)).jets(absorb_slopes(raw), c)[1][0]
         return u if len(u) > 1 else u[0]
+
+    def field(self, theta: Tensor, at: Mapping[str, float] | None = None) -> TrainedField:
+        """u as a function of points, (n, inputs), that may be the lift of another PINN: for a second network, of what
+        this one leaves, or, at its last time, for the times that follow.
+
+        Args:
+            at: values of the inputs that are fixed, by their letters.
+        """
+        return TrainedField(self.ansatz, theta[: self.network.size], at)
 
     def residuals(self, theta: Tensor, x: Tensor | None = None) -> Tensor:
         """Of the first term, at its points or at others, (n, inputs): (n,), or (equations, n); counted as work."""

@@ -176,6 +176,7 @@ class TermAtPoints:
             for p in parts
         ]
         inputs = basis.of_inputs(x, ansatz.features)
+        _require_finite("features", inputs, x)
         return chunks, [inputs[..., part].contiguous() for part in parts]
 
     def _by_fields(self, what: str, function: Field, x: Tensor) -> Tensor:
@@ -185,6 +186,7 @@ class TermAtPoints:
         if jets.shape[1] not in (1, fields) or jets.shape[2] != len(x):
             shape = tuple(jets.transpose(1, 2).shape[1:])
             raise InputError(what, f"shape {shape}", f"({len(x)},) | ({len(x)}, {fields})")
+        _require_finite(what, jets, x)
         return jets
 
     def _sweep(self, chunk: Chunk) -> JetSweep:
@@ -318,6 +320,15 @@ class TermAtPoints:
         network = self.ansatz.network
         u = chunk.jets(network.jets(theta[: network.size], self.basis, inputs))
         return self._rows(chunk, u, theta[network.size :]).square().sum()
+
+
+def _require_finite(what: str, jets: Tensor, x: Tensor) -> None:
+    """Refuse a function without derivatives at some point, as a root at 0: all residuals would be NaN."""
+    if not bool((bad := ~jets.isfinite()).any()):
+        return
+    where = x[bad.flatten(0, -2).any(0).nonzero()[0, 0]].tolist()
+    numbers = ", ".join(f"{value:g}" for value in where)
+    raise InputError(what, f"one whose value or derivatives are not finite at ({numbers})", "finite ones at all points")
 
 
 def _stacked(residual: Tensor | Sequence[Tensor]) -> Tensor:

@@ -91,7 +91,7 @@ def _schroedinger_lift(x: Tensor) -> Tensor:
 def _cosines(order: int) -> nna.Features:
     """Even functions of period 10, and t."""
     k = 0.2 * math.pi * torch.arange(1, order + 1, dtype=torch.float64)
-    return nna.Features(lambda x: torch.cat([torch.cos(x[:, :1] * k), x[:, 1:]], 1), order + 1, {"x": 10.0})
+    return nna.Features(lambda x: torch.cat([torch.cos(x[:, :1] * k), x[:, 1:]], 1), order + 1, {"x": 10.0}, "x")
 
 
 def _bubble(x: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ EQUATIONS: dict[str, Equation] = {
                 "even": Form(
                     _phase_lift,
                     lambda x: x[:, 1] * _bubble(x),
-                    nna.Features(lambda x: torch.stack([x[:, 0].square(), x[:, 1]], 1), 2),
+                    nna.Features(lambda x: torch.stack([x[:, 0].square(), x[:, 1]], 1), 2, even="x"),
                 ),
             },
             references.allen_cahn,

@@ -86,7 +86,7 @@ class PinnSettings(po.Settings):
         "the singular functions of a corner; auto: with lm, and where there is no other, the latter",
         choices=("auto", "plain", "periodic", "even", "corner"),
     )
-    activation: str = po.setting("tanh", "activation of the hidden layers", choices=tuple(nna.JET_ACTIVATIONS))
+    activation: str = po.setting("tanh", "activation of the hidden layers", choices=nna.ACTIVATION_NAMES)
     adaptive: bool = po.setting(
         None, "learn a slope of the activation in each layer; default: yes, with lm no", kind=bool
     )

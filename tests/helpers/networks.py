@@ -7,7 +7,8 @@ def network_by_formula(network, theta):
     """The network as its formula says, (points, inputs) -> (points,)."""
 
     def u(x):
-        a, act = x, getattr(torch, network.activation)
+        a, act = x, network.activation
+        act = getattr(torch, act) if isinstance(act, str) else act
         *hidden, closing = theta.split(network.sizes)
         for number, (part, (o, i)) in enumerate(zip(hidden, network.shapes)):
             slope = network.slope_scale * part[-1] if network.adaptive else 1.0
