@@ -74,6 +74,7 @@ from nn_adapters.pinn.network import NETWORK_BODIES as NETWORK_BODIES, Network a
 from nn_adapters.pinn.activations import ACTIVATION_NAMES as ACTIVATION_NAMES
 from nn_adapters.pinn.jets import JetBasis as JetBasis
 from nn_adapters.pinn.features import Features as Features, periodic as periodic
+from nn_adapters.pinn.balance import BALANCES as BALANCES
 from nn_adapters.pinn.points import (
     POINT_SAMPLERS as POINT_SAMPLERS,
     Intervals as Intervals,

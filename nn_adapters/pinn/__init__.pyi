@@ -10,6 +10,7 @@ from nn_adapters.pinn.terms import (
 )
 from nn_adapters.pinn.termrows import TermRows as TermRows
 from nn_adapters.pinn.trained import TrainedField as TrainedField
+from nn_adapters.pinn.balance import BALANCES as BALANCES, balanced_factors as balanced_factors
 from nn_adapters.pinn.costs import CallTimes as CallTimes
 from nn_adapters.pinn.network import (
     NETWORK_BODIES as NETWORK_BODIES,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nn_adapters.pinn.balance import balanced_factors, check_balance
 from nn_adapters.pinn.costs import CallTimes
 from nn_adapters.pinn.features import Features
 from nn_adapters.pinn.network import Network, absorb_slopes
@@ -54,6 +55,9 @@ class PINN(TermRows):
         tally: where calls are counted.
         costs: by default those of a fixed model of the time; 1 is a gradient of this function.
         coefficients: unknown numbers of the equations, by names under which residuals find them, with first values.
+        balance: how the weights of several terms follow their sizes, by `balanced`: "none", "ntk" or "gradients"; see
+            `balanced_factors`. `sample` balances, as a method does that draws points anew.
+        factors: by which weights are multiplied at first, one a term; 1 by default.
 
     Attributes:
         layers: number of parameters of each hidden layer, the closing one counted to the last: blocks of
@@ -81,7 +85,10 @@ class PINN(TermRows):
         costs: Costs | None = None,
         features: Features | None = None,
         coefficients: Mapping[str, float] | None = None,
+        balance: str = "none",
+        factors: Sequence[float] = (),
     ) -> None:
+        check_balance(balance)
         if features is None and len(names) != network.inputs:
             raise InputError("names of the inputs", repr(names), f"{network.inputs} letters, one an input")
         if features is not None and features.size != network.inputs:
@@ -95,7 +102,9 @@ class PINN(TermRows):
                 raise InputError("coefficient of a PINN", repr(name), "a name that is no derivative")
         self.terms, self.names, self.lift, self.factor = tuple(terms), names, lift, factor
         self._kept: tuple[int, Tensor, list[list[Tensor]]] = (0, torch.empty(0), [])  # layer, weights below it, jets
-        super().__init__(Ansatz(network, names, lift, factor, features, coefficients or {}), self.terms, costs, tally)
+        self.balance = balance
+        ansatz = Ansatz(network, names, lift, factor, features, coefficients or {})
+        super().__init__(ansatz, self.terms, costs, tally, factors)
         sizes = network.sizes
         self.layers = [*sizes[:-2], sizes[-2] + sizes[-1] + len(self.ansatz.coefficients)]
 
@@ -125,17 +134,8 @@ class PINN(TermRows):
 
     def residuals(self, theta: Tensor, x: Tensor | None = None) -> Tensor:
         """Of the first term, at its points or at others, (n, inputs): (n,), or (equations, n); counted as work."""
-        r = self._jets(theta, x)[0]
+        r = _jets(self, theta, x)[0]
         return r if len(r) > 1 else r[0]
-
-    def _jets(self, theta: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Residual, (equations, points), and jets of u, (J, fields, points), of the first term, counted."""
-        term = self.evaluated[0]
-        if x is not None:
-            term = TermAtPoints(self.ansatz, _moved(self.terms[0], x, 1.0))
-        self.tally.work += self.costs.gradient * CallTimes(self.network, term.columns).value(0) / self.times.whole
-        raw, c = self.split(theta)
-        return term.jets(absorb_slopes(raw), c)
 
     def with_points(self, points: Tensor, weight: float | Tensor | None = None) -> PINN:
         """The same loss, its first term at other points, (n, inputs), counted in the same tally.
@@ -151,10 +151,23 @@ class PINN(TermRows):
         """The loss with the first term at some of its points."""
         return self._with(self.terms[0].subset(indices))
 
-    def _with(self, term: Term) -> PINN:
-        terms, features = [term, *self.terms[1:]], self.ansatz.features
-        coefficients = self.ansatz.coefficients
-        found = PINN(self.network, terms, self.names, self.lift, self.factor, self.tally, None, features, coefficients)
+    def balanced(self, theta: Tensor) -> PINN:
+        """The same loss with the weights of its terms balanced at these parameters; by `balance`."""
+        return self._with(self.terms[0], balanced_factors(self, theta, self.balance))
+
+    def _with(self, term: Term, factors: Sequence[float] = ()) -> PINN:
+        found = PINN(
+            self.network,
+            [term, *self.terms[1:]],
+            self.names,
+            self.lift,
+            self.factor,
+            self.tally,
+            features=self.ansatz.features,
+            coefficients=self.ansatz.coefficients,
+            balance=self.balance,
+            factors=factors or self.factors,
+        )
         found.costs = self.costs.times(found.times.whole / self.times.whole)
         return found
 
@@ -166,21 +179,25 @@ class PINN(TermRows):
         """
         term = self.terms[0]
         pool = term.points if term.draw is None else term.draw(candidates or 10 * count, seed)
-        r, u = self._jets(x, pool)
+        r, u = _jets(self, x, pool)
         firsts = u[1 : 1 + len(self.evaluated[0].basis.first)]
         sizes = [r.norm(dim=0), *([firsts.square().sum((0, 1)).sqrt()] if len(firsts) else [])]
         chosen, weights = draw_rows(density(sizes, floor), count, seed + 1)
         moved = term.subset(chosen) if term.draw is None else _moved(term, pool[chosen], 1.0)
-        return self._with(replace(moved, weight=weights * _weights(term, chosen)))
+        found = self._with(replace(moved, weight=weights * _weights(term, chosen)))
+        return found if self.balance == "none" else found.balanced(x)
 
     def sample_memory(self) -> dict[str, Tensor]:
         term = self.terms[0]
         weights = torch.as_tensor(term.weight).expand(len(term.points)).clone()
-        return {"points": term.points, "weights": weights} | {f"given_{name}": v for name, v in term.given.items()}
+        given = {f"given_{name}": v for name, v in term.given.items()}
+        factors = torch.tensor(self.factors, dtype=torch.float64)
+        return {"points": term.points, "weights": weights, "factors": factors} | given
 
     def recalled(self, memory: dict[str, Tensor]) -> PINN:
         given = {name: memory[f"given_{name}"] for name in self.terms[0].given}
-        return self._with(replace(self.terms[0], points=memory["points"], weight=memory["weights"], given=given))
+        term = replace(self.terms[0], points=memory["points"], weight=memory["weights"], given=given)
+        return self._with(term, memory["factors"].tolist())
 
     def decompose(self, parts: int | None = None, overlap: int = 0, team: Any = None) -> Decomposition:
         """Layers in groups of neighbors."""
@@ -200,18 +217,32 @@ class PINN(TermRows):
         self.tally.work += self.costs.gradient * way / self.times.whole
         return LocalPINN(self, *layers, x)
 
-    def jets_before(self, layer: int, theta: Tensor) -> list[list[Tensor]]:
-        """Jets at the input of a layer, a list for each term, from the last ones asked for as far as they hold."""
-        if layer == 0:
-            return [term.inputs for term in self.evaluated]
-        start, known, jets = self._kept
-        if not (0 < start <= layer and torch.equal(known, theta[: len(known)])):
-            start, jets = 0, [term.inputs for term in self.evaluated]
-        if start < layer:
-            between = absorb_slopes(self.split(theta)[0][start:layer])
-            jets = [term.through(between, own, start) for term, own in zip(self.evaluated, jets)]
-        self._kept = (layer, theta[: sum(self.network.sizes[:layer])].clone(), jets)
-        return jets
+
+def _jets(function: PINN, theta: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Residual, (equations, points), and jets of u, (J, fields, points), of the first term, at its points or at x;
+    counted.
+    """
+    term = function.evaluated[0]
+    if x is not None:
+        term = TermAtPoints(function.ansatz, _moved(function.terms[0], x, 1.0))
+    times = CallTimes(function.network, term.columns)
+    function.tally.work += function.costs.gradient * times.value(0) / function.times.whole
+    raw, c = function.split(theta)
+    return term.jets(absorb_slopes(raw), c)
+
+
+def _jets_before(function: PINN, layer: int, theta: Tensor) -> list[list[Tensor]]:
+    """Jets at the input of a layer, a list for each term, from the last ones asked for as far as they hold."""
+    if layer == 0:
+        return [term.inputs for term in function.evaluated]
+    start, known, jets = function._kept
+    if not (0 < start <= layer and torch.equal(known, theta[: len(known)])):
+        start, jets = 0, [term.inputs for term in function.evaluated]
+    if start < layer:
+        between = absorb_slopes(function.split(theta)[0][start:layer])
+        jets = [term.through(between, own, start) for term, own in zip(function.evaluated, jets)]
+    function._kept = (layer, theta[: sum(function.network.sizes[:layer])].clone(), jets)
+    return jets
 
 
 def _moved(term: Term, points: Tensor, weight: float | Tensor) -> Term:
@@ -242,7 +273,7 @@ class LocalPINN(SmoothFunction):
         share = whole.times.costs(first, last).times(whole.costs.gradient)
         costs = replace(share, hessian_product=whole.costs.hessian_product)  # it goes through the whole network
         super().__init__(end - begin, whole.comm, costs, whole.tally)
-        self.whole, self.first, self.last, self.inputs = whole, first, last, whole.jets_before(first, x)
+        self.whole, self.first, self.last, self.inputs = whole, first, last, _jets_before(whole, first, x)
         self._own, self._behind = x[begin:end].clone(), x[end:].clone()
         self._restriction = Restriction(whole, torch.arange(begin, end), x)
 

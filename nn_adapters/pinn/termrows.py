@@ -25,6 +25,7 @@ class TermRows(ResidualFunction):
         terms: of which the first one's points are the samples.
         costs: by default those of a fixed model of the time.
         tally: where calls are counted.
+        factors: by which the weights of the terms are multiplied; 1 by default.
 
     Attributes:
         network: of the ansatz.
@@ -32,9 +33,18 @@ class TermRows(ResidualFunction):
         times: model of the time.
     """
 
-    def __init__(self, ansatz: Ansatz, terms: Sequence[Term], costs: Costs | None, tally: Tally | None) -> None:
+    def __init__(
+        self,
+        ansatz: Ansatz,
+        terms: Sequence[Term],
+        costs: Costs | None,
+        tally: Tally | None,
+        factors: Sequence[float] = (),
+    ) -> None:
         self.ansatz, self.network = ansatz, ansatz.network
-        self.evaluated = [TermAtPoints(ansatz, term) for term in terms]
+        self.factors = tuple(factors) or (1.0,) * len(terms)
+        weighted = [replace(term, weight=by * term.weight) for by, term in zip(self.factors, terms)]
+        self.evaluated = [TermAtPoints(ansatz, term) for term in weighted]
         rows = sum(term.count for term in self.evaluated)
         self.times = CallTimes(self.network, sum(term.columns for term in self.evaluated), rows)
         costs = costs or self.times.costs(0, self.network.depth)

@@ -20,6 +20,12 @@ class NoisyData(po.Settings):
     measured: int = po.setting(2000, "measurements, at random points", at_least=1)
     noise: float = po.setting(0.01, "standard deviation of their noise, in that of the solution", at_least=0)
     data_weight: float = po.setting(1.0, "weight of their mean square beside that of the equation", above=0)
+    balance: str = po.setting(
+        "none",
+        "ntk, gradients: the weight follows, with each drawing of points, the traces of the tangent kernel or the norms "
+        "of the gradients of both",
+        choices=nna.BALANCES,
+    )
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,16 @@ class Equation:
         if self.coefficients:
             terms.append(self._measurements(measured or NoisyData(), seed))
         first = {name: first for name, (first, _) in self.coefficients.items()}
-        return nna.PINN(network, terms, self.names, form.lift, form.factor, features=form.features, coefficients=first)
+        return nna.PINN(
+            network,
+            terms,
+            self.names,
+            form.lift,
+            form.factor,
+            features=form.features,
+            coefficients=first,
+            balance=measured.balance if measured else "none",
+        )
 
     def points(self, sampler: str, n: int, seed: int) -> Tensor:
         """Points of the domain, (n, 2).

@@ -40,6 +40,17 @@ def _korteweg_de_vries(u: Tensor, d: dict[str, Tensor], x: Tensor) -> Tensor:
     return d["t"] + u * d["x"] + 0.0025 * d["xxx"]
 
 
+def _kuramoto_sivashinsky(u: Tensor, d: dict[str, Tensor], x: Tensor) -> Tensor:
+    pi = math.pi
+    return d["t"] + 5.0 / pi * u * d["x"] + 5.0 / 3.0 / pi**2 * d["xx"] + 5.0 / 27.0 / pi**4 * d["xxxx"]
+
+
+def _cahn_hilliard(u: Tensor, d: dict[str, Tensor], x: Tensor) -> Tensor:
+    """(u^3)_xx = 3 u^2 u_xx + 6 u u_x^2."""
+    cubic = (3.0 * u.square() - 1.0) * d["xx"] + 6.0 * u * d["x"].square()
+    return d["t"] - 1e-2 * cubic + 1e-6 * d["xxxx"]
+
+
 def _schroedinger(u: Tensor, d: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Real and imaginary part of h_t - i (h_xx / 2 + |h|^2 h), h = v + i w."""
     (v, w), (v_t, w_t), (v_xx, w_xx) = u, d["t"], d["xx"]
@@ -92,6 +103,12 @@ def _cosines(order: int) -> nna.Features:
     """Even functions of period 10, and t."""
     k = 0.2 * math.pi * torch.arange(1, order + 1, dtype=torch.float64)
     return nna.Features(lambda x: torch.cat([torch.cos(x[:, :1] * k), x[:, 1:]], 1), order + 1, {"x": 10.0}, "x")
+
+
+def _one_cosine(period: float) -> nna.Features:
+    """cos(2 pi x / period), which is even and periodic, and t."""
+    angle = 2.0 * math.pi / period
+    return nna.Features(lambda x: torch.stack([torch.cos(angle * x[:, 0]), x[:, 1]], 1), 2, even="x")
 
 
 def _bubble(x: Tensor) -> Tensor:
@@ -213,6 +230,46 @@ EQUATIONS: dict[str, Equation] = {
             50,
             6,
             (3, 24),
+        ),
+        Equation(
+            "kuramoto_sivashinsky",
+            "xt",
+            ((-1.0, 1.0), (0.0, 1.0)),
+            _kuramoto_sivashinsky,
+            ("x", "t", "xx", "xxxx"),
+            {
+                "periodic": Form(
+                    lambda x: -torch.sin(math.pi * x[:, 0]), lambda x: x[:, 1], nna.periodic("xt", {"x": 2.0})
+                ),
+                "even": Form(
+                    lambda x: -torch.sin(math.pi * x[:, 0]),
+                    lambda x: x[:, 1] * torch.sin(math.pi * x[:, 0]),
+                    _one_cosine(2.0),
+                ),
+            },
+            spectral.kuramoto_sivashinsky,
+            6,
+            50,
+            6,
+        ),
+        Equation(
+            "cahn_hilliard",
+            "xt",
+            ((-1.0, 1.0), (0.0, 1.0)),
+            _cahn_hilliard,
+            ("x", "t", "xx", "xxxx"),
+            {
+                "even": Form(
+                    lambda x: -torch.cos(2.0 * math.pi * x[:, 0]),
+                    lambda x: x[:, 1] * torch.cos(2.0 * math.pi * x[:, 0]),
+                    _one_cosine(0.5),
+                )
+            },
+            spectral.cahn_hilliard,
+            6,
+            50,
+            6,
+            (3, 20),
         ),
         Equation(
             "schroedinger",

@@ -30,6 +30,8 @@ RUNS = {
     "pinn_allen_cahn": "-points 60 -width 4 -opt_max_it 3 -optimizer spqn",
     "pinn_inverse_burgers": "-points 60 -width 4 -opt_max_it 6",
     "pinn_kdv": "-points 60 -width 4 -opt_max_it 3 -optimizer ssbroyden",
+    "pinn_kuramoto_sivashinsky": "-points 60 -width 4 -opt_max_it 6",
+    "pinn_cahn_hilliard": "-points 60 -width 4 -opt_max_it 3 -optimizer spqn",
     "pinn_schroedinger": "-points 60 -width 4 -opt_max_it 6",
     "pinn_poisson_lshape": "-points 60 -width 4 -opt_max_it 6",
     "peaks": "-layers 64 -samples 60 -epochs 1",

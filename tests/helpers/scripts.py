@@ -34,6 +34,8 @@ SMALL = {
     "pinn_allen_cahn": PINN,
     "pinn_inverse_burgers": [*PINN, "-measured", "20"],
     "pinn_kdv": PINN,
+    "pinn_kuramoto_sivashinsky": PINN,
+    "pinn_cahn_hilliard": PINN,
     "pinn_schroedinger": PINN,
     "pinn_poisson_lshape": PINN,
     "peaks": ["-epochs", "0", "-layers", "4"],

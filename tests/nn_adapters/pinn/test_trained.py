@@ -12,9 +12,8 @@ from nn_adapters.pinn.network import Network
 from nn_adapters.pinn.terms import Term
 from pdeopt.core.errors import InputError
 from pdeopt.optimize.squares import LevenbergMarquardt
-from tests.helpers.pinns import burgers, points, somewhere
+from tests.helpers.pinns import burgers, fields, points, somewhere, wave
 from tests.helpers.support import relative
-from tests.nn_adapters.pinn.test_rows import fields, wave
 
 
 @pytest.mark.parametrize("make", [wave, fields])
