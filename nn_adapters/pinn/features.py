@@ -62,13 +62,23 @@ class Features:
         functions = {what: each for what, each in {"features": self, **parts}.items() if each is not None}
         self._check_periods(names, x, functions)
         for name in self.even:
-            mirrored = x.clone()
-            mirrored[:, names.index(name)] *= -1.0
-            for what, function in functions.items():
-                here, there = function(x), function(mirrored)
-                if not _equal(here, there):
-                    found = f"one that differs by {float((here - there).abs().max()):.1e} from itself at -{name}"
-                    raise InputError(what, found, f"an even function of {name}, as the features are; or no such ones")
+            self._check_parities(name, names.index(name), x, functions)
+
+    def _check_parities(
+        self, name: str, i: int, x: Tensor, functions: Mapping[str, Callable[[Tensor], Tensor]]
+    ) -> None:
+        """u is even where lift and factor are, and odd where these are odd; a network of the features is even."""
+        mirrored = x.clone()
+        mirrored[:, i] *= -1.0
+        common = {1.0, -1.0} if "factor" in functions else {1.0}
+        for what, function in functions.items():
+            here, there = function(x), function(mirrored)
+            own = {sign for sign in ((1.0,) if what == "features" else (1.0, -1.0)) if _equal(here, sign * there)}
+            if not own or (what != "features" and not own & common):
+                found = f"one that differs by {float((here - there).abs().max()):.1e} from itself at -{name}"
+                legal = f"features even in {name}, and lift and factor both even or both odd; or no such features"
+                raise InputError(what, found, legal)
+            common &= own if what != "features" else common
 
     def _check_periods(self, names: str, x: Tensor, functions: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
         basis = JetBasis(names, tuple(names))

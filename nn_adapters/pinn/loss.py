@@ -28,6 +28,10 @@ from pdeopt.functions.smooth import Costs, Restriction, SmoothFunction, Tally
 from pdeopt.squares.rows import density, draw_rows
 
 
+#: Points at which features, lift and factor are compared.
+LOOKED_AT = 16
+
+
 class PINN(TermRows):
     """The loss of a network that is to satisfy equations, as a `ResidualFunction` for all optimizers of pdeopt.
 
@@ -96,7 +100,9 @@ class PINN(TermRows):
         if not terms:
             raise InputError("terms of a PINN", "none", "at least one")
         if features is not None:
-            features.check(names, terms[0].points[:16].double(), {"lift": lift, "factor": factor})
+            x = terms[0].points
+            some = x[torch.linspace(0, len(x) - 1, min(LOOKED_AT, len(x)), dtype=torch.float64).round().long()]
+            features.check(names, some.double(), {"lift": lift, "factor": factor})
         for name in coefficients or {}:
             if set(name) <= set(names):
                 raise InputError("coefficient of a PINN", repr(name), "a name that is no derivative")

@@ -22,8 +22,8 @@ class NoisyData(po.Settings):
     data_weight: float = po.setting(1.0, "weight of their mean square beside that of the equation", above=0)
     balance: str = po.setting(
         "none",
-        "ntk, gradients: the weight follows, with each drawing of points, the traces of the tangent kernel or the norms "
-        "of the gradients of both",
+        "ntk, gradients: the weight follows, with each drawing of points, the traces of the tangent kernel or the "
+        "norms of the gradients of both",
         choices=nna.BALANCES,
     )
 

@@ -71,8 +71,11 @@ def test_parities_and_derivatives_that_are_not_there():
     even, network = Features(lambda x: torch.stack([x[:, 0].square(), x[:, 1]], 1), 2, even="x"), Network(2, (3,))
     term = Term(points(), burgers, ("x", "t", "xx"))
     PINN(network, [term], "xt", lambda x: torch.cos(math.pi * x[:, 0]), lambda x: 1 - x[:, 0] ** 2, features=even)
-    with pytest.raises(InputError, match=r"lift.*itself at -x.*even function of x"):
-        PINN(network, [term], "xt", lambda x: torch.sin(x[:, 0]), features=even)
+    PINN(network, [term], "xt", lambda x: torch.sin(x[:, 0]), lambda x: x[:, 0] * x[:, 1], features=even)
+    for lift, factor in ((torch.sin, None), (torch.exp, torch.cos), (torch.sin, torch.cos)):
+        of_x = [None if f is None else (lambda x, f=f: f(x[:, 0])) for f in (lift, factor)]
+        with pytest.raises(InputError, match=r"itself at -x.*both even or both odd"):
+            PINN(network, [term], "xt", *of_x, features=even)
     with pytest.raises(InputError, match="periods of features"):
         PINN(network, [term], "xt", features=Features(lambda x: x, 2, even="z"))
     at_zero = Term(torch.zeros(3, 2, dtype=torch.float64), burgers, ("x", "t", "xx"))
