@@ -82,6 +82,13 @@ ENTRIES = [
         "-n 64 -target waves -alpha 1e-5 -beta 1e-3 -lower -30 -upper 30",
     ),
     Entry(
+        "heat3d",
+        "Heat in a cube",
+        "space_time.md",
+        "A bump of heat travels along the diagonal of a cube, whose time steps ranks may share.",
+        "-n 16 -nt 16 -alpha 1e-4 -solver newton",
+    ),
+    Entry(
         "klein_gordon",
         "Klein–Gordon",
         "klein_gordon.md",

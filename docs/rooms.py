@@ -19,6 +19,7 @@ PICTURE = Path(__file__).with_name("images") / "rooms.svg"
 ROOMS = {
     "pdeopt": {
         "core": (0, 1),
+        "space/layouts": (0,),
         "steps/matrices": (0,),
         "steps": (0,),
         "functions": (1,),

@@ -13,6 +13,9 @@ from pdeopt.control.timeless import stationary as stationary
 from pdeopt.space.forms import FormConstraint as FormConstraint
 from pdeopt.space.formobjective import FormObjective as FormObjective
 from pdeopt.space.fenicsx import function_space as function_space
+from pdeopt.space.layouts.layout import Layout as Layout
+from pdeopt.space.layouts.partition import grid_layout as grid_layout, pattern_layout as pattern_layout
+from pdeopt.space.spaceconstraint import SpaceConstraint as SpaceConstraint
 from pdeopt.steps.timegrid import TimeGrid as TimeGrid, Steps as Steps
 from pdeopt.steps.sparse import StepMatrix as StepMatrix, StepPattern as StepPattern
 from pdeopt.steps.sparsity import ParameterPattern as ParameterPattern, Sparsity as Sparsity

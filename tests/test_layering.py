@@ -9,6 +9,7 @@ from tests.helpers.support import ROOT
 ROOMS = {
     "pdeopt": [
         "pdeopt.core",
+        "pdeopt.space.layouts",
         "pdeopt.steps.matrices",
         "pdeopt.steps",
         "pdeopt.functions",

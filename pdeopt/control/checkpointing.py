@@ -257,7 +257,7 @@ class _Sweep:
         if self.grid.is_first:
             self.g_p = self.g_p + self.initial.gradient(self.p) + self.initial.vjp(self.p, self.following)
         g_p = self.grid.sum(self.g_p)
-        return torch.cat([g, g_p]) if self.grid.is_first else g
+        return torch.cat([g, g_p]) if self.grid.is_root else g
 
 
 # -- where checkpoints are -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ Rows of a batch are steps and do not interact, so one `torch.func.jvp` or `vjp` 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from pdeopt.control.stepjacobian import SparseStepJacobian, StepJacobian
 from pdeopt.core.autodiff import columns, jvp, vjp
 from pdeopt.core.errors import SolveFailure
+from pdeopt.space.layouts.layout import Layout
 from pdeopt.steps.sparse import StepPattern
 from pdeopt.steps.sparsity import ParameterPattern, Sparsity
 from pdeopt.steps.timegrid import Steps
@@ -64,6 +66,9 @@ class TimeDependentConstraint(ABC):
     control_mass: Any = None
     param_mass: Any = None
     conservative: bool = False
+    #: of states and controls of a step that is spread over ranks, see `SpaceConstraint`; None where rows are whole
+    layout: Layout | None = None
+    controls: Layout | None = None
 
     @abstractmethod
     def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
@@ -112,10 +117,11 @@ class TimeDependentConstraint(ABC):
         u = u_old.clone() if guess is None else guess.clone()
         r = self.residual(u_old, u, z, steps)
         for _ in range(MAX_NEWTON_STEPS):
-            if not r.isfinite().all():
+            if not self.norms(r).isfinite().all():
                 break
             du = self.linearize(u_old, u, z, steps).solve(-r)
-            if (du.abs() <= 1e-9 * (1 + u.abs().amax(-1, keepdim=True))).all():  # quadratic: next error 1e-18
+            size = self.largest(torch.stack([du.abs().amax(-1), u.abs().amax(-1)]))
+            if (size[0] <= 1e-9 * (1 + size[1])).all():  # quadratic: next error 1e-18
                 return u + du
             u, r = self._halve_until_smaller(u_old, u, du, z, steps, r)
         raise SolveFailure(
@@ -127,16 +133,24 @@ class TimeDependentConstraint(ABC):
         self, u_old: Tensor, u: Tensor, du: Tensor, z: Tensor, steps: Steps, r: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The longest of the steps 1, 1/2, 1/4, ... that shrinks the residual, row by row."""
-        scale = torch.ones_like(r[:, :1])
-        size = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
+        scale, size = torch.ones_like(u[:, :1]), self.norms(r)
         for _ in range(MAX_HALVINGS):
             trial = u + scale * du
             r_trial = self.residual(u_old, trial, z, steps)
-            good = torch.linalg.vector_norm(r_trial, dim=-1, keepdim=True) < size
+            good = self.norms(r_trial) < size
             if good.all():
                 break
             scale = torch.where(good, scale, 0.5 * scale)
         return trial, r_trial
+
+    def norms(self, r: Tensor) -> Tensor:
+        """Euclidean norms of whole rows, (batch, n) -> (batch, 1); of all ranks of a step, where it is spread."""
+        found: Tensor = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
+        return found
+
+    def largest(self, sizes: Tensor) -> Tensor:
+        """The largest of numbers that the ranks of a step have, entry by entry; here one rank has all of a step."""
+        return sizes
 
     def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> StepJacobian:
         """The step Jacobian F' = [B A C] at a batch of steps: sparse where there is a pattern.
@@ -184,7 +198,11 @@ class TimeDependentConstraint(ABC):
         H = columns(lambda d: jvp(gradient, (sample.x,), (d,)), unit, chunk_size=256)
         if not (J.isfinite().all() and H.isfinite().all()):
             return None
-        return StepPattern.from_dense(J.permute(1, 2, 0), H.permute(1, 2, 0), self.state_dim)
+        return self._as_pattern(J.permute(1, 2, 0), H.permute(1, 2, 0))
+
+    def _as_pattern(self, J: Tensor, H: Tensor) -> StepPattern:
+        """From samples of [B A C] and of W, see `StepPattern.from_dense`."""
+        return StepPattern.from_dense(J, H, self.state_dim)
 
     @cached_property
     def parameter_pattern(self) -> ParameterPattern | None:
@@ -219,18 +237,19 @@ class TimeDependentConstraint(ABC):
         x, lam = draw(samples, 2 * self.state_dim + self.control_dim), draw(samples, self.state_dim)
         time = torch.rand(samples, generator=generator, dtype=torch.float64)
         index, dt, p = torch.ones(samples, dtype=torch.int64), torch.full_like(time, 0.1), draw(self.param_dim)
-        return _Sample(self, x, lam, Steps(index, time, time + 0.1, dt, 2, p))
+        return _Sample(self.residual, self.state_dim, x, lam, Steps(index, time, time + 0.1, dt, 2, p))
 
 
 class _Sample(NamedTuple):
     """Random points of a few steps."""
 
-    constraint: TimeDependentConstraint
+    function: Callable[..., Tensor]
+    width: int
     x: Tensor
     lam: Tensor
     steps: Steps
 
     def residual(self, x: Tensor, p: Tensor) -> Tensor:
         """F of rows [u_old | u_new | z]."""
-        n = self.constraint.state_dim
-        return self.constraint.residual(x[:, :n], x[:, n : 2 * n], x[:, 2 * n :], self.steps.with_parameters(p))
+        n = self.width
+        return self.function(x[:, :n], x[:, n : 2 * n], x[:, 2 * n :], self.steps.with_parameters(p))

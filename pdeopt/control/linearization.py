@@ -122,7 +122,7 @@ class Linearization:
         self.z_step, self.u0 = controls(self.z), initial.state(self.p)
         self.u_old = self.grid.shift(self.u, self.u0)
         self.stretches = stretches or [slice(None)]
-        self._starts_at_p = bool(layout.param_size)  # this rank has step 1, whose u_old depends on p
+        self._starts_at_p = bool(layout.param_dim) and self.grid.is_first  # step 1's u_old depends on p
 
     def with_objective(self, objective: Objective) -> Linearization:
         """The same point and equations with another objective; the step Jacobians are shared.

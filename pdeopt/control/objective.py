@@ -49,10 +49,13 @@ class Objective(ABC):
         is_convex: whether it is known to be convex in states and controls; a subclass may say so.
         is_quadratic: whether the Hessian is known to be that of `hessian_blocks`, the same at all points. A class that
             derives from one of these and overrides `value` or `hvp` says so anew.
+        adds_up: whether the values that ranks find for their own unknowns of a step add up to that of all, where a step
+            is spread over ranks; what depends on p alone must then count on one of them.
     """
 
     is_convex: bool = False
     is_quadratic: bool = False
+    adds_up: bool = False
 
     def __init_subclass__(cls) -> None:
         if {"value", "hvp"} & vars(cls).keys() and "is_quadratic" not in vars(cls):
@@ -179,6 +182,7 @@ class Sum(Objective):
             self.terms += term.terms if isinstance(term, Sum) else [term]
         self.is_convex = all(term.is_convex for term in self.terms)
         self.is_quadratic = all(term.is_quadratic for term in self.terms)
+        self.adds_up = all(term.adds_up for term in self.terms)
         self._last: tuple[Tensor, tuple[InnerProduct, InnerProduct]] | None = None  # blocks of these steps
 
     def check(self, n: int, m: int, grid: TimeGrid) -> None:
@@ -240,7 +244,7 @@ class Tracking(Objective):
         >>> misfit = Tracking(np.ma.masked_invalid(data), observe=B, times=[0.1, 0.2, 0.5], weight=1.0)
     """
 
-    is_convex = is_quadratic = True
+    is_convex = is_quadratic = adds_up = True
 
     def __init__(
         self, target: Target, mass: Mass = None, observe: Any = None, times: Any = None, weight: Any = None
@@ -263,6 +267,12 @@ class Tracking(Objective):
     def check(self, n: int, m: int, grid: TimeGrid) -> None:
         if self._observation is not None:
             self._observation.check(n)
+        if self._observation is not None and self._is_spread:
+            got, legal = (
+                "a mass whose rows are spread over ranks, with observe",
+                "observe=None, or a mass of own numbers",
+            )
+            raise InputError("mass of Tracking", got, legal)
         k = n if self._observation is None else self._observation.matrix(n).shape[0]
         StepMatrix.form(self.mass, k, "mass of Tracking", semidefinite=True)
         self.measurements.check(grid.times, k)
@@ -284,10 +294,23 @@ class Tracking(Objective):
         return Sparsity(sp.block_diag([self._form(n).sparsity.csr, sp.csr_matrix((m, m))]))
 
     def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
-        form = self._form(u.shape[1])
-        _, kept = self.measurements(steps, form.mass.shape[0])
-        state = InnerProduct(self.measurements.weight(steps), form(kept))
+        weight = self.measurements.weight(steps)
+        if self.mass is not None and self._is_spread:
+            pattern, (_, kept) = self.mass.sparsity, self.measurements(steps, u.shape[1])
+            values = self.mass.values
+            if kept is not None:
+                values = kept[:, pattern.rows] * pattern.at_columns(kept) * values
+            state = InnerProduct(weight, StepMatrix(pattern, values))
+        else:
+            form = self._form(u.shape[1])
+            _, kept = self.measurements(steps, form.mass.shape[0])
+            state = InnerProduct(weight, form(kept))
         return state, InnerProduct.zero(z.shape[1], len(steps))
+
+    @property
+    def _is_spread(self) -> bool:
+        """Whether the rows of the mass are spread over the ranks of a step."""
+        return self.mass is not None and self.mass.sparsity.columns is not None
 
     def _form(self, n: int) -> SeenForm:
         """The form of a step over all n unknowns, with zeros at those not observed."""
@@ -327,7 +350,7 @@ class ControlCost(Objective):
         InputError: a weight that is not a finite number > 0; a mass that is no form.
     """
 
-    is_convex = is_quadratic = True
+    is_convex = is_quadratic = adds_up = True
 
     def __init__(self, control_weight: float | Tensor, mass: Mass = None) -> None:
         self.control_weight = real_number(control_weight, "control_weight", "a finite number > 0", above=0.0)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mpi4py import MPI
 from petsc4py import PETSc
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from pdeopt.core.autodiff import jvp, plainly
 from pdeopt.core.errors import InputError
 from pdeopt.core.memory import DOUBLE, require_memory
 from pdeopt.core.monitor import ControlResult, logged
+from pdeopt.space.layouts.layout import Layout
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.timegrid import Steps, TimeGrid
 from pdeopt.steps.vectorlayout import Fields, VectorLayout
@@ -93,6 +95,7 @@ class ControlProblem:
         initial_state: Any = None,
     ) -> None:
         _require_kinds(constraint, objective, grid, control_map)
+        _require_space(constraint, objective, grid, control_map)
         self.constraint, self.objective, self.grid, self.control_map = constraint, objective, grid, control_map
         self.n, self.m, self.param_dim = _dimensions(constraint)
         _require_memory(self, self.n + grid.n_local * self.m)
@@ -107,6 +110,15 @@ class ControlProblem:
         self.propagator = Propagator(grid)
         self._linearizations, self._garbage_period = 0, max(GARBAGE // (grid.num_steps * self.n), 1)
         _require_shapes(self)
+
+    @property
+    def spaces(self) -> list[tuple[Layout | None, int]]:
+        """The layouts of a step's states and of its controls, None where rows are whole, and how many a rank sees."""
+        found, sizes = list[tuple[Layout | None, int]](), (self.n, self.m)
+        for layout, n in zip((self.constraint.layout, self.constraint.controls), sizes):
+            is_whole = layout is None or self.grid.space_ranks == 1
+            found.append((None, n) if layout is None or is_whole else (layout, layout.n_all))
+        return found
 
     # -- vectors: those of the layout that a user needs -------------------------------------------------------
 
@@ -274,6 +286,33 @@ def _require_kinds(constraint: object, objective: object, grid: object, control_
             raise InputError(what, type(found).__name__, getattr(kind, "__name__", "ControlMap or None"))
 
 
+def _require_space(constraint: TimeDependentConstraint, objective: Objective, grid: TimeGrid, E: object) -> None:
+    """Refuse what would be wrong in silence where several ranks share a step: a constraint that takes its rows for
+    whole ones, a layout of other ranks, terms of the objective that would be counted by each rank."""
+    layout, k = constraint.layout, grid.space_ranks
+    name = type(constraint).__name__
+    if layout is not None and not _are_same(layout.mpi, grid.space):
+        raise InputError(f"layout of {name}", f"{layout.mpi.size} other ranks", "a layout made on grid.space_comm")
+    if k == 1:
+        return
+    if layout is None:
+        got = f"{name} with whole rows, {k} ranks a step"
+        raise InputError("constraint", got, "a SpaceConstraint with a layout on grid.space_comm, or space_ranks 1")
+    if E is not None:
+        raise InputError("control_map", f"one with {k} ranks a step", "one control a step, or space_ranks 1")
+    for term in objective.terms if isinstance(objective, Sum) else [objective]:
+        if not term.adds_up:
+            legal = "Tracking | ControlCost | a term with adds_up = True, whose values add up over the ranks of a step"
+            raise InputError("objective", f"{type(term).__name__} with {k} ranks a step", legal)
+
+
+def _are_same(one: Any, two: Any) -> bool:
+    """Whether communicators have the same ranks in the same order; alone, each is itself."""
+    if one.size == two.size == 1:
+        return True
+    return MPI.Comm.Compare(one, two) in (MPI.IDENT, MPI.CONGRUENT)
+
+
 def _dimensions(constraint: TimeDependentConstraint) -> tuple[int, int, int]:
     """n, m and the number of parameters."""
     found = []
@@ -299,7 +338,8 @@ def _require_shapes(problem: ControlProblem) -> None:
     most = stretch_length(n)  # of very many steps, those at both ends do
     for part in [steps] if len(steps) <= 2 * most else [steps[:most], steps[-most:]]:
         _require_shapes_of(problem, u0, part)
-    _require_look_back(problem, u0)
+    if problem.grid.space_ranks == 1:
+        _require_look_back(problem, u0)
 
 
 def _require_shapes_of(problem: ControlProblem, u0: Tensor, steps: Steps) -> None:
@@ -311,7 +351,8 @@ def _require_shapes_of(problem: ControlProblem, u0: Tensor, steps: Steps) -> Non
         functions[f"objective {type(term).__name__}"] = (term.value, (u, z, steps), (rows,))
     for name, (function, arguments, shape) in functions.items():
         _require_tensor(f"{name} of {rows} steps", function(*arguments), shape)
-        _require_torch(name, function, tuple(x[:1] for x in arguments))
+        if problem.grid.space_ranks == 1:  # else it would send messages, or not, as each rank finds
+            _require_torch(name, function, tuple(x[:1] for x in arguments))
 
 
 def _require_look_back(problem: ControlProblem, u0: Tensor) -> None:

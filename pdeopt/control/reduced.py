@@ -268,7 +268,9 @@ class ReducedObjective(SmoothFunction):
 
 
 def _has_windows(reduced: ReducedObjective) -> bool:
-    return reduced.problem.control_map is None and reduced.problem.param_dim == 0 and reduced.sweeps is None
+    problem = reduced.problem
+    is_plain = problem.control_map is None and problem.param_dim == 0 and problem.grid.space_ranks == 1
+    return is_plain and reduced.sweeps is None
 
 
 def _design_vector(problem: ControlProblem, x: Tensor) -> PETSc.Vec:

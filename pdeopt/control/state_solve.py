@@ -102,7 +102,7 @@ class StateEquation:
                 du = self.forward(jacobian, -jacobian.residual)
             except SolveFailure:
                 return None
-            size = (du.abs() / (1 + u[rows].abs())).amax(dim=1).nan_to_num(nan=math.inf)
+            size = self.constraint.largest((du.abs() / (1 + u[rows].abs())).amax(dim=1)).nan_to_num(nan=math.inf)
             settled, tame = (int((size <= limit).int().cumprod(0).sum()) for limit in (NEWTON_TOLERANCE, WILD))
             u[start : start + tame] += du[:tame]
             if tame == settled < width:  # wild although the state before it is known
@@ -222,7 +222,7 @@ def _alone(constraint: TimeDependentConstraint, before: Tensor, z: Tensor, steps
         *(constraint, z, steps),
         old=lambda u: torch.cat([before[None], u[:-1]]),
         forward=lambda jacobian, r: jacobian.forward_sweep(r),
-        largest=float,
+        largest=lambda size: float(constraint.largest(size)),
     )
 
 

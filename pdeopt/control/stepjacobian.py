@@ -227,7 +227,7 @@ class SparseStepJacobian(StepJacobian):
         point = (u_old, u_new, z)
         if has_fewer_row_colors(pattern.jacobian):
             value, transposed = pullback(residual, point)
-            values, are_all = fill_by_rows(pattern.jacobian, lambda w: torch.cat(transposed(w.expand_as(u_new)), dim=1))
+            values, are_all = fill_by_rows(pattern.jacobian, lambda w: torch.cat(transposed(w.expand_as(value)), dim=1))
         else:
             value, widths = residual(*point), [x.shape[1] for x in point]
             values, are_all = pattern.jacobian.fill(

@@ -1,9 +1,10 @@
 """KKT matrices assembled as PETSc AIJ: K = T' D T.
 
 D is block diagonal, one block [W J'; J 0] a step over that step's own variables
-y_i = [u_{i-1} | u_i | z_i | p | lam_i], whose entries are just the steps' values in a fixed order. T copies
+y_i = [u_{i-1} | u_i | z_i | p | lam_i], whose entries are just the steps' values in a fixed order. Where ranks share a
+step, each has a block of its own for the rows of F and W that it owns, over the unknowns that it sees. T copies
 the unknowns of the whole problem into these: shifts in time, the control map and the initial map are all in
-T, and PETSc's triple product does the sums and the messages.
+T, as ghosts are, and PETSc's triple product does the sums and the messages.
 
 The whole diagonal is stored, zero or not: on several ranks PETSc hands MUMPS no row of a symmetric matrix that
 stores none.
@@ -67,7 +68,9 @@ class KKTAssembly:
     ) -> None:
         self.problem, self.W, self.parameters, self.pattern = problem, W, parameters, require_pattern(problem)
         self.layout = layout or KKTLayout(problem)
-        self.size = 2 * problem.n + problem.m + problem.param_dim + problem.n  # of y_i
+        (_, n), (_, m) = problem.spaces  # with ghosts, where ranks share a step
+        self.lengths = (n, n, m, problem.param_dim, problem.n)  # of the parts of y_i
+        self.size = sum(self.lengths)
         self._step, self._order = self._step_structure()
         self._extra = extra or (sp.csr_matrix((0, self.layout.global_size)), sp.csr_matrix((0, 0)))
         self._blocks: PETSc.Mat | None = None
@@ -109,7 +112,8 @@ class KKTAssembly:
     def _step_structure(self) -> tuple[sp.csr_matrix, Tensor]:
         """The pattern of one block of D, and for each of its entries the number of its value."""
         pattern = self.pattern
-        numbers = _numbered([self.W, pattern.A, pattern.B, pattern.C, *self.parameters])
+        B = pattern.B.widened(pattern.A.columns)
+        numbers = _numbered([self.W, pattern.A, B, pattern.C, *self.parameters])
         W, A, B, C, F_p, W_p, W_pp = numbers
         J = sp.hstack([B, A, C, F_p])
         block = sp.csr_matrix(sp.bmat([[sp.bmat([[W, W_p], [W_p.T, W_pp]]), J.T], [J, None]]))
@@ -143,7 +147,7 @@ class KKTAssembly:
 
     def _copies_matrix(self, p: Tensor) -> tuple[sp.csr_matrix, Any]:
         problem, grid, layout = self.problem, self.problem.grid, self.layout
-        n, m, P, width = problem.n, problem.m, problem.param_dim, layout.global_size
+        n, width = self.lengths[0], layout.global_size
         step, dof = np.arange(grid.begin, grid.end)[:, None], np.arange(n)
         old = layout.old_state(step, dof)
         parts = [
@@ -152,18 +156,17 @@ class KKTAssembly:
             selection(layout.state(step, dof), width),
             layout.control_rows(),
             selection(np.tile(layout.parameters(), grid.n_local), width),
-            selection(layout.multiplier(step, dof), width),
+            selection(layout.multiplier(step, np.arange(problem.n)), width),
         ]
-        lengths = (n, n, m, P, n)
-        starts = np.r_[0, np.cumsum(lengths)]
-        place = [step * self.size + start + np.arange(length) for start, length in zip(starts, lengths)]
+        starts = np.r_[0, np.cumsum(self.lengths)]
+        place = [step * self.size + start + np.arange(length) for start, length in zip(starts, self.lengths)]
         by_step = np.argsort(np.concatenate([rows.ravel() for rows in place]))  # `parts` go field by field
         T = sp.csr_matrix(sp.vstack([sp.csr_matrix(sp.vstack(parts))[by_step], self._extra[0]]))
         return T, ((T.shape[0], None), (layout.local_size, width))
 
     def _initial_rows(self, p: Tensor) -> sp.csr_matrix:
         """u_old of step 1 is G(p): its rows are G'(p), empty without parameters."""
-        n, parameters = self.problem.n, self.layout.parameters()
+        n, parameters = self.lengths[0], self.layout.parameters()
         if parameters.size == 0:
             return sp.csr_matrix((n, self.layout.global_size))
         derivative = jacfwd(self.problem.initial_state)(p).numpy()

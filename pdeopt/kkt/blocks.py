@@ -230,14 +230,14 @@ def sees_all_states(operator: KKTOperator) -> bool:
 
 def _seen(grid: TimeGrid, state: InnerProduct, metric: InnerProduct, price: float) -> InnerProduct:
     """The form of the state, with `price` times the metric for unknowns that it does not see. Collective."""
-    unseen = grid.sum(state.zero_rows().expand(grid.n_local, -1).double().sum(0))  # in how many steps
-    if not bool(unseen.any()):
+    unseen = grid.over_steps(state.zero_rows().expand(grid.n_local, -1).double().sum(0))  # in how many steps
+    if grid.all(not bool(unseen.any())):
         return state
     everywhere = unseen == grid.num_steps
-    if bool(unseen[~everywhere].any()):  # not at the same places in all steps: a weight for all
+    if not grid.all(not bool(unseen[~everywhere].any())):  # not at the same places in all steps: a weight for all
         return state + metric.scaled(torch.full_like(metric.weight, price))
     pattern, keep = metric.matrix.sparsity, everywhere.double()
-    kept = keep[pattern.rows] * keep[pattern.cols] * metric.matrix.values
+    kept = keep[pattern.rows] * pattern.at_columns(keep[None]) * metric.matrix.values
     return state + InnerProduct(price * metric.weight, StepMatrix(pattern, kept))
 
 
@@ -267,9 +267,9 @@ def _freed(operator: KKTOperator, C: StepMatrix, control: InnerProduct) -> tuple
         )
     pattern, fixed = control.matrix.sparsity, fixed.reshape(len(control.weight), -1).double()
     free, diagonal = 1.0 - fixed, torch.from_numpy(pattern.rows == pattern.cols)
-    values = free[:, pattern.rows] * free[:, pattern.cols] * control.matrix.values
+    values = free[:, pattern.rows] * pattern.at_columns(free) * control.matrix.values
     values += diagonal * fixed[:, pattern.rows] * operator.pin / control.weight[:, None]
-    C = StepMatrix(C.sparsity, free[:, C.sparsity.cols] * C.values)
+    C = StepMatrix(C.sparsity, C.sparsity.at_columns(free) * C.values)
     return C, InnerProduct(control.weight, StepMatrix(pattern, values))
 
 

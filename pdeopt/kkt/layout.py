@@ -11,10 +11,13 @@ from petsc4py import PETSc
 
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import Array
+from pdeopt.space.layouts.layout import Layout
 
 
 class KKTLayout:
     """Where the unknowns of each step stand. Steps are counted from 0 here; -1 gives no place (-1).
+
+    Where ranks share a step, unknowns of it are given by their local numbers, ghosts after owned ones.
 
     Args:
         problem: the control problem; collective when made, local afterwards.
@@ -38,6 +41,8 @@ class KKTLayout:
         self.global_size, self.local_size = int(ends[-1]), int(ends[rank] - self._starts[rank])
         self._start, self._owned = int(self._starts[rank]), self._sizes[rank]
         self._design_starts = np.r_[0, np.cumsum(self._sizes[:, 1])]
+        #: for each unknown of a step: its place in space, its number there, and how many unknowns a step has there
+        self._of_states, self._of_controls = (_owners(each, n) for each, n in problem.spaces)
 
     def state(self, step: Array, dof: Array) -> Array:
         """Numbers of u; `step` and `dof` are broadcast."""
@@ -52,8 +57,13 @@ class KKTLayout:
         return self._of_step(step, dof, self._sizes.sum(1))
 
     def _of_step(self, step: Array, dof: Array, field_start: Array) -> Array:
-        owner = np.searchsorted(self.grid.offsets, np.maximum(step, 0), side="right") - 1
-        place = self._starts[owner] + field_start[owner] + (step - self.grid.offsets[owner]) * self.problem.n + dof
+        return self._place(self._of_states, step, dof, field_start)
+
+    def _place(self, of: tuple[Array, Array, Array], step: Array, dof: Array, field_start: Array) -> Array:
+        space, number, width = (each[dof] for each in of)
+        time = np.searchsorted(self.grid.offsets, np.maximum(step, 0), side="right") - 1
+        owner = time * self.grid.space_ranks + space
+        place = self._starts[owner] + field_start[owner] + (step - self.grid.offsets[time]) * width + number
         return np.where(step >= 0, place, -1)
 
     def controls(self, place: Array) -> Array:
@@ -80,7 +90,10 @@ class KKTLayout:
         return np.arange(start, start + self.problem.param_dim)
 
     def control_rows(self) -> sp.csr_matrix:
-        """The local rows of z_step = E z, with the columns of a KKT vector."""
+        """The local rows of z_step = E z, ghosts among them, with the columns of a KKT vector."""
+        if self.grid.space_ranks > 1:
+            step, dof = np.arange(self.grid.begin, self.grid.end)[:, None], np.arange(len(self._of_controls[0]))
+            return selection(self._place(self._of_controls, step, dof, self._sizes[:, 0]), self.global_size)
         if self.problem.control_map is None:
             return selection(self.own_controls(), self.global_size)
         indptr, place, values = self.problem.control_map.matrix.getValuesCSR()
@@ -116,6 +129,13 @@ class KKTLayout:
             sets[name] = PETSc.IS().createStride(length, start, 1, comm=self.grid.comm)
             start += length
         return sets
+
+
+def _owners(layout: Layout | None, n: int) -> tuple[Array, Array, Array]:
+    if layout is None:
+        return np.zeros(n, dtype=np.int64), np.arange(n), np.full(n, n)
+    rank, number = layout.owners
+    return rank, number, np.diff(layout.starts)[rank]
 
 
 def selection(cols: Array, width: int) -> sp.csr_matrix:

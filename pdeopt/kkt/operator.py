@@ -29,6 +29,7 @@ from pdeopt.core.errors import InputError
 from pdeopt.kkt.assembly import KKTAssembly, require_pattern
 from pdeopt.kkt.layout import KKTLayout
 from pdeopt.kkt.parameters import Parameters, ParameterValues
+from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.sparsity import ParameterPattern, Sparsity
 from pdeopt.steps.vectorlayout import Fields
 
@@ -175,14 +176,37 @@ class KKTOperator:
     def _sparsity(self, objective: Objective) -> Sparsity:
         """The pattern of a step's W over [u_old | u_new | z], with an objective."""
         problem, n, m = self.problem, self.problem.n, self.problem.m
-        nothing = sp.csr_matrix((n, n))
         if self.is_metric:
-            return Sparsity(sp.block_diag([nothing, *(mass.sparsity.csr for mass in self._masses)]))
+            return self._placed(*(mass.sparsity.csr for mass in self._masses))
+        if problem.grid.space_ranks > 1:
+            state, control = self._spread_forms(self.lin)
+            total = self._placed(state.sparsity.csr, control.sparsity.csr + sp.identity(m))
+            return total | require_pattern(problem).W if self.hessian == "full" else total
         p = torch.randn(problem.param_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         self._objective = objective.hessian_sparsity(n, m, problem.grid.samples().with_parameters(p))
         own = sp.diags(np.repeat([0.0, 1.0], [n, m]))  # of fixed controls
-        total = Sparsity(sp.block_diag([nothing, self._objective.csr + own]))
+        total = Sparsity(sp.block_diag([sp.csr_matrix((n, n)), self._objective.csr + own]))
         return total | require_pattern(problem).W if self.hessian == "full" else total
+
+    def _placed(self, state: sp.csr_matrix, control: sp.csr_matrix) -> Sparsity:
+        """Forms of owned rows among [u_old | u_new | z], ghosts included, their entries in the same order."""
+        (_, n), (_, m) = self.problem.spaces
+        nothing = sp.csr_matrix((n, n))
+        square = (
+            sp.csr_matrix(
+                (form.data, form.indices, np.r_[form.indptr, np.full(size - form.shape[0], form.nnz)]), (size, size)
+            )
+            for form, size in ((sp.csr_matrix(state), n), (sp.csr_matrix(control), m))
+        )
+        return Sparsity(sp.block_diag([nothing, *square]))
+
+    def _spread_forms(self, lin: Linearization) -> tuple[StepMatrix, StepMatrix]:
+        """The Hessian of an objective where ranks share a step: colored products would send messages."""
+        if not lin.objective.is_quadratic:
+            got = f"{type(lin.objective).__name__}, not quadratic, with {self.problem.grid.space_ranks} ranks a step"
+            raise InputError("an assembled KKT matrix", got, "-kkt_precond reduced | wathen, or space_ranks 1")
+        state, control = lin.objective_blocks
+        return state.spread(), control.spread()
 
     def _metric_values(self) -> Tensor:
         state, control = (mass.values[0] for mass in self._masses)
@@ -205,25 +229,22 @@ class KKTOperator:
     def _parameter_values(self, lam: Tensor | None) -> ParameterValues:
         if not self.is_metric:
             return self.parameters.values(self.lin, lam)
-        F, first = self.parameters.jacobian(self.lin), float(self.problem.grid.is_first)  # R in p is counted once
+        F, first = self.parameters.jacobian(self.lin), float(self.problem.grid.is_root)  # R in p is counted once
         return ParameterValues(F, F[:, :0], first * self.metric.param_mass.values[0])
 
     def _hessian_values(self, lam: Tensor | None) -> Tensor:
         """Entries of each step's W by colored Hessian products, (n_local, nnz)."""
         assert self._assembly is not None
-        lin, pattern, own, n = self.lin, self._assembly.W, self._objective, self.problem.n
-        values = torch.zeros(len(lin.steps), pattern.nnz, dtype=torch.float64)
-
-        def rows(direction: Tensor) -> Tensor:
-            du, dz = (d.expand(len(lin.steps), -1) for d in direction.split([n, self.problem.m]))
-            h_u, h_z, _ = lin.objective.hvp(lin.u, lin.z_step, lin.steps, du, dz, torch.zeros_like(lin.p))
-            return torch.cat([h_u, h_z], dim=1)
-
-        objective, are_all = own.fill(rows, at_once=False)
-        placed = Sparsity(sp.block_diag([sp.csr_matrix((n, n)), own.csr]))
-        values[:, pattern.places(placed)] = objective
+        pattern, are_all = self._assembly.W, True
+        values = torch.zeros(len(self.lin.steps), pattern.nnz, dtype=torch.float64)
+        if self.problem.grid.space_ranks > 1:
+            forms = self._spread_forms(self.lin)
+            placed = self._placed(*(form.sparsity.csr for form in forms))
+            values[:, pattern.places(placed)] = torch.cat([form.values for form in forms], dim=1)
+        else:
+            are_all = self._fill_objective(values)
         if lam is not None:
-            jacobian = lin.jacobian
+            jacobian = self.lin.jacobian
             assert isinstance(jacobian, SparseStepJacobian)  # the constraint has a pattern
             constraint = jacobian.curvature(lam).W
             if constraint is not None:
@@ -236,3 +257,18 @@ class KKTOperator:
                 "StepPattern(A, B, C, W) with all entries of W, or another Objective.hessian_sparsity",
             )
         return values
+
+    def _fill_objective(self, values: Tensor) -> bool:
+        """Write the entries of the objective's Hessian, and return whether they are all."""
+        assert self._assembly is not None
+        lin, pattern, own, n = self.lin, self._assembly.W, self._objective, self.problem.n
+
+        def rows(direction: Tensor) -> Tensor:
+            du, dz = (d.expand(len(lin.steps), -1) for d in direction.split([n, self.problem.m]))
+            h_u, h_z, _ = lin.objective.hvp(lin.u, lin.z_step, lin.steps, du, dz, torch.zeros_like(lin.p))
+            return torch.cat([h_u, h_z], dim=1)
+
+        objective, are_all = own.fill(rows, at_once=False)
+        placed = Sparsity(sp.block_diag([sp.csr_matrix((n, n)), own.csr]))
+        values[:, pattern.places(placed)] = objective
+        return are_all

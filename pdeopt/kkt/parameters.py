@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,9 +41,8 @@ class Parameters:
     """
 
     def __init__(self, problem: ControlProblem) -> None:
-        n, m, P = problem.n, problem.m, problem.param_dim
-        own = problem.constraint.parameter_pattern if P else ParameterPattern.full(n, m, 0)
-        self.pattern = (own or ParameterPattern.full(n, m, P)) | _objective_pattern(problem)
+        own = problem.constraint.parameter_pattern if problem.param_dim else None
+        self.pattern = (own or _full(problem)) | _objective_pattern(problem)
 
     def values(self, lin: Linearization, lam: Tensor | None) -> ParameterValues:
         """Entries at a linearization.
@@ -86,6 +86,12 @@ def _filled(pattern: Sparsity, product: Callable[[Tensor], Tensor]) -> Tensor:
     return values
 
 
+def _full(problem: ControlProblem) -> ParameterPattern:
+    """All entries; of the rows that this rank owns, and over the unknowns that it sees."""
+    P, ((_, n), (_, m)) = problem.param_dim, problem.spaces
+    return ParameterPattern(*(Sparsity(np.ones(shape)) for shape in ((problem.n, P), (2 * n + m, P), (P, P))))
+
+
 def _objective_pattern(problem: ControlProblem) -> ParameterPattern:
     """That of the second derivatives of J and of the initial map at random points. The same on all ranks."""
     n, m, P = problem.n, problem.m, problem.param_dim
@@ -104,7 +110,10 @@ def _objective_pattern(problem: ControlProblem) -> ParameterPattern:
         return torch.cat([h_u, h_z], dim=1), torch.stack([h_p, initial.hvp(p, dp), initial.curvature(p, w, dp)])
 
     if P == 0:
-        return ParameterPattern.full(n, m, 0)
+        return _full(problem)
+    if problem.grid.space_ranks > 1:
+        legal = "-kkt_precond reduced, or space_ranks 1"
+        raise InputError("an assembled KKT matrix", f"{P} parameters with several ranks a step", legal)
     mixed, own = columns(column, torch.eye(P, dtype=torch.float64), chunk_size=256)
     W = torch.cat([torch.zeros(n, P, dtype=torch.bool), (mixed != 0).any(1).T])
     return ParameterPattern(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from petsc4py import PETSc
 from torch import Tensor
@@ -21,6 +22,7 @@ from pdeopt.core.errors import InputError, SolveFailure, on_root
 from pdeopt.core.interrupt import Interrupted, interruption
 from pdeopt.core.monitor import AnyRecord, DescentRecord, History, Record
 from pdeopt.core.storage import read_tensors, write_tensors
+from pdeopt.space.layouts.layout import Layout
 
 FIELDS = ("state", "control", "parameters", "multiplier")
 
@@ -76,7 +78,7 @@ def read_checkpoint(path: str, problem: ControlProblem, fingerprint: dict[str, A
     if set(tensors) != set(FIELDS):
         raise InputError(f"-restart {path}", f"fields {', '.join(sorted(tensors))}", ", ".join(FIELDS))
     x, lam = problem.create_primal(), problem.create_multiplier()
-    parts = [_own_part(problem, tensors[name], size) for name, size in zip(FIELDS, _sizes(problem))]
+    parts = [_own_part(problem, name, tensors[name], size) for name, size in zip(FIELDS, _sizes(problem))]
     assign(x, *parts[:3])
     assign(lam, parts[3])
     return Checkpoint(x, lam, memory, history)
@@ -251,10 +253,38 @@ def _gather(problem: ControlProblem, checkpoint: Checkpoint) -> list[Tensor]:
     """All fields, flat and whole, on rank 0; empty on the others."""
     entries = torch.cat([copy(checkpoint.x), copy(checkpoint.lam)]).split(_sizes(problem))
     gathered = (problem.grid.mpi.gather(part.numpy()) for part in entries)
-    return [torch.empty(0) if parts is None else torch.cat([torch.from_numpy(p) for p in parts]) for parts in gathered]
+    whole = [torch.empty(0) if parts is None else torch.cat([torch.from_numpy(p) for p in parts]) for parts in gathered]
+    return [_reordered(problem, name, part) for name, part in zip(FIELDS, whole)]
 
 
-def _own_part(problem: ControlProblem, whole: Tensor, size: int) -> Tensor:
+def _layout_of(problem: ControlProblem, name: str) -> Layout | None:
+    """The layout of the unknowns of a step in a field; None where a rank has whole steps, or there are none."""
+    constraint = problem.constraint
+    return {"state": constraint.layout, "control": constraint.controls, "multiplier": constraint.layout}.get(name)
+
+
+def _reordered(problem: ControlProblem, name: str, whole: Tensor) -> Tensor:
+    """A field rank by rank as steps with their unknowns in natural order: a file does not know how ranks were split."""
+    layout, k, N = _layout_of(problem, name), problem.grid.space_ranks, problem.grid.num_steps
+    if layout is None:
+        return whole
+    order = layout.natural_order
+    if not problem.grid.is_root:
+        return whole
+    rows, start, widths = torch.empty(N, layout.size, dtype=whole.dtype), 0, np.diff(layout.starts)
+    for time, steps in enumerate(np.diff(problem.grid.offsets)):
+        first = problem.grid.offsets[time]
+        for space in range(k):
+            size, columns = steps * widths[space], order[layout.starts[space] : layout.starts[space + 1]]
+            rows[first : first + steps, columns] = whole[start : start + size].reshape(steps, -1)
+            start += size
+    return rows.reshape(-1)
+
+
+def _own_part(problem: ControlProblem, name: str, whole: Tensor, size: int) -> Tensor:
+    layout, grid = _layout_of(problem, name), problem.grid
+    if layout is not None and whole.shape == (grid.num_steps * layout.size,) and whole.dtype == torch.float64:
+        return whole.reshape(grid.num_steps, -1)[grid.begin : grid.end][:, layout.natural].reshape(-1)
     start = int(problem.grid.mpi.exscan(size) or 0)
     total = int(problem.grid.mpi.allreduce(size))
     if whole.shape != (total,) or whole.dtype != torch.float64:

@@ -65,6 +65,7 @@ class TimeBlockJacobi(Preconditioner):
         self._ksp = self._factors = None
         if blocks is None:
             return
+        blocks.grid.require_whole_steps("block Jacobi", "-kkt_precond reduced | wathen | direct, or space_ranks 1")
         blocks = blocks.cut(self.settings.window)
         if self.settings.local == "exact":
             self._factors = WindowFactors(blocks)

@@ -54,6 +54,7 @@ class Frequencies:
     """
 
     def __init__(self, grid: TimeGrid) -> None:
+        grid.require_whole_steps("means over time", "-kkt_precond reduced | wathen | direct, or space_ranks 1")
         self.grid, N = grid, grid.num_steps
         self._half, ranks = (N + 1) // 2, grid.mpi.size
         self._steps = np.r_[0, np.cumsum(grid.mpi.allgather(grid.n_local))]

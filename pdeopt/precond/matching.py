@@ -13,6 +13,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from pdeopt.core.errors import InputError
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.sparse import StepMatrix
@@ -54,6 +55,9 @@ def _shift_of_free(blocks: KKTBlocks, C: StepMatrix, control: InnerProduct) -> S
     G has no full rank then, and a multiple of W would hold what is fixed beside a free control, too. Instead
     N = (W 1 / G 1)^1/4 C L^-1 C' (W 1 / G 1)^1/4 with C of the free controls; the lumped form L and G are of all.
     """
+    if C.sparsity.columns is not None:
+        got, legal = "fixed controls that other ranks of a step see", "-kkt_precond reduced | direct, or space_ranks 1"
+        raise InputError("a matched Schur complement", got, legal)
     squared, pattern = _lumped(C, control), Sparsity(C.sparsity.csr @ C.sparsity.csr.T)
     root = torch.where(squared > 0, blocks.state.row_sums() / squared, 0.0).sqrt().sqrt()
     return _scaled(root, StepMatrix(pattern, _outer(blocks.C, 1.0 / control.row_sums(), pattern)))
@@ -62,7 +66,7 @@ def _shift_of_free(blocks: KKTBlocks, C: StepMatrix, control: InnerProduct) -> S
 def _scaled(root: Tensor, form: StepMatrix) -> StepMatrix:
     """diag(root) form diag(root)."""
     pattern = form.sparsity
-    return StepMatrix(pattern, root[:, pattern.rows] * form.values * root[:, pattern.cols])
+    return StepMatrix(pattern, root[:, pattern.rows] * form.values * pattern.at_columns(root))
 
 
 def _lumped(block: StepMatrix, form: InnerProduct) -> Tensor:
@@ -73,10 +77,10 @@ def _lumped(block: StepMatrix, form: InnerProduct) -> Tensor:
 
 
 def _largest(grid: TimeGrid, rows: Tensor) -> Tensor:
-    """The largest entry of each column over all ranks, (1, n). Collective."""
+    """The largest entry of each column over all steps, (1, n). Collective."""
     largest = rows.amax(0, keepdim=True)
-    if grid.mpi.size > 1:
-        largest = torch.stack([torch.from_numpy(part) for part in grid.mpi.allgather(largest.numpy())]).amax(0)
+    if grid.time.size > 1:
+        largest = torch.stack([torch.from_numpy(part) for part in grid.time.allgather(largest.numpy())]).amax(0)
     return largest
 
 

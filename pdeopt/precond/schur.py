@@ -206,6 +206,9 @@ def use_schur_multigrid(pc: PETSc.PC, settings: TimeMultigridSettings) -> list[P
     finest = pc.getOperators()[0]
     blocks = blocks_of(finest)
     assert blocks is not None  # all ranks have steps there
+    if blocks.grid.space_ranks > 1:
+        got = f"multigrid with {blocks.grid.space_ranks} ranks a step"
+        raise InputError("wathen_propagator", got, " | ".join(PROPAGATORS))
     comm, levels = blocks.grid.comm, hierarchy(blocks, settings)
     fields = [(adjoint_interpolation, blocks.n)]
     transfers = [(transfer(*pair, comm, settings.coarsening, fields), None) for pair in pairwise(levels)]

@@ -132,7 +132,7 @@ class WathenPC(Preconditioner):
     def _resolve(self, blocks: KKTBlocks) -> str:
         if self.settings.propagator != "auto":
             return self.settings.propagator
-        return "forward" if blocks.conservative or blocks.grid.mpi.size == 1 else "mgrit"
+        return "forward" if blocks.conservative or blocks.grid.time.size == 1 else "mgrit"
 
     def _iterate(self, ksp: PETSc.KSP, blocks: KKTBlocks) -> None:
         """The Krylov method on S, unless the options say otherwise."""

@@ -20,8 +20,6 @@ from pdeopt.steps.mgrit import (
 )
 from pdeopt.steps.observation import Measurements as Measurements, Observation as Observation, SeenForm as SeenForm
 from pdeopt.steps.sparse import (
-    DiagonalProduct as DiagonalProduct,
-    PaddedProduct as PaddedProduct,
     StepMatrix as StepMatrix,
     StepPattern as StepPattern,
     block_diagonal as block_diagonal,
@@ -29,7 +27,12 @@ from pdeopt.steps.sparse import (
     dense as dense,
     serial_aij as serial_aij,
 )
-from pdeopt.steps.sparsity import ParameterPattern as ParameterPattern, Sparsity as Sparsity
+from pdeopt.steps.sparsity import (
+    DiagonalProduct as DiagonalProduct,
+    PaddedProduct as PaddedProduct,
+    ParameterPattern as ParameterPattern,
+    Sparsity as Sparsity,
+)
 from pdeopt.steps.stepsolve import (
     StagedSubstitution as StagedSubstitution,
     StepFactor as StepFactor,

@@ -17,6 +17,7 @@ from scipy.sparse.linalg import splu
 
 from pdeopt.core.arrays import Array, real_array
 from pdeopt.core.errors import InputError
+from pdeopt.space.layouts.layout import Layout
 
 #: How far entries (i, j) and (j, i) may differ, relative to the root of the product of diagonal entries i and j; a
 #: matrix of single precision is as symmetric as its rounding.
@@ -30,6 +31,9 @@ FACTORED_UNKNOWNS, FACTORED_WORK = 100_000, 2.5e10
 
 #: Directions at which the form is tried where it is too large to factor.
 TRIED_DIRECTIONS = 50
+
+#: Random rows in which a form is tried whose rows are spread over ranks.
+TRIED_SPREAD = 3
 
 #: Digests of the matrices that have been found positive.
 _positive: set[bytes] = set()
@@ -94,6 +98,46 @@ def require_form(matrix: Any, what: str, semidefinite: bool = False) -> sp.csr_m
     csr = _symmetric(csr, scale, SYMMETRY_TOLERANCE[4 if precision <= 4 else 8], what, legal)
     _require_positive(csr, scale, semidefinite, what, legal)
     return csr
+
+
+def require_spread_form(matrix: Any, columns: Layout, what: str, semidefinite: bool) -> None:
+    """`require_form` for a matrix whose rows are spread over ranks: it is tried in random directions. Collective.
+
+    Args:
+        matrix: has `values`, products with rows and with the transpose.
+        columns: the layout of its columns, and of its rows.
+        what, semidefinite: as of `require_form`.
+
+    Raises:
+        InputError: not finite, not symmetric to rounding, or not positive where it is tried.
+    """
+    legal = f"a symmetric positive {'semidefinite' if semidefinite else 'definite'} matrix"
+    if not columns.all(bool(matrix.values.isfinite().all())):
+        raise InputError(what, "NaN or infinite entries", "finite numbers")
+    generator = torch.Generator().manual_seed(columns.mpi.rank)
+    x = torch.randn(TRIED_SPREAD, columns.n_owned, generator=generator, dtype=torch.float64)
+    Ax = matrix(x)
+    gap, size = columns.max(
+        torch.stack([(each).abs().amax() if x.numel() else x.new_zeros(()) for each in (Ax - matrix.transpose(x), Ax)])
+    )
+    if gap > SYMMETRY_TOLERANCE[8] * size:
+        raise InputError(what, "a matrix that is not symmetric, in rows over ranks", legal)
+    if size == 0:
+        raise InputError(what, "a matrix of zeros", legal)
+    r, d, square = x[:1], x[:1], columns.sum(x[:1].square().sum())
+    start = square
+    for _ in range(TRIED_DIRECTIONS):  # of conjugate gradients, which turn to where the form is small or negative
+        product = matrix(d)
+        curvature = columns.sum((d * product).sum())
+        if not curvature > (LEAST_SEMIDEFINITE * size * columns.sum(d.square().sum()) if semidefinite else 0.0):
+            raise InputError(what, "an indefinite matrix, in rows over ranks", legal)
+        if curvature <= 0:
+            break
+        r = r - square / curvature * product
+        last, square = square, columns.sum(r.square().sum())
+        if square <= 1e-24 * start:
+            break
+        d = r + square / last * d
 
 
 def _symmetric(csr: sp.csr_matrix, scale: Array, tolerance: float, what: str, legal: str) -> sp.csr_matrix:

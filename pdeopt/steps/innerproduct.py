@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.errors import SolveFailure
+from pdeopt.space.layouts.layout import Layout
 from pdeopt.steps.sparse import StepMatrix, combination
 from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.stepsolve import StepSolver, step_solver
@@ -31,12 +32,16 @@ class InnerProduct:
     @classmethod
     def from_values(cls, sparsity: Sparsity, values: Tensor, model: Tensor | None = None) -> InnerProduct:
         """From entries, (batch, nnz); multiples of one matrix, default the largest of them, are recognized as such."""
-        if values.numel() == 0:
+        if values.numel() == 0 and sparsity.columns is None:
             return cls.zero(sparsity.shape[0], len(values))
-        model = _largest(values) if model is None else model
-        square = float(model @ model)
-        weight = values @ model / square if square > 0 else torch.zeros_like(values[:, 0])
-        if bool(((values - weight[:, None] * model).abs() <= 1e-14 * model.abs().amax()).all()):
+        columns = sparsity.columns
+        model = _largest(values, columns) if model is None else model
+        products = torch.cat([values @ model, (model @ model)[None]])
+        products = products if columns is None else columns.sum(products)  # one weight for all rows of a step
+        square, rows = float(products[-1]), products[:-1]
+        weight = rows / square if square > 0 else torch.zeros_like(rows)
+        alike = bool(((values - weight[:, None] * model).abs() <= 1e-14 * model.abs().amax()).all())
+        if alike if columns is None else columns.all(alike):
             return cls(weight, StepMatrix(sparsity, model[None]))
         return cls(torch.ones_like(weight), StepMatrix(sparsity, values))
 
@@ -66,13 +71,13 @@ class InnerProduct:
         if alike(grid, self.matrix) or grid.mpi.size == 1:
             return self
         own, spread = self.matrix.sparsity, self.spread().values
-        keys = np.unique(np.concatenate(grid.mpi.allgather(own.rows * own.shape[1] + own.cols)))
+        keys = np.unique(np.concatenate(grid.time.allgather(own.rows * own.shape[1] + own.cols)))
         places = np.divmod(keys, own.shape[1])
-        pattern = Sparsity(sp.csr_matrix((np.ones(keys.size), places), shape=own.shape))
+        pattern = Sparsity(sp.csr_matrix((np.ones(keys.size), places), shape=own.shape), own.columns)
         values = torch.zeros(len(spread), pattern.nnz, dtype=spread.dtype)
         values[:, pattern.places(own)] = spread
-        models = grid.mpi.allgather(_largest(values).numpy())
-        return self.from_values(pattern, values, _largest(torch.from_numpy(np.stack(models))))
+        models = grid.time.allgather(_largest(values, own.columns).numpy())
+        return self.from_values(pattern, values, _largest(torch.from_numpy(np.stack(models)), own.columns))
 
     def scaled(self, factor: Tensor) -> InnerProduct:
         """The form times a number a step, (batch,)."""
@@ -122,6 +127,7 @@ class InnerProduct:
         return step_solver(self.matrix)
 
 
-def _largest(rows: Tensor) -> Tensor:
-    """The row with the largest entry."""
-    return rows[int(rows.abs().amax(1).argmax())]
+def _largest(rows: Tensor, columns: Layout | None) -> Tensor:
+    """The row with the largest entry; of rows that are spread over ranks, the same one on all."""
+    sizes = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
+    return rows[int((sizes if columns is None else columns.max(sizes)).argmax())]

@@ -20,86 +20,11 @@ from torch import Tensor
 from pdeopt.core.arrays import Array, index_array
 from pdeopt.core.autodiff import is_plain, is_recorded, plainly
 from pdeopt.core.errors import InputError
-from pdeopt.steps.forms import real_matrix, require_form
-from pdeopt.steps.sparsity import Sparsity
+from pdeopt.steps.forms import real_matrix, require_form, require_spread_form
+from pdeopt.steps.sparsity import DiagonalProduct, PaddedProduct, Sparsity, has_few_diagonals
 
 #: Steps of so many entries, zeros counted, and so many entries of all steps are multiplied as dense matrices.
 SMALL_STEP, SMALL_STEPS = 64, 1 << 18
-
-
-class PaddedProduct:
-    """Products of sparse matrices with rows as a sum of a few gathers: as many as the widest row has entries.
-
-    All its operations are torch's, so it works under every transform of torch.func.
-
-    Args:
-        values: of the entries, (batch, nnz).
-        entries, columns: the row-padded form of the pattern, each (width, rows).
-    """
-
-    def __init__(self, values: Tensor, entries: Tensor, columns: Tensor) -> None:
-        extended = torch.cat([values, torch.zeros_like(values[:, :1])], dim=1)  # the value of the padding
-        self.values, self.columns = [extended[:, e].contiguous() for e in entries], columns
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The product with each row of x, (..., columns) -> (..., rows)."""
-        terms = (v * x[..., c] for v, c in zip(self.values, self.columns))
-        total = next(terms, None)
-        if total is None:
-            return torch.zeros((*x.shape[:-1], self.columns.shape[-1]), dtype=x.dtype)
-        for term in terms:
-            total = total + term
-        return total
-
-
-def evenly(places: Array) -> slice | Array:
-    """Numbers as a slice where they are equally far apart, as those of a band's diagonal: it is read much faster."""
-    step = int(places[1] - places[0]) if len(places) > 1 else 1
-    is_slice = step > 0 and bool((np.diff(places) == step).all())
-    return slice(int(places[0]), int(places[-1]) + 1, step) if is_slice and len(places) else places
-
-
-#: Diagonals on which entries stand up to which a product takes one multiplication for each.
-FEW_DIAGONALS = 4
-
-
-class DiagonalProduct:
-    """Products of matrices whose entries stand on a few diagonals with rows.
-
-    Args:
-        num_rows: of a matrix.
-        rows, cols: of the entries, (nnz,).
-        values: of them, (batch, nnz).
-    """
-
-    def __init__(self, num_rows: int, rows: Array, cols: Array, values: Tensor) -> None:
-        self._rows, self._diagonals, distance = num_rows, list[tuple[slice, slice, Tensor]](), cols - rows
-        for k in np.unique(distance):
-            place = np.flatnonzero(distance == k)
-            begin, end = int(rows[place].min()), int(rows[place].max()) + 1
-            if len(place) == end - begin:
-                entries = values[:, evenly(place)].contiguous()
-            else:
-                entries = values.new_zeros(len(values), end - begin)
-                entries[:, rows[place] - begin] = values[:, place]
-            self._diagonals.append((slice(begin, end), slice(begin + k, end + k), entries))
-        self._diagonals.sort(key=lambda each: each[0].start - each[0].stop)  # the longest first
-
-    def __call__(self, x: Tensor) -> Tensor:
-        whole, rest = self._diagonals[:1], self._diagonals[1:]
-        if whole and whole[0][0] == slice(0, self._rows):
-            out = x[:, whole[0][1]] * whole[0][2]
-        else:
-            out, rest = x.new_zeros(len(x), self._rows), self._diagonals
-        for rows, cols, entries in rest:
-            out[:, rows].addcmul_(x[:, cols], entries)
-        return out
-
-
-@lru_cache(maxsize=64)
-def has_few_diagonals(pattern: Sparsity) -> bool:
-    """Whether a `DiagonalProduct` is the fastest."""
-    return len(np.unique(pattern.cols - pattern.rows)) <= FEW_DIAGONALS
 
 
 class StepMatrix:
@@ -159,18 +84,35 @@ class StepMatrix:
         """
         if matrix is None:
             return cls.constant(sp.eye(dim or 0))
+        if isinstance(matrix, StepMatrix) and matrix.sparsity.columns is not None:
+            return matrix._spread_form(dim, what, semidefinite)
         known = matrix._form.get(semidefinite) if isinstance(matrix, StepMatrix) else None
         if known is None:
             given = matrix.as_csr(what) if isinstance(matrix, StepMatrix) else matrix
             csr = require_form(given, what, semidefinite)
             is_same = given is not matrix and np.array_equal(csr.data, given.data)
             known = matrix if is_same else cls.constant(csr)
+            _ = known._by_row, known._by_column  # now, not inside a vmap or jvp
             for each in (matrix, known):
                 if isinstance(each, StepMatrix):
                     each._form[semidefinite] = known
         if dim is not None and known.shape != (dim, dim):
             raise InputError(f"shape of {what}", known.shape, f"({dim}, {dim})")
         return known
+
+    def _spread_form(self, dim: int | None, what: str, semidefinite: bool) -> StepMatrix:
+        """This matrix, its rows spread over ranks, if it is a form; checked once. Collective."""
+        columns, (rows, _) = self.sparsity.columns, self.shape
+        assert columns is not None
+        if not columns.all(rows == columns.n_owned and dim in (None, rows) and self.is_constant):
+            raise InputError(
+                f"shape of {what}", f"{self.shape} on rank {columns.mpi.rank}", f"({dim}, {dim}), one for all"
+            )
+        if semidefinite not in self._form:
+            require_spread_form(self, columns, what, semidefinite)
+            self._form[semidefinite] = self
+            _ = self._by_row, self._by_column  # now, not inside a vmap or jvp
+        return self
 
     def as_csr(self, what: str = "matrix") -> sp.csr_matrix:
         """The one matrix of all steps for scipy, on the same memory. Raises `InputError` where steps differ."""
@@ -181,8 +123,8 @@ class StepMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, columns) of a step."""
-        return self.sparsity.shape
+        """(rows, columns) of a step; those that this rank owns."""
+        return self.sparsity.shape[0], self.sparsity.domain
 
     @property
     def is_constant(self) -> bool:
@@ -199,6 +141,11 @@ class StepMatrix:
             raise InputError(
                 "product with a StepMatrix", f"rows of shape {tuple(x.shape)}", f"(batch, {self.shape[1]})"
             )
+        columns = self.sparsity.columns
+        return self._of_rows(x if columns is None else columns.extend(x))
+
+    def _of_rows(self, x: Tensor) -> Tensor:
+        """The product with rows that have their ghosts."""
         if x.ndim == 2 and is_plain(x):
             return self._product(x, transpose=False)
         if x.ndim == 2 and self._is_recorded(x):
@@ -207,6 +154,10 @@ class StepMatrix:
 
     def transpose(self, y: Tensor) -> Tensor:
         """The transposed product with each row of `y`, (batch, rows) -> (batch, columns)."""
+        columns = self.sparsity.columns
+        return self._transposed(y) if columns is None else columns.collect(self._transposed(y))
+
+    def _transposed(self, y: Tensor) -> Tensor:
         if y.ndim == 2 and is_plain(y):
             return self._product(y, transpose=True)
         if y.ndim == 2 and self._is_recorded(y):
@@ -219,7 +170,8 @@ class StepMatrix:
 
     def _product(self, x: Tensor, transpose: bool) -> Tensor:
         """Without gathering, ten times faster for one matrix on many rows and three times for one a row."""
-        width, entries = self.shape[1 if transpose else 0], self.shape[0] * self.shape[1]
+        (rows, cols), width = self.sparsity.shape, self.sparsity.shape[1 if transpose else 0]
+        entries = rows * cols
         if entries <= SMALL_STEP and entries * len(self.values) <= SMALL_STEPS:
             full = self._small if transpose else self._small.mT
             return x @ full[0] if self.is_constant else (x[:, None] @ full)[:, 0]
@@ -238,7 +190,7 @@ class StepMatrix:
         if transpose not in self._products:
             rows, cols = self.sparsity.rows, self.sparsity.cols
             rows, cols = (cols, rows) if transpose else (rows, cols)
-            self._products[transpose] = DiagonalProduct(self.shape[transpose], rows, cols, self.values)
+            self._products[transpose] = DiagonalProduct(self.sparsity.shape[transpose], rows, cols, self.values)
         return self._products[transpose]
 
     def _petsc(self, transpose: bool) -> PETSc.Mat:
@@ -250,9 +202,10 @@ class StepMatrix:
     @cached_property
     def _small(self) -> Tensor:
         """Dense, (batch or 1, rows, columns)."""
-        full = self.values.new_zeros(len(self.values), self.shape[0] * self.shape[1])
-        full[:, torch.from_numpy(self.sparsity.rows * self.shape[1] + self.sparsity.cols)] = self.values
-        return full.reshape(len(full), *self.shape)
+        pattern = self.sparsity
+        full = self.values.new_zeros(len(self.values), pattern.shape[0] * pattern.shape[1])
+        full[:, torch.from_numpy(pattern.rows * pattern.shape[1] + pattern.cols)] = self.values
+        return full.reshape(len(full), *pattern.shape)
 
     @cached_property
     def _blocks(self) -> sp.csr_matrix:
@@ -286,7 +239,7 @@ class Recorded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
-        product = ctx.matrix if ctx.transpose else ctx.matrix.transpose
+        product = ctx.matrix._of_rows if ctx.transpose else ctx.matrix._transposed
         return product(*cotangents), None, None
 
 
@@ -328,7 +281,7 @@ def serial_aij(csr: sp.csr_matrix) -> PETSc.Mat:
 
 def block_diagonal(matrix: StepMatrix, batch: int | None = None, lag: int = 0) -> sp.csr_matrix:
     """The matrix with block (i, i - lag) = that of step i, for `batch` steps."""
-    (n, m), batch = matrix.shape, len(matrix.values) if batch is None else batch
+    (n, m), batch = matrix.sparsity.shape, len(matrix.values) if batch is None else batch
     values = matrix.values.expand(batch, -1)[lag:].detach().numpy().ravel()
     return sp.csr_matrix((values, *_block_pattern(matrix.sparsity, batch, lag)), shape=(batch * n, batch * m))
 
@@ -364,15 +317,16 @@ class StepPattern:
     def __init__(self, A: Any, B: Any, C: Any, W: Any) -> None:
         self.A, self.B, self.C, self.W = (s if isinstance(s, Sparsity) else Sparsity(s) for s in (A, B, C, W))
         n, m = self.A.shape[0], self.C.shape[1]
-        shapes = [s.shape for s in (self.A, self.B, self.C, self.W)]
-        legal = [(n, n), (n, n), (n, m), (2 * n + m, 2 * n + m)]
+        all_n = n if self.A.columns is None else self.A.columns.n_all  # with ghosts
+        shapes = [s.shape for s in (self.A, self.B.widened(self.A.columns), self.C, self.W)]
+        legal = [(n, all_n), (n, all_n), (n, m), (2 * all_n + m, 2 * all_n + m)]
         if shapes != legal:
             raise InputError("StepPattern shapes of A, B, C, W", shapes, str(legal))
 
     @cached_property
     def jacobian(self) -> Sparsity:
         """The stacked pattern [B A C]."""
-        return Sparsity(sp.hstack([self.B.csr, self.A.csr, self.C.csr]))
+        return Sparsity(sp.hstack([self.B.widened(self.A.columns).csr, self.A.csr, self.C.csr]))
 
     def split(self, values: Tensor) -> dict[str, StepMatrix]:
         """The blocks A, B and C from values on the stacked pattern, (batch, jacobian.nnz)."""
@@ -381,7 +335,7 @@ class StepPattern:
     @cached_property
     def _entries(self) -> dict[str, Tensor]:
         """Those of each block in the stacked pattern."""
-        cols, n = self.jacobian.cols, self.A.shape[0]
+        cols, n = self.jacobian.cols, self.A.shape[1]
         masks = {"B": cols < n, "A": (cols >= n) & (cols < 2 * n), "C": cols >= 2 * n}
         return {name: torch.from_numpy(np.flatnonzero(mask)) for name, mask in masks.items()}
 

@@ -14,10 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 import torch
+from scipy.optimize._numdiff import group_columns
 from torch import Tensor
 
 from pdeopt.core.arrays import Array
 from pdeopt.core.autodiff import columns
+from pdeopt.core.errors import InputError
+from pdeopt.space.layouts.layout import Layout
 
 #: Colors of the parameters up to which their derivatives are kept as sparse matrices.
 MOST_COLORS = 32
@@ -26,11 +29,15 @@ MOST_COLORS = 32
 class Sparsity:
     """The pattern of a sparse matrix, entries sorted by row, then column.
 
+    Where a step's unknowns are spread over ranks, a pattern is that of the rows of this rank. Its columns are local
+    numbers of a layout, owned unknowns before ghosts; without a layout no row sees an unknown of another rank.
+
     Args:
         pattern: a scipy sparse or dense matrix; its stored (dense: nonzero) entries count.
+        columns: layout of what the columns stand for; one without ghosts on any rank counts as None.
     """
 
-    def __init__(self, pattern: Any) -> None:
+    def __init__(self, pattern: Any, columns: Layout | None = None) -> None:
         csr = sp.csr_matrix(pattern)  # copied: sorting a user's indices in place would leave the values behind
         csr = sp.csr_matrix((np.ones(csr.nnz), csr.indices, csr.indptr), shape=csr.shape, copy=True)
         csr.sum_duplicates()
@@ -39,6 +46,27 @@ class Sparsity:
         self.nnz: int = csr.nnz
         self.rows = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
         self.cols = csr.indices.astype(np.int64)
+        self.columns = None if columns is None or columns.is_silent else columns
+        if self.columns is not None and self.columns.n_all != self.shape[1]:
+            raise InputError("columns of a pattern", self.shape[1], f"{self.columns.n_all} owned unknowns and ghosts")
+
+    @property
+    def domain(self) -> int:
+        """Entries of what a matrix with this pattern is multiplied by on this rank: owned columns."""
+        return self.shape[1] if self.columns is None else self.columns.n_owned
+
+    def at_columns(self, x: Tensor) -> Tensor:
+        """The entry of each row of x, (batch, domain), that stands in each entry's column, (batch, nnz). Collective."""
+        return (x if self.columns is None else self.columns.extend(x))[:, self.cols]
+
+    def widened(self, columns: Layout | None) -> Sparsity:
+        """The same entries among the columns of a layout, of which this pattern has the owned ones or all."""
+        if columns is self.columns or columns is None:
+            return self
+        if self.columns is not None:
+            raise InputError("patterns of one matrix", "columns of two layouts", "the same layout")
+        csr = self.csr
+        return Sparsity(sp.csr_matrix((csr.data, csr.indices, csr.indptr), (csr.shape[0], columns.n_all)), columns)
 
     @classmethod
     def banded(cls, n: int, width: int = 1) -> Sparsity:
@@ -52,15 +80,19 @@ class Sparsity:
         return cls(sp.csr_matrix((rows, cols)))
 
     def __or__(self, other: Sparsity) -> Sparsity:
-        return Sparsity(self.csr + other.csr)
+        one, two = self.widened(other.columns), other.widened(self.columns)
+        return Sparsity(one.csr + two.csr, one.columns)
 
     def covers(self, other: Sparsity) -> bool:
         """Whether every entry of `other` is one of this pattern."""
+        if self.columns is None and other.columns is not None:
+            return False
+        other = other.widened(self.columns)
         return bool(np.isin(other._keys, self._keys, assume_unique=True).all())
 
     def places(self, other: Sparsity) -> Tensor:
         """Where the entries of `other`, which this pattern covers, stand among its own. Shape (other.nnz,)."""
-        return torch.from_numpy(np.searchsorted(self._keys, other._keys))
+        return torch.from_numpy(np.searchsorted(self._keys, other.widened(self.columns)._keys))
 
     @cached_property
     def _keys(self) -> Array:
@@ -76,7 +108,8 @@ class Sparsity:
     @cached_property
     def _digest(self) -> bytes:
         """Of the entries: what is kept for a pattern serves all that are equal."""
-        return sha256(repr(self.shape).encode() + self._keys.tobytes()).digest()
+        of_columns = b"" if self.columns is None else self.columns.digest
+        return sha256(repr(self.shape).encode() + self._keys.tobytes() + of_columns).digest()
 
     def fill(self, product: Callable[[Tensor], Tensor], at_once: bool = True) -> tuple[Tensor, bool]:
         """Values of the entries, (batch, nnz), and whether they are all: whether they give a product with no zeros.
@@ -146,12 +179,11 @@ class Coloring:
 
 
 def _greedy_colors(pattern: Sparsity) -> Array:
-    by_column = pattern.csr.tocsc()
-    neighbors = sp.csr_matrix(pattern.csr.T @ pattern.csr)
+    """Each column in turn takes the first color that none of its neighbors has, in compiled code of SciPy."""
     colors = np.full(pattern.shape[1], -1)
-    for j in np.flatnonzero(np.diff(by_column.indptr)):
-        taken = set(colors[neighbors.indices[neighbors.indptr[j] : neighbors.indptr[j + 1]]])
-        colors[j] = next(c for c in range(len(taken) + 1) if c not in taken)
+    if pattern.nnz:
+        colors = np.asarray(group_columns(pattern.csr, order=np.arange(pattern.shape[1])), dtype=colors.dtype)
+        colors[np.bincount(pattern.cols, minlength=pattern.shape[1]) == 0] = -1
     return colors
 
 
@@ -181,6 +213,81 @@ def _pad(rows: Array, cols: Array, entries: Array, num_rows: int) -> tuple[Tenso
     entry, col = np.full((width, num_rows), rows.size), np.zeros((width, num_rows), dtype=np.int64)
     entry[position, rows], col[position, rows] = entries, cols
     return torch.from_numpy(entry), torch.from_numpy(col)
+
+
+class PaddedProduct:
+    """Products of sparse matrices with rows as a sum of a few gathers: as many as the widest row has entries.
+
+    All its operations are torch's, so it works under every transform of torch.func.
+
+    Args:
+        values: of the entries, (batch, nnz).
+        entries, columns: the row-padded form of the pattern, each (width, rows).
+    """
+
+    def __init__(self, values: Tensor, entries: Tensor, columns: Tensor) -> None:
+        extended = torch.cat([values, torch.zeros_like(values[:, :1])], dim=1)  # the value of the padding
+        self.values, self.columns = [extended[:, e].contiguous() for e in entries], columns
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product with each row of x, (..., columns) -> (..., rows)."""
+        terms = (v * x[..., c] for v, c in zip(self.values, self.columns))
+        total = next(terms, None)
+        if total is None:
+            return torch.zeros((*x.shape[:-1], self.columns.shape[-1]), dtype=x.dtype)
+        for term in terms:
+            total = total + term
+        return total
+
+
+def evenly(places: Array) -> slice | Array:
+    """Numbers as a slice where they are equally far apart, as those of a band's diagonal: it is read much faster."""
+    step = int(places[1] - places[0]) if len(places) > 1 else 1
+    is_slice = step > 0 and bool((np.diff(places) == step).all())
+    return slice(int(places[0]), int(places[-1]) + 1, step) if is_slice and len(places) else places
+
+
+#: Diagonals on which entries stand up to which a product takes one multiplication for each.
+FEW_DIAGONALS = 4
+
+
+class DiagonalProduct:
+    """Products of matrices whose entries stand on a few diagonals with rows.
+
+    Args:
+        num_rows: of a matrix.
+        rows, cols: of the entries, (nnz,).
+        values: of them, (batch, nnz).
+    """
+
+    def __init__(self, num_rows: int, rows: Array, cols: Array, values: Tensor) -> None:
+        self._rows, self._diagonals, distance = num_rows, list[tuple[slice, slice, Tensor]](), cols - rows
+        for k in np.unique(distance):
+            place = np.flatnonzero(distance == k)
+            begin, end = int(rows[place].min()), int(rows[place].max()) + 1
+            if len(place) == end - begin:
+                entries = values[:, evenly(place)].contiguous()
+            else:
+                entries = values.new_zeros(len(values), end - begin)
+                entries[:, rows[place] - begin] = values[:, place]
+            self._diagonals.append((slice(begin, end), slice(begin + k, end + k), entries))
+        self._diagonals.sort(key=lambda each: each[0].start - each[0].stop)  # the longest first
+
+    def __call__(self, x: Tensor) -> Tensor:
+        whole, rest = self._diagonals[:1], self._diagonals[1:]
+        if whole and whole[0][0] == slice(0, self._rows):
+            out = x[:, whole[0][1]] * whole[0][2]
+        else:
+            out, rest = x.new_zeros(len(x), self._rows), self._diagonals
+        for rows, cols, entries in rest:
+            out[:, rows].addcmul_(x[:, cols], entries)
+        return out
+
+
+@lru_cache(maxsize=64)
+def has_few_diagonals(pattern: Sparsity) -> bool:
+    """Whether a `DiagonalProduct` is the fastest."""
+    return len(np.unique(pattern.cols - pattern.rows)) <= FEW_DIAGONALS
 
 
 class ParameterPattern(NamedTuple):

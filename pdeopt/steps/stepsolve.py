@@ -15,12 +15,13 @@ from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 
 from pdeopt.core.arrays import Array
-from pdeopt.core.errors import StepFailure
+from pdeopt.core.errors import StepFailure, together
 from pdeopt.core.settings import read
+from pdeopt.space.layouts.matrix import spread_aij
 from pdeopt.steps.bands import SINGULAR_STEP, BandFactor, band_of, require_finite
 from pdeopt.steps.matrices.krylov import MatrixSolver, StepSettings
-from pdeopt.steps.sparse import StepMatrix, block_diagonal, dense, evenly, serial_aij
-from pdeopt.steps.sparsity import Sparsity
+from pdeopt.steps.sparse import StepMatrix, block_diagonal, dense, serial_aij
+from pdeopt.steps.sparsity import Sparsity, evenly
 
 #: Unknowns up to which the inverse of one matrix for all steps is the fastest factor, where it is a narrow band or not,
 #: and the largest condition number at which it is as exact.
@@ -48,7 +49,7 @@ def step_solver(A: StepMatrix) -> StepSolver:
     Raises:
         StepFailure: a step is singular or not finite, where it is factored.
     """
-    if is_krylov(A):
+    if A.sparsity.columns is not None or is_krylov(A):
         return StepKrylov(A)
     require_finite(A)
     is_narrow = band_of(A.sparsity).is_narrow
@@ -66,10 +67,16 @@ def is_krylov(A: StepMatrix) -> bool:
     are factored.
     """
     chosen = read(StepSettings).pc_type
-    if chosen != "auto" or A.shape[0] <= FEWEST_KRYLOV or front(A.sparsity) ** 2 <= MOST_FILL * A.sparsity.nnz:
+    columns, on_diagonal = A.sparsity.columns, A.values[:, A.sparsity.rows == A.sparsity.cols]
+    if columns is not None:  # of all ranks of a step, the same on each
+        few = chosen != "auto" or columns.size <= FEWEST_KRYLOV
+    else:
+        few = chosen != "auto" or A.shape[0] <= FEWEST_KRYLOV or front(A.sparsity) ** 2 <= MOST_FILL * A.sparsity.nnz
+    if few:
         return chosen not in ("auto", "lu")
-    on_diagonal = A.values[:, A.sparsity.rows == A.sparsity.cols]
-    return on_diagonal.shape[1] == A.shape[0] and bool((on_diagonal > 0).all() or (on_diagonal < 0).all())
+    is_full = on_diagonal.shape[1] == A.shape[0]
+    signs = is_full and bool((on_diagonal > 0).all()), is_full and bool((on_diagonal < 0).all())
+    return any(signs) if columns is None else any(columns.all(sign) for sign in signs)
 
 
 @lru_cache(maxsize=16)
@@ -155,18 +162,25 @@ class StepFactor:
 class StepKrylov:
     """Solves with the matrices A_i by a Krylov method and a preconditioner in space, prefix `step_`.
 
-    A matrix that all steps share is set up once.
+    A matrix that all steps share is set up once. Matrices whose rows are spread over ranks are solved here too where
+    they are factored, by MUMPS.
 
     Args:
         A: the matrices.
     """
 
     def __init__(self, A: StepMatrix) -> None:
-        require_finite(A)
+        columns = A.sparsity.columns
+        if columns is None:
+            require_finite(A)
+        else:
+            together(columns.mpi, lambda: require_finite(A))
         numbers = [None] if A.is_constant else list(range(len(A.values)))
         csr, values = A.sparsity.csr, A.values.detach().numpy()
-        matrices = (sp.csr_matrix((entries, csr.indices, csr.indptr), shape=csr.shape) for entries in values)
-        self._solvers = [MatrixSolver(serial_aij(matrix), row) for matrix, row in zip(matrices, numbers)]
+        rows = (sp.csr_matrix((entries, csr.indices, csr.indptr), shape=csr.shape) for entries in values)
+        matrices = (serial_aij(each) if columns is None else spread_aij(each, columns) for each in rows)
+        kind = None if is_krylov(A) else "lu"
+        self._solvers = [MatrixSolver(matrix, row, kind) for matrix, row in zip(matrices, numbers)]
 
     def solve(self, rows: Tensor, transpose: bool = False) -> Tensor:
         """The inverse (or its transpose) applied to `rows`, shape (batch, n), to `-step_ksp_rtol`.

@@ -388,7 +388,7 @@ def substitution(
     Raises:
         StepFailure: a step is singular or not finite.
     """
-    if is_krylov(A):
+    if A.sparsity.columns is not None or is_krylov(A):
         return StagedSubstitution(A, B, batch, starts)
     if CoupledBand.fits(A.shape[0], batch):
         coupled = CoupledBand(A, B, batch, np.zeros(1, dtype=np.int64) if starts is None else starts)

@@ -159,17 +159,23 @@ class TimeGrid:
         times: the N + 1 nodes, in any unit of time.
         comm: a PETSc or mpi4py communicator; default PETSc's.
         offsets: rank r owns the 0-based steps offsets[r] to offsets[r + 1]; default even shares.
+        space_ranks: so many ranks share each step, k: rank r has the steps of place r // k in time and the rows of
+            place r % k in space. Offsets are those of places in time.
 
     Attributes:
         times, num_steps: the nodes, (N + 1,), and N.
-        comm, mpi: the communicator of PETSc and of mpi4py.
+        comm, mpi: the communicator of PETSc and of mpi4py, of all ranks.
+        time: that of mpi4py of the ranks that have the same rows, one after the other in time.
+        space, space_comm: those of mpi4py and PETSc of the ranks that have the same steps.
+        space_ranks: how many these are.
         begin, end, n_local: this rank owns the 0-based steps begin to end - 1, n_local of them.
         steps: these steps, as constraint and objective see them.
         node_zero: the initial node as a step of length 0.
         neighbors: messages to the ranks before and after.
 
     Raises:
-        InputError: fewer than one step, nodes that do not increase, or more ranks than steps.
+        InputError: fewer than one step, nodes that do not increase, more places in time than steps, or ranks that are
+            no multiple of `space_ranks`.
 
     Example:
         >>> grid = TimeGrid.uniform(100, T=1.0)
@@ -178,7 +184,9 @@ class TimeGrid:
     """
 
     @plainly
-    def __init__(self, times: Sequence[float] | Array, comm: Any = None, offsets: Array | None = None) -> None:
+    def __init__(
+        self, times: Sequence[float] | Array, comm: Any = None, offsets: Array | None = None, space_ranks: int = 1
+    ) -> None:
         self.times = real_array(times, "times")
         self.comm = PETSc.COMM_WORLD if comm is None else comm
         self.mpi = self.comm.tompi4py() if isinstance(self.comm, PETSc.Comm) else self.comm
@@ -193,29 +201,45 @@ class TimeGrid:
             or np.isinf(self.times).any()
         ):
             raise InputError("times", self.times.tolist()[:4], "at least 2 finite, strictly increasing nodes")
-        if self.mpi.size > N:
-            raise InputError("ranks", f"{self.mpi.size} for {N} time steps", "at most one rank a step")
+        self._split(space_ranks)
+        if self.time.size > N:
+            got = f"{self.mpi.size} for {N} time steps"
+            legal = "at most one rank a step" if space_ranks == 1 else f"at most {space_ranks} ranks a step"
+            raise InputError("ranks", got, legal)
         if self.mpi.size > 1 and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # ranks that each start a thread a core run slower than one rank
         #: offsets[r] : offsets[r + 1] are the 0-based steps of rank r; of even shares the first ranks hold the surplus.
-        self.offsets = _even_shares(N, self.mpi.size) if offsets is None else np.asarray(offsets)
-        self.begin, self.end = (int(n) for n in self.offsets[self.mpi.rank : self.mpi.rank + 2])
+        self.offsets = _even_shares(N, self.time.size) if offsets is None else np.asarray(offsets)
+        self.begin, self.end = (int(n) for n in self.offsets[self.time.rank : self.time.rank + 2])
         self.n_local = self.end - self.begin
         #: the steps of this rank, and the initial node as a step of length 0, so that one function gives every J_i
         self.steps = self._steps(np.arange(self.begin + 1, self.end + 1))
         self.node_zero = self._steps(np.array([0]))
         #: messages to the ranks before and after
-        self.neighbors = Neighbors(self.mpi)
+        self.neighbors = Neighbors(self.time)
         self._coarser: dict[int, TimeGrid | None] = {}
 
+    def _split(self, space_ranks: int) -> None:
+        """The communicators of the ranks with the same rows, and of those with the same steps. Collective."""
+        k, ranks = space_ranks, self.mpi.size
+        if not (isinstance(k, (int, np.integer)) and not isinstance(k, bool) and k >= 1 and ranks % k == 0):
+            raise InputError("space_ranks", k, f"an integer >= 1 of which the number of ranks, {ranks}, is a multiple")
+        self.space_ranks = int(k)
+        self.time, self.space = self.mpi, MPI.COMM_SELF
+        if k > 1:
+            time, place = divmod(self.mpi.rank, k)
+            self.time, self.space = self.mpi.Split(place, time), self.mpi.Split(time, place)
+        self.space_comm = PETSc.Comm(self.space)
+
     @classmethod
-    def uniform(cls, num_steps: int, T: float, comm: Any = None) -> TimeGrid:
+    def uniform(cls, num_steps: int, T: float, comm: Any = None, space_ranks: int = 1) -> TimeGrid:
         """N = num_steps equal steps on [0, T].
 
         Args:
             num_steps: N >= 1.
             T: the end of the time interval, > 0, in any unit of time.
             comm: a PETSc or mpi4py communicator; default PETSc's.
+            space_ranks: so many ranks share each step.
 
         Raises:
             InputError: no whole number of steps, a T that is not positive, or more ranks than steps.
@@ -227,7 +251,9 @@ class TimeGrid:
         if N < 1:
             raise InputError("num_steps", repr(num_steps), "an integer >= 1")
         require_memory(5 * DOUBLE * N, "num_steps", N, "fewer")  # of the grid alone, on every rank
-        return cls(np.linspace(0.0, real_number(T, "T", "a finite number > 0", above=0.0), N + 1), comm)
+        return cls(
+            np.linspace(0.0, real_number(T, "T", "a finite number > 0", above=0.0), N + 1), comm, None, space_ranks
+        )
 
     def coarsen(self, factor: int) -> TimeGrid | None:
         """The grid of every `factor`-th node and the last; None on a rank that owns none of them. Collective.
@@ -242,14 +268,15 @@ class TimeGrid:
             counts = np.diff(np.searchsorted(ends, self.offsets, side="right"))
             comm, idle = self.mpi, counts == 0
             if idle.any():
-                comm = self.mpi.Split(MPI.UNDEFINED if idle[self.mpi.rank] else 0, self.mpi.rank)
-            offsets = np.r_[0, np.cumsum(counts[~idle])]
-            mine = counts[self.mpi.rank] > 0
-            self._coarser[factor] = TimeGrid(self.times[np.r_[0, ends]], comm, offsets) if mine else None
+                comm = self.mpi.Split(MPI.UNDEFINED if idle[self.time.rank] else 0, self.mpi.rank)
+            offsets, times = np.r_[0, np.cumsum(counts[~idle])], self.times[np.r_[0, ends]]
+            mine = counts[self.time.rank] > 0
+            self._coarser[factor] = TimeGrid(times, comm, offsets, self.space_ranks) if mine else None
         return self._coarser[factor]
 
     def window(self, begin: int, end: int) -> TimeGrid:
         """The steps begin + 1 to end, on this rank alone; they keep their numbers and weights."""
+        self.require_whole_steps("windows of a rank alone")
         grid = TimeGrid(self.times[begin : end + 1], MPI.COMM_SELF)
         grid.steps, grid.node_zero = self._steps(np.arange(begin + 1, end + 1)), self._steps(np.array([begin]))
         return grid
@@ -305,19 +332,34 @@ class TimeGrid:
         first = rows[0] if self.is_first else torch.zeros_like(rows[0])
         return torch.cat([rows[1:], after.reshape(1, -1)]), first
 
+    def require_whole_steps(self, what: str, legal: str = "space_ranks 1") -> None:
+        """Raise `InputError` where ranks share a step, for what takes the rows of a rank for whole ones."""
+        if self.space_ranks > 1:
+            raise InputError(what, f"{self.space_ranks} ranks a step", legal)
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is the first of all ranks, which has the global parameters."""
+        return bool(self.mpi.rank == 0)
+
     # -- all ranks --------------------------------------------------------------------------------------------
 
     def sum(self, value: Tensor | float) -> Tensor:
         """The sum over ranks of a scalar or tensor of equal shape. Collective."""
-        total = torch.as_tensor(value, dtype=torch.float64).detach().clone().contiguous()
-        if self.mpi.size > 1 and total.numel() > 0:
-            self.mpi.Allreduce(total.numpy().copy(), total.numpy())
-        return total
+        return _summed(self.mpi, value)
+
+    def over_steps(self, value: Tensor) -> Tensor:
+        """The sum over the ranks with the same rows, of all steps: of a tensor by unknowns of a step. Collective."""
+        return _summed(self.time, value)
 
     def max(self, value: Tensor) -> Tensor:
         """The maximum over ranks of a scalar; NaN where a rank has NaN. Collective."""
         found = torch.tensor(self.mpi.allgather(float(value)), dtype=torch.float64)
         return found.amax()
+
+    def all(self, flag: bool) -> bool:
+        """Whether a flag is set on all ranks. Collective."""
+        return bool(self.mpi.allreduce(int(flag), MPI.MIN)) if self.mpi.size > 1 else bool(flag)
 
     def from_first(self, value: Tensor) -> Tensor:
         """`value` of rank 0 on all ranks; the shape must be the same everywhere. Collective."""
@@ -328,9 +370,19 @@ class TimeGrid:
         return buffer
 
     def gather(self, rows: Tensor) -> Tensor | None:
-        """All rows, shape (N, dim), on rank 0; None on the others. Collective."""
-        parts = self.mpi.gather(rows.numpy())
-        return None if parts is None else torch.from_numpy(np.concatenate(parts))
+        """All rows, (N, dim), on rank 0, where ranks share a step in their order; None on the others. Collective."""
+        parts, k = self.mpi.gather(rows.numpy()), self.space_ranks
+        if parts is None:
+            return None
+        whole = [np.concatenate(parts[r : r + k], axis=1) for r in range(0, len(parts), k)] if k > 1 else parts
+        return torch.from_numpy(np.concatenate(whole))
+
+
+def _summed(mpi: Any, value: Tensor | float) -> Tensor:
+    total = torch.as_tensor(value, dtype=torch.float64).detach().clone().contiguous()
+    if mpi.size > 1 and total.numel() > 0:
+        mpi.Allreduce(total.numpy().copy(), total.numpy())
+    return total
 
 
 def _even_shares(N: int, ranks: int) -> Array:

@@ -82,6 +82,8 @@ def transfer_matrix(
         fields: for each field of the vector, in the order of its storage on a rank: transfer and unknowns a step.
     """
     mpi = comm.tompi4py()
+    if grid is not None:
+        grid.require_whole_steps("multigrid in time", "-kkt_precond reduced | wathen | direct, or space_ranks 1")
     rows, cols = (0 if each is None else each.n_local for each in (grid, coarse))
     width = sum(size for _, size in fields)
     owned = np.array(mpi.allgather(cols))  # coarse steps of each rank

@@ -36,7 +36,7 @@ class VectorLayout:
     def __init__(self, grid: TimeGrid, n: int, control_size: int, param_dim: int = 0) -> None:
         self.grid, self.n, self.param_dim = grid, n, param_dim
         self.state_size, self.control_size = grid.n_local * n, control_size
-        self.param_size = param_dim if grid.is_first else 0
+        self.param_size = param_dim if grid.is_root else 0
         self.design_size = self.control_size + self.param_size
         self.primal_size = self.state_size + self.design_size
         self.kkt_size = self.primal_size + self.state_size
@@ -82,7 +82,7 @@ class VectorLayout:
 
     def on_all_ranks(self, p: Tensor) -> Tensor:
         """The entries of p that this rank holds, all of them on rank 0, on all ranks. Collective."""
-        return self.grid.from_first(p if self.grid.is_first else p.new_zeros(self.param_dim))
+        return self.grid.from_first(p if self.grid.is_root else p.new_zeros(self.param_dim))
 
     def pack(self, x: PETSc.Vec, u: Tensor, z: Tensor, p: Tensor, lam: Tensor | None = None) -> PETSc.Vec:
         """Write u, the flat controls and p, and lam into a KKT vector, into x, and return it."""

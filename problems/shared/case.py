@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -91,8 +91,13 @@ class Case(Protocol):
 OPTIONS = [*sections(SolverSettings), *sections(ReportFiles), *sections(SolutionFile), *sections(CheckpointFiles)]
 
 
-def run(case: Case) -> float:
-    """Solve the case as the options say, write what they ask for, and return the objective. Collective."""
+def run(case: Case, write: Callable[[po.Result], None] | None = None) -> float:
+    """Solve the case as the options say, write what they ask for, and return the objective. Collective.
+
+    Args:
+        case: the problem.
+        write: more files of the result, those of this case alone.
+    """
     grid, begin = case.problem.grid, time.perf_counter()
     run = Run(case)
     check_targets(grid.mpi, run.report, run.solution, run.checkpoints)
@@ -101,6 +106,8 @@ def run(case: Case) -> float:
     po.require_all_read()
     seconds = time.perf_counter() - begin
     run.write(result, seconds)
+    if write is not None:
+        write(result)
     PETSc.Sys.Print(
         f"{case.name}: objective {result.objective:.14g} after {result.iterations} iterations, "
         f"{result.message.split(':')[0]} ({seconds:.2f} s){run.choice}",

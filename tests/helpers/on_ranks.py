@@ -15,6 +15,7 @@ RUNS = {
     "kernel_ridge": "-samples 300 -hier_leaf 40 -hier_rtol 1e-10",
     "kernel_svm": "-samples 300 -method admm -hier_leaf 40 -hier_rtol 1e-10 -admm_max_it 20",
     "heat": "-nx 6 -ny 4 -nt 12 -solver newton",
+    "heat3d": "-n 4 -nt 12 -solver newton",
     "klein_gordon": "-nx 8 -nt 16",
     "logistic": "-data generated -samples 200 -features 20",
     "resnet_multilevel": "-data digits -samples 60 -layers 8 -width 4 -opt_max_it 3",

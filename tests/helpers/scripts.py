@@ -17,6 +17,7 @@ SMALL = {
     "kernel_ridge": ["-samples", "60"],
     "kernel_svm": ["-samples", "60"],
     "heat": [*CONTROL, "-ny", "3"],
+    "heat3d": ["-n", "3", "-nt", "8", "-sqp_max_it", "1"],
     "klein_gordon": CONTROL,
     "poisson": ["-n", "4", "-sqp_max_it", "1"],
     "logistic": ["-samples", "60", "-features", "5", "-opt_max_it", "1"],

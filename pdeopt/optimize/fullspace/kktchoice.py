@@ -25,6 +25,7 @@ from petsc4py import PETSc
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from pdeopt.control.problem import ControlProblem
+from pdeopt.core.errors import InputError
 from pdeopt.core.options import given_options
 from pdeopt.core.settings import Settings, read_inner, setting
 from pdeopt.kkt.operator import Hessian
@@ -98,6 +99,10 @@ PRECONDITIONERS: dict[str, type[Preconditioner] | None] = {
 }
 
 
+#: Those that serve steps which ranks share.
+SPREAD = ("auto", "direct", "wathen", "reduced", "none")
+
+
 @dataclass(frozen=True)
 class KKTSettings(Settings, prefix="kkt_"):
     """KKT systems of the full-space solvers; without `sqp_` the options serve every KKT solver of a run.
@@ -138,7 +143,8 @@ def solves_by_sweeps(problem: ControlProblem, outer: str, given: Mapping[str, An
 def is_small(problem: ControlProblem) -> bool:
     """Whether the KKT matrix is better factored: few states a step, or few unknowns at all. Collective."""
     unknowns = float(problem.grid.sum(float(problem.layout.kkt_size)))
-    return problem.constraint.pattern is not None and (problem.n <= SMALL_STEP or unknowns <= SMALL_MATRIX)
+    step = problem.n if problem.constraint.layout is None else problem.constraint.layout.size
+    return problem.constraint.pattern is not None and (step <= SMALL_STEP or unknowns <= SMALL_MATRIX)
 
 
 def _asks_for_iterations() -> bool:
@@ -148,6 +154,8 @@ def _asks_for_iterations() -> bool:
 
 def stages(problem: ControlProblem, settings: KKTSettings, hessian: Hessian) -> tuple[Stage, ...]:
     """The ways in turn: more than one for "auto" only. Collective."""
+    if problem.grid.space_ranks > 1:
+        _require_spread(problem, settings)
     if settings.precond != "auto":
         return (Stage(settings.precond),)
     if hessian == "design" or problem.constraint.pattern is None:
@@ -156,7 +164,8 @@ def stages(problem: ControlProblem, settings: KKTSettings, hessian: Hessian) -> 
         return Stage("wathen", MAX_FLAT), Stage("direct")
     if is_small(problem):
         return (Stage("direct"),)
-    (sees_all, sees_each_step), factors = _seen(problem), price_of_factors(problem)
+    sees_all, sees_each_step = _seen(problem)
+    factors = price_of_factors(problem) if problem.grid.space_ranks == 1 else MOST_FOR_FACTORS + 1
     if not sees_all:
         factors *= WITHOUT_PIVOTS
     is_flat = _reaches_all_states(problem) and (hessian == "metric" or sees_all)
@@ -164,7 +173,17 @@ def stages(problem: ControlProblem, settings: KKTSettings, hessian: Hessian) -> 
         return (*(FLAT if is_flat else ()), Stage("reduced", factors, foresees=True), Stage("direct"))
     if not sees_each_step:
         return Stage("reduced"), Stage("direct")  # no mean over time stands for a loss at its end
-    return (*FLAT, Stage("reduced"), Stage("direct")) if is_flat else LARGE
+    others = LARGE if problem.grid.space_ranks == 1 else tuple(each for each in LARGE if each.way != "circulant")
+    return (*FLAT, Stage("reduced"), Stage("direct")) if is_flat else others
+
+
+def _require_spread(problem: ControlProblem, settings: KKTSettings) -> None:
+    """Refuse what takes the rows of a rank for whole steps where ranks share them."""
+    k = problem.grid.space_ranks
+    if settings.precond not in SPREAD:
+        raise InputError("-kkt_precond", f"{settings.precond} with {k} ranks a step", " | ".join(SPREAD))
+    if settings.form != "standard":
+        raise InputError("-kkt_form", f"{settings.form} with {k} ranks a step", "standard")
 
 
 def price_of_factors(problem: ControlProblem) -> int:
@@ -202,7 +221,7 @@ def _seen(problem: ControlProblem) -> tuple[bool, bool]:
 def _reaches_all_states(problem: ControlProblem) -> bool:
     """Whether a control acts in each row of a step."""
     pattern = problem.constraint.pattern
-    return pattern is not None and bool((np.diff(pattern.C.csr.indptr) > 0).all())
+    return pattern is not None and problem.grid.all(bool((np.diff(pattern.C.csr.indptr) > 0).all()))
 
 
 class Choice:

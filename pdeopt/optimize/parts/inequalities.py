@@ -98,6 +98,7 @@ class Inequalities:
         state_upper: Limit = None,
         path: Any = None,
     ) -> None:
+        problem.grid.require_whole_steps("inequalities", "bounds on controls by active_set or TAO, or space_ranks 1")
         self.problem, self.groups = problem, list[Group]()
         self._add_bounds("control", 1, lower, upper)
         self._add_bounds("state", 0, state_lower, state_upper)

@@ -124,6 +124,7 @@ class Sensitivity:
         rtol: float = 1e-10,
         **kkt: Any,
     ) -> None:
+        problem.grid.require_whole_steps("sensitivities")
         self.problem, self.parameters, self.rtol = problem, _tensors(parameters), rtol
         self.metric, lin = RieszMetric(problem), problem.at(problem.join(result.state, result.design))
         self._lin, self._rows, self._sigma, precond, point = lin, None, None, "auto", lin

@@ -67,6 +67,7 @@ class TimeSplitting(PairedConstraint):
         ends: Sequence[int] | None = None,
     ) -> None:
         settings = read(TimeSplittingSettings, prefix) if settings is None else settings
+        problem.grid.require_whole_steps("windows of time by ADMM", "another solver, or space_ranks 1")
         _require_simple(problem)
         self.problem, self.work = problem, SplitWork()
         self.cuts = _cuts(problem, settings.windows, ends, f"-{prefix}admm_windows")

@@ -1,0 +1,5 @@
+from pdeopt.space.layouts.layout import Layout as Layout, without_messages as without_messages
+from pdeopt.space.layouts.matrix import spread_aij as spread_aij
+from pdeopt.space.layouts.partition import Patch as Patch, grid_layout as grid_layout, pattern_layout as pattern_layout
+
+__all__: list[str]

@@ -1,0 +1,169 @@
+"""State equations whose steps are spread over ranks: the residual of the rows that a rank owns."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import cached_property
+from typing import Any, cast
+
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from pdeopt.control.constraint import DETECTION_LIMIT, TimeDependentConstraint, _Sample
+from pdeopt.core.errors import InputError
+from pdeopt.space.layouts.layout import Layout
+from pdeopt.space.spacejacobian import LocalEquation, SpaceStepJacobian
+from pdeopt.steps.sparse import StepMatrix, StepPattern
+from pdeopt.steps.sparsity import Sparsity
+from pdeopt.steps.timegrid import Steps
+
+
+class SpaceConstraint(TimeDependentConstraint):
+    """F_i(u_{i-1}, u_i, z_i; p) = 0 with the unknowns of a step spread over the ranks of `grid.space_comm`.
+
+    A subclass makes layouts, gives them to `__init__`, and writes `local_residual`: that sees owned unknowns and ghosts
+    of states and controls, and returns the owned rows. Derivatives are found rank by rank, without messages. On one
+    rank a step is whole, and the same class serves any number of them.
+
+    Args:
+        layout: of the states.
+        controls: that of the controls; default none is seen by another rank, and there are as many as owned states.
+            `Layout.replicated` is that of a few controls for all.
+
+    Attributes:
+        layout, controls: the same.
+        is_affine: F is affine in states and controls, with blocks that depend on the lengths of the steps alone: they
+            are then found once, and have no curvature.
+
+    Example:
+        >>> class Decay(SpaceConstraint):                       # backward Euler for u' = -u^3 + z in each unknown
+        ...     def local_residual(self, u_old, u_new, z, steps):
+        ...         own = slice(0, self.layout.n_owned)
+        ...         rate = z[:, own] - u_new[:, own] ** 3
+        ...         return u_new[:, own] - u_old[:, own] - steps.dt[:, None] * rate
+        ...
+        ...     def initial_state(self, p):
+        ...         return torch.ones(self.layout.n_owned, dtype=torch.float64)
+    """
+
+    is_affine: bool = False
+    layout: Layout
+    controls: Layout
+
+    def __init__(self, layout: Layout, controls: Layout | None = None) -> None:
+        for what, each in (("layout", layout), ("controls", controls)):
+            if not (isinstance(each, Layout) or (what == "controls" and each is None)):
+                raise InputError(what, type(each).__name__, "a Layout")
+        self.layout, self.controls = layout, controls or Layout(layout.mpi, layout.n_owned, natural=layout.natural)
+        self.state_dim, self.control_dim = layout.n_owned, self.controls.n_owned
+        self.local = LocalEquation(self)
+        self._blocks: tuple[Tensor, dict[str, StepMatrix]] | None = None  # for these lengths of steps
+
+    @abstractmethod
+    def local_residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
+        """The rows of F that this rank owns, for a batch of steps; by torch functions, see `residual`.
+
+        Args:
+            u_old, u_new: states, owned ones and ghosts, (batch, layout.n_all).
+            z: controls, owned ones and ghosts, (batch, controls.n_all).
+            steps: the steps, and the global parameters.
+
+        Returns:
+            (batch, layout.n_owned).
+        """
+
+    def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
+        """F of owned rows, (batch, n_owned), from owned unknowns. Collective over the ranks of a step."""
+        return self.local_residual(*self.extended(u_old, u_new, z), steps)
+
+    def extended(self, u_old: Tensor, u_new: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States and controls with their ghosts: one message to a neighbor for both states. Collective."""
+        u = torch.cat([u_old.expand(len(u_new), -1), u_new]) if not self.layout.is_silent else None
+        states = (u_old, u_new) if u is None else self.layout.extend(u).split(len(u_new))
+        return states[0], states[1], self.controls.extend(z)
+
+    def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> SpaceStepJacobian:
+        """The step Jacobian, its blocks found from the rows of each rank alone. Collective over the ranks of a step.
+
+        Raises:
+            InputError: a pattern that misses derivatives, or none where a step is spread over ranks.
+        """
+        pattern = self.pattern
+        if pattern is None:
+            legal = "self.pattern = StepPattern(A, B, C, W) with rows of this rank and columns of its layout"
+            raise InputError("the pattern of a SpaceConstraint", f"{self.layout.n_all} unknowns without one", legal)
+        point = self.extended(u_old, u_new, z)
+        if not self.is_affine:
+            return cast(SpaceStepJacobian, SpaceStepJacobian.colored(self.local, *point, steps, pattern))
+        dt = steps.lengths
+        if self._blocks is None or not torch.equal(self._blocks[0], dt):
+            self._blocks = dt, self._affine_blocks(steps[: len(dt)], pattern)
+        return SpaceStepJacobian(self.local, point, steps, pattern, self._blocks[1])
+
+    def _affine_blocks(self, steps: Steps, pattern: StepPattern) -> dict[str, StepMatrix]:
+        """The blocks of an affine residual by colored differences, which are exact."""
+        widths = [self.layout.n_all, self.layout.n_all, self.controls.n_all]
+
+        def residual(d: Tensor) -> Tensor:
+            u_old, u_new, z = (part.expand(len(steps), -1) for part in d.split(widths))
+            return self.local_residual(u_old, u_new, z, steps)
+
+        start = residual(torch.zeros(sum(widths), dtype=torch.float64))
+
+        def product(d: Tensor) -> Tensor:
+            return residual(d) - start
+
+        values, are_all = pattern.jacobian.fill(product, at_once=False)
+        if not are_all:
+            what, got = f"{type(self).__name__}.pattern", "a sparsity that misses nonzero derivatives, or a residual"
+            raise InputError(what, f"{got} that is not affine", "step_pattern(A, B, C), or is_affine = False")
+        return pattern.split(values)
+
+    @cached_property
+    def pattern(self) -> StepPattern | None:
+        """The sparsity of the rows of this rank; found by differentiating at random points unless declared.
+
+        None where a rank sees more than `DETECTION_LIMIT` unknowns.
+        """
+        few = self.layout.n_all + self.controls.n_all <= DETECTION_LIMIT
+        found = self.detect_pattern() if few else None
+        return found if self.layout.all(found is not None) else None
+
+    def step_pattern(self, A: Any, B: Any, C: Any, W: Any = None) -> StepPattern:
+        """A pattern from those of owned rows; blocks that couple no ranks are recognized. Collective.
+
+        Args:
+            A, B: (n_owned, layout.n_all), sparse or dense.
+            C: (n_owned, controls.n_all).
+            W: over [u_old | u_new | z] with ghosts, square; None where the residual has no curvature.
+        """
+        width = 2 * self.layout.n_all + self.controls.n_all
+        W = sp.csr_matrix((width, width)) if W is None else W
+        a, b = (sp.csr_matrix(each) for each in (A, B))
+        return StepPattern(Sparsity(a, self.layout), self._own(b), self._own(sp.csr_matrix(C), self.controls), W)
+
+    def _own(self, block: sp.csr_matrix, layout: Layout | None = None) -> Sparsity:
+        """The pattern of a block; without its columns of ghosts where no rank has an entry there. Collective."""
+        layout = layout or self.layout
+        of_ghosts = block[:, layout.n_owned :]
+        if layout is self.layout and not layout.is_silent and layout.all(of_ghosts.nnz == 0):
+            return Sparsity(block[:, : layout.n_owned])
+        return Sparsity(block, layout)
+
+    def _as_pattern(self, J: Tensor, H: Tensor) -> StepPattern:
+        n = self.layout.n_all
+        parts = slice(n, 2 * n), slice(n), slice(2 * n, None)
+        A, B, C = ((J[:, :, part] != 0).any(0).numpy() for part in parts)
+        return self.step_pattern(A, B, C, (H != 0).any(0).numpy())
+
+    def _sample(self, samples: int) -> _Sample:
+        whole, width = super()._sample(samples), 2 * self.layout.n_all + self.controls.n_all
+        x = torch.randn(samples, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return _Sample(self.local_residual, self.layout.n_all, x, whole.lam, whole.steps)
+
+    def norms(self, r: Tensor) -> Tensor:
+        return self.layout.sum(r.square().sum(-1, keepdim=True)).sqrt()
+
+    def largest(self, sizes: Tensor) -> Tensor:
+        return self.layout.max(sizes)

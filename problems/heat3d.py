@@ -1,0 +1,158 @@
+"""Optimal control of the heat equation u_t - kappa Lap u = z in the unit cube, its steps spread over ranks.
+
+Finite differences on n^3 interior nodes, u = 0 on the boundary, implicit Euler, a control for each node and step. With
+`-space_ranks k`, k ranks share the nodes of each step, cut into boxes; the rest of the ranks go along time.
+
+    mpiexec -n 4 python -m problems.heat3d -n 16 -nt 16 -space_ranks 2 -sqp_monitor
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+import pdeopt as po
+from pdeopt.core import sections
+from pdeopt.space import write_series
+from problems.shared import case
+from problems.shared.command_line import command_line, start
+from problems.shared.pictures import Panel
+
+
+@dataclass(frozen=True)
+class Heat3dSettings(po.Settings):
+    """The heat problem in the cube."""
+
+    n: int = po.setting(16, "interior nodes along each edge", at_least=2)
+    nt: int = po.setting(16, "time steps", at_least=2)
+    T: float = po.setting(1.0, "final time", above=0)
+    kappa: float = po.setting(0.05, "conductivity", above=0)
+    alpha: float = po.setting(1e-3, "control weight", above=0)
+    space_ranks: int = po.setting(1, "ranks that share each time step", at_least=1)
+    series: str = po.setting("", "write the solution as a series of files for ParaView, FILE.pvd")
+
+
+class Heat3d(po.SpaceConstraint):
+    """h^3 [u_k - u_{k-1} - dt (kappa Lap_h u_k + z_k)] = 0 with u_0 = 0, at the nodes that a rank owns.
+
+    Args:
+        comm: of the ranks of a step.
+        n: interior nodes along each edge, h = 1/(n + 1).
+        kappa: conductivity.
+    """
+
+    is_affine = True
+
+    def __init__(self, comm: Any, n: int, kappa: float) -> None:
+        patch = po.grid_layout(comm, (n, n, n))
+        super().__init__(patch.layout)
+        self.kappa, self.h = kappa, 1.0 / (n + 1)
+        self.order, self.patch = torch.from_numpy(patch.order), patch
+        own, seen = patch.layout.n_owned, patch.layout.n_all
+        self.state_mass = self.control_mass = po.StepMatrix.constant(self.h**3 * sp.identity(own))
+        self.pattern = self.step_pattern(patch.stencil(), sp.eye(own, seen), sp.identity(own))
+
+    def local_residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> Tensor:
+        own = slice(0, self.layout.n_owned)
+        rate = self.kappa * self.laplace(u_new) + z
+        return self.h**3 * (u_new[:, own] - u_old[:, own] - steps.lengths[:, None] * rate)
+
+    def laplace(self, u: Tensor) -> Tensor:
+        """Lap_h u at the owned nodes, (batch, n_all) -> (batch, n_owned), zero outside the cube."""
+        v = torch.nn.functional.pad(u, (0, 1))[:, self.order]  # boxes with a frame
+        m = slice(1, -1)
+        total = v[:, 2:, m, m] + v[:, :-2, m, m] + v[:, m, 2:, m] + v[:, m, :-2, m] + v[:, m, m, 2:] + v[:, m, m, :-2]
+        return ((total - 6.0 * v[:, m, m, m]) / self.h**2).reshape(len(u), -1)
+
+    def initial_state(self, p: Tensor) -> Tensor:
+        return torch.zeros(self.layout.n_owned, dtype=torch.float64)
+
+
+class Heat3dCase:
+    """Tracking of a bump that moves along the diagonal of the cube.
+
+    Args:
+        settings: the parameters.
+        comm: communicator of all ranks.
+
+    Raises:
+        InputError: parameters that are not legal, or ranks that are no multiple of `space_ranks`.
+    """
+
+    name = "heat3d"
+
+    def __init__(self, settings: Heat3dSettings, comm: Any = None) -> None:
+        po.check(settings)
+        case.require_room({"-n": settings.n, "-nt": settings.nt}, settings.nt, 3 * settings.n**3, comm)
+        self.settings, self.parameters = settings, asdict(settings)
+        for name in ("space_ranks", "series"):  # a restart may split the ranks in another way
+            self.parameters.pop(name)
+        grid = po.TimeGrid.uniform(settings.nt, settings.T, comm, settings.space_ranks)
+        self.constraint = Heat3d(grid.space_comm, settings.n, settings.kappa)
+        places = np.unravel_index(self.constraint.layout.natural, (settings.n,) * 3)
+        self.points = torch.from_numpy((np.stack(places) + 1.0) * self.constraint.h)  # of the owned nodes, (3, n_owned)
+        mass = self.constraint.state_mass
+        objective = po.Tracking(self.target, mass) + po.ControlCost(settings.alpha, mass)
+        self.problem = po.ControlProblem(self.constraint, objective, grid)
+
+    def target(self, t: Tensor) -> Tensor:
+        """d at the owned nodes: times (batch,) -> (batch, n_owned)."""
+        center = 0.25 + 0.5 * t[:, None, None] / self.settings.T
+        return torch.sin(torch.pi * t[:, None]) * torch.exp(-8 * (self.points - center).square().sum(1))
+
+    def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
+        """On rank 0, over times and all nodes in their natural order: target, state, control and multiplier; and t."""
+        problem = self.problem
+        u, z, _ = problem.fields(problem.join(result.state, result.design))
+        lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
+        target = self.target(problem.grid.steps.t_new)
+        order, names = self.constraint.layout.natural_order, ("state", "control", "multiplier", "target")
+        rows = [problem.grid.gather(part.reshape(len(u), -1)) for part in (u, z, lam, target)]
+        if rows[0] is None:
+            return None
+        n = self.settings.n
+        natural = {name: part.numpy()[:, np.argsort(order)].reshape(-1, n, n, n) for name, part in zip(names, rows)}
+        return {"t": problem.grid.times, **natural, "objective": np.array(result.objective)}
+
+    def write(self, result: po.Result) -> None:
+        """The series of files, if one is asked for; no rank gathers more than its rows. Collective."""
+        problem, h = self.problem, self.constraint.h
+        if self.settings.series:
+            u, z, _ = problem.fields(problem.join(result.state, result.design))
+            rows = {"state": u, "control": z.reshape(u.shape), "target": self.target(problem.grid.steps.t_new)}
+            write_series(self.settings.series, problem.grid, self.constraint.patch, rows, [(h, 1.0 - h)] * 3)
+
+    def panels(self, arrays: dict[str, np.ndarray]) -> list[list[Panel]]:
+        """Target, state and control on the plane through the middle of the cube, at a few times."""
+        n, steps = self.settings.n, np.linspace(0, self.settings.nt - 1, 5).round().astype(int)[1:-1]
+        h = self.constraint.h
+        extent = (h, 1.0 - h, h, 1.0 - h)
+
+        def row(name: str, scale: str) -> list[Panel]:
+            titles = [f"{name}, z = 1/2, t = {arrays['t'][k + 1]:.2g}" for k in steps]
+            return [
+                Panel(title, arrays[name][k][:, :, n // 2].T, extent, names=("x", "y"), scale=scale)
+                for title, k in zip(titles, steps)
+            ]
+
+        return [row("target", "state"), row("state", "state"), row("control", "control")]
+
+
+OPTIONS = [*sections(Heat3dSettings), *case.OPTIONS]
+
+
+def main(argv: Sequence[str] | None = None) -> float:
+    """Solve the problem of the options and return the objective."""
+    with command_line(argv, __doc__, OPTIONS):
+        heat = Heat3dCase(po.read(Heat3dSettings))
+        return case.run(heat, heat.write)
+
+
+if __name__ == "__main__":
+    start(main)
