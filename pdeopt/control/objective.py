@@ -21,7 +21,7 @@ from pdeopt.core.errors import InputError
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.observation import Measurements, Observation, SeenForm
 from pdeopt.steps.sparse import StepMatrix
-from pdeopt.steps.sparsity import Sparsity
+from pdeopt.steps.sparsity import Sparsity, at_columns
 from pdeopt.steps.timegrid import Steps, TimeGrid
 
 Rows = tuple[Tensor, Tensor, Tensor]  # (batch, n) for u, (batch, m) for z, (param_dim,) for p
@@ -49,8 +49,7 @@ class Objective(ABC):
         is_convex: whether it is known to be convex in states and controls; a subclass may say so.
         is_quadratic: whether the Hessian is known to be that of `hessian_blocks`, the same at all points. A class that
             derives from one of these and overrides `value` or `hvp` says so anew.
-        adds_up: whether the values that ranks find for their own unknowns of a step add up to that of all, where a step
-            is spread over ranks; what depends on p alone must then count on one of them.
+        adds_up: whether values that ranks find for their own unknowns of a step add up to that of all of them.
     """
 
     is_convex: bool = False
@@ -267,7 +266,7 @@ class Tracking(Objective):
     def check(self, n: int, m: int, grid: TimeGrid) -> None:
         if self._observation is not None:
             self._observation.check(n)
-        if self._observation is not None and self._is_spread:
+        if self._observation is not None and self.mass is not None and self.mass.sparsity.columns is not None:
             got, legal = (
                 "a mass whose rows are spread over ranks, with observe",
                 "observe=None, or a mass of own numbers",
@@ -295,22 +294,16 @@ class Tracking(Objective):
 
     def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
         weight = self.measurements.weight(steps)
-        if self.mass is not None and self._is_spread:
-            pattern, (_, kept) = self.mass.sparsity, self.measurements(steps, u.shape[1])
-            values = self.mass.values
+        if self.mass is not None and self.mass.sparsity.columns is not None:  # its rows are spread over ranks
+            (_, kept), matrix = self.measurements(steps, u.shape[1]), self.mass
             if kept is not None:
-                values = kept[:, pattern.rows] * pattern.at_columns(kept) * values
-            state = InnerProduct(weight, StepMatrix(pattern, values))
-        else:
-            form = self._form(u.shape[1])
-            _, kept = self.measurements(steps, form.mass.shape[0])
-            state = InnerProduct(weight, form(kept))
+                pattern = matrix.sparsity
+                matrix = StepMatrix(pattern, kept[:, pattern.rows] * at_columns(pattern, kept) * matrix.values)
+            return InnerProduct(weight, matrix), InnerProduct.zero(z.shape[1], len(steps))
+        form = self._form(u.shape[1])
+        _, kept = self.measurements(steps, form.mass.shape[0])
+        state = InnerProduct(weight, form(kept))
         return state, InnerProduct.zero(z.shape[1], len(steps))
-
-    @property
-    def _is_spread(self) -> bool:
-        """Whether the rows of the mass are spread over the ranks of a step."""
-        return self.mass is not None and self.mass.sparsity.columns is not None
 
     def _form(self, n: int) -> SeenForm:
         """The form of a step over all n unknowns, with zeros at those not observed."""

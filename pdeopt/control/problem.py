@@ -30,7 +30,6 @@ from pdeopt.core.autodiff import jvp, plainly
 from pdeopt.core.errors import InputError
 from pdeopt.core.memory import DOUBLE, require_memory
 from pdeopt.core.monitor import ControlResult, logged
-from pdeopt.space.layouts.layout import Layout
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.timegrid import Steps, TimeGrid
 from pdeopt.steps.vectorlayout import Fields, VectorLayout
@@ -110,15 +109,6 @@ class ControlProblem:
         self.propagator = Propagator(grid)
         self._linearizations, self._garbage_period = 0, max(GARBAGE // (grid.num_steps * self.n), 1)
         _require_shapes(self)
-
-    @property
-    def spaces(self) -> list[tuple[Layout | None, int]]:
-        """The layouts of a step's states and of its controls, None where rows are whole, and how many a rank sees."""
-        found, sizes = list[tuple[Layout | None, int]](), (self.n, self.m)
-        for layout, n in zip((self.constraint.layout, self.constraint.controls), sizes):
-            is_whole = layout is None or self.grid.space_ranks == 1
-            found.append((None, n) if layout is None or is_whole else (layout, layout.n_all))
-        return found
 
     # -- vectors: those of the layout that a user needs -------------------------------------------------------
 

@@ -26,10 +26,10 @@ from pdeopt.control.problem import ControlProblem
 from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.core.arrays import Array, index_array
 from pdeopt.core.errors import InputError
-from pdeopt.kkt.layout import KKTLayout, selection
+from pdeopt.kkt.layout import KKTLayout, selection, spaces
 from pdeopt.kkt.parameters import ParameterValues
 from pdeopt.steps.sparse import StepPattern
-from pdeopt.steps.sparsity import ParameterPattern, Sparsity
+from pdeopt.steps.sparsity import ParameterPattern, Sparsity, widened
 
 
 def require_pattern(problem: ControlProblem) -> StepPattern:
@@ -68,7 +68,7 @@ class KKTAssembly:
     ) -> None:
         self.problem, self.W, self.parameters, self.pattern = problem, W, parameters, require_pattern(problem)
         self.layout = layout or KKTLayout(problem)
-        (_, n), (_, m) = problem.spaces  # with ghosts, where ranks share a step
+        (_, n), (_, m) = spaces(problem)  # with ghosts, where ranks share a step
         self.lengths = (n, n, m, problem.param_dim, problem.n)  # of the parts of y_i
         self.size = sum(self.lengths)
         self._step, self._order = self._step_structure()
@@ -112,7 +112,7 @@ class KKTAssembly:
     def _step_structure(self) -> tuple[sp.csr_matrix, Tensor]:
         """The pattern of one block of D, and for each of its entries the number of its value."""
         pattern = self.pattern
-        B = pattern.B.widened(pattern.A.columns)
+        B = widened(pattern.B, pattern.A.columns)
         numbers = _numbered([self.W, pattern.A, B, pattern.C, *self.parameters])
         W, A, B, C, F_p, W_p, W_pp = numbers
         J = sp.hstack([B, A, C, F_p])

@@ -23,6 +23,7 @@ from pdeopt.kkt.operator import KKTOperator
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.linear_mgrit import TimeSystem
 from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.sparsity import at_columns
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.vectorlayout import Fields, VectorLayout
 from pdeopt.steps.windows import Windows, sum_windows
@@ -237,7 +238,7 @@ def _seen(grid: TimeGrid, state: InnerProduct, metric: InnerProduct, price: floa
     if not grid.all(not bool(unseen[~everywhere].any())):  # not at the same places in all steps: a weight for all
         return state + metric.scaled(torch.full_like(metric.weight, price))
     pattern, keep = metric.matrix.sparsity, everywhere.double()
-    kept = keep[pattern.rows] * pattern.at_columns(keep[None]) * metric.matrix.values
+    kept = keep[pattern.rows] * at_columns(pattern, keep[None]) * metric.matrix.values
     return state + InnerProduct(price * metric.weight, StepMatrix(pattern, kept))
 
 
@@ -267,9 +268,9 @@ def _freed(operator: KKTOperator, C: StepMatrix, control: InnerProduct) -> tuple
         )
     pattern, fixed = control.matrix.sparsity, fixed.reshape(len(control.weight), -1).double()
     free, diagonal = 1.0 - fixed, torch.from_numpy(pattern.rows == pattern.cols)
-    values = free[:, pattern.rows] * pattern.at_columns(free) * control.matrix.values
+    values = free[:, pattern.rows] * at_columns(pattern, free) * control.matrix.values
     values += diagonal * fixed[:, pattern.rows] * operator.pin / control.weight[:, None]
-    C = StepMatrix(C.sparsity, C.sparsity.at_columns(free) * C.values)
+    C = StepMatrix(C.sparsity, at_columns(C.sparsity, free) * C.values)
     return C, InnerProduct(control.weight, StepMatrix(pattern, values))
 
 

@@ -42,7 +42,7 @@ class KKTLayout:
         self._start, self._owned = int(self._starts[rank]), self._sizes[rank]
         self._design_starts = np.r_[0, np.cumsum(self._sizes[:, 1])]
         #: for each unknown of a step: its place in space, its number there, and how many unknowns a step has there
-        self._of_states, self._of_controls = (_owners(each, n) for each, n in problem.spaces)
+        self._of_states, self._of_controls = (_owners(each, n) for each, n in spaces(problem))
 
     def state(self, step: Array, dof: Array) -> Array:
         """Numbers of u; `step` and `dof` are broadcast."""
@@ -129,6 +129,15 @@ class KKTLayout:
             sets[name] = PETSc.IS().createStride(length, start, 1, comm=self.grid.comm)
             start += length
         return sets
+
+
+def spaces(problem: ControlProblem) -> list[tuple[Layout | None, int]]:
+    """The layouts of a step's states and of its controls, None where rows are whole, and how many a rank sees."""
+    found, sizes = list[tuple[Layout | None, int]](), (problem.n, problem.m)
+    for layout, n in zip((problem.constraint.layout, problem.constraint.controls), sizes):
+        is_whole = layout is None or problem.grid.space_ranks == 1
+        found.append((None, n) if layout is None or is_whole else (layout, layout.n_all))
+    return found
 
 
 def _owners(layout: Layout | None, n: int) -> tuple[Array, Array, Array]:

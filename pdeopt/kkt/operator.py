@@ -27,7 +27,7 @@ from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.core.arrays import copy, index_array, writable
 from pdeopt.core.errors import InputError
 from pdeopt.kkt.assembly import KKTAssembly, require_pattern
-from pdeopt.kkt.layout import KKTLayout
+from pdeopt.kkt.layout import KKTLayout, spaces
 from pdeopt.kkt.parameters import Parameters, ParameterValues
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.sparsity import ParameterPattern, Sparsity
@@ -190,7 +190,7 @@ class KKTOperator:
 
     def _placed(self, state: sp.csr_matrix, control: sp.csr_matrix) -> Sparsity:
         """Forms of owned rows among [u_old | u_new | z], ghosts included, their entries in the same order."""
-        (_, n), (_, m) = self.problem.spaces
+        (_, n), (_, m) = spaces(self.problem)
         nothing = sp.csr_matrix((n, n))
         square = (
             sp.csr_matrix(

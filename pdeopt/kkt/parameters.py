@@ -14,6 +14,7 @@ from pdeopt.control.linearization import Linearization, parameter_column
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.autodiff import columns
 from pdeopt.core.errors import InputError
+from pdeopt.kkt.layout import spaces
 from pdeopt.steps.sparsity import ParameterPattern, Sparsity
 
 
@@ -88,7 +89,7 @@ def _filled(pattern: Sparsity, product: Callable[[Tensor], Tensor]) -> Tensor:
 
 def _full(problem: ControlProblem) -> ParameterPattern:
     """All entries; of the rows that this rank owns, and over the unknowns that it sees."""
-    P, ((_, n), (_, m)) = problem.param_dim, problem.spaces
+    P, ((_, n), (_, m)) = problem.param_dim, spaces(problem)
     return ParameterPattern(*(Sparsity(np.ones(shape)) for shape in ((problem.n, P), (2 * n + m, P), (P, P))))
 
 

@@ -21,6 +21,7 @@ from pdeopt.precond.base import Preconditioner
 from pdeopt.precond.operator import BlockOperator, blocks_of, leave
 from pdeopt.precond.wathen import WathenPC, WathenSettings
 from pdeopt.steps.sparse import block_diagonal
+from pdeopt.steps.timegrid import require_whole_steps
 from pdeopt.steps.windows import Windows
 
 
@@ -65,7 +66,7 @@ class TimeBlockJacobi(Preconditioner):
         self._ksp = self._factors = None
         if blocks is None:
             return
-        blocks.grid.require_whole_steps("block Jacobi", "-kkt_precond reduced | wathen | direct, or space_ranks 1")
+        require_whole_steps(blocks.grid, "block Jacobi", "-kkt_precond reduced | wathen | direct, or space_ranks 1")
         blocks = blocks.cut(self.settings.window)
         if self.settings.local == "exact":
             self._factors = WindowFactors(blocks)

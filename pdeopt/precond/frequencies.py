@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array
 from pdeopt.steps.sparse import StepMatrix
-from pdeopt.steps.timegrid import TimeGrid
+from pdeopt.steps.timegrid import TimeGrid, require_whole_steps
 
 
 def mean(grid: TimeGrid, matrix: StepMatrix) -> sp.csr_matrix:
@@ -54,7 +54,7 @@ class Frequencies:
     """
 
     def __init__(self, grid: TimeGrid) -> None:
-        grid.require_whole_steps("means over time", "-kkt_precond reduced | wathen | direct, or space_ranks 1")
+        require_whole_steps(grid, "means over time", "-kkt_precond reduced | wathen | direct, or space_ranks 1")
         self.grid, N = grid, grid.num_steps
         self._half, ranks = (N + 1) // 2, grid.mpi.size
         self._steps = np.r_[0, np.cumsum(grid.mpi.allgather(grid.n_local))]

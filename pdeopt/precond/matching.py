@@ -17,7 +17,7 @@ from pdeopt.core.errors import InputError
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.sparse import StepMatrix
-from pdeopt.steps.sparsity import Sparsity
+from pdeopt.steps.sparsity import Sparsity, at_columns
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.windows import alike
 
@@ -66,7 +66,7 @@ def _shift_of_free(blocks: KKTBlocks, C: StepMatrix, control: InnerProduct) -> S
 def _scaled(root: Tensor, form: StepMatrix) -> StepMatrix:
     """diag(root) form diag(root)."""
     pattern = form.sparsity
-    return StepMatrix(pattern, root[:, pattern.rows] * form.values * pattern.at_columns(root))
+    return StepMatrix(pattern, root[:, pattern.rows] * form.values * at_columns(pattern, root))
 
 
 def _lumped(block: StepMatrix, form: InnerProduct) -> Tensor:

@@ -21,7 +21,7 @@ from pdeopt.core.arrays import Array, index_array
 from pdeopt.core.autodiff import is_plain, is_recorded, plainly
 from pdeopt.core.errors import InputError
 from pdeopt.steps.forms import real_matrix, require_form, require_spread_form
-from pdeopt.steps.sparsity import DiagonalProduct, PaddedProduct, Sparsity, has_few_diagonals
+from pdeopt.steps.sparsity import DiagonalProduct, PaddedProduct, Sparsity, has_few_diagonals, widened
 
 #: Steps of so many entries, zeros counted, and so many entries of all steps are multiplied as dense matrices.
 SMALL_STEP, SMALL_STEPS = 64, 1 << 18
@@ -318,7 +318,7 @@ class StepPattern:
         self.A, self.B, self.C, self.W = (s if isinstance(s, Sparsity) else Sparsity(s) for s in (A, B, C, W))
         n, m = self.A.shape[0], self.C.shape[1]
         all_n = n if self.A.columns is None else self.A.columns.n_all  # with ghosts
-        shapes = [s.shape for s in (self.A, self.B.widened(self.A.columns), self.C, self.W)]
+        shapes = [s.shape for s in (self.A, widened(self.B, self.A.columns), self.C, self.W)]
         legal = [(n, all_n), (n, all_n), (n, m), (2 * all_n + m, 2 * all_n + m)]
         if shapes != legal:
             raise InputError("StepPattern shapes of A, B, C, W", shapes, str(legal))
@@ -326,7 +326,7 @@ class StepPattern:
     @cached_property
     def jacobian(self) -> Sparsity:
         """The stacked pattern [B A C]."""
-        return Sparsity(sp.hstack([self.B.widened(self.A.columns).csr, self.A.csr, self.C.csr]))
+        return Sparsity(sp.hstack([widened(self.B, self.A.columns).csr, self.A.csr, self.C.csr]))
 
     def split(self, values: Tensor) -> dict[str, StepMatrix]:
         """The blocks A, B and C from values on the stacked pattern, (batch, jacobian.nnz)."""

@@ -49,24 +49,8 @@ class Sparsity:
         self.columns = None if columns is None or columns.is_silent else columns
         if self.columns is not None and self.columns.n_all != self.shape[1]:
             raise InputError("columns of a pattern", self.shape[1], f"{self.columns.n_all} owned unknowns and ghosts")
-
-    @property
-    def domain(self) -> int:
-        """Entries of what a matrix with this pattern is multiplied by on this rank: owned columns."""
-        return self.shape[1] if self.columns is None else self.columns.n_owned
-
-    def at_columns(self, x: Tensor) -> Tensor:
-        """The entry of each row of x, (batch, domain), that stands in each entry's column, (batch, nnz). Collective."""
-        return (x if self.columns is None else self.columns.extend(x))[:, self.cols]
-
-    def widened(self, columns: Layout | None) -> Sparsity:
-        """The same entries among the columns of a layout, of which this pattern has the owned ones or all."""
-        if columns is self.columns or columns is None:
-            return self
-        if self.columns is not None:
-            raise InputError("patterns of one matrix", "columns of two layouts", "the same layout")
-        csr = self.csr
-        return Sparsity(sp.csr_matrix((csr.data, csr.indices, csr.indptr), (csr.shape[0], columns.n_all)), columns)
+        #: entries of what a matrix with this pattern is multiplied by on this rank: owned columns
+        self.domain: int = self.shape[1] if self.columns is None else self.columns.n_owned
 
     @classmethod
     def banded(cls, n: int, width: int = 1) -> Sparsity:
@@ -80,19 +64,19 @@ class Sparsity:
         return cls(sp.csr_matrix((rows, cols)))
 
     def __or__(self, other: Sparsity) -> Sparsity:
-        one, two = self.widened(other.columns), other.widened(self.columns)
+        one, two = widened(self, other.columns), widened(other, self.columns)
         return Sparsity(one.csr + two.csr, one.columns)
 
     def covers(self, other: Sparsity) -> bool:
         """Whether every entry of `other` is one of this pattern."""
         if self.columns is None and other.columns is not None:
             return False
-        other = other.widened(self.columns)
+        other = widened(other, self.columns)
         return bool(np.isin(other._keys, self._keys, assume_unique=True).all())
 
     def places(self, other: Sparsity) -> Tensor:
         """Where the entries of `other`, which this pattern covers, stand among its own. Shape (other.nnz,)."""
-        return torch.from_numpy(np.searchsorted(self._keys, other.widened(self.columns)._keys))
+        return torch.from_numpy(np.searchsorted(self._keys, widened(other, self.columns)._keys))
 
     @cached_property
     def _keys(self) -> Array:
@@ -141,6 +125,21 @@ class Sparsity:
         """`padded` of the transpose: entry and row numbers, each (width, columns)."""
         order = np.lexsort((self.rows, self.cols))
         return _pad(self.cols[order], self.rows[order], order, self.shape[1])
+
+
+def widened(pattern: Sparsity, columns: Layout | None) -> Sparsity:
+    """The same entries among the columns of a layout, of which the pattern has the owned ones or all."""
+    if columns is pattern.columns or columns is None:
+        return pattern
+    if pattern.columns is not None:
+        raise InputError("patterns of one matrix", "columns of two layouts", "the same layout")
+    csr = pattern.csr
+    return Sparsity(sp.csr_matrix((csr.data, csr.indices, csr.indptr), (csr.shape[0], columns.n_all)), columns)
+
+
+def at_columns(pattern: Sparsity, x: Tensor) -> Tensor:
+    """The entry of each row of x, (batch, domain), at the column of each entry, (batch, nnz). Collective."""
+    return (x if pattern.columns is None else pattern.columns.extend(x))[:, pattern.cols]
 
 
 class Coloring:

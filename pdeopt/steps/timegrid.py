@@ -169,6 +169,8 @@ class TimeGrid:
         space, space_comm: those of mpi4py and PETSc of the ranks that have the same steps.
         space_ranks: how many these are.
         begin, end, n_local: this rank owns the 0-based steps begin to end - 1, n_local of them.
+        is_first, is_last: whether this rank owns step 1, and step N.
+        is_root: whether this is the first of all ranks, which has the global parameters.
         steps: these steps, as constraint and objective see them.
         node_zero: the initial node as a step of length 0.
         neighbors: messages to the ranks before and after.
@@ -201,7 +203,10 @@ class TimeGrid:
             or np.isinf(self.times).any()
         ):
             raise InputError("times", self.times.tolist()[:4], "at least 2 finite, strictly increasing nodes")
-        self._split(space_ranks)
+        self.space_ranks = _whole_share(space_ranks, self.mpi.size)
+        self.time, self.space = _split(self.mpi, self.space_ranks)
+        self.space_comm = PETSc.Comm(self.space)
+        self.is_root = bool(self.mpi.rank == 0)
         if self.time.size > N:
             got = f"{self.mpi.size} for {N} time steps"
             legal = "at most one rank a step" if space_ranks == 1 else f"at most {space_ranks} ranks a step"
@@ -212,24 +217,13 @@ class TimeGrid:
         self.offsets = _even_shares(N, self.time.size) if offsets is None else np.asarray(offsets)
         self.begin, self.end = (int(n) for n in self.offsets[self.time.rank : self.time.rank + 2])
         self.n_local = self.end - self.begin
+        self.is_first, self.is_last = self.begin == 0, self.end == N
         #: the steps of this rank, and the initial node as a step of length 0, so that one function gives every J_i
         self.steps = self._steps(np.arange(self.begin + 1, self.end + 1))
         self.node_zero = self._steps(np.array([0]))
         #: messages to the ranks before and after
         self.neighbors = Neighbors(self.time)
         self._coarser: dict[int, TimeGrid | None] = {}
-
-    def _split(self, space_ranks: int) -> None:
-        """The communicators of the ranks with the same rows, and of those with the same steps. Collective."""
-        k, ranks = space_ranks, self.mpi.size
-        if not (isinstance(k, (int, np.integer)) and not isinstance(k, bool) and k >= 1 and ranks % k == 0):
-            raise InputError("space_ranks", k, f"an integer >= 1 of which the number of ranks, {ranks}, is a multiple")
-        self.space_ranks = int(k)
-        self.time, self.space = self.mpi, MPI.COMM_SELF
-        if k > 1:
-            time, place = divmod(self.mpi.rank, k)
-            self.time, self.space = self.mpi.Split(place, time), self.mpi.Split(time, place)
-        self.space_comm = PETSc.Comm(self.space)
 
     @classmethod
     def uniform(cls, num_steps: int, T: float, comm: Any = None, space_ranks: int = 1) -> TimeGrid:
@@ -276,7 +270,7 @@ class TimeGrid:
 
     def window(self, begin: int, end: int) -> TimeGrid:
         """The steps begin + 1 to end, on this rank alone; they keep their numbers and weights."""
-        self.require_whole_steps("windows of a rank alone")
+        require_whole_steps(self, "windows of a rank alone")
         grid = TimeGrid(self.times[begin : end + 1], MPI.COMM_SELF)
         grid.steps, grid.node_zero = self._steps(np.arange(begin + 1, end + 1)), self._steps(np.array([begin]))
         return grid
@@ -284,16 +278,6 @@ class TimeGrid:
     def window_ends(self, size: int) -> Array:
         """The last steps of windows of `size` steps, counted from step 1; the last window may be shorter."""
         return np.minimum(np.arange(size, self.num_steps + size, size), self.num_steps)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this rank owns step 1."""
-        return self.begin == 0
-
-    @property
-    def is_last(self) -> bool:
-        """Whether this rank owns step N."""
-        return self.end == self.num_steps
 
     def samples(self) -> Steps:
         """The first, a middle and the last step, on every rank: for finding sparsities."""
@@ -332,16 +316,6 @@ class TimeGrid:
         first = rows[0] if self.is_first else torch.zeros_like(rows[0])
         return torch.cat([rows[1:], after.reshape(1, -1)]), first
 
-    def require_whole_steps(self, what: str, legal: str = "space_ranks 1") -> None:
-        """Raise `InputError` where ranks share a step, for what takes the rows of a rank for whole ones."""
-        if self.space_ranks > 1:
-            raise InputError(what, f"{self.space_ranks} ranks a step", legal)
-
-    @property
-    def is_root(self) -> bool:
-        """Whether this is the first of all ranks, which has the global parameters."""
-        return bool(self.mpi.rank == 0)
-
     # -- all ranks --------------------------------------------------------------------------------------------
 
     def sum(self, value: Tensor | float) -> Tensor:
@@ -376,6 +350,26 @@ class TimeGrid:
             return None
         whole = [np.concatenate(parts[r : r + k], axis=1) for r in range(0, len(parts), k)] if k > 1 else parts
         return torch.from_numpy(np.concatenate(whole))
+
+
+def require_whole_steps(grid: TimeGrid, what: str, legal: str = "space_ranks 1") -> None:
+    """Raise `InputError` where ranks share a step, for what takes the rows of a rank for whole ones."""
+    if grid.space_ranks > 1:
+        raise InputError(what, f"{grid.space_ranks} ranks a step", legal)
+
+
+def _whole_share(k: Any, ranks: int) -> int:
+    if not (isinstance(k, (int, np.integer)) and not isinstance(k, bool) and k >= 1 and ranks % k == 0):
+        raise InputError("space_ranks", k, f"an integer >= 1 of which the number of ranks, {ranks}, is a multiple")
+    return int(k)
+
+
+def _split(mpi: Any, space_ranks: int) -> tuple[Any, Any]:
+    """The communicators of the ranks with the same rows, and of those with the same steps. Collective."""
+    if space_ranks == 1:
+        return mpi, MPI.COMM_SELF
+    time, place = divmod(mpi.rank, space_ranks)
+    return mpi.Split(place, time), mpi.Split(time, place)
 
 
 def _summed(mpi: Any, value: Tensor | float) -> Tensor:

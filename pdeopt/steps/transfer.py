@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from petsc4py import PETSc
 
 from pdeopt.core.arrays import Array, index_array
-from pdeopt.steps.timegrid import TimeGrid
+from pdeopt.steps.timegrid import TimeGrid, require_whole_steps
 
 
 def interpolation(grid: TimeGrid, factor: int) -> sp.csr_matrix:
@@ -83,7 +83,7 @@ def transfer_matrix(
     """
     mpi = comm.tompi4py()
     if grid is not None:
-        grid.require_whole_steps("multigrid in time", "-kkt_precond reduced | wathen | direct, or space_ranks 1")
+        require_whole_steps(grid, "multigrid in time", "-kkt_precond reduced | wathen | direct, or space_ranks 1")
     rows, cols = (0 if each is None else each.n_local for each in (grid, coarse))
     width = sum(size for _, size in fields)
     owned = np.array(mpi.allgather(cols))  # coarse steps of each rank

@@ -25,7 +25,7 @@ from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import Array, real_array
 from pdeopt.core.errors import InputError
 from pdeopt.optimize.parts.pathterms import BoundGroup, Excess, Group, InequalityTerm, PathConstraint, PathGroup
-from pdeopt.steps.timegrid import Steps
+from pdeopt.steps.timegrid import Steps, require_whole_steps
 
 #: A number; values of the components; rows of this rank, one a step; or a function of the times. None for no bound.
 Limit = Any
@@ -98,7 +98,7 @@ class Inequalities:
         state_upper: Limit = None,
         path: Any = None,
     ) -> None:
-        problem.grid.require_whole_steps("inequalities", "bounds on controls by active_set or TAO, or space_ranks 1")
+        require_whole_steps(problem.grid, "inequalities", "bounds on controls by active_set or TAO, or space_ranks 1")
         self.problem, self.groups = problem, list[Group]()
         self._add_bounds("control", 1, lower, upper)
         self._add_bounds("state", 0, state_lower, state_upper)

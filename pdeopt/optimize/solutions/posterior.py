@@ -29,6 +29,7 @@ from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import ControlResult
 from pdeopt.optimize.solutions.precision import Precision
 from pdeopt.optimize.solutions.sensitivity import require_solution
+from pdeopt.steps.timegrid import require_whole_steps
 
 #: Directions of a block.
 BLOCK = 20
@@ -84,7 +85,7 @@ class Posterior:
     ) -> None:
         self.problem, self._lin = problem, problem.at(problem.join(result.state, result.design))
         layout, grid = problem.layout, problem.grid
-        grid.require_whole_steps("a posterior")
+        require_whole_steps(grid, "a posterior")
         if grid.mpi.size > 1 and float(grid.max(torch.tensor(float(layout.control_size)))) > 0:
             raise InputError("ranks of a posterior", f"{grid.mpi.size}, with controls", "1, or parameters alone")
         gradient = self._lin.lagrangian_gradient(result.multiplier)

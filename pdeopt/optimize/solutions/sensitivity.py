@@ -38,6 +38,7 @@ from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.optimize.parts.bounds import Bounds
 from pdeopt.optimize.parts.inequalities import Inequalities
 from pdeopt.optimize.solutions.recorded import RecordedLagrangian
+from pdeopt.steps.timegrid import require_whole_steps
 from pdeopt.steps.vectorlayout import Fields
 
 #: |L_x| of a solution, relative to |J'|, and in tolerances that it was solved to.
@@ -124,7 +125,7 @@ class Sensitivity:
         rtol: float = 1e-10,
         **kkt: Any,
     ) -> None:
-        problem.grid.require_whole_steps("sensitivities")
+        require_whole_steps(problem.grid, "sensitivities")
         self.problem, self.parameters, self.rtol = problem, _tensors(parameters), rtol
         self.metric, lin = RieszMetric(problem), problem.at(problem.join(result.state, result.design))
         self._lin, self._rows, self._sigma, precond, point = lin, None, None, "auto", lin

@@ -17,6 +17,7 @@ from pdeopt.core.settings import Settings, read, setting
 from pdeopt.kkt.assembly import require_pattern
 from pdeopt.optimize.splitting.splitconstraint import PairedConstraint, SplitWork
 from pdeopt.optimize.splitting.timewindows import EVEN, ODD, TimeWindows
+from pdeopt.steps.timegrid import require_whole_steps
 
 #: Settings of `ADMM` that serve these constraints: see docs/benchmarks.md.
 CONTROL_DEFAULTS: dict[str, Any] = {"anderson": 20, "rtol": 1e-7}
@@ -67,7 +68,7 @@ class TimeSplitting(PairedConstraint):
         ends: Sequence[int] | None = None,
     ) -> None:
         settings = read(TimeSplittingSettings, prefix) if settings is None else settings
-        problem.grid.require_whole_steps("windows of time by ADMM", "another solver, or space_ranks 1")
+        require_whole_steps(problem.grid, "windows of time by ADMM", "another solver, or space_ranks 1")
         _require_simple(problem)
         self.problem, self.work = problem, SplitWork()
         self.cuts = _cuts(problem, settings.windows, ends, f"-{prefix}admm_windows")

@@ -58,11 +58,13 @@ class Layout:
             files and checkpoints; default the global number.
 
     Attributes:
-        mpi: the communicator of mpi4py.
+        mpi, comm: the communicator of mpi4py and of PETSc.
         n_owned, n_ghost, n_all: unknowns of this rank, ghosts, and both.
         size: unknowns of all ranks.
         starts: first global number of each rank, and `size` at the end, (ranks + 1,).
         ghosts, natural: as given.
+        global_numbers: of all local unknowns, owned ones and ghosts, (n_all,).
+        digest: of the local numbering.
         neighbors: ranks to which a message goes or from which one comes.
 
     Raises:
@@ -82,6 +84,8 @@ class Layout:
         self.size = int(self.starts[-1])
         self._require_ghosts()
         own = np.arange(*self.starts[self.mpi.rank : self.mpi.rank + 2])
+        self.comm, self.global_numbers = PETSc.Comm(self.mpi), np.concatenate([own, self.ghosts])
+        self.digest = sha256(self.global_numbers.tobytes() + self.starts.tobytes()).digest()
         self.natural = own if natural is None else np.asarray(natural, dtype=np.int64)
         if self.natural.shape != own.shape:
             raise InputError("natural numbers", f"shape {self.natural.shape}", f"shape ({self.n_owned},)")
@@ -115,26 +119,11 @@ class Layout:
         mpi = comm.tompi4py() if isinstance(comm, PETSc.Comm) else comm
         return cls(mpi, *((n, ()) if mpi.rank == 0 else (0, np.arange(n))))
 
-    @property
-    def comm(self) -> PETSc.Comm:
-        """The communicator of PETSc."""
-        return PETSc.Comm(self.mpi)
-
-    @cached_property
-    def global_numbers(self) -> Array:
-        """Of all local unknowns, owned ones and ghosts, (n_all,)."""
-        return np.concatenate([np.arange(*self.starts[self.mpi.rank : self.mpi.rank + 2]), self.ghosts])
-
     @cached_property
     def owners(self) -> tuple[Array, Array]:
         """The rank that owns each local unknown, and its number there, (n_all,) both."""
         rank = np.r_[np.full(self.n_owned, self.mpi.rank), self._owners]
         return rank, self.global_numbers - self.starts[rank]
-
-    @cached_property
-    def digest(self) -> bytes:
-        """Of the local numbering."""
-        return sha256(self.global_numbers.tobytes() + self.starts.tobytes()).digest()
 
     @cached_property
     def natural_order(self) -> Array:
