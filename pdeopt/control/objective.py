@@ -301,9 +301,8 @@ class Tracking(Objective):
                 matrix = StepMatrix(pattern, kept[:, pattern.rows] * at_columns(pattern, kept) * matrix.values)
             return InnerProduct(weight, matrix), InnerProduct.zero(z.shape[1], len(steps))
         form = self._form(u.shape[1])
-        _, kept = self.measurements(steps, form.mass.shape[0])
-        state = InnerProduct(weight, form(kept))
-        return state, InnerProduct.zero(z.shape[1], len(steps))
+        kept = self.measurements(steps, form.mass.shape[0])[1]
+        return InnerProduct(weight, form(kept)), InnerProduct.zero(z.shape[1], len(steps))
 
     def _form(self, n: int) -> SeenForm:
         """The form of a step over all n unknowns, with zeros at those not observed."""
