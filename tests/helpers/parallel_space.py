@@ -234,10 +234,10 @@ def coloring():
 def optima():
     """The same optimum of the heat equation by every way of KKT systems, and as many iterations up to one."""
     settings = Heat3dSettings(n=3, nt=4, alpha=1e-2)
-    for k in splits():
+    for k in splits()[1:]:
         case = Heat3dCase(Heat3dSettings(n=3, nt=4, alpha=1e-2, space_ranks=k))
         alone = Heat3dCase(settings, SELF)
-        for precond in ("direct", "reduced", "wathen"):
+        for precond in ("direct", "wathen"):
             with options(sqp_kkt_precond=precond):
                 results = [po.SQPSolver(each.problem, type="newton", opt_tol=1e-10).solve() for each in (case, alone)]
             objectives = [result.objective for result in results]
