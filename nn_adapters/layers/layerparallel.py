@@ -14,6 +14,7 @@ from nn_adapters.layers.blocks import Direct, SteppingBlock, make_layers
 from nn_adapters.layers.coarsening import add_scaled, two_stages
 from nn_adapters.layers.context import autocast_state
 from nn_adapters.layers.densestep import DenseStep, is_dense
+from nn_adapters.layers.fusedchain import FusedChain, fused_kind, is_cheaper
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
 from nn_adapters.layers.layerstep import AutogradStep, LayerStep, StepLength
 from nn_adapters.layers.stackedlayers import StackedLayers
@@ -98,6 +99,7 @@ class LayerParallel(StackedLayers):
         self._template = Template(own[0])
         self.stack = stack_parameters(own)
         self.step, self.step_by_autograd = layer_step(own[0]), layer_step(own[0], by_hand=False)
+        self._fused_kind = fused_kind(own[0])
         self._dtypes: dict[tuple[Any, ...], torch.dtype] = {}
 
     def _own_layers(self, block: Callable[[], nn.Module]) -> list[nn.Module]:
@@ -132,13 +134,25 @@ class LayerParallel(StackedLayers):
 
     def _solve(self, u: Tensor, trajectory: bool) -> tuple[Tensor, Tensor]:
         (solver,), u = self.solvers, u.to(self._state_dtype(u))
+        if self._is_fused(u, trajectory):
+            solver.residuals, solver.misfits = ([], []), (0.0, 0.0)
+            end = FusedChain.apply(self._fused_kind, self.Tf / self.num_steps, _samples_last(u), *self.stacks)
+            return end.mT.reshape(u.shape), u.new_empty(0)
         words = {"trajectory": trajectory, "exact": self.is_exact}
         step = self.step_by_autograd if autocast_state(u.device.type)["enabled"] else self.step
         if not isinstance(step, DenseStep):
             return solve_layers(solver, step, u, self.stacks, **words)
-        flat = u.reshape(-1, u.shape[-1]).mT.contiguous()  # samples last: see densestep
-        end, states = solve_layers(solver, step, flat, self.stacks, **words)
+        end, states = solve_layers(solver, step, _samples_last(u), self.stacks, **words)
         return end.mT.reshape(u.shape), states.mT.reshape(-1, *u.shape) if trajectory else states
+
+    def _is_fused(self, u: Tensor, trajectory: bool) -> bool:
+        """Whether all layers go through one compiled loop: exact, on one rank, where that is cheaper."""
+        if self._fused_kind is None or self.settings.fused == "never" or trajectory or self.grid.mpi.size > 1:
+            return False
+        (solver,) = self.solvers
+        approximates = not self.is_exact and solver.factors
+        cycles = (solver.forward.cycles, solver.adjoint.cycles) if approximates else None
+        return is_cheaper(u, self.stacks, cycles) and not autocast_state(u.device.type)["enabled"]
 
     def _state_dtype(self, u: Tensor) -> torch.dtype:
         """The dtype of features between layers, by the first layer of this rank, which refuses what PyTorch refuses.
@@ -167,6 +181,11 @@ class LayerParallel(StackedLayers):
     def extra_repr(self) -> str:
         block = " ".join(repr(self.template).split())
         return f"num_steps={self.num_steps}, Tf={self.Tf}, factors={self.solvers[0].factors}, block={block}"
+
+
+def _samples_last(u: Tensor) -> Tensor:
+    """Features (..., width) as (width, samples): see `densestep`."""
+    return u.reshape(-1, u.shape[-1]).mT.contiguous()
 
 
 def layer_step(block: nn.Module, by_hand: bool = True) -> LayerStep:

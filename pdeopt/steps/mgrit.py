@@ -57,6 +57,12 @@ class MgritSettings(Settings, prefix="layer_mgrit_"):
         at_least=1,
     )
 
+    fused: str = setting(
+        "auto",
+        "dense layers on one rank: exact, by one compiled loop, where that is cheaper, or never",
+        choices=("auto", "never"),
+    )
+
     def factors(self, num_steps: int) -> list[int]:
         """The coarsening factor of each level but the coarsest, as many as the steps allow."""
         words = self.coarsening.split(",")
