@@ -39,6 +39,7 @@ ROOMS = {
     },
     "nn_adapters": {
         "data": (0,),
+        "layers/parts": (1,),
         "layers": (1,),
         "parallel": (3,),
         "pinn": (2,),

@@ -29,6 +29,7 @@ ROOMS = {
     ],
     "nn_adapters": [
         "nn_adapters.data",
+        "nn_adapters.layers.parts",
         "nn_adapters.layers",
         "nn_adapters.parallel",
         "nn_adapters.curvature",

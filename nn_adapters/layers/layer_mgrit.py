@@ -26,7 +26,8 @@ from mpi4py import MPI
 from torch import Tensor
 
 from nn_adapters.layers.coarsening import ROUGH, coarse_controls, roughness
-from nn_adapters.layers.context import (
+from nn_adapters.layers.layerstep import LayerStep, StepLength
+from nn_adapters.layers.parts.context import (
     SERIAL,
     autocast_state,
     communicator_name,
@@ -34,7 +35,6 @@ from nn_adapters.layers.context import (
     refuse_transforms,
     sum_over_ranks,
 )
-from nn_adapters.layers.layerstep import LayerStep, StepLength
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import Mgrit, MgritSettings, whole_intervals
 from pdeopt.steps.timegrid import TimeGrid, as_bytes

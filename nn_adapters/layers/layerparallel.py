@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from nn_adapters.layers.batching import batched, with_parameters
 from nn_adapters.layers.blocks import Direct, SteppingBlock, make_layers
 from nn_adapters.layers.coarsening import add_scaled, two_stages
-from nn_adapters.layers.context import autocast_state
 from nn_adapters.layers.densestep import DenseStep, is_dense
-from nn_adapters.layers.fusedchain import FusedChain, fused_kind, is_cheaper
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
 from nn_adapters.layers.layerstep import AutogradStep, LayerStep, StepLength
+from nn_adapters.layers.parts.context import autocast_state
+from nn_adapters.layers.parts.fusedchain import FusedChain, fused_kind, is_cheaper
 from nn_adapters.layers.stackedlayers import StackedLayers
 from nn_adapters.layers.stacking import Template, check_fresh, stack_parameters
 from pdeopt.core.errors import InputError

@@ -20,10 +20,10 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from nn_adapters.layers.context import sum_over_ranks
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
 from nn_adapters.layers.layerstep import AutogradStep, StepLength
 from nn_adapters.layers.parallelmodule import ParallelModule
+from nn_adapters.layers.parts.context import sum_over_ranks
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import MgritSettings
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 import nn_adapters as nna
-from nn_adapters.layers import fusedchain
-from nn_adapters.layers.fusedkernels import TILE
+from nn_adapters.layers.parts import fusedchain
+from nn_adapters.layers.parts.fusedkernels import TILE
 
 #: Layers, width, activation.
 CASES = [

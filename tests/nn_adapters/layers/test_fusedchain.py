@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from nn_adapters.layers import fusedchain
 from nn_adapters.layers.blocks import dense
-from nn_adapters.layers.fusedchain import FusedChain, fused_kind, is_cheaper
 from nn_adapters.layers.layerparallel import LayerParallel
+from nn_adapters.layers.parts import fusedchain
+from nn_adapters.layers.parts.fusedchain import FusedChain, fused_kind, is_cheaper
 from pdeopt.core.errors import InputError
 
 pytest.importorskip("numba", reason="the loops are compiled by Numba: pip install 'pdeopt[fast]'")

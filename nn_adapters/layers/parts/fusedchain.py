@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from nn_adapters.layers.context import SERIAL, refuse_transforms
-from nn_adapters.layers.fusedkernels import BLOCK, TILE, compiled
+from nn_adapters.layers.parts.context import SERIAL, refuse_transforms
+from nn_adapters.layers.parts.fusedkernels import BLOCK, TILE, compiled
 
 #: Activations that the loops know, by their modules.
 FUSED_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.SiLU: "silu"}
