@@ -19,6 +19,7 @@ from nn_adapters.layers.parallelmodule import (
     serial_network as serial_network,
     stacked_parameters as stacked_parameters,
 )
+from nn_adapters.layers.parts.attention import EncoderBlock as EncoderBlock, later_tokens as later_tokens
 from nn_adapters.layers.stacking import ParameterStack as ParameterStack
 from nn_adapters.layers.stackedlayers import StackedLayers as StackedLayers
 

@@ -7,6 +7,7 @@ there is goes through `torch.func.vmap`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from threading import RLock
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nn_adapters.layers.blocks import Direct, SmoothReLU
+from nn_adapters.layers.parts.attention import EncoderBlock, encoder_layer, group_norm, is_encoder_layer, layer_norm
+from nn_adapters.layers.parts.dropout import SeededDropout, drop
 from pdeopt.core.errors import InputError
 
 #: Modules without parameters that act on each entry alone.
@@ -41,33 +44,60 @@ ENTRYWISE_MODULES = (
 )
 
 LEGAL_BLOCK = (
-    "modules without buffers, random numbers and branches on values: LayerNorm instead of BatchNorm, Dropout(0.0)"
+    "modules without buffers, random numbers but those of nn.Dropout, and branches on values: LayerNorm instead of "
+    "BatchNorm"
 )
 
 #: A module's parameters are exchanged for a call, which two threads must not do at once.
 _EXCHANGE = RLock()
 
-#: (features (layers, ...), parameters (layers, ...) in the order of `named_parameters`) -> features.
-Batched = Callable[[Tensor, Sequence[Tensor]], Tensor]
+
+@dataclass(frozen=True)
+class Given:
+    """What a call depends on besides features and parameters; the same for all layers but the keys.
+
+    Attributes:
+        args: of the block after the features, as masks.
+        keys: of the layers, (layers,), for dropout; None where nothing is dropped.
+    """
+
+    args: Sequence[Any] = ()
+    keys: Tensor | None = None
 
 
-def batched(module: nn.Module) -> Batched:
+NOTHING_GIVEN = Given()
+
+#: (features (layers, ...), parameters (layers, ...) in the order of `named_parameters`, `Given`) -> features.
+Batched = Callable[[Tensor, Sequence[Tensor], Given], Tensor]
+
+
+def batched(module: nn.Module, seeded: bool = False) -> Batched:
     """The module as a function of stacked features and parameters.
 
     Args:
         module: that maps features (batch, ...) to features.
+        seeded: whether calls have keys for dropout, whose modules are then `SeededDropout`.
 
     Returns:
-        A function of features (layers, batch, ...) and of its parameters (layers, ...), in the order of
-        `named_parameters`, to features (layers, batch, ...).
+        A function of features (layers, batch, ...), of its parameters (layers, ...), in the order of
+        `named_parameters`, and of what else is given, to features (layers, batch, ...).
 
     Raises:
-        InputError: a module with buffers or random numbers, as BatchNorm and Dropout have them.
+        InputError: a module with buffers, as BatchNorm has them, or random numbers.
     """
+    known = {id(part) for each in _reached(module) if seeded and is_encoder_layer(each) for part in each.modules()}
     for part in module.modules():
-        if next(part.buffers(recurse=False), None) is not None or is_random(part):
+        has_buffers = next(part.buffers(recurse=False), None) is not None and not isinstance(part, SeededDropout)
+        if has_buffers or (is_random(part) and id(part) not in known):
             raise InputError("block of a layer-parallel network", type(part).__name__, LEGAL_BLOCK)
     return _batched(module)
+
+
+def _reached(module: nn.Module) -> list[nn.Module]:
+    """The parts of a module that are called one by one, rather than inside of another one's `forward`."""
+    if type(module) is Direct:
+        return _reached(module.block)
+    return [each for part in module for each in _reached(part)] if type(module) is nn.Sequential else [module]
 
 
 def is_random(part: nn.Module) -> bool:
@@ -83,11 +113,19 @@ def _batched(module: nn.Module) -> Batched:
     if kind is Direct:
         return _batched(module.block)  # type: ignore[arg-type]
     if kind in ENTRYWISE_MODULES and is_plain:
-        return lambda u, theta: module(u)
+        return lambda u, theta, given: module(u)
+    if kind is SeededDropout:
+        return _dropout(module)
+    if kind in (nn.TransformerEncoderLayer, EncoderBlock) and is_encoder_layer(module):
+        return encoder_layer(module)
+    if kind is nn.LayerNorm and is_plain:
+        return layer_norm(module)  # type: ignore[arg-type]
+    if kind is nn.GroupNorm and is_plain:
+        return group_norm(module)  # type: ignore[arg-type]
     if kind is nn.Sequential and is_plain and shares_nothing(module):
         return _sequential(module)  # type: ignore[arg-type]
     if kind is nn.Linear and is_plain:
-        return _linear
+        return lambda u, theta, given: _linear(u, theta)
     if kind in (nn.Conv1d, nn.Conv2d) and is_plain and module.groups == 1 and module.padding_mode == "zeros":
         return _convolution(module)  # type: ignore[arg-type]
     return _mapped(module)
@@ -113,9 +151,9 @@ def _convolution(module: nn.Conv1d | nn.Conv2d) -> Batched:
     function: Any = F.conv2d if isinstance(module, nn.Conv2d) else F.conv1d
     without_batch = 4 if isinstance(module, nn.Conv2d) else 3
 
-    def convolve(u: Tensor, theta: Sequence[Tensor]) -> Tensor:
+    def convolve(u: Tensor, theta: Sequence[Tensor], given: Given) -> Tensor:
         if u.dim() == without_batch:
-            return convolve(u[:, None], theta)[:, 0]
+            return convolve(u[:, None], theta, given)[:, 0]
         layers = len(u)
         together = u.transpose(0, 1).flatten(1, 2)  # (batch, layers * channels, ...)
         bias = theta[1].flatten() if len(theta) > 1 else None
@@ -129,26 +167,42 @@ def _convolution(module: nn.Conv1d | nn.Conv2d) -> Batched:
 def _sequential(module: nn.Sequential) -> Batched:
     parts = [(_batched(part), len(list(part.parameters()))) for part in module]
 
-    def compose(u: Tensor, theta: Sequence[Tensor]) -> Tensor:
-        at = 0
+    def compose(u: Tensor, theta: Sequence[Tensor], given: Given) -> Tensor:
+        at, inner = 0, Given(keys=given.keys)  # nn.Sequential has one argument
         for part, size in parts:
-            u = part(u, theta[at : at + size])
+            u = part(u, theta[at : at + size], inner)
             at += size
         return u
 
     return compose
 
 
+def _dropout(module: Any) -> Batched:
+    def call(u: Tensor, theta: Sequence[Tensor], given: Given) -> Tensor:
+        return u if given.keys is None else drop(u, module.p, given.keys, module.place)
+
+    return call
+
+
 def _mapped(module: nn.Module) -> Batched:
     one = with_parameters(module)
+    seeded = [f"{name}.key" if name else "key" for name, part in module.named_modules() if type(part) is SeededDropout]
     has_dropout = any(isinstance(part, nn.modules.dropout._DropoutNd) for part in module.modules())  # of probability 0
 
-    def many(u: Tensor, theta: Sequence[Tensor]) -> Tensor:
+    def keyed(u: Tensor, key: Tensor | None, given: Given, *theta: Tensor) -> Tensor:
+        return one(u, *theta, args=given.args, more={} if key is None else dict.fromkeys(seeded, key))
+
+    def many(u: Tensor, theta: Sequence[Tensor], given: Given) -> Tensor:
+        keys = given.keys
+        if seeded and module.training != (keys is not None):
+            module.train(keys is not None)
         if len(u) == 1:
-            return one(u[0], *(t[0] for t in theta))[None]
+            return keyed(u[0], None if keys is None else keys[0], given, *(t[0] for t in theta))[None]
         try:
             with sdpa_kernel(SDPBackend.MATH):  # of attention, the one that is batched
-                return vmap(one, randomness="different" if has_dropout else "error")(u, *theta)
+                axes = (0, None if keys is None else 0, None, *[0] * len(theta))
+                randomness = "different" if has_dropout else "error"
+                return vmap(keyed, axes, randomness=randomness)(u, keys, given, *theta)
         except RuntimeError as error:
             if not str(error).startswith("vmap:"):
                 raise
@@ -160,7 +214,8 @@ def _mapped(module: nn.Module) -> Batched:
 def with_parameters(module: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> Callable[..., Tensor]:
     """A function of features and of the module's parameters, in the order of `named_parameters`, to features.
 
-    Threads may call it at once. The module keeps its own parameters, which count for nothing.
+    Threads may call it at once. The module keeps its own parameters, which count for nothing. Calls may have further
+    arguments of the module, `args`, and further buffers, `more`.
 
     Args:
         module: it may use a parameter, or a part, more than once.
@@ -173,9 +228,9 @@ def with_parameters(module: nn.Module, buffers: Mapping[str, Tensor] | None = No
         for leaf, parameter in part.named_parameters(recurse=False, remove_duplicate=False)
     ]
 
-    def call(u: Tensor, *theta: Tensor) -> Tensor:
+    def call(u: Tensor, *theta: Tensor, args: Sequence[Any] = (), more: Mapping[str, Tensor] | None = None) -> Tensor:
         with _EXCHANGE:
-            given = {name: theta[k] for name, k in places} | dict(buffers or {})
-            return functional_call(module, given, (u,), tie_weights=False)  # type: ignore[no-any-return]
+            given = {name: theta[k] for name, k in places} | dict(buffers or {}) | dict(more or {})
+            return functional_call(module, given, (u, *args), tie_weights=False)  # type: ignore[no-any-return]
 
     return call

@@ -8,6 +8,7 @@ du/dt = F(u; theta(t)) (E. Haber, L. Ruthotto, Stable architectures for deep neu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,8 +128,8 @@ def weight_norm(module: nn.Module) -> nn.Module:
 class SteppingBlock(nn.Module):
     """A block that says itself what its layer is, by `step`."""
 
-    def step(self, u: Tensor, dt: float) -> Tensor:
-        """The features after a layer of length dt, of the shape of u."""
+    def step(self, u: Tensor, dt: float, *args: Any) -> Tensor:
+        """The features after a layer of length dt, of the shape of u; further arguments are those of the network."""
         raise NotImplementedError
 
 
@@ -143,11 +144,11 @@ class Direct(SteppingBlock):
         super().__init__()
         self.block = block
 
-    def forward(self, u: Tensor) -> Tensor:
-        return self.block(u)  # type: ignore[no-any-return]
+    def forward(self, u: Tensor, *args: Any) -> Tensor:
+        return self.block(u, *args)  # type: ignore[no-any-return]
 
-    def step(self, u: Tensor, dt: float) -> Tensor:
-        return self.block(u)  # type: ignore[no-any-return]
+    def step(self, u: Tensor, dt: float, *args: Any) -> Tensor:
+        return self.block(u, *args)  # type: ignore[no-any-return]
 
 
 #: Bytes of Python's objects in a module of one or two parameters.
@@ -202,7 +203,10 @@ class LayerStack(nn.Module):
     def __getitem__(self, i: int) -> nn.Module:
         return self.layers[i]
 
-    def forward(self, u: Tensor) -> Tensor:
+    def forward(self, u: Tensor, *args: Any) -> Tensor:
         for block in self.layers:
-            u = block.step(u, self.dt) if isinstance(block, SteppingBlock) else torch.add(u, block(u), alpha=self.dt)
+            if isinstance(block, SteppingBlock):
+                u = block.step(u, self.dt, *args)
+            else:
+                u = torch.add(u, block(u, *args), alpha=self.dt)
         return u

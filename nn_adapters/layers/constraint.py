@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nn_adapters.layers.batching import batched
+from nn_adapters.layers.batching import NOTHING_GIVEN, batched
 from nn_adapters.layers.blocks import Direct
 from pdeopt.control.constraint import TimeDependentConstraint
 from pdeopt.control.objective import Objective, TerminalLoss
@@ -59,7 +59,7 @@ class LayerConstraint(TimeDependentConstraint):
     def layer(self, u_old: Tensor, z: Tensor, steps: Steps) -> Tensor:
         """The features after the layers, (steps, state_dim)."""
         u = u_old.reshape(-1, *self.features.shape)
-        value = self._value(u, self.parameters(z)).reshape(u_old.shape)
+        value = self._value(u, self.parameters(z), NOTHING_GIVEN).reshape(u_old.shape)
         return value if self._is_direct else u_old + steps.dt[:, None] * value
 
     def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from nn_adapters.layers.batching import batched, with_parameters
+from nn_adapters.layers.batching import Given, batched, with_parameters
 from nn_adapters.layers.blocks import Direct, SteppingBlock, make_layers
 from nn_adapters.layers.coarsening import add_scaled, two_stages
 from nn_adapters.layers.densestep import DenseStep, is_dense
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
 from nn_adapters.layers.layerstep import AutogradStep, LayerStep, StepLength
-from nn_adapters.layers.parts.context import autocast_state
+from nn_adapters.layers.parts.context import autocast_state, refuse_transforms
+from nn_adapters.layers.parts.dropout import layer_keys, seed_dropout
 from nn_adapters.layers.parts.fusedchain import FusedChain, fused_kind, is_cheaper
 from nn_adapters.layers.stackedlayers import StackedLayers
 from nn_adapters.layers.stacking import Template, check_fresh, stack_parameters
@@ -98,7 +101,7 @@ class LayerParallel(StackedLayers):
         own = self._own_layers(block)
         self._template = Template(own[0])
         self.stack = stack_parameters(own)
-        self.step, self.step_by_autograd = layer_step(own[0]), layer_step(own[0], by_hand=False)
+        self._prepare()
         self._fused_kind = fused_kind(own[0])
         self._dtypes: dict[tuple[Any, ...], torch.dtype] = {}
 
@@ -111,12 +114,20 @@ class LayerParallel(StackedLayers):
         check_fresh(own)
         return own
 
+    def _prepare(self) -> None:
+        """The functions of many layers at once, and whether they drop anything in training."""
+        block = self.template
+        self._seeded = seeded_copies(block)
+        self.step = layer_step(self._seeded[0], seeded=True) if self._seeded else layer_step(block)
+        self.step_by_autograd = self.step if self._seeded else layer_step(block, by_hand=False)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("step", "step_by_autograd")}
+        left = ("step", "step_by_autograd", "_seeded")
+        return {key: value for key, value in self.__dict__.items() if key not in left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.step, self.step_by_autograd = layer_step(self.template), layer_step(self.template, by_hand=False)
+        self._prepare()
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:
@@ -124,17 +135,24 @@ class LayerParallel(StackedLayers):
         for stack in self.stacks:
             stack.mul_(factor)
 
-    def forward(self, u: Tensor) -> Tensor:
-        """The features after all layers, (batch, ...), on all ranks. Collective."""
-        return self._solve(u, trajectory=False)[0]
+    def forward(self, u: Tensor, *args: Any) -> Tensor:
+        """The features after all layers, (batch, ...), on all ranks. Collective.
 
-    def trajectory(self, u: Tensor) -> Tensor:
+        Further arguments go to the block of every layer, and are equal on all ranks; tensors among them get gradients.
+        """
+        return self._solve(u, args, trajectory=False)[0]
+
+    def trajectory(self, u: Tensor, *args: Any) -> Tensor:
         """The features after each layer of this rank, (n_local, batch, ...). Collective."""
-        return self._solve(u, trajectory=True)[1]
+        return self._solve(u, args, trajectory=True)[1]
 
-    def _solve(self, u: Tensor, trajectory: bool) -> tuple[Tensor, Tensor]:
-        (solver,), u = self.solvers, u.to(self._state_dtype(u))
+    def _solve(self, u: Tensor, args: Sequence[Any], trajectory: bool) -> tuple[Tensor, Tensor]:
+        (solver,), u = self.solvers, u.to(self._state_dtype(u, args))
+        drops = bool(self._seeded) and self.training
+        if args or drops:
+            return self._solve_given(u, args, drops, trajectory)
         if self._is_fused(u, trajectory):
+            refuse_transforms()
             solver.residuals, solver.misfits = ([], []), (0.0, 0.0)
             end = FusedChain.apply(self._fused_kind, self.Tf / self.num_steps, _samples_last(u), *self.stacks)
             return end.mT.reshape(u.shape), u.new_empty(0)
@@ -145,6 +163,17 @@ class LayerParallel(StackedLayers):
         end, states = solve_layers(solver, step, _samples_last(u), self.stacks, **words)
         return end.mT.reshape(u.shape), states.mT.reshape(-1, *u.shape) if trajectory else states
 
+    def _solve_given(self, u: Tensor, args: Sequence[Any], drops: bool, trajectory: bool) -> tuple[Tensor, Tensor]:
+        """As `_solve`, with what this call gives to all layers: arguments, and a seed for dropout."""
+        (solver,), controls = self.solvers, list(self.stacks)
+        seed = self.grid.mpi.bcast(int(torch.randint(1 << 62, ()))) if drops else None
+        if drops:
+            controls.append(torch.arange(self.grid.begin, self.grid.end, device=u.device) * NUMBER)
+        trained = [k for k, value in enumerate(args) if isinstance(value, Tensor) and value.requires_grad]
+        shared, call = [args[k] for k in trained], GivenCall(args, trained, seed)
+        step = layer_step((self._seeded or [self.template])[0], False, bool(self._seeded), call)
+        return solve_layers(solver, step, u, controls, shared, trajectory=trajectory, exact=self.is_exact)
+
     def _is_fused(self, u: Tensor, trajectory: bool) -> bool:
         """Whether all layers go through one compiled loop: exact, on one rank, where that is cheaper."""
         if self._fused_kind is None or self.settings.fused == "never" or trajectory or self.grid.mpi.size > 1:
@@ -154,7 +183,7 @@ class LayerParallel(StackedLayers):
         cycles = (solver.forward.cycles, solver.adjoint.cycles) if approximates else None
         return is_cheaper(u, self.stacks, cycles) and not autocast_state(u.device.type)["enabled"]
 
-    def _state_dtype(self, u: Tensor) -> torch.dtype:
+    def _state_dtype(self, u: Tensor, args: Sequence[Any]) -> torch.dtype:
         """The dtype of features between layers, by the first layer of this rank, which refuses what PyTorch refuses.
 
         Raises:
@@ -169,8 +198,8 @@ class LayerParallel(StackedLayers):
             *autocast_state(u.device.type).items(),
         )
         if key not in self._dtypes:
-            with torch.no_grad():
-                value = with_parameters(self.template)(u.detach().clone(), *(stack[0] for stack in stacks))
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                value = with_parameters(self.template)(u.detach().clone(), *(stack[0] for stack in stacks), args=args)
             if not isinstance(value, Tensor) or value.shape != u.shape:
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise InputError("block", f"features {tuple(u.shape)} that become {got}", "features of the same shape")
@@ -188,34 +217,79 @@ def _samples_last(u: Tensor) -> Tensor:
     return u.reshape(-1, u.shape[-1]).mT.contiguous()
 
 
-def layer_step(block: nn.Module, by_hand: bool = True) -> LayerStep:
+#: Layers are numbered by a control that is so small that no measure of the weights sees it, and exact as a power of 2.
+NUMBER = 2.0**-70
+
+
+@dataclass(frozen=True)
+class GivenCall:
+    """What one call of a network gives to all layers.
+
+    Attributes:
+        args: of the block.
+        trained: which of them get gradients, and come as shared parameters of the steps.
+        seed: of dropout; None for none.
+    """
+
+    args: Sequence[Any] = ()
+    trained: Sequence[int] = ()
+    seed: int | None = None
+
+    def split(self, theta: Sequence[Tensor], shared: Sequence[Tensor]) -> tuple[Sequence[Tensor], Given]:
+        """The parameters of the layers, and what is given to them."""
+        args, keys = list(self.args), None
+        for k, value in zip(self.trained, shared):
+            args[k] = value
+        if self.seed is not None:
+            *theta, numbers = theta
+            keys = layer_keys(self.seed, (numbers.detach() / NUMBER).round())
+        return theta, Given(args, keys)
+
+
+def seeded_copies(block: nn.Module) -> list[nn.Module]:
+    """A copy of a block whose dropout is a function of seeds, in a list; none of one that drops nothing."""
+    copied = copy.deepcopy(block)
+    return [copied] if seed_dropout(copied) else []
+
+
+def layer_step(
+    block: nn.Module, by_hand: bool = True, seeded: bool = False, call: GivenCall = GivenCall()
+) -> LayerStep:
     """The step of layers like `block`, for many of them at once.
 
     Args:
         block: F of u + dt F(u), or `Direct(F)`.
         by_hand: whether dense blocks get derivatives by hand, which know nothing of autocast.
+        seeded: whether its dropout is that of `seeded_copies`.
+        call: what is given besides features and parameters; numbers of the layers are the last control where it has a
+            seed.
 
     Raises:
         InputError: another block with a `step` of its own, or one that is no function of features and parameters.
     """
-    if by_hand and is_dense(block):
+    if by_hand and not seeded and is_dense(block):
         return DenseStep(block)  # type: ignore[arg-type]
     changes_features = any(getattr(part, "inplace", False) for part in block.modules())
 
     def own(u: Tensor) -> Tensor:  # what a block changes in place are the features of its own layer
         return u.clone() if changes_features else u
 
-    value = batched(block)
+    many = batched(block, seeded)
+
+    def value(u: Tensor, theta: Sequence[Tensor], shared: Sequence[Tensor]) -> Tensor:
+        parameters, given = call.split(theta, shared)
+        return many(u, parameters, given)
+
     if isinstance(block, Direct):
-        return AutogradStep(lambda u, theta, shared, dt: value(own(u), theta))
+        return AutogradStep(lambda u, theta, shared, dt: value(own(u), theta, shared))
     if isinstance(block, SteppingBlock):
         raise InputError("block with a step of its own", type(block).__name__, "a block F of u + dt F(u), or Direct(F)")
 
     def step(u: Tensor, theta: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
         u = own(u)
-        return add_scaled(u, value(u, theta), dt)
+        return add_scaled(u, value(u, theta, shared), dt)
 
     def over(shortest: float, u: Tensor, theta: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
-        return two_stages(value, shortest, u, theta, dt)
+        return two_stages(lambda v, rows: value(v, rows, shared), shortest, u, theta, dt)
 
     return AutogradStep(step, None if changes_features else over)

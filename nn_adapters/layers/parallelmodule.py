@@ -146,8 +146,10 @@ def measure_bias(network: nn.Module, loss: Callable[[], Tensor]) -> float:
         found = torch.autograd.grad(loss(), parameters, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters)]
 
+    random = torch.get_rng_state()  # both have the same dropout
     with approximately(network):
         inexact = gradient()
+    torch.set_rng_state(random)
     with exactly(network):
         exact = gradient()
     is_stacked = [id(p) in stacked for p in parameters]

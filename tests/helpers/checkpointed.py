@@ -31,6 +31,11 @@ RUNS = {
     "indian_pines": ("indian_pines", "-layers 8 -samples 60 -epochs 3", "-epochs 25"),
     "har_gru": ("har_gru", "-hidden 4 -samples 40 -epochs 2", "-epochs 8"),
     "video_gru": ("video_gru", "-videos 24 -length 4 -size 8 -epochs 2", "-epochs 16"),
+    "transformer": (
+        "transformer",
+        "-layers 4 -width 8 -hidden 8 -windows 100 -tokens 4 -dropout 0.1 -epochs 2",
+        "-windows 2000 -epochs 8",
+    ),
     "logistic": ("logistic", "-samples 200 -features 20 -optimizer lbfgs", "-samples 4000 -features 200"),
     "logistic, MLVR": ("logistic", "-samples 200 -features 20 -optimizer mlvr", "-samples 4000 -features 200"),
     "resnet_multilevel": (

@@ -41,6 +41,7 @@ RUNS = {
     "indian_pines": "-data indian_pines_like -layers 64 -samples 60 -epochs 1",
     "har_gru": "-data synthetic_har -hidden 4 -samples 60 -epochs 1",
     "video_gru": "-videos 24 -length 64 -size 8 -epochs 1",
+    "transformer": "-layers 16 -width 8 -hidden 8 -windows 20 -tokens 4 -dropout 0.1 -epochs 1",
     "function_regression": "-steps 20",
     "box_init": "-seeds 1 -depth 2",
 }

@@ -45,6 +45,7 @@ SMALL = {
     "indian_pines": ["-epochs", "0", "-layers", "4"],
     "har_gru": ["-epochs", "0", "-hidden", "4"],
     "video_gru": ["-epochs", "0", "-videos", "24", "-length", "4", "-size", "8"],
+    "transformer": ["-epochs", "0", "-layers", "4", "-width", "8", "-windows", "20", "-tokens", "4"],
     "function_regression": ["-steps", "1"],
     "box_init": ["-seeds", "1", "-depth", "2"],
 }

@@ -31,6 +31,7 @@ SIZES = [
     ("peaks", "-layers", "10000000000"),
     ("logistic", "-samples", "10000000000"),
     ("har_gru", "-hidden", "100000000"),
+    ("transformer", "-hidden", "100000000000"),
     ("video_gru", "-videos", "10000000000"),
     ("resnet_multilevel", "-width", "1000000000"),
 ]

@@ -8,6 +8,10 @@ from nn_adapters.layers.parts.context import (
     sum_over_ranks as sum_over_ranks,
 )
 
+# Transformer layers, and dropout by seeds.
+from nn_adapters.layers.parts.attention import EncoderBlock as EncoderBlock, later_tokens as later_tokens
+from nn_adapters.layers.parts.dropout import SeededDropout as SeededDropout, drop as drop, layer_keys as layer_keys
+
 # All dense layers by one compiled loop.
 from nn_adapters.layers.parts.fusedchain import (
     FUSED_ACTIVATIONS as FUSED_ACTIVATIONS,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nn_adapters.layers.batching import batched
+from nn_adapters.layers.batching import NOTHING_GIVEN, batched
 from nn_adapters.layers.blocks import ACTIVATIONS, Direct, LayerStack, conv, dense, weight_norm
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import exactly, measure_bias
@@ -212,7 +212,7 @@ def test_the_trajectory_and_its_gradient():
     "block, words",
     [
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), "BatchNorm1d"),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1)), "Dropout"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.FeatureAlphaDropout(0.1)), "FeatureAlphaDropout"),
     ],
 )
 def test_blocks_that_are_no_function_are_refused(block, words):
@@ -234,7 +234,7 @@ def test_batched_modules_are_the_modules(name):
     u = data((3, *shape))
     theta = [torch.stack(rows) for rows in zip(*(list(module.parameters()) for module in modules))]
     expected = torch.stack([module(rows) for module, rows in zip(modules, u)])
-    assert torch.allclose(batched(modules[0])(u, theta), expected, atol=1e-13)
+    assert torch.allclose(batched(modules[0])(u, theta, NOTHING_GIVEN), expected, atol=1e-13)
 
 
 def test_an_unknown_activation_is_refused():

@@ -45,7 +45,7 @@ def test_blocks_that_make_no_new_modules_are_refused(block, words):
 @pytest.mark.parametrize(
     "block, words",
     [
-        (lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1), "MultiheadAttention"),
+        (lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, activation=nn.Mish()), "Dropout|MultiheadAttention"),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.RReLU()), "RReLU"),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.AlphaDropout(0.1)), "AlphaDropout"),
     ],
