@@ -73,7 +73,7 @@ from nn_adapters.pinn.terms import Field as Field, Residual as Residual, Term as
 from nn_adapters.pinn.network import NETWORK_BODIES as NETWORK_BODIES, Network as Network
 from nn_adapters.pinn.activations import ACTIVATION_NAMES as ACTIVATION_NAMES
 from nn_adapters.pinn.jets import JetBasis as JetBasis
-from nn_adapters.pinn.features import Features as Features, periodic as periodic
+from nn_adapters.pinn.features import Features as Features, periodic as periodic, stretched as stretched
 from nn_adapters.pinn.balance import BALANCES as BALANCES
 from nn_adapters.pinn.points import (
     POINT_SAMPLERS as POINT_SAMPLERS,
@@ -85,6 +85,7 @@ from nn_adapters.pinn.points import (
     uniform_points as uniform_points,
     within as within,
 )
+from nn_adapters.pinn.domains import MeshDomain as MeshDomain, PolygonFactor as PolygonFactor
 
 # Training.
 from nn_adapters.training.last_layer import LSGD as LSGD, least_squares as least_squares, lsgd as lsgd

@@ -1,4 +1,4 @@
-"""A network for u_t = (0.01 (u^3 - u) - 1e-6 u_xx)_xx, of period 2 in x, t in (0, 1], u(x, 0) = -cos(2 pi x).
+"""A network for u_t = (0.01 (u^3 - u) - 1e-5 u_xx)_xx, of period 2 in x, t in (0, 1], u(x, 0) = -cos(2 pi x).
 
 Cahn and Hilliard's equation: two phases part where u is near 0.
 

@@ -208,6 +208,11 @@ def test_the_kkt_system_by_hand_is_one_matrix_in_two_forms():
     r.shell.destroy(), r.operator.free()
 
 
+def test_a_second_network_takes_away_what_the_first_leaves():
+    r = run("multi_stage")
+    assert r.less < 0.02 * r.error and r.less < 0.1 * r.alone
+
+
 def test_the_own_optimizer_finds_newtons_optimum():
     r = run("own_optimizer")
     newton = po.solve(r.problem, method="newton").objective

@@ -296,6 +296,17 @@ def own_optimizer(r: SimpleNamespace) -> None:
 
 
 @drawing
+def multi_stage(r: SimpleNamespace) -> None:
+    x = r.torch.cartesian_prod(*(r.torch.linspace(a, b, 81).double() for a, b in r.box))
+    _, axes = panels(2)
+    for ax, u, title in zip(axes, (r.first, r.second), ("error of the first", "with the second")):
+        error = (u(x) - r.exact(x)).view(81, 81).T.numpy()
+        image = ax.imshow(error, extent=np.ravel(r.box), origin="lower", aspect="auto", cmap="RdBu")
+        ax.figure.colorbar(image, ax=ax)
+        ax.set(xlabel="$x$", ylabel="time", title=title)
+
+
+@drawing
 def training_loop(r: SimpleNamespace) -> None:
     torch = r.torch
     _, (left, right) = panels(2, height=3.0)

@@ -20,7 +20,7 @@ from nn_adapters.pinn.network import (
     absorb_slopes as absorb_slopes,
 )
 
-from nn_adapters.pinn.features import Features as Features, periodic as periodic
+from nn_adapters.pinn.features import Features as Features, periodic as periodic, stretched as stretched
 
 # Points in a box.
 from nn_adapters.pinn.points import (
@@ -34,6 +34,8 @@ from nn_adapters.pinn.points import (
     uniform_points as uniform_points,
     within as within,
 )
+
+from nn_adapters.pinn.domains import MeshDomain as MeshDomain, PolygonFactor as PolygonFactor
 
 # Values with their derivatives.
 from nn_adapters.pinn.jets import (

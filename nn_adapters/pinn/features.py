@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -94,6 +94,25 @@ class Features:
                         f"one that differs by {difference:.1e} from itself at {name} + {period:g}",
                         f"one with the period of the features in {name}, with its slope; or no such features",
                     )
+
+
+def stretched(features: Features, factors: Sequence[float], center: Sequence[float]) -> Features:
+    """factors * (features - center), column by column: as if the first weights of a network were larger by the factors.
+
+    With activation sin they are its first frequencies (V. Sitzmann, J. Martel, A. Bergman, D. Lindell, G. Wetzstein,
+    Implicit neural representations with periodic activation functions, NeurIPS 2020).
+
+    Args:
+        features: what is stretched.
+        factors, center: a number each column.
+
+    Raises:
+        InputError: another number of them than of columns.
+    """
+    if not len(factors) == len(center) == features.size:
+        raise InputError("factors and centers of features", f"{len(factors)} and {len(center)}", features.size)
+    by, middle = (torch.tensor(list(numbers), dtype=torch.float64) for numbers in (factors, center))
+    return replace(features, function=lambda x: by * (features.function(x) - middle))
 
 
 def _equal(here: Tensor, there: Tensor) -> bool:

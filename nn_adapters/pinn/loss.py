@@ -27,7 +27,6 @@ from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.smooth import Costs, Restriction, SmoothFunction, Tally
 from pdeopt.squares.rows import density, draw_rows
 
-
 #: Points at which features, lift and factor are compared.
 LOOKED_AT = 16
 

@@ -14,8 +14,8 @@ layers. Every run is a process of its own on one core; times are of the processo
 * `overhead`: the optimizers' own time in that of the gradients, 8 layers of 20.
 * `least_squares`: Levenberg-Marquardt with the defaults of the scripts: errors at some times of the processor, the
   worst of the seeds.
-* `same`: Levenberg-Marquardt and self-scaled Broyden with three levels of points on the same networks, features and
-  starts: seconds to some errors.
+* `same`: Levenberg-Marquardt, self-scaled Broyden with three levels of points, SOAP and Nystroem-Newton-CG on the same
+  networks, features and starts: seconds to some errors.
 * `long`: toward 1e-7, points drawn anew where the residual is large.
 """
 
@@ -33,6 +33,7 @@ from typing import Any
 from pdeopt.optimize.descent.minimizer import Minimizer
 from pdeopt.optimize.descent.quasinewton import LBFGS, SSBroyden
 from pdeopt.optimize.descent.schwarz import SPQN
+from problems.benchmarks import pinn_rivals
 from problems.benchmarks.processes import Row, bar, execute, measure, plain, table
 from problems.shared.equations import EQUATIONS
 
@@ -51,10 +52,15 @@ IN_TIME = {
     "burgers": {9: 1e-3, 13: 2e-4, 25: 3e-5, 60: 5e-6},
     "klein_gordon": {30: 1e-4, 45: 5e-6, 75: 1e-6},
     "diffusion_transport": {25: 1e-4},
-    "allen_cahn": {60: 1e-3},
+    "allen_cahn": {60: 1e-3, 300: 1e-5},
+    "kdv": {120: 1e-4},
+    "schroedinger": {120: 1e-4},
 }
 #: The networks of the scripts' least squares, for all methods.
-SAME = {"burgers": ["-layers", 4, "-features", "periodic"], "klein_gordon": ["-layers", 3]}
+SAME = {
+    "burgers": ["-layers", 4, "-width", 20, "-features", "periodic", "-activation", "tanh"],
+    "klein_gordon": ["-layers", 2, "-width", 24, "-features", "waves", "-activation", "sin"],
+}
 #: What the parts of the best variant are worth.
 PARTS = {
     "SPQN": BEST,
@@ -215,19 +221,21 @@ class Benchmark:
         return rows
 
     def same(self) -> list[Row]:
-        """Seconds of two methods to the same errors, everything else the same."""
+        """Seconds of four methods to the same errors, everything else the same."""
         rows = []
         for problem, words in SAME.items():
-            net = [*words, "-width", 20, "-body", "mlp", "-adaptive", 0]
-            limit = ["-max_cpu_seconds", 3 if self.quick else 60, "-error_every", 20]
+            net, spent = [*words, "-body", "mlp", "-adaptive", 0], 3 if self.quick else 60
+            limit = ["-max_cpu_seconds", spent, "-error_every", 20, "-max_gradients", 0]
             kinds = {"Levenberg-Marquardt": ["-optimizer", "lm"], "dense": PARTS["dense, levels of points"]}
             for seed in range(self.seeds):
                 runs = {name: self.train(problem, *kind, *net, *limit, "-seed", seed) for name, kind in kinds.items()}
-                for name, run in runs.items():
-                    times = {error: _time_to(run["curve"], error) for error in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)}
+                curves = {name: run["curve"] for name, run in runs.items()}
+                curves |= {name: _rival(problem, name, spent, seed) for name in pinn_rivals.METHODS}
+                for name, curve in curves.items():
+                    times = {error: _time_to(curve, error) for error in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)}
                     told = ", ".join(f"{error:.0e} at {seconds:.0f} s" for error, seconds in times.items() if seconds)
                     text = f"{problem}, seed {seed}, {name}: {told or 'none'}; at the end"
-                    rows.append(plain(text, run["relative_l2"], "relative L2"))
+                    rows.append(plain(text, curve["relative_l2"][-1], "relative L2"))
         return rows
 
     def long(self) -> list[Row]:
@@ -239,6 +247,16 @@ class Benchmark:
             plain(f"Burgers 4x20, dense, {found['gradients']} gradients", found["relative_l2"], "relative L2"),
             plain("Burgers 4x20, dense, long run", found["cpu_seconds"], "CPU s"),
         ]
+
+
+def _rival(problem: str, method: str, seconds: float, seed: int) -> dict[str, list[float]]:
+    """The curve of a run of `pinn_rivals`."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "curve.json"
+        words = problem, method, "-seconds", seconds, "-seed", seed, "-json", file
+        execute("problems.benchmarks.pinn_rivals", *words)
+        found: dict[str, list[float]] = json.loads(file.read_text())
+    return found
 
 
 def _error_at(curve: dict[str, list[float]], seconds: float) -> float:

@@ -47,10 +47,10 @@ class Equation:
         box: (low, high) of each input.
         residual: zero for a solution; takes u, its `derivatives` and the coefficients by name, and the points, (n, 2).
         forms: how u is made of the network, by what the network takes in: "plain", and what has the symmetry of the
-            solution where equation and values have one: "periodic" or "even".
+            solution where equation and values have one: "periodic" or "even"; "waves" are larger, for activation sin.
         solution: (n, 2) -> (n,), or (fields, n), to compare with.
         layers, width, parts: of the published network and its decomposition.
-        small: layers and width of a network for least squares.
+        small: layers and width of a network for least squares; `small_activation`: its activation.
         fields: of u.
         inside: which points of the box are in the domain, (n, 2) -> (n,); None for all.
         coefficients: unknown numbers, with first values: (first, true) by name. They are told by noisy measurements of
@@ -68,6 +68,7 @@ class Equation:
     width: int
     parts: int
     small: tuple[int, int] = (4, 20)
+    small_activation: str = "tanh"
     fields: int = 1
     inside: Callable[[Tensor], Tensor] | None = None
     coefficients: dict[str, tuple[float, float]] = field(default_factory=dict)

@@ -48,7 +48,7 @@ def _kuramoto_sivashinsky(u: Tensor, d: dict[str, Tensor], x: Tensor) -> Tensor:
 def _cahn_hilliard(u: Tensor, d: dict[str, Tensor], x: Tensor) -> Tensor:
     """(u^3)_xx = 3 u^2 u_xx + 6 u u_x^2."""
     cubic = (3.0 * u.square() - 1.0) * d["xx"] + 6.0 * u * d["x"].square()
-    return d["t"] - 1e-2 * cubic + 1e-6 * d["xxxx"]
+    return d["t"] - 1e-2 * cubic + 1e-5 * d["xxxx"]
 
 
 def _schroedinger(u: Tensor, d: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,10 +105,19 @@ def _cosines(order: int) -> nna.Features:
     return nna.Features(lambda x: torch.cat([torch.cos(x[:, :1] * k), x[:, 1:]], 1), order + 1, {"x": 10.0}, "x")
 
 
-def _one_cosine(period: float) -> nna.Features:
-    """cos(2 pi x / period), which is even and periodic, and t."""
-    angle = 2.0 * math.pi / period
-    return nna.Features(lambda x: torch.stack([torch.cos(angle * x[:, 0]), x[:, 1]], 1), 2, even="x")
+#: What networks take in: x and t; sin and cos of pi x, and t; cos of 2 pi x, and t.
+_INPUTS = nna.Features(lambda x: x, 2)
+_ON_CIRCLE = nna.periodic("xt", {"x": 2.0})
+_COSINE = nna.Features(lambda x: torch.stack([torch.cos(2.0 * math.pi * x[:, 0]), x[:, 1]], 1), 2, {"x": 1.0}, "x")
+
+
+def _stretched_circle(by: float, in_time: float) -> nna.Features:
+    """The second of these, larger, around t = 1/2."""
+    return nna.stretched(_ON_CIRCLE, (by, by, in_time), (0.0, 0.0, 0.5))
+
+
+def _time(x: Tensor) -> Tensor:
+    return x[:, 1]
 
 
 def _bubble(x: Tensor) -> Tensor:
@@ -124,6 +133,11 @@ def _decaying_sine(x: Tensor) -> Tensor:
 def _wave_lift(x: Tensor) -> Tensor:
     """x (1 - x^2 (1 - cos t)): for x cos t, the plain lift of the boundary values, is the solution itself."""
     return x[:, 0] * (1.0 - x[:, 0].square() * (1.0 - torch.cos(x[:, 1])))
+
+
+def _wave_factor(x: Tensor) -> Tensor:
+    """As t^2 at first, and bounded."""
+    return x[:, 1].square() / (1.0 + x[:, 1].square()) * _bubble(x)
 
 
 def _phase_lift(x: Tensor) -> Tensor:
@@ -158,12 +172,16 @@ EQUATIONS: dict[str, Equation] = {
             ((-1.0, 1.0), (0.0, 12.0)),
             _klein_gordon,
             ("tt", "xx"),
-            {"plain": Form(_wave_lift, lambda x: x[:, 1].square() / (1.0 + x[:, 1].square()) * _bubble(x))},
+            {
+                "plain": Form(_wave_lift, _wave_factor),
+                "waves": Form(_wave_lift, _wave_factor, nna.stretched(_INPUTS, (2.0, 2.0), (0.0, 6.0))),
+            },
             references.klein_gordon,
             6,
             50,
             6,
-            (3, 20),
+            (2, 24),
+            "sin",
         ),
         Equation(
             "diffusion_transport",
@@ -180,7 +198,7 @@ EQUATIONS: dict[str, Equation] = {
             10,
             50,
             10,
-            (3, 20),
+            (3, 16),
         ),
         Equation(
             "allen_cahn",
@@ -221,15 +239,15 @@ EQUATIONS: dict[str, Equation] = {
             _korteweg_de_vries,
             ("x", "t", "xxx"),
             {
-                "periodic": Form(
-                    lambda x: torch.cos(math.pi * x[:, 0]), lambda x: x[:, 1], nna.periodic("xt", {"x": 2.0})
-                )
+                "periodic": Form(lambda x: torch.cos(math.pi * x[:, 0]), _time, _ON_CIRCLE),
+                "waves": Form(lambda x: torch.cos(math.pi * x[:, 0]), _time, _stretched_circle(2.0, 4.0)),
             },
             spectral.korteweg_de_vries,
             6,
             50,
             6,
             (3, 24),
+            "sin",
         ),
         Equation(
             "kuramoto_sivashinsky",
@@ -238,19 +256,15 @@ EQUATIONS: dict[str, Equation] = {
             _kuramoto_sivashinsky,
             ("x", "t", "xx", "xxxx"),
             {
-                "periodic": Form(
-                    lambda x: -torch.sin(math.pi * x[:, 0]), lambda x: x[:, 1], nna.periodic("xt", {"x": 2.0})
-                ),
-                "even": Form(
-                    lambda x: -torch.sin(math.pi * x[:, 0]),
-                    lambda x: x[:, 1] * torch.sin(math.pi * x[:, 0]),
-                    _one_cosine(2.0),
-                ),
+                "periodic": Form(lambda x: -torch.sin(math.pi * x[:, 0]), _time, _ON_CIRCLE),
+                "waves": Form(lambda x: -torch.sin(math.pi * x[:, 0]), _time, _stretched_circle(2.0, 4.0)),
             },
             spectral.kuramoto_sivashinsky,
             6,
             50,
             6,
+            (3, 20),
+            "sin",
         ),
         Equation(
             "cahn_hilliard",
@@ -258,13 +272,7 @@ EQUATIONS: dict[str, Equation] = {
             ((-1.0, 1.0), (0.0, 1.0)),
             _cahn_hilliard,
             ("x", "t", "xx", "xxxx"),
-            {
-                "even": Form(
-                    lambda x: -torch.cos(2.0 * math.pi * x[:, 0]),
-                    lambda x: x[:, 1] * torch.cos(2.0 * math.pi * x[:, 0]),
-                    _one_cosine(0.5),
-                )
-            },
+            {"even": Form(lambda x: -torch.cos(2.0 * math.pi * x[:, 0]), _time, _COSINE)},
             spectral.cahn_hilliard,
             6,
             50,

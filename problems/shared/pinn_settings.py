@@ -83,10 +83,15 @@ class PinnSettings(po.Settings):
     features: str = po.setting(
         "auto",
         "what the network takes in: x itself; sin and cos of it for a periodic solution, its square for an even one, "
-        "the singular functions of a corner; auto: with lm, and where there is no other, the latter",
-        choices=("auto", "plain", "periodic", "even", "corner"),
+        "the singular functions of a corner; waves: larger ones, for activation sin; auto: with lm, and where there is "
+        "no other, the latter",
+        choices=("auto", "plain", "periodic", "even", "corner", "waves"),
     )
-    activation: str = po.setting("tanh", "activation of the hidden layers", choices=nna.ACTIVATION_NAMES)
+    activation: str = po.setting(
+        "auto",
+        "activation of the hidden layers; auto: tanh, with lm and for waves sin",
+        choices=("auto", *nna.ACTIVATION_NAMES),
+    )
     adaptive: bool = po.setting(
         None, "learn a slope of the activation in each layer; default: yes, with lm no", kind=bool
     )
@@ -118,7 +123,11 @@ def chosen(equation: Equation, settings: PinnSettings) -> PinnSettings:
         raise po.InputError("-features", f"{features}, for {equation.name}", " | ".join(equation.forms))
     body = s.body if s.body != "auto" else "mlp" if is_lm else "resnet"
     adaptive = not is_lm if s.adaptive is None else s.adaptive
-    return replace(s, optimizer=optimizer, layers=layers, width=width, features=features, body=body, adaptive=adaptive)
+    activation = s.activation
+    if activation == "auto":
+        activation = equation.small_activation if features == list(equation.forms)[-1] else "tanh"
+    found = {"optimizer": optimizer, "layers": layers, "width": width, "features": features, "body": body}
+    return replace(s, **found, adaptive=adaptive, activation=activation)
 
 
 def require_room(equation: Equation, settings: PinnSettings) -> None:
