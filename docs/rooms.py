@@ -45,6 +45,7 @@ ROOMS = {
         "pinn": (2,),
         "curvature": (3,),
         "losses": (2,),
+        "control": (3,),
         "training": (0,),
         "splitting": (1,),
         "compression": (2,),

@@ -30,12 +30,9 @@ from nn_adapters.layers.blocks import (
 from nn_adapters.layers.init import INITIALIZATIONS as INITIALIZATIONS, initialize as initialize
 
 # A network as the constraint of a control problem.
-from nn_adapters.layers.constraint import (
-    LayerConstraint as LayerConstraint,
-    classification_loss as classification_loss,
-    control_of as control_of,
-    regression_loss as regression_loss,
-)
+from nn_adapters.layers.constraint import LayerConstraint as LayerConstraint, control_of as control_of
+from nn_adapters.control.scoreloss import classification_loss as classification_loss, regression_loss as regression_loss
+from nn_adapters.control.designcost import ParameterCost as ParameterCost
 
 # How ranks share the training of a network.
 from nn_adapters.parallel.groups import Groups as Groups

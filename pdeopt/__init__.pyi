@@ -58,6 +58,7 @@ from pdeopt.optimize.descent.mlvr import MLVR as MLVR
 from pdeopt.optimize.descent.astrom import ASTROM as ASTROM
 from pdeopt.optimize.descent.adam import Adam as Adam
 from pdeopt.optimize.squares.levenberg import LevenbergMarquardt as LevenbergMarquardt
+from pdeopt.optimize.squares.gaussnewton import GaussNewton as GaussNewton
 from pdeopt.optimize.splitting.admm import ADMM as ADMM
 from pdeopt.optimize.splitting.splitconstraint import SplitConstraint as SplitConstraint
 

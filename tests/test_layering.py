@@ -34,6 +34,7 @@ ROOMS = {
         "nn_adapters.parallel",
         "nn_adapters.curvature",
         "nn_adapters.losses",
+        "nn_adapters.control",
         "nn_adapters.pinn",
         "nn_adapters.training",
         "nn_adapters.splitting",

@@ -48,13 +48,7 @@ from nn_adapters.layers.init import (
 )
 
 # A network as the constraint of a control problem.
-from nn_adapters.layers.constraint import (
-    LayerConstraint as LayerConstraint,
-    LayerJacobian as LayerJacobian,
-    classification_loss as classification_loss,
-    control_of as control_of,
-    regression_loss as regression_loss,
-)
+from nn_adapters.layers.constraint import LayerConstraint as LayerConstraint, control_of as control_of
 
 # Chains of steps: the solver, steps, and their derivatives.
 from nn_adapters.layers.layer_mgrit import LayerMgrit as LayerMgrit, solve_layers as solve_layers

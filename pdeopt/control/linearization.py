@@ -216,7 +216,8 @@ class Linearization:
             state, control = self.objective_blocks
             h_u, h_z, h_p = state.multiply(du), control.multiply(dz), torch.zeros_like(dp)
         else:
-            h_u, h_z, h_p = self.objective.hvp(self.u, self.z_step, self.steps, du, dz, dp)
+            product = self.objective.gauss_newton if lam is None else self.objective.hvp
+            h_u, h_z, h_p = product(self.u, self.z_step, self.steps, du, dz, dp)
         if lam is not None:
             w_old, w_new, w_z, w_p = self.jacobian.hvp(lam, self.old_direction(du, dp), du, dz, dp)
             h_u, h_z, h_p = _plus(h_u, w_new), _plus(h_z, w_z), _plus(h_p, w_p)

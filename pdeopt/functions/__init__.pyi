@@ -1,5 +1,13 @@
 from pdeopt.functions.border import number as number, pair as pair, vector as vector
 from pdeopt.functions.checked import CheckedFunction as CheckedFunction
+from pdeopt.functions.curved import (
+    Curvature as Curvature,
+    CurvatureFactors as CurvatureFactors,
+    CurvedFunction as CurvedFunction,
+    CurvedPoint as CurvedPoint,
+    NoFactors as NoFactors,
+    Tangent as Tangent,
+)
 from pdeopt.functions.decomposition import Decomposition as Decomposition, number_of_parts as number_of_parts
 from pdeopt.functions.hierarchy import (
     Hierarchy as Hierarchy,

@@ -41,5 +41,6 @@ from pdeopt.lowrank.kronecker import (
     inverse_factor as inverse_factor,
     root_factor as root_factor,
 )
+from pdeopt.lowrank.kroneckerbatches import KroneckerBatches as KroneckerBatches, Pair as Pair
 
 __all__: list[str]

@@ -32,6 +32,12 @@ from pdeopt.optimize.descent.rmtr import RMTR as RMTR
 from pdeopt.optimize.descent.mlvr import MLVR as MLVR
 from pdeopt.optimize.descent.astrom import ASTROM as ASTROM
 from pdeopt.optimize.squares.levenberg import LevenbergMarquardt as LevenbergMarquardt
+from pdeopt.optimize.squares.gaussnewton import GaussNewton as GaussNewton
+from pdeopt.optimize.curvedproblem import (
+    CurvedObjective as CurvedObjective,
+    CurvedSettings as CurvedSettings,
+    curved_function as curved_function,
+)
 
 # Interrupted runs.
 from pdeopt.optimize.checkpoint import (

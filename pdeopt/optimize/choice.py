@@ -25,6 +25,7 @@ from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.monitor import AnyRecord, ControlResult, History, Monitor, Reason, Result
 from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.optimize.coarse_time import with_coarse_space
+from pdeopt.optimize.curvedproblem import CurvedSettings, curved_function
 from pdeopt.optimize.descent.apts import APTS
 from pdeopt.optimize.descent.minimizer import Minimizer, StopSettings
 from pdeopt.optimize.descent.multilevel import MGOPT
@@ -38,6 +39,7 @@ from pdeopt.optimize.fullspace.method import with_price
 from pdeopt.optimize.fullspace.sqp import SQPSettings, SQPSolver
 from pdeopt.optimize.parts.bounds import Bound
 from pdeopt.optimize.parts.inequalities import Limit
+from pdeopt.optimize.squares.gaussnewton import GaussNewton, GaussNewtonSettings
 from pdeopt.optimize.tao import CONTROL_DEFAULTS, TaoSettings, TaoSolver
 
 #: Full-space methods, and what `-sqp_type` calls them.
@@ -60,6 +62,9 @@ DESCENT: dict[str, type[Minimizer]] = {
     "rmtr": RMTR,
 }
 
+#: Damped Gauss-Newton steps, on the reduced objective or with states as unknowns.
+GAUSS_NEWTON = "gauss_newton"
+
 #: Methods that honor bounds.
 BOUNDED = ("auto", "active_set", "interior", *TAO)
 
@@ -72,10 +77,11 @@ class SolveSettings(Settings, prefix="solve_"):
         "auto",
         "method that solves a control problem; auto is newton, sqp from where its steps are poor, active_set with "
         "bounds, and interior with inequalities on states",
-        choices=("auto", *FULL_SPACE, *TAO, *DESCENT),
+        choices=("auto", *FULL_SPACE, *TAO, *DESCENT, GAUSS_NEWTON),
         reads={
             "auto": (SQPSettings,),
             **{name: (Section(SQPSettings, defaults={"type": kind}),) for name, kind in FULL_SPACE.items()},
+            GAUSS_NEWTON: tuple(map(Section, (CurvedSettings, GaussNewtonSettings, StopSettings))),
             **dict.fromkeys(TAO, (Section(TaoSettings), Section(CheckpointSettings))),
             **{
                 name: (Section(cls.Settings), Section(StopSettings), Section(CheckpointSettings))
@@ -119,6 +125,8 @@ def solve(
             - `feasible`: Newton's method on the design alone, in a trust region;
             - `tao`, `reduced`: TAO on the reduced objective z -> J(u(z), z), by `-tao_type` or its default, a
               quasi-Newton method with limited memory, see `TaoSolver`;
+            - `gauss_newton`: damped Gauss-Newton steps by a few conjugate gradients, for networks preconditioned by
+              Kronecker factors, see `GaussNewton`; with `states="unknown"` in the full space;
             - `lbfgs`, `ssbroyden`, `spqn`, `tr`, `apts`, `mgopt`, `rmtr`: an optimizer of smooth functions on the
               reduced objective, see `Minimizer`. Its unknowns are scaled by the Riesz metric as TAO's.
         lower, upper: bounds for active_set, tao and reduced: a number for all controls; or values of this rank, of its
@@ -159,6 +167,8 @@ def solve(
         result = run.full_space(name, {"lower": lower, "upper": upper, **on_path}, settings)
     elif name in TAO:
         result = run.tao(name, lower, upper, settings)
+    elif name == GAUSS_NEWTON:
+        result = run.gauss_newton(settings)
     else:
         result = run.descent(name, settings)
     if chosen.view:
@@ -217,6 +227,23 @@ class _Run:
         y = copy(self.design) * copy(scale)
         return _named(lift(minimizer.minimize(y, monitors=self.monitors, observers=[observe])), name)
 
+    def gauss_newton(self, settings: dict[str, Any]) -> ControlResult:
+        own = {each.name for each in fields(CurvedSettings)}
+        function = curved_function(self.problem, **{key: settings.pop(key) for key in own & set(settings)})
+        reduced = ReducedObjective(self.problem)
+        given = {"gtol" if key == "opt_tol" else key: value for key, value in settings.items()}
+        minimizer = GaussNewton(function, monitor=self.monitor is True, **given)
+
+        def lift(result: Result) -> ControlResult:
+            return _lifted(reduced, result, result.design)
+
+        def observe(method: Any, history: History) -> None:
+            self.tell(lift(Result(method.x, Reason.ITERATING, "", history)), GAUSS_NEWTON)
+
+        observers = [] if self.callback is None else [observe]
+        found = minimizer.minimize(copy(self.design), monitors=self.monitors, observers=observers)
+        return _named(lift(found), GAUSS_NEWTON)
+
     @property
     def monitors(self) -> Sequence[Monitor]:
         return [self.monitor] if callable(self.monitor) else []
@@ -231,11 +258,15 @@ class _Run:
 def _check_settings(name: str, settings: dict[str, Any]) -> None:
     if name in ("auto", *FULL_SPACE):
         groups = [SQPSettings, KKTSettings, *([CompositeSettings] if name in ("auto", "sqp") else [])]
+    elif name == GAUSS_NEWTON:
+        groups = [StopSettings, GaussNewtonSettings, CurvedSettings]
     else:
         groups = [TaoSettings] if name in TAO else [StopSettings, DESCENT[name].Settings]
     legal = {each.name for group in groups for each in fields(group)} - {"type", "monitor"}
     if name in DESCENT:
         legal = legal - {"gtol"} | {"opt_tol", "gauss_newton"}
+    if name == GAUSS_NEWTON:
+        legal = legal - {"gtol"} | {"opt_tol"}
     if name in TAO:
         legal |= {"tao_type"}
     if unknown := sorted(set(settings) - legal):

@@ -48,5 +48,6 @@ from pdeopt.precond.operator import (
     leave as leave,
     operator_of as operator_of,
 )
+from pdeopt.precond.carrying import CarryingCG as CarryingCG, carrying_cg as carrying_cg
 
 __all__: list[str]

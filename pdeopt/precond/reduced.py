@@ -22,6 +22,7 @@ from pdeopt.core.errors import SolveFailure
 from pdeopt.kkt.blocks import parameter_hessian
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.precond.base import Preconditioner
+from pdeopt.precond.carrying import CarryingCG
 from pdeopt.precond.operator import operator_of
 from pdeopt.steps.linear_mgrit import EXACT_RTOL
 from pdeopt.steps.vectorlayout import Fields
@@ -82,6 +83,10 @@ class ReducedHessian:
 
     multTranspose = mult  # H is symmetric
 
+    def sum(self, own: Tensor) -> Tensor:
+        """Over the ranks."""
+        return self.operator.problem.grid.sum(own)
+
     def shell(self) -> PETSc.Mat:
         """A new PETSc matrix; the caller destroys it. Collective."""
         sizes = (self.operator.problem.layout.design_size, None)
@@ -89,64 +94,6 @@ class ReducedHessian:
         matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
         matrix.setUp()
         return matrix
-
-
-class CarryingCG:
-    """Conjugate gradients that carry states and multipliers of the design along, a KSP of type python.
-
-    They need no sweep of their own in the end. Where the Hessian curves down along a search direction, that is not
-    followed. (T. Steihaug, The conjugate gradient method and trust regions in large scale optimization, SIAM J. Numer.
-    Anal. 20, 1983; without a radius.)
-
-    Attributes:
-        first: the preconditioned right-hand side of the solve to come, where it is known.
-        found: state and multiplier of the last solution x that is not zero, and b - H x.
-    """
-
-    first: Tensor | None = None
-    found: Eliminated
-
-    def solve(self, ksp: PETSc.KSP, b: PETSc.Vec, x: PETSc.Vec) -> None:
-        """x with H x = b, from zero; the verb of a KSP of type python."""
-        hessian: ReducedHessian = ksp.getOperators()[0].getPythonContext()
-        grid, reasons = hessian.operator.problem.grid, PETSc.KSP.ConvergedReason
-        r, (residual, image) = copy(b), (b.duplicate() for _ in range(2))
-
-        def inverse(r: Tensor) -> Tensor:
-            assign(residual, r)
-            ksp.getPC().apply(residual, image)
-            return copy(image)
-
-        p, self.first = inverse(r) if self.first is None else self.first, None
-        natural, d, iteration = float(grid.sum(r @ p)), torch.zeros_like(r), 0
-        while not (reason := self._reason(ksp, iteration, natural)):
-            step = hessian.product(p)
-            if not hessian.curvature > 0:
-                reason = reasons.DIVERGED_INDEFINITE_MAT
-                break
-            length = natural / hessian.curvature
-            if iteration == 0:
-                self.found = Eliminated(length * step.state, length * step.multiplier, r)
-            else:
-                self.found.state.add_(step.state, alpha=length)
-                self.found.multiplier.add_(step.multiplier, alpha=length)
-            d.add_(p, alpha=length)
-            z, last, iteration = inverse(r.add_(step.rest, alpha=length)), natural, iteration + 1
-            natural = float(grid.sum(r @ z))
-            p = z.add_(p, alpha=natural / last)
-        ksp.setConvergedReason(reason)
-        assign(x, d)
-        for each in (residual, image):
-            each.destroy()
-
-    def _reason(self, ksp: PETSc.KSP, iteration: int, natural: float) -> int:
-        """Why to stop, 0 to go on."""
-        norm = math.sqrt(max(natural, 0.0)) if natural == natural else math.nan
-        ksp.setIterationNumber(iteration)
-        ksp.monitor(iteration, norm)
-        reason = int(ksp.callConvergenceTest(iteration, norm))
-        is_last = iteration >= ksp.getTolerances()[3]
-        return reason if reason or not is_last else int(PETSc.KSP.ConvergedReason.DIVERGED_MAX_IT)
 
 
 class ReducedPC(Preconditioner):

@@ -16,5 +16,10 @@ from pdeopt.optimize.squares.dampedsteps import (
 )
 from pdeopt.optimize.squares.dampingsearch import DampingSearch as DampingSearch
 from pdeopt.optimize.squares.levenberg import LevenbergMarquardt as LevenbergMarquardt
+from pdeopt.optimize.squares.gaussnewton import (
+    DampedCurvature as DampedCurvature,
+    GaussNewton as GaussNewton,
+    GaussNewtonSettings as GaussNewtonSettings,
+)
 
 __all__: list[str]

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from nn_adapters.control.scoreloss import classification_loss, regression_loss
 from nn_adapters.layers.blocks import LayerStack, conv, dense
-from nn_adapters.layers.constraint import LayerConstraint, classification_loss, control_of, regression_loss
+from nn_adapters.layers.constraint import LayerConstraint, control_of
 from pdeopt.control.objective import ControlCost
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.reduced import ReducedObjective

@@ -1,0 +1,14 @@
+# Losses of scores as objectives, and prices of weights.
+from nn_adapters.control.scoreloss import (
+    ScoreLoss as ScoreLoss,
+    classification_loss as classification_loss,
+    regression_loss as regression_loss,
+)
+from nn_adapters.control.designcost import DesignCost as DesignCost, ParameterCost as ParameterCost
+
+# Dense residual networks by hand.
+from nn_adapters.control.chain import DenseChain as DenseChain, SweepCount as SweepCount, exact_cycles as exact_cycles
+from nn_adapters.control.densenetwork import DenseNetwork as DenseNetwork, dense_network as dense_network
+from nn_adapters.control.factors import DenseFactors as DenseFactors
+
+__all__: list[str]

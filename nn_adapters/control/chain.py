@@ -1,0 +1,259 @@
+"""A chain of dense residual layers by hand: its states, and its linearization with sweeps in both directions.
+
+    u_i = u_{i-1} + dt_i act(W_i u_{i-1} + b_i),      T = [du_i - du_{i-1} - D_i W_i du_{i-1}],   D_i = dt_i act'
+
+States are (layers, width, samples), samples last, as in `densestep`: what is not recursive is one batched operation
+over all layers, and a layer of a sweep takes two calls. Sweeps go one layer after the other, from rank to rank, or by
+MGRIT over intervals of layers, whose adjoint has the exact transposes of its operators on each level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from nn_adapters.layers.densestep import DENSE_ACTIVATIONS
+from pdeopt.core.errors import SolveFailure
+from pdeopt.steps.mgrit import Mgrit, MgritSettings
+from pdeopt.steps.timegrid import TimeGrid
+
+#: Relative residual of sweeps by cycles, as exact as conjugate gradients need it; and cycles that may be needed, beside
+#: those of the theorem: two-level FCF is exact after half as many as there are intervals.
+CYCLES_RTOL = 1e-11
+
+
+@dataclass
+class SweepCount:
+    """Layers on the longest path of a run, where one waits for the other.
+
+    Attributes:
+        layers: of sweeps, one after the other, those of coarse levels too.
+        sweeps: how many sweeps.
+        cycles: of MGRIT, in them.
+    """
+
+    layers: int = 0
+    sweeps: int = 0
+    cycles: int = 0
+
+
+class DenseChain:
+    """The layers of this rank, and how sweeps go through those of all.
+
+    Args:
+        grid: the layers; with MGRIT, whole intervals of them on each rank.
+        block: a block for which `is_dense` holds.
+        mgrit: settings of sweeps of linearized layers by MGRIT; None for one layer after the other.
+
+    Attributes:
+        dt: of the layers, (n_local, 1, 1).
+        count: what sweeps took.
+    """
+
+    def __init__(self, grid: TimeGrid, block: nn.Sequential, mgrit: MgritSettings | None = None) -> None:
+        self.grid, self.count = grid, SweepCount()
+        self.act, self._backward = DENSE_ACTIVATIONS[type(block[1])]
+        self.dt = grid.steps.dt[:, None, None]
+        self.solvers: tuple[Mgrit, Mgrit] | None = None
+        if mgrit is not None and (factors := mgrit.factors(grid.num_steps)):
+            self.solvers = Mgrit(grid, factors, mgrit), Mgrit(grid, factors, mgrit, adjoint=True)
+
+    def slope(self, w: Tensor, value: Tensor) -> Tensor:
+        """act'(a) w from v = act(a)."""
+        return self._backward(w, value)
+
+    def states(self, u0: Tensor, W: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """States before and after all layers of this rank, (n_local + 1, width, samples), and act(W u + b). Collective.
+
+        Args:
+            u0: before the first layer of all, (width, samples).
+            W, b: (n_local, width, width), (n_local, width).
+        """
+        before = self.grid.neighbors.receive_before(u0)
+        n, dt = len(W), self.grid.steps.dt.tolist()
+        U, V = u0.new_empty(n + 1, *u0.shape), u0.new_empty(n, *u0.shape)
+        U[0] = u0 if before is None else before
+        rows = zip(U[:-1].unbind(), U[1:].unbind(), V.unbind(), W.unbind(), b[:, :, None].unbind(), dt)
+        for u, after, v, W_i, b_i, dt_i in rows:
+            torch.addmm(b_i, W_i, u, out=v)
+            torch.add(u, self.act(v), alpha=dt_i, out=after)
+        self.grid.neighbors.send_after(U[-1])
+        self._took(self.grid.num_steps)
+        return U, V
+
+    def values(self, U: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        """act(W u + b) of all layers at once, at given states before them, (n_local, width, samples)."""
+        return self.act(torch.baddbmm(b[:, :, None], W, U))
+
+    def linearized(self, W: Tensor, V: Tensor) -> LinearChain:
+        """The layers' derivatives where act(W u + b) is V."""
+        return LinearChain(self, W, self.slope(self.dt.expand_as(V).contiguous(), V))
+
+    def last_to_all(self, state: Tensor) -> Tensor:
+        """`state` of the last rank on all ranks. Collective."""
+        mpi = self.grid.mpi
+        return state if mpi.size == 1 else torch.from_numpy(mpi.bcast(state.numpy(), mpi.size - 1))
+
+    def _took(self, layers: int, cycles: int = 0) -> None:
+        self.count.layers += layers
+        self.count.sweeps += 1
+        self.count.cycles += cycles
+
+
+class LinearChain:
+    """Sweeps through linearized layers; tensors may have axes between width and samples.
+
+    Args:
+        chain: the layers.
+        W: (n_local, width, width).
+        D: dt act', (n_local, width, samples).
+    """
+
+    def __init__(self, chain: DenseChain, W: Tensor, D: Tensor) -> None:
+        self.chain, self.W, self.D = chain, W, D
+        self._rows = W.unbind(), W.mT.unbind(), D.unbind()
+        self._levels = [(W, D)]
+        if chain.solvers is not None:
+            dt = [grid.steps.dt[:, None, None] for grid in chain.solvers[0].grids]
+            for level, factor in enumerate(chain.solvers[0].factors[:-1]):
+                W, D = self._levels[-1]
+                middle = torch.arange(factor // 2, len(W) + factor, factor).clamp_max(len(W) - 1)[: len(dt[level + 1])]
+                self._levels.append((W[middle], D[middle] * (dt[level + 1] / dt[level][middle])))
+
+    def rows(self, samples: Tensor) -> LinearChain:
+        """The same for some of the samples."""
+        return LinearChain(self.chain, self.W, self.D.index_select(2, samples))
+
+    def forward(self, entry: Tensor, pre: Tensor | None = None, g: Tensor | None = None) -> Tensor:
+        """du_i = du_{i-1} + D_i (W_i du_{i-1} + pre_i) + g_i, those after the layers of this rank. Collective.
+
+        Args:
+            entry: du_0, on all ranks, (width, samples).
+            pre, g: (n_local, width, samples); None for zero.
+
+        Returns:
+            (n_local, width, samples).
+        """
+        if self.chain.solvers is not None:
+            source = None if pre is None else self.D * pre
+            source = source if g is None else g if source is None else source.add_(g)
+            return self._cycles(self.chain.solvers[0], entry, source)
+        grid = self.chain.grid
+        before = grid.neighbors.receive_before(entry)
+        du = entry if before is None else before
+        out = entry.new_empty(len(self.W), *entry.shape)
+        W, _, D = self._rows
+        pre_rows = [None] * len(W) if pre is None else pre.unbind()
+        for i, after in enumerate(out.unbind()):
+            t = torch.mm(W[i], du) if pre_rows[i] is None else torch.addmm(pre_rows[i], W[i], du)
+            torch.addcmul(du, D[i], t, out=after)
+            if g is not None:
+                after += g[i]
+            du = after
+        grid.neighbors.send_after(du)
+        self.chain._took(grid.num_steps)
+        return out
+
+    def backward(self, end: Tensor) -> tuple[Tensor, Tensor]:
+        """Cotangents of W u + b of each layer, D_i w_i with w_{i-1} = w_i + W_i' D_i w_i, and that before the layers.
+
+        Args:
+            end: w_N, on all ranks, (width, ..., samples).
+
+        Returns:
+            (n_local, width, ..., samples), and of the first layer of this rank, shaped as `end`. Collective.
+        """
+        S = end.new_empty(len(self.W), *end.shape)
+        if self.chain.solvers is not None:
+            return S, self._adjoint_cycles(self.chain.solvers[1], end, S)
+        grid = self.chain.grid
+        after = grid.neighbors.receive_after(end)
+        w = end if after is None else after
+        _, W, D = self._rows
+        is_flat, S_rows = end.dim() == 2, S.unbind()
+        for i in reversed(range(len(W))):
+            if is_flat:
+                w = torch.addmm(w, W[i], torch.mul(w, D[i], out=S_rows[i]))
+            else:
+                s = torch.mul(w, D[i][:, None], out=S_rows[i]).flatten(1)
+                w = torch.addmm(w.flatten(1), W[i], s).view_as(w)
+        if not grid.is_first:
+            grid.neighbors.send_before(w)
+        self.chain._took(grid.num_steps)
+        return S, w
+
+    # -- by cycles ---------------------------------------------------------------------------------------------
+
+    def _cycles(self, solver: Mgrit, entry: Tensor, g: Tensor | None) -> Tensor:
+        out = entry.new_empty(len(self.W), *entry.shape)
+
+        def final(u: Tensor, rows: slice) -> Tensor:
+            found = tangents(self._levels[0])(u, rows)
+            out[rows] = found if g is None else found + g[rows]
+            return found
+
+        self._solve(solver, [tangents(level) for level in self._levels], entry, g, final)
+        return out
+
+    def _adjoint_cycles(self, solver: Mgrit, end: Tensor, S: Tensor) -> Tensor:
+        def final(w: Tensor, rows: slice) -> Tensor:
+            S[rows] = _broadcast(self.D[rows], w) * w
+            return w + _times(self.W[rows].mT, S[rows])
+
+        return self._solve(solver, [cotangents(level) for level in self._levels], end, None, final)[0]
+
+    def _solve(self, solver: Mgrit, phis: list[Map], entry: Tensor, g: Tensor | None, final: Map) -> Tensor:
+        """The states at the ends of the intervals of this rank. Raises `SolveFailure` where cycles do not converge."""
+        outcome = solver.solve(phis, entry, g, final=final)
+        cycles, layers = len(outcome.residuals), sum(solver.factors[:-1]) + solver.grids[-1].num_steps
+        self.chain._took((cycles + 1) * layers, cycles)
+        limit = 1e3 * CYCLES_RTOL
+        if not outcome.misfit <= limit and bool(entry.isfinite().all()):
+            raise SolveFailure(
+                f"sweeps by MGRIT over {solver.grids[0].num_steps} layers did not converge (misfit "
+                f"{outcome.misfit:.1e} after {cycles} cycles)",
+                "more cycles, or -gn_sweeps serial",
+            )
+        return outcome.ends
+
+
+#: (states, rows of layers) -> states.
+Map = Callable[[Tensor, slice], Tensor]
+
+
+def tangents(level: tuple[Tensor, Tensor]) -> Map:
+    """u + D W u of layers of a level."""
+    W, D = level
+
+    def step(u: Tensor, rows: slice) -> Tensor:
+        return torch.addcmul(u, _broadcast(D[rows], u), _times(W[rows], u))
+
+    return step
+
+
+def cotangents(level: tuple[Tensor, Tensor]) -> Map:
+    """Its transpose, w + W' D w."""
+    W, D = level
+
+    def step(w: Tensor, rows: slice) -> Tensor:
+        return w + _times(W[rows].mT, _broadcast(D[rows], w) * w)
+
+    return step
+
+
+def _times(W: Tensor, u: Tensor) -> Tensor:
+    return torch.bmm(W, u.flatten(2)).view_as(u)
+
+
+def _broadcast(D: Tensor, u: Tensor) -> Tensor:
+    return D if u.dim() == 3 else D[:, :, None]
+
+
+def exact_cycles(settings: MgritSettings, num_steps: int) -> MgritSettings:
+    """The settings with as many cycles as an exact sweep may take, and the tolerance that ends them earlier."""
+    factors = settings.factors(num_steps)
+    intervals = -(-num_steps // factors[0]) if factors else 1
+    return replace(settings, cycles=intervals, adjoint_cycles=intervals, rtol=CYCLES_RTOL, start="nested")

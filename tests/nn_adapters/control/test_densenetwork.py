@@ -1,0 +1,184 @@
+"""Dense networks as control problems: derivatives by hand against PyTorch's, Gauss-Newton steps, ranks."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nn_adapters as nna
+import pdeopt as po
+from nn_adapters.control.chain import DenseChain, exact_cycles
+from nn_adapters.control.densenetwork import DenseNetwork
+from nn_adapters.control.scoreloss import classification_loss
+from nn_adapters.curvature.factors import KroneckerFactors
+from nn_adapters.curvature.layers import curved_layers
+from nn_adapters.curvature.likelihoods import CrossEntropy
+from pdeopt.core.monitor import Reason
+from pdeopt.optimize.curvedproblem import CurvedObjective, curved_function
+from pdeopt.steps.mgrit import MgritSettings
+from tests.helpers.dense_networks import WIDTH, dense_problem, own
+from tests.helpers.support import python
+
+KINDS = [("tanh", "dense", 8), ("relu", "affine", 1), ("sigmoid", "none", 3)]
+
+
+def penalty(problem, x):
+    z, p = x.split([problem.layout.control_size, problem.layout.param_size])
+    return 0.5 * 1e-2 * problem.grid.steps.dt[0] * z.square().sum() + 0.5 * 2e-2 * p.square().sum()
+
+
+@pytest.mark.parametrize("act, opening, layers", KINDS)
+def test_value_gradient_and_products_are_those_of_autograd(act, opening, layers):
+    problem, start, network, labels = dense_problem(layers, act=act, opening=opening)
+    x, function = own(problem, start), curved_function(problem)
+    assert isinstance(function, DenseNetwork)
+    point = function.at(x)
+    scores = network(problem.constraint.features)
+    loss = nn.functional.cross_entropy(scores, labels)
+    assert point.value == pytest.approx(float(loss.detach() + penalty(problem, x)), rel=1e-13)
+    parts = list(network.parameters())
+    order = sorted(range(len(parts)), key=lambda k: not any(parts[k] is q for q in network[-2].parameters()))
+    flat = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, [parts[k] for k in order])])
+    rest = torch.autograd.functional.jacobian(lambda y: penalty(problem, y), x)
+    assert torch.allclose(point.gradient, flat + rest, atol=1e-14)
+    generic = CurvedObjective(problem).at(x)
+    d = torch.randn(len(x), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.allclose(generic.gradient, point.gradient, atol=1e-14)
+    by_hand, derived = (each.curvature().product(d).image for each in (point, generic))
+    assert torch.allclose(by_hand, derived, atol=1e-13)
+    assert float(d @ by_hand) > 0
+
+
+def test_states_follow_a_step_with_second_order():
+    problem, start, *_ = dense_problem()
+    x, function = own(problem, start), curved_function(problem, states="unknown")
+    d = torch.randn(len(x), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    point, misses = function.at(x), []
+    for size in (1e-2, 1e-3):
+        ahead = point.ahead(size * d, point.curvature().product(size * d).state)
+        misses.append(float((ahead.state - function.at(x + size * d).state).norm()))
+        assert abs(ahead.value - function.at(x + size * d).value) < 10 * size**3  # restored linearly
+    assert misses[0] / misses[1] == pytest.approx(100, rel=0.2)
+
+
+def test_full_space_points_agree_with_the_generic_ones():
+    problem, start, *_ = dense_problem(4)
+    x = own(problem, start)
+    functions = curved_function(problem, states="unknown"), CurvedObjective(problem, unknown=True)
+    u = torch.randn(4, *problem.constraint.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    a, b = functions[0].at(x, u.mT.reshape(-1)), functions[1].at(x, u.reshape(-1))
+    d = torch.linspace(-1, 1, len(x), dtype=torch.float64)
+    assert a.value == pytest.approx(b.value, rel=1e-12) and torch.allclose(a.gradient, b.gradient, atol=1e-13)
+    p, q = a.curvature().product(d), b.curvature().product(d)
+    assert torch.allclose(p.image, q.image, atol=1e-12)
+    assert torch.allclose(p.state.view(4, WIDTH, -1).mT.reshape(-1), q.state, atol=1e-12)
+
+
+def test_factors_are_the_exact_ones_of_kfac():
+    problem, start, network, _ = dense_problem(3)
+    function = curved_function(problem)
+    found = function.at(own(problem, start)).curvature().factors().batches.pairs
+    layers = curved_layers(network)
+    kfac = KroneckerFactors(network, layers, CrossEntropy())
+    kfac.average([(problem.constraint.features,)])
+    blocks, dt = kfac.blocks(), float(problem.grid.steps.dt[0])
+    assert torch.allclose(found[0].A, torch.stack(blocks.A[1:4]), atol=1e-13)
+    assert torch.allclose(found[0].G, torch.stack(blocks.G[1:4]), atol=1e-13) and dt < 1
+    for pair, k in zip(found[1:], (0, 4)):
+        assert torch.allclose(pair.A[0], blocks.A[k], atol=1e-13) and torch.allclose(pair.G[0], blocks.G[k], atol=1e-13)
+
+
+def test_few_samples_of_the_curvature_are_those_of_a_smaller_network():
+    problem, start, *_ = dense_problem(samples=12)
+    x, rows = own(problem, start), torch.tensor([0, 3, 7])
+    constraint = problem.constraint
+    few = nna.LayerConstraint(constraint.block, constraint.features[rows], constraint.opening, constraint.head)
+    objective = classification_loss(few, None, torch.arange(12)[rows] % 4) + po.ControlCost(1e-2)
+    small = curved_function(po.ControlProblem(few, objective + nna.ParameterCost(2e-2), problem.grid))
+    function, d = curved_function(problem), torch.linspace(-1, 1, len(x), dtype=torch.float64)
+    point = function.at(x)
+    work = function.tally.work
+    found = point.curvature(rows).product(d).image
+    assert function.tally.work - work == pytest.approx(0.25)  # by its share of the samples
+    assert torch.allclose(found, small.at(x).curvature().product(d).image, atol=1e-14)
+
+
+@pytest.mark.parametrize("factor, layers", [("4", 16), ("4,2", 15), ("16", 8)])
+def test_sweeps_by_mgrit_are_exact_and_transposes(factor, layers):
+    problem, start, *_ = dense_problem(layers)
+    g = torch.Generator().manual_seed(3)
+    W = start[0][:, : WIDTH**2].unflatten(1, (WIDTH, WIDTH))
+    V, du, end = (torch.rand(*shape, WIDTH, 5, generator=g, dtype=torch.float64) for shape in ((layers,), (), ()))
+    settings = exact_cycles(MgritSettings(coarsening=factor, levels=2 + factor.count(",")), layers)
+    serial, cycles = (DenseChain(problem.grid, problem.constraint.block, s).linearized(W, V) for s in (None, settings))
+    assert torch.allclose(cycles.forward(du, V, V), serial.forward(du, V, V), atol=1e-9)
+    for a, b in zip(cycles.backward(end), serial.backward(end)):
+        assert torch.allclose(a, b, atol=1e-9)
+    after, before = serial.forward(du)[-1], serial.backward(end)[1]
+    assert float((after * end).sum()) == pytest.approx(float((du * before).sum()), rel=1e-13)
+
+
+@pytest.mark.parametrize("states", ["eliminated", "unknown"])
+def test_a_restart_goes_on_to_the_last_bit(states):
+    problem, start, *_ = dense_problem(samples=40)
+    words, x = {"states": states}, own(problem, start)
+    settings = {"samples": 10, "factors_every": 3}
+    whole = po.GaussNewton(curved_function(problem, **words), max_it=9, **settings).minimize(x)
+    kept = []
+
+    def keep(method, history):
+        if len(history) == 5:
+            kept.append((method.memory(), type(history)(list(history.records))))
+
+    po.GaussNewton(curved_function(problem, **words), max_it=9, **settings).minimize(x, observers=[keep])
+    memory, history = kept[0]
+    again = po.GaussNewton(curved_function(problem, **words), max_it=9, **settings)
+    found = again.minimize(x, memory=memory, history=history)
+    assert torch.equal(found.design, whole.design)
+    assert found.history["work"] == whole.history["work"]
+
+
+def test_solve_trains_a_network_and_gives_its_states():
+    problem, start, network, _ = dense_problem()
+    result = po.solve(problem, method="gauss_newton", start=own(problem, start), max_it=25, opt_tol=2e-2)
+    assert result.converged and result.method == "gauss_newton"
+    u = problem.layout.rows(result.state)
+    constraint = problem.constraint
+    z, p = problem.layout.design_fields(result.design)
+    rows = problem.constraint.layer(u[:-1], z.reshape(len(u), -1)[1:], problem.grid.steps[1:])
+    assert torch.allclose(rows, u[1:], atol=1e-13)
+
+
+def test_weights_without_a_loss_end_with_a_reason():
+    problem, start, *_ = dense_problem()
+    x = own(problem, start)
+    x[0] = 1e200
+    result = po.GaussNewton(curved_function(problem)).minimize(x)
+    assert not result.converged and result.reason == Reason.DIVERGED_NAN
+
+
+def test_what_is_no_network_is_refused_or_generic():
+    with pytest.raises(po.InputError, match="at least one sample"):
+        nna.LayerConstraint(nna.dense(3), torch.zeros(0, 3))
+    with pytest.raises(po.InputError, match="one a sample"):
+        classification_loss(nna.LayerConstraint(nna.dense(3), torch.zeros(2, 3)), None, torch.zeros(3))
+    constraint = nna.LayerConstraint(
+        nna.conv(1), torch.rand(2, 1, 3, 3), head=nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
+    )
+    objective = classification_loss(constraint, None, torch.tensor([0, 1])) + po.ControlCost(1e-2)
+    problem = po.ControlProblem(constraint, objective, po.TimeGrid.uniform(2, 1.0))
+    assert isinstance(curved_function(problem), CurvedObjective)
+    with pytest.raises(po.InputError, match="gn_sweeps"):
+        curved_function(problem, sweeps="mgrit")
+
+
+def test_ranks_find_the_same(tmp_path):
+    found = {}
+    for ranks in (1, 2, 4):
+        file = tmp_path / f"{ranks}.npz"
+        ended = python("-m", "tests.helpers.dense_networks", file, ranks=ranks)
+        assert ended.returncode == 0, ended.stderr
+        found[ranks] = np.load(file)
+    for ranks in (2, 4):
+        for key in found[1].files:
+            assert np.allclose(found[ranks][key], found[1][key], rtol=0, atol=1e-8), key
