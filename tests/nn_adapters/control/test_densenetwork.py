@@ -139,12 +139,10 @@ def test_a_restart_goes_on_to_the_last_bit(states):
 
 
 def test_solve_trains_a_network_and_gives_its_states():
-    problem, start, network, _ = dense_problem()
-    result = po.solve(problem, method="gauss_newton", start=own(problem, start), max_it=25, opt_tol=2e-2)
-    assert result.converged and result.method == "gauss_newton"
-    u = problem.layout.rows(result.state)
-    constraint = problem.constraint
-    z, p = problem.layout.design_fields(result.design)
+    problem, start, *_ = dense_problem()
+    result = po.solve(problem, method="gauss_newton", start=own(problem, start), max_it=6)
+    assert result.method == "gauss_newton" and result.objective < 0.95 * result.history[0].objective
+    u, (z, _) = problem.layout.rows(result.state), problem.layout.design_fields(result.design)
     rows = problem.constraint.layer(u[:-1], z.reshape(len(u), -1)[1:], problem.grid.steps[1:])
     assert torch.allclose(rows, u[1:], atol=1e-13)
 
