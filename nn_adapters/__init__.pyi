@@ -33,6 +33,7 @@ from nn_adapters.layers.init import INITIALIZATIONS as INITIALIZATIONS, initiali
 from nn_adapters.layers.constraint import LayerConstraint as LayerConstraint, control_of as control_of
 from nn_adapters.control.scoreloss import classification_loss as classification_loss, regression_loss as regression_loss
 from nn_adapters.control.designcost import ParameterCost as ParameterCost
+from nn_adapters.control.networkfunction import NetworkFunction as NetworkFunction
 
 # How ranks share the training of a network.
 from nn_adapters.parallel.groups import Groups as Groups

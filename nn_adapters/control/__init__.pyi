@@ -11,4 +11,11 @@ from nn_adapters.control.chain import DenseChain as DenseChain, SweepCount as Sw
 from nn_adapters.control.densenetwork import DenseNetwork as DenseNetwork, dense_network as dense_network
 from nn_adapters.control.factors import DenseFactors as DenseFactors
 
+# Any network, by derivatives of PyTorch.
+from nn_adapters.control.networkfunction import (
+    NetworkFactors as NetworkFactors,
+    NetworkFunction as NetworkFunction,
+    NetworkPoint as NetworkPoint,
+)
+
 __all__: list[str]

@@ -180,3 +180,31 @@ def test_ranks_find_the_same(tmp_path):
     for ranks in (2, 4):
         for key in found[1].files:
             assert np.allclose(found[ranks][key], found[1][key], rtol=0, atol=1e-8), key
+
+
+def test_any_network_has_the_same_products_and_factors():
+    problem, start, network, labels = dense_problem(3)
+    function = nna.NetworkFunction(network, CrossEntropy(), problem.constraint.features, labels, l2=1e-2)
+    theta = function.parameters()
+    point, d = function.at(theta), torch.linspace(-1, 1, function.size, dtype=torch.float64)
+    loss = nn.functional.cross_entropy(network(problem.constraint.features), labels).detach()
+    assert point.value == pytest.approx(float(loss) + 0.5e-2 * float(theta @ theta))
+    assert function.verify(theta)["gradient"] < 1e-5
+    dense = curved_function(problem).at(own(problem, start)).curvature()
+    sizes = problem.layout.control_size, problem.layout.param_size
+    opening = 3 * WIDTH  # of [opening | layers | head]
+    z, ends = d[opening : opening + sizes[0]], torch.cat([d[:opening], d[opening + sizes[0] :]])
+    image = dense.product(torch.cat([z, ends])).image
+    costs = torch.cat([1e-2 * problem.grid.steps.dt[0] * z, 2e-2 * ends])
+    z, ends = (image - costs).split(sizes)
+    expected = torch.cat([ends[:opening], z, ends[opening:]]) + 1e-2 * d
+    found = point.curvature()
+    assert torch.allclose(found.product(d).image, expected, atol=1e-13)
+    factors = found.factors()
+    again = function.recalled(factors.memory())
+    assert torch.equal(factors.inverse(0.1)(d), again.inverse(0.1)(d))
+    recurrent = nn.Sequential(nna.GRUStack(2, 3), nn.Linear(3, 4))
+    x = torch.randn(4, 5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gru = nna.NetworkFunction(recurrent, CrossEntropy(), x, torch.arange(4))
+    result = po.GaussNewton(gru, max_it=8).minimize(gru.parameters())
+    assert result.history[-1].objective < 0.8 * result.history[0].objective
