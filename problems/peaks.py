@@ -3,6 +3,7 @@
 python -m problems.peaks -layers 1024 -epochs 50
 mpiexec -n 2 python -m problems.peaks -layers 1024 -summary peaks.json
 python -m problems.peaks -layer_mgrit_levels 1    # one layer after the other
+python -m problems.peaks -solver sqp -layers 16 -samples 500 -max_cpu_seconds 5    # as a control problem
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pdeopt as po
 from nn_adapters.data import peaks
 from problems.shared.command_line import start
 from problems.shared.layer_training import LayerTraining
+from problems.shared.sqp_training import AsControl
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ SCRIPT = LayerTraining(
     PeaksSettings,
     data=lambda own, files, seed: peaks(seed),
     make=Classifier,
+    control=AsControl(
+        data=lambda own, files, seed: peaks(seed, test=798),
+        defaults={"initial": 1.0, "layers": 16},
+        parts=lambda network: (network.opening, network.layers, network.closing),
+    ),
     numbers=lambda own, batch: own.layers * own.width * (own.width + batch),
     defaults={nna.TrainingSettings: {"epochs": 60, "batch": 200, "lr": 2e-2, "bias_every": 50, "bias_limit": 0.1}},
 )

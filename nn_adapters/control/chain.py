@@ -81,7 +81,6 @@ class DenseChain:
             torch.addmm(b_i, W_i, u, out=v)
             torch.add(u, self.act(v), alpha=dt_i, out=after)
         self.grid.neighbors.send_after(U[-1])
-        self._took(self.grid.num_steps)
         return U, V
 
     def values(self, U: Tensor, W: Tensor, b: Tensor) -> Tensor:
@@ -97,7 +96,8 @@ class DenseChain:
         mpi = self.grid.mpi
         return state if mpi.size == 1 else torch.from_numpy(mpi.bcast(state.numpy(), mpi.size - 1))
 
-    def _took(self, layers: int, cycles: int = 0) -> None:
+    def took(self, layers: int, cycles: int = 0) -> None:
+        """Count a sweep."""
         self.count.layers += layers
         self.count.sweeps += 1
         self.count.cycles += cycles
@@ -154,7 +154,7 @@ class LinearChain:
                 after += g[i]
             du = after
         grid.neighbors.send_after(du)
-        self.chain._took(grid.num_steps)
+        self.chain.took(grid.num_steps)
         return out
 
     def backward(self, end: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ class LinearChain:
                 w = torch.addmm(w.flatten(1), W[i], s).view_as(w)
         if not grid.is_first:
             grid.neighbors.send_before(w)
-        self.chain._took(grid.num_steps)
+        self.chain.took(grid.num_steps)
         return S, w
 
     # -- by cycles ---------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ class LinearChain:
         """The states at the ends of the intervals of this rank. Raises `SolveFailure` where cycles do not converge."""
         outcome = solver.solve(phis, entry, g, final=final)
         cycles, layers = len(outcome.residuals), sum(solver.factors[:-1]) + solver.grids[-1].num_steps
-        self.chain._took((cycles + 1) * layers, cycles)
+        self.chain.took((cycles + 1) * layers, cycles)
         limit = 1e3 * CYCLES_RTOL
         if not outcome.misfit <= limit and bool(entry.isfinite().all()):
             raise SolveFailure(

@@ -23,7 +23,7 @@ from nn_adapters.layers.densestep import DENSE_ACTIVATIONS, is_dense
 from pdeopt.control.problem import ControlProblem
 from pdeopt.functions.curved import EMPTY, Curvature, CurvatureFactors, CurvedFunction, CurvedPoint, Tangent
 from pdeopt.functions.smooth import Costs
-from pdeopt.lowrank.kroneckerbatches import Pair
+from pdeopt.lowrank.kroneckerbatches import FactorPair
 from pdeopt.steps.mgrit import MgritSettings
 
 #: Prices in evaluations with gradient: of a pass through the layers, a linear sweep, a pass back with the gradients of
@@ -112,6 +112,20 @@ class DenseNetwork(CurvedFunction):
     def recalled(self, memory: dict[str, Any]) -> CurvatureFactors:
         return DenseFactors.recalled(self, memory) if memory else super().recalled(memory)
 
+    def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
+        """The scores of other samples, (samples, classes), of a design. Collective.
+
+        Args:
+            x: (size,).
+            inputs: (samples, inputs).
+        """
+        W, b, ends = self.split(x)
+        first = inputs.to(x).T.contiguous()
+        if ends.K is not None and ends.k is not None:
+            first = self.act(torch.addmm(ends.k[:, None], ends.K, first))
+        states, _ = self.chain.states(first, W, b)
+        return torch.addmm(ends.h[:, None], ends.H, self.chain.last_to_all(states[-1])).T
+
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Ends]:
         """W (n_local, width, width), b (n_local, width), and opening and head, from a design. Collective."""
         layout, w = self.problem.layout, self.width
@@ -150,6 +164,7 @@ class DensePoint(CurvedPoint):
             end = self._restored(state, b)
         else:
             self.U, self.V = chain.states(self.first, self.W, b)
+            chain.took(chain.grid.num_steps)
             end = self.U[-1]
         self.end = chain.last_to_all(end)
         self.outputs = torch.addmm(self.ends.h[:, None], self.ends.H, self.end).T
@@ -161,6 +176,7 @@ class DensePoint(CurvedPoint):
         network, chain = self.network, self.network.chain
         if state is None:  # a start on the constraint
             U, self.V = chain.states(self.first, self.W, b)
+            chain.took(chain.grid.num_steps)
             self.U, self.step = U, torch.zeros_like(U[1:])
             self.state = U[1:].reshape(-1)
             return U[-1]
@@ -267,13 +283,13 @@ class DenseCurvature(Curvature):
         columns = columns.mul_((self.weight) ** 0.5)  # (classes, columns, samples)
         end = (self.ends.H.T @ columns.flatten(1)).view(-1, *columns.shape[1:])
         S, first = self.linear.backward(end)
-        layers = Pair(_second(_with_ones(self.U)) / N, _second(S.flatten(2)))
+        layers = FactorPair(_second(_with_ones(self.U)) / N, _second(S.flatten(2)))
         pairs = [layers]
         if network.problem.grid.is_first:
             if self.ends.K is not None:
                 s = network.slope(first, self.first[:, None].expand_as(first).contiguous())
-                pairs.append(Pair(_second(_with_ones(self.inputs[None])) / N, _second(s.flatten(1)[None])))
-            pairs.append(Pair(_second(_with_ones(self.end[None])) / N, _second(columns.flatten(1)[None])))
+                pairs.append(FactorPair(_second(_with_ones(self.inputs[None])) / N, _second(s.flatten(1)[None])))
+            pairs.append(FactorPair(_second(_with_ones(self.end[None])) / N, _second(columns.flatten(1)[None])))
         return DenseFactors(network, pairs)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from pdeopt.core.errors import InputError
 from pdeopt.functions.curved import CurvatureFactors
 from pdeopt.functions.smooth import Operator
-from pdeopt.lowrank.kroneckerbatches import KroneckerBatches, Pair
+from pdeopt.lowrank.kroneckerbatches import FactorPair, KroneckerBatches
 
 
 class DenseFactors(CurvatureFactors):
@@ -21,7 +21,7 @@ class DenseFactors(CurvatureFactors):
         pairs: those of the layers of this rank, and on the first rank those of opening and head.
     """
 
-    def __init__(self, network: Any, pairs: list[Pair]) -> None:
+    def __init__(self, network: Any, pairs: list[FactorPair]) -> None:
         self.network, self.batches = network, KroneckerBatches(pairs)
         self.shapes = [(len(A), G.shape[1], A.shape[1]) for A, G in pairs]
 
@@ -55,6 +55,6 @@ class DenseFactors(CurvatureFactors):
         """The factors whose `memory` this was; `InputError` for a memory of others."""
         count = len(memory) // 2
         try:
-            return cls(network, [Pair(memory[f"A{k}"], memory[f"G{k}"]) for k in range(count)])
+            return cls(network, [FactorPair(memory[f"A{k}"], memory[f"G{k}"]) for k in range(count)])
         except KeyError as error:
             raise InputError("memory of Kronecker factors", ", ".join(sorted(memory)), "A0, G0, A1, ...") from error

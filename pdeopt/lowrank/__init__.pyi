@@ -41,6 +41,6 @@ from pdeopt.lowrank.kronecker import (
     inverse_factor as inverse_factor,
     root_factor as root_factor,
 )
-from pdeopt.lowrank.kroneckerbatches import KroneckerBatches as KroneckerBatches, Pair as Pair
+from pdeopt.lowrank.kroneckerbatches import KroneckerBatches as KroneckerBatches, FactorPair as FactorPair
 
 __all__: list[str]

@@ -12,7 +12,7 @@ from torch import Tensor
 from pdeopt.core.errors import InputError, SolveFailure
 
 
-class Pair(NamedTuple):
+class FactorPair(NamedTuple):
     """A, (blocks, n, n), and G, (blocks, m, m), symmetric positive semidefinite."""
 
     A: Tensor
@@ -29,11 +29,11 @@ class KroneckerBatches:
         InputError: factors that are not square, or not as many A as G.
 
     Example:
-        >>> batches = KroneckerBatches([Pair(A, G)])
+        >>> batches = KroneckerBatches([FactorPair(A, G)])
         >>> (V,) = batches.solve([gradient], 1e-2)            # (blocks, m, n)
     """
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
+    def __init__(self, pairs: Sequence[FactorPair]) -> None:
         for A, G in pairs:
             is_square = all(each.dim() == 3 and each.shape[1] == each.shape[2] for each in (A, G))
             if not is_square or len(A) != len(G):

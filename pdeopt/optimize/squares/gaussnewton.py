@@ -50,7 +50,7 @@ ACCEPT = 1e-4
 
 #: Poor ratios in a row after which the curvature gets twice as many samples, and the most damping where it has some of
 #: them: there a poor ratio tells of the samples, not of the step.
-PATIENCE, MOST_SAMPLED = 2, 1e-2
+PATIENCE, MOST_SAMPLED = 2, 0.1
 
 #: Steps in a row that are refused before a run ends.
 FAILURES = 12
