@@ -14,10 +14,11 @@ from nn_adapters.layers.constraint import LayerConstraint
 from pdeopt.control.objective import Objective, Rows, TerminalLoss
 from pdeopt.core.autodiff import jvp, vjp
 from pdeopt.core.errors import InputError
+from pdeopt.functions.curved import CurvedFunction, CurvedTerm
 from pdeopt.steps.timegrid import Steps
 
 
-class ScoreLoss(TerminalLoss):
+class ScoreLoss(TerminalLoss, CurvedTerm):
     """l(scores) of the features after the last layer, l a convex `Likelihood`.
 
     Args:
@@ -48,7 +49,9 @@ class ScoreLoss(TerminalLoss):
             return self.constraint.scores(u, p)
         return self.fixed_head(u.reshape(self.constraint.shape))
 
-    def gauss_newton(self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor) -> Rows:
+    def gauss_newton(  # type: ignore[override]
+        self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor
+    ) -> Rows:
         """s' H s of the scores s, H the likelihood's, without second derivatives of the head."""
         h_u, h_z, h_p = torch.zeros_like(du), torch.zeros_like(dz), torch.zeros_like(dp)
         if steps.has_last:
@@ -58,7 +61,7 @@ class ScoreLoss(TerminalLoss):
             h_u[-1], h_p = vjp(self.scores, point, self.likelihood.weight(len(scores)) * curved)
         return h_u, h_z, h_p
 
-    def curved(self, problem: Any, **settings: Any) -> Any:
+    def curved(self, problem: Any, **settings: Any) -> CurvedFunction | None:
         return dense_network(problem, self, **settings)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy as copy_of
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, partial, reduce
+from typing import Any, NamedTuple
 
 import torch
 from petsc4py import PETSc
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from pdeopt.control.constraint import TimeDependentConstraint
 from pdeopt.control.controlmap import StepControls
-from pdeopt.control.objective import Objective
+from pdeopt.control.objective import Objective, Rows, Sum
 from pdeopt.control.propagator import Propagator
 from pdeopt.control.stepjacobian import StepJacobian
 from pdeopt.core.arrays import assign
 from pdeopt.core.autodiff import gradient, jvp, vjp
+from pdeopt.functions.curved import CurvedTerm
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.linear_mgrit import EXACT_RTOL
 from pdeopt.steps.timegrid import Steps
@@ -216,7 +217,7 @@ class Linearization:
             state, control = self.objective_blocks
             h_u, h_z, h_p = state.multiply(du), control.multiply(dz), torch.zeros_like(dp)
         else:
-            product = self.objective.gauss_newton if lam is None else self.objective.hvp
+            product = self.objective.hvp if lam is not None else partial(gauss_newton, self.objective)
             h_u, h_z, h_p = product(self.u, self.z_step, self.steps, du, dz, dp)
         if lam is not None:
             w_old, w_new, w_z, w_p = self.jacobian.hvp(lam, self.old_direction(du, dp), du, dz, dp)
@@ -229,6 +230,16 @@ class Linearization:
         if self._starts_at_p:
             h_p = h_p + self.initial.hvp(self.p, dp)
         return h_u, self.controls.adjoint(h_z), self.grid.sum(h_p)
+
+
+def gauss_newton(objective: Objective, *at: Any) -> Rows:
+    """`Objective.hvp`, of terms that know more without second derivatives of what they are convex functions of."""
+    if isinstance(objective, Sum):
+        parts = [gauss_newton(term, *at) for term in objective.terms]
+        u, z, p = (reduce(torch.add, part) for part in zip(*parts))
+        return u, z, p
+    found: Rows = objective.gauss_newton(*at) if isinstance(objective, CurvedTerm) else objective.hvp(*at)
+    return found
 
 
 def _plus(x: Tensor, y: Tensor | None) -> Tensor:

@@ -103,14 +103,6 @@ class Objective(ABC):
         hu, hz, hp = curvature(value, (u, z, steps.p), torch.ones(len(steps), dtype=u.dtype))(du, dz, dp)
         return hu, hz, hp
 
-    def gauss_newton(self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor) -> Rows:
-        """`hvp`; of a convex function of something nonlinear, what is left without second derivatives of that."""
-        return self.hvp(u, z, steps, du, dz, dp)
-
-    def curved(self, problem: Any, **settings: Any) -> Any:
-        """The problem's objective as a `CurvedFunction` by hand, see `curved_function`; None where there is none."""
-        return None
-
     def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:
         """Sparsity of a step's Hessian over [u | z], by differentiating at random points.
 
@@ -204,12 +196,6 @@ class Sum(Objective):
 
     def hvp(self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor) -> Rows:
         return _add(term.hvp(u, z, steps, du, dz, dp) for term in self.terms)
-
-    def gauss_newton(self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor) -> Rows:
-        return _add(term.gauss_newton(u, z, steps, du, dz, dp) for term in self.terms)
-
-    def curved(self, problem: Any, **settings: Any) -> Any:
-        return next((found for term in self.terms if (found := term.curved(problem, **settings)) is not None), None)
 
     def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
         if self.is_quadratic and self._last is not None and self._last[0] is steps.index:

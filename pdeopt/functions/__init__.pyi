@@ -5,6 +5,7 @@ from pdeopt.functions.curved import (
     CurvatureFactors as CurvatureFactors,
     CurvedFunction as CurvedFunction,
     CurvedPoint as CurvedPoint,
+    CurvedTerm as CurvedTerm,
     NoFactors as NoFactors,
     Tangent as Tangent,
 )

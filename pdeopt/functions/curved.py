@@ -134,5 +134,17 @@ class CurvedFunction(SmoothFunction):
             self.tally.set(counted)
 
 
+class CurvedTerm(ABC):
+    """A term of an objective that is a convex function of something nonlinear, as a loss of a network's scores is."""
+
+    @abstractmethod
+    def gauss_newton(self, *point_and_direction: Any) -> Any:
+        """As `Objective.hvp`, without second derivatives of what it is a convex function of."""
+
+    @abstractmethod
+    def curved(self, problem: Any, **settings: Any) -> CurvedFunction | None:
+        """The whole objective of a problem by hand, see `curved_function`; None where it does not know it."""
+
+
 #: No states.
 EMPTY = torch.empty(0, dtype=torch.float64)

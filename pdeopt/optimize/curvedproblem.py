@@ -12,12 +12,13 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.control.linearization import Elimination, Linearization
+from pdeopt.control.objective import Sum
 from pdeopt.control.problem import ControlProblem
 from pdeopt.control.reduced import SWEEP_COSTS
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.core.settings import Settings, read, setting
-from pdeopt.functions.curved import EMPTY, Curvature, CurvedFunction, CurvedPoint, Tangent
+from pdeopt.functions.curved import EMPTY, Curvature, CurvedFunction, CurvedPoint, CurvedTerm, Tangent
 from pdeopt.steps.mgrit import MgritSettings
 
 
@@ -52,9 +53,11 @@ def curved_function(problem: ControlProblem, **given: Any) -> CurvedFunction:
     is_unknown, mgrit = settings.states == "unknown", None
     if settings.sweeps == "mgrit":
         mgrit = read(MgritSettings)
-    found = problem.objective.curved(problem, unknown=is_unknown, mgrit=mgrit)
-    if found is not None:
-        return found  # type: ignore[no-any-return]
+    objective = problem.objective
+    for term in objective.terms if isinstance(objective, Sum) else [objective]:
+        found = term.curved(problem, unknown=is_unknown, mgrit=mgrit) if isinstance(term, CurvedTerm) else None
+        if found is not None:
+            return found
     if mgrit is not None:
         raise InputError("-gn_sweeps", "mgrit", "serial, but for networks of dense layers; else -propagator mgrit")
     return CurvedObjective(problem, is_unknown)
@@ -64,7 +67,7 @@ class CurvedObjective(CurvedFunction):
     """J(u(z), z) of any control problem, by its linearizations and sweeps; a user's functions are differentiated.
 
     The Gauss-Newton matrix leaves second derivatives of the constraint out, and those that an objective leaves out, see
-    `Objective.gauss_newton`.
+    `CurvedTerm`.
 
     Args:
         problem: the control problem.
