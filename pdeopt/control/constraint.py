@@ -196,7 +196,8 @@ class TimeDependentConstraint(ABC):
         unit = torch.eye(sample.x.shape[1], dtype=torch.float64)[:, None, :].expand(-1, samples, -1)
         J = columns(lambda d: jvp(stacked, (sample.x,), (d,)), unit, chunk_size=256)
         H = columns(lambda d: jvp(gradient, (sample.x,), (d,)), unit, chunk_size=256)
-        if not (J.isfinite().all() and H.isfinite().all()):
+        is_bad = not (J.isfinite().all() and H.isfinite().all())
+        if bool(self.largest(torch.tensor([float(is_bad)], dtype=torch.float64))):  # on one of the ranks of a step
             return None
         return self._as_pattern(J.permute(1, 2, 0), H.permute(1, 2, 0))
 
