@@ -23,9 +23,11 @@ from nn_adapters.pinn.termrows import TermRows
 from nn_adapters.pinn.terms import Ansatz, Field, Term, TermAtPoints
 from nn_adapters.pinn.trained import TrainedField
 from pdeopt.core.errors import InputError
+from pdeopt.core.team import Team
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.smooth import Costs, Restriction, SmoothFunction, Tally
 from pdeopt.squares.rows import density, draw_rows
+from pdeopt.squares.share import Share
 
 #: Points at which features, lift and factor are compared.
 LOOKED_AT = 16
@@ -176,7 +178,9 @@ class PINN(TermRows):
         found.costs = self.costs.times(found.times.whole / self.times.whole)
         return found
 
-    def sample(self, x: Tensor, count: int, seed: int, floor: float = 0.5, candidates: int = 0) -> PINN:
+    def sample(
+        self, x: Tensor, count: int, seed: int, floor: float = 0.5, candidates: int = 0, team: Team | None = None
+    ) -> PINN:
         """The first term at new points, more of them where its residual or the first derivatives of u are large.
 
         They are drawn by the density |r| / mean + |u'| / mean + floor, u' the first derivatives that the residual
@@ -184,9 +188,8 @@ class PINN(TermRows):
         """
         term = self.terms[0]
         pool = term.points if term.draw is None else term.draw(candidates or 10 * count, seed)
-        r, u = _jets(self, x, pool)
-        firsts = u[1 : 1 + len(self.evaluated[0].basis.first)]
-        sizes = [r.norm(dim=0), *([firsts.square().sum((0, 1)).sqrt()] if len(firsts) else [])]
+        share = Share(team, len(pool))
+        sizes = list(share.gather(share.call(lambda: _sizes(self, x, pool, share.own)).T).T)
         chosen, weights = draw_rows(density(sizes, floor), count, seed + 1)
         moved = term.subset(chosen) if term.draw is None else _moved(term, pool[chosen], 1.0)
         found = self._with(replace(moved, weight=weights * _weights(term, chosen)))
@@ -223,17 +226,30 @@ class PINN(TermRows):
         return LocalPINN(self, *layers, x)
 
 
-def _jets(function: PINN, theta: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Residual, (equations, points), and jets of u, (J, fields, points), of the first term, at its points or at x;
-    counted.
+def _jets(function: PINN, theta: Tensor, x: Tensor | None, counted: int = 0) -> tuple[Tensor, Tensor]:
+    """Residual, (equations, points), and jets of u, (J, fields, points), of the first term, at its points or at x.
+
+    Args:
+        counted: points that are counted; by default all of these.
     """
     term = function.evaluated[0]
     if x is not None:
         term = TermAtPoints(function.ansatz, _moved(function.terms[0], x, 1.0))
-    times = CallTimes(function.network, term.columns)
+    columns = counted * len(term.basis) if counted else term.columns
+    times = CallTimes(function.network, columns)
     function.tally.work += function.costs.gradient * times.value(0) / function.times.whole
     raw, c = function.split(theta)
     return term.jets(absorb_slopes(raw), c)
+
+
+def _sizes(function: PINN, x: Tensor, pool: Tensor, own: slice) -> Tensor:
+    """By what points are drawn, (1 or 2, own points): residual, and first derivatives of u; counted for all."""
+    at_all = bool(function.terms[0].given) or own.stop - own.start == len(pool)  # numbers are given for all points
+    r, u = _jets(function, x, pool if at_all else pool[own], len(pool))
+    firsts = u[1 : 1 + len(function.evaluated[0].basis.first)]
+    sizes = [r.norm(dim=0), *([firsts.square().sum((0, 1)).sqrt()] if len(firsts) else [])]
+    found = torch.stack(sizes)
+    return found[:, own] if at_all else found
 
 
 def _jets_before(function: PINN, layer: int, theta: Tensor) -> list[list[Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -223,8 +223,8 @@ class JetSweep:
 
         self._back(closing, w, add, last)
 
-    def jacobian(self, layers: list[DenseLayer], w: Tensor, rows: Tensor) -> None:
-        """Write the derivatives of w.(jets of u) by all parameters, point by point, where the last `forward` went.
+    def jacobian(self, layers: list[DenseLayer], w: Tensor, rows: Tensor, begin: int = 0) -> None:
+        """Write the derivatives of w.(jets of u) by parameters, point by point, where the last `forward` went.
 
         dr_p / dW_oi = sum_j z[j, o, p] a[j, i, p], z the cotangents and a the inputs of a layer: the products that a
         gradient sums over the points are kept.
@@ -232,20 +232,32 @@ class JetSweep:
         Args:
             layers: all, with their slopes; `forward` had the same ones without.
             w: cotangent of the jets of u at each point, (J, fields, points).
-            rows: (points, size), which is overwritten.
+            rows: (points, k), which is overwritten.
+            begin: the first of the k parameters.
         """
-        columns = rows.split(self.network.sizes, 1)
+        network, end = self.network, begin + rows.shape[1]
+        starts = [0, *accumulate(network.sizes)]
+
+        def put(place: int, values: Tensor, slope: float) -> None:
+            """The derivatives by the parameters from `place` on, as far as they are asked for."""
+            a, b = max(place, begin), min(place + values.shape[1], end)
+            if a < b:
+                torch.mul(values[:, a - place : b - place], slope, out=rows[:, a - begin : b - begin])
 
         def write(number: int, z: Tensor, a: Tensor) -> None:
-            layer, own = layers[number], columns[number]
-            o, i = layer.W.shape
-            weights = torch.bmm(z.permute(2, 1, 0).contiguous(), a.permute(2, 0, 1).contiguous()).view(-1, o * i)
-            torch.mul(weights, layer.slope, out=own[:, : o * i])
-            torch.mul(z[0].T, layer.slope, out=own[:, o * i : o * i + o])
-            if own.shape[1] > o * i + o:
-                own[:, -1] = self.network.slope_scale * (weights @ layer.W.flatten() + layer.b @ z[0])
+            layer, place = layers[number], starts[number]
+            (o, i), has_slope = layer.W.shape, network.adaptive and number < network.depth
+            first, last = (0, o) if has_slope else (max(0, (begin - place) // i), min(o, -(-(end - place) // i)))
+            if first < last:
+                own = z[:, first:last].permute(2, 1, 0).contiguous()
+                weights = torch.bmm(own, a.permute(2, 0, 1).contiguous()).view(-1, (last - first) * i)
+                put(place + first * i, weights, layer.slope)
+            put(place + o * i, z[0].T, layer.slope)
+            if has_slope:
+                slopes = weights @ layer.W.flatten() + layer.b @ z[0]
+                put(place + o * i + o, slopes[:, None], network.slope_scale)
 
-        self._back(layers[-1], w, write, self.network.depth)
+        self._back(layers[-1], w, write, network.depth, [begin < last for last in starts[1:]].index(True))
 
     def tangent(self, layers: list[DenseLayer], directions: list[DenseLayer]) -> Tensor:
         """The derivative of the jets of u, (J, fields, points), along a direction of W and b, at the last `forward`.
@@ -264,8 +276,14 @@ class JetSweep:
             v = out.add_(v) if v is not None and self._residual(self.first + number) else out
         return z
 
-    def _back(self, closing: DenseLayer, w: Tensor, take: Callable[[int, Tensor, Tensor], None], last: int) -> None:
-        """Carry a cotangent back; `take` gets those of W a + b and the inputs a of each layer from `last` on down."""
+    def _back(
+        self, closing: DenseLayer, w: Tensor, take: Callable[[int, Tensor, Tensor], None], last: int, lowest: int = 0
+    ) -> None:
+        """Carry a cotangent back; `take` gets those of W a + b and the inputs a of each layer from `last` on down.
+
+        Args:
+            lowest: of the layers that are wanted; those below are left out.
+        """
         if last == self.network.depth:
             take(last - self.first, w, self._inputs[-1])
         if self.first == self.network.depth:
@@ -275,12 +293,12 @@ class JetSweep:
             torch.mul(closing.W.T, w, out=v)
         else:
             torch.bmm(self._expand(closing.W.T), w, out=v)
-        for number in reversed(range(len(self._layers))):
+        for number in reversed(range(lowest, len(self._layers))):
             l = self.first + number
             z = self.hidden[l].back(v, _other(self._cotangents[l], v))
             if l <= last:
                 take(number, z, self._inputs[number])
-            if number:
+            if number > lowest:
                 W = self._expand(self._layers[number].W.T)
                 if self._residual(l):
                     v.baddbmm_(W, z)

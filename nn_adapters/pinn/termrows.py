@@ -49,6 +49,7 @@ class TermRows(ResidualFunction):
         self.times = CallTimes(self.network, sum(term.columns for term in self.evaluated), rows)
         costs = costs or self.times.costs(0, self.network.depth)
         size = self.network.size + len(ansatz.coefficients)
+        self._known: tuple[Tensor, list[tuple[TermAtPoints, Tensor | slice, Tensor | None]]] | None = None
         super().__init__(size, rows, len(terms[0].points), costs, tally)
 
     def split(self, theta: Tensor, first: int = 0) -> tuple[list[DenseLayer], Tensor]:
@@ -90,7 +91,12 @@ class TermRows(ResidualFunction):
         return value, torch.cat([found, by_c]) if last == self.network.depth else found
 
     def _pieces(self, rows: Tensor | None) -> list[tuple[TermAtPoints, Tensor | slice, Tensor | None]]:
-        """The terms at the points of some rows, or of all; the places of their rows among them; which of a point's."""
+        """The terms at the points of some rows, or of all; the places of their rows among them; which of a point's.
+
+        Those of the rows that were asked for last are kept.
+        """
+        if rows is not None and self._known is not None and self._known[0] is rows:
+            return self._known[1]
         found: list[tuple[TermAtPoints, Tensor | slice, Tensor | None]] = []
         end = 0
         for term in self.evaluated:
@@ -102,6 +108,7 @@ class TermRows(ResidualFunction):
                 own = term.term.subset(wanted // each)
                 own = replace(own, weight=own.weight * (len(places) / len(term.term.points)))
                 found.append((TermAtPoints(self.ansatz, own), places, _chosen(wanted, each)))
+        self._known = self._known if rows is None else (rows, found)
         return found
 
     def _residual(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -113,17 +120,25 @@ class TermRows(ResidualFunction):
         return r
 
     def _linearize(self, x: Tensor, rows: Tensor | None = None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        shape = (self._count(rows), self.size)
+        J = x.new_empty(shape) if out is None or out.shape != shape else out
+        return self._write(x, J, 0, rows), J
+
+    def _columns(self, x: Tensor, begin: int, out: Tensor) -> None:
+        self._write(x, out, begin, None)
+
+    def _write(self, x: Tensor, J: Tensor, begin: int, rows: Tensor | None) -> Tensor:
+        """r; the columns of J from `begin` on are written."""
         raw, c = self.split(x)
-        layers, shape = absorb_slopes(raw), (self._count(rows), self.size)
-        r, J = x.new_empty(shape[0]), x.new_empty(shape) if out is None or out.shape != shape else out
+        layers, r = absorb_slopes(raw), x.new_empty(len(J))
         for term, places, which in self._pieces(rows):
             if isinstance(places, slice):
-                term.jacobian(raw, layers, c, r[places], J[places])
+                term.jacobian(raw, layers, c, r[places], J[places], begin)
             else:
-                own_r, own_J = x.new_empty(term.count), x.new_empty(term.count, self.size)
-                term.jacobian(raw, layers, c, own_r, own_J)
+                own_r, own_J = x.new_empty(term.count), J.new_empty(term.count, J.shape[1])
+                term.jacobian(raw, layers, c, own_r, own_J, begin)
                 r[places], J[places] = own_r[which], own_J[which]
-        return r, J
+        return r
 
     def _jvp(self, x: Tensor, d: Tensor, rows: Tensor | None = None) -> Tensor:
         (raw, c), found = self.split(x), x.new_empty(self._count(rows))

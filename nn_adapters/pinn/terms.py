@@ -275,22 +275,30 @@ class TermAtPoints:
             total += float(value.detach())
         return total
 
-    def jacobian(self, raw: list[DenseLayer], layers: list[DenseLayer], c: Tensor, r: Tensor, rows: Tensor) -> None:
-        """Write r, (count,), and r', (count, network.size + coefficients).
+    def jacobian(
+        self, raw: list[DenseLayer], layers: list[DenseLayer], c: Tensor, r: Tensor, rows: Tensor, begin: int = 0
+    ) -> None:
+        """Write r, (count,), and some columns of r', (count, k).
 
         Args:
             raw, layers: all, with their slopes, and with slopes in W and b.
             c: coefficients, (number,).
+            rows: to which the columns are written, in its precision.
+            begin: the first of the k columns.
         """
-        place, size = 0, self.ansatz.network.size
+        place, end = 0, begin + rows.shape[1]
+        size = min(max(self.ansatz.network.size - begin, 0), rows.shape[1])  # columns of the network's parameters
+        of_c = slice(max(begin - self.ansatz.network.size, 0), end - self.ansatz.network.size)
         for chunk, jets in zip(self.chunks, self.inputs):
             own = slice(place, place := place + self.equations * len(chunk.x))
             values, known = self._recorded(chunk, layers, jets, c)
             for equation, by_point in enumerate(values.unbind(1)):
                 w, w_c = _gradients(by_point.sum(), known, equation < self.equations - 1)
                 there = rows[own][equation :: self.equations]
-                self._sweep(chunk).jacobian(raw, chunk.cotangent(w), there[:, :size])
-                there[:, size:] = w_c.T
+                if size:
+                    self._sweep(chunk).jacobian(raw, chunk.cotangent(w), there[:, :size], begin)
+                if size < rows.shape[1]:
+                    there[:, size:] = w_c[of_c].T
             r[own] = values.detach().flatten()
 
     def tangent(self, layers: list[DenseLayer], c: Tensor, directions: list[DenseLayer], along_c: Tensor) -> Tensor:

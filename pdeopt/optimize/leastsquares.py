@@ -277,7 +277,7 @@ def _result(method: LevenbergMarquardt, end: _End, reason: Reason, history: Hist
     mask = np.zeros(len(x), dtype=int)
     if method.bounds is not None:
         mask = ((x >= method.bounds.upper).int() - (x <= method.bounds.lower).int()).numpy().astype(int)
-    J = at.J if at.J is not None else method.function.jacobian(x)
+    J = at.J.matrix if at.J is not None else method.function.jacobian(x)
     return LeastSquaresResult(
         x=kind.of(x),
         cost=0.5 * at.f,

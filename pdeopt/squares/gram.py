@@ -33,6 +33,20 @@ def add_gram(lower: Tensor, a: Tensor) -> None:
         lower.addmm_(a.T, a)
 
 
+def add_row_gram(lower: Tensor, a: Tensor) -> None:
+    """Add aa' to the lower triangle of a matrix; what is above the diagonal is of no meaning.
+
+    Args:
+        lower: (rows, rows), contiguous.
+        a: (rows, inputs).
+    """
+    if a.dtype in _SYRK and a.device.type == "cpu" and a.numel():
+        rows, sums = a.detach().contiguous().numpy(), lower.numpy()
+        _SYRK[a.dtype](1.0, rows.T, beta=1.0, c=sums.T, trans=1, overwrite_c=1)
+    else:
+        lower.addmm_(a, a.T)
+
+
 class GramSum:
     """G = sum_s w_s a_s a_s' and R = sum_s v_s z_s a_s' of the samples so far, with the sums of their weights.
 

@@ -12,9 +12,14 @@ from torch import Tensor
 from torch.func import grad, jacfwd, jacrev, jvp, vjp
 
 from pdeopt.core.errors import InputError
+from pdeopt.core.team import Team
 from pdeopt.functions import border
 from pdeopt.functions.smooth import Costs, SampledFunction, Tally
 from pdeopt.squares.rows import density, draw_rows
+from pdeopt.squares.share import Share
+
+#: Entries of J that are made at once where some columns of it are asked for.
+ENTRIES_AT_ONCE = 2 * 10**7
 
 
 class SumOfSquares(SampledFunction):
@@ -51,6 +56,13 @@ class SumOfSquares(SampledFunction):
     def _vjp(self, x: Tensor, w: Tensor, rows: Tensor | None = None) -> Tensor:
         """J'w, (n,)."""
         return vjp(partial(self._residual, rows=rows), x)[1](w)[0]  # type: ignore[no-any-return]
+
+    def _columns(self, x: Tensor, begin: int, out: Tensor) -> None:
+        """Write the columns of J from `begin` on to `out`, (m, k); some rows at a time, so that J need not fit."""
+        step = max(1, ENTRIES_AT_ONCE // self.size)
+        for rows in torch.arange(self.rows).split(step):
+            J = self._linearize(x, rows)[1]
+            out[rows[0] : rows[-1] + 1] = J[:, begin : begin + out.shape[1]]
 
     def _value(self, x: Tensor) -> float:
         return _square(self._residual(x))
@@ -130,6 +142,18 @@ class ResidualFunction(SumOfSquares):
         """J(x), (m, n)."""
         return self.linearize(x, rows)[1]
 
+    def columns(self, x: Tensor, begin: int, out: Tensor) -> None:
+        """Write the columns of J(x) from number `begin` on to `out`, (m, k), in its precision.
+
+        Counted as their part of a Jacobian.
+        """
+        if out.shape[0] != self.rows or not 0 <= begin <= begin + out.shape[1] <= self.size:
+            got = f"{tuple(out.shape)} from column {begin} on"
+            raise InputError(f"columns of {type(self).__name__}", got, f"({self.rows}, k), of {self.size} columns")
+        self.tally.jacobians += 1
+        self.tally.work += self.costs.jacobian * out.shape[1] / self.size
+        self._columns(border.vector(x, self.size, "x"), begin, out)
+
     def jvp(self, x: Tensor, d: Tensor, rows: Tensor | None = None) -> Tensor:
         """J(x) d, (m,), without J."""
         self._count_product(rows)
@@ -141,11 +165,9 @@ class ResidualFunction(SumOfSquares):
         product = self._vjp(x, border.vector(w, self._count(rows), "weights of the rows"), rows)
         return border.vector(product, self.size, f"product of {type(self).__name__}", own=True)
 
-    def _sizes(self, x: Tensor) -> list[Tensor]:
-        """What rows are drawn by, (m,) each; see `rows.density`."""
-        return [self._residual(x).abs()]
-
-    def sample(self, x: Tensor, count: int, seed: int, floor: float = 0.5, candidates: int = 0) -> ResidualFunction:
+    def sample(
+        self, x: Tensor, count: int, seed: int, floor: float = 0.5, candidates: int = 0, team: Team | None = None
+    ) -> ResidualFunction:
         """A sum of squares of about the same value, by `count` rows drawn anew: more where they are large at x.
 
         Args:
@@ -154,14 +176,16 @@ class ResidualFunction(SumOfSquares):
             seed: of the random numbers.
             floor: of the density; see `rows.density`.
             candidates: among which they are drawn; 0 for all rows, for networks ten times `count`.
+            team: of ranks that share the evaluation of the candidates; the sample is the same on any number of them.
         """
         generator = torch.Generator().manual_seed(seed)
         pool = torch.arange(self.rows)
         if 0 < candidates < self.rows:
             pool = torch.randperm(self.rows, generator=generator)[:candidates]
-        q = density([size[pool] for size in self._sizes(x)], floor)
+        share = Share(team, len(pool))
+        sizes = share.gather(share.call(lambda: self._residual(x, pool[share.own]).detach().abs()))
         self.tally.work += self.costs.value
-        chosen, weights = draw_rows(q, count, seed + 1)
+        chosen, weights = draw_rows(density([sizes], floor), count, seed + 1)
         return RowSample(self, pool[chosen], (weights * (self.rows / len(chosen))).sqrt())
 
     def sample_memory(self) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from pdeopt.functions.minibatch import Batches, Evaluation
 from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize.descent.minimizer import Minimizer, flattened, part_of
 from pdeopt.optimize.descent.trustsettings import BatchSettings, MetricSettings, RadiusSettings
-from pdeopt.optimize.parts.progress import Doubt
+from pdeopt.optimize.parts.progress import Doubt, Window
 from pdeopt.optimize.parts.trustmodel import TrustModel
 from pdeopt.optimize.parts.trustregion import NEAR_THE_BOUNDARY, RatioRule, has_vanished, reduction_ratio
 
@@ -37,6 +37,9 @@ class TrustRegionMinimizer(Minimizer):
     samples of both are kept. With `noise`, a batch whose gradient is mostly noise, by its spread over the cells of the
     batch, grows (R. H. Byrd, G. M. Chin, J. Nocedal, Y. Wu, Math. Program. 134, 2012, equation 3.10). What is returned
     is the last point or `mean`, whichever is better on all samples.
+
+    With a `window` of values, steps are taken that decrease the highest of them; the radius still follows the ratio to
+    the last value. Where all samples are used, the best point is returned.
 
     Args:
         team: ranks that share the cells of a batch; see `Batches`.
@@ -66,7 +69,7 @@ class TrustRegionMinimizer(Minimizer):
 
     def adopt(self, function: SmoothFunction) -> None:
         super().adopt(function)
-        self.is_monotone = not self.settings.batch
+        self.is_monotone = not self.settings.batch and self.settings.window == 1
 
     def start(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> None:
         self._prepare()
@@ -78,7 +81,7 @@ class TrustRegionMinimizer(Minimizer):
         self.note_first()
         if self.settings.batch:
             self.highest = math.inf
-        self.doubt = Doubt()
+        self.doubt, self._window, self._best = Doubt(), Window(self.settings.window), (self.f, x.clone())
         self._start, self.mean, self._count = (x.clone() if self.settings.batch else None), x.clone(), 1
         if math.isfinite(self.f):
             self.model.refresh(x)
@@ -136,8 +139,9 @@ class TrustRegionMinimizer(Minimizer):
         usable = math.isfinite(f) and math.isfinite(self.function.norm(g))
         if usable:
             self.model.update(d, g - self.g)
+        least = reduction_ratio(self._window.highest(self.f), f, predicted)
+        taken = usable and f <= self.highest and least >= self.rule.accept
         ratio = ratio if usable and f <= self.highest else -math.inf
-        taken = ratio >= self.rule.accept
         self.doubt.judge(self.f, f, self.function.dot(self.g, d), lambda: self.function.dot(g, d))
         size = self.model.length(d)
         self.is_limited = size >= NEAR_THE_BOUNDARY * self.radius
@@ -146,6 +150,8 @@ class TrustRegionMinimizer(Minimizer):
         self.note = "" if taken else "rejected"
         if taken:
             self._set(self.x + d, trial)
+            if f < self._best[0]:
+                self._best = f, self.x
         return taken
 
     def next_batch(self) -> Reason:
@@ -164,8 +170,13 @@ class TrustRegionMinimizer(Minimizer):
         return Reason.DIVERGED_STAGNATION if vanished else Reason.ITERATING
 
     def result(self, reason: Reason, message: str, history: History) -> Result:
-        """The last point; after batches, the one of the start, the last and the mean that all samples say is best."""
+        """The last point; after batches, the one of the start, the last and the mean that all samples say is best.
+
+        With a window a run that has not converged gives its best point.
+        """
         found = super().result(reason, message, history)
+        if self._start is None and not found.converged and self._best[0] < self.f:
+            found.design, found.value = self._best[1].clone(), self._best[0] * self.unit
         if self._start is not None:
             points = [self._start, self.x, self.mean]
             values = [self.function.value(x) for x in points]
@@ -176,7 +187,8 @@ class TrustRegionMinimizer(Minimizer):
     def memory(self) -> dict[str, Any]:
         found = super().memory() | {"at.values": self.at.values.clone(), "at.gradients": self.at.gradients.clone()}
         found |= {"mean": self.mean.clone(), "count": self._count, "doubt": self.doubt.count}
-        found["scale"] = self._scale
+        found |= {"scale": self._scale, "best": self._best[1].clone(), "best_value": self._best[0]}
+        found["window"] = torch.tensor([*self._window.earlier], dtype=torch.float64)
         found |= {} if self._start is None else {"start": self._start.clone()}
         return found | flattened({"model": self.model.memory(), "batches": self.batches.memory()})
 
@@ -189,5 +201,7 @@ class TrustRegionMinimizer(Minimizer):
         self._start = memory["start"].clone() if "start" in memory else None
         self.mean, self._count = memory["mean"].clone(), int(memory["count"])
         self.doubt, self._scale = Doubt(int(memory["doubt"])), float(memory["scale"])
+        self._window = Window(self.settings.window, memory["window"].tolist())
+        self._best = float(memory["best_value"]), memory["best"].clone()
         at = self.batches.known(memory["at.values"].clone(), memory["at.gradients"].clone())
         self._set(self.x, at)

@@ -82,6 +82,9 @@ class RadiusSettings(RatioSettings):
     grow: float = setting(2.0, "factor of the radius after a good step", at_least=1)
     smallest: float = setting(0.0, "trust radius at least", at_least=0)
     largest: float = setting(1e30, "trust radius at most", above=0)
+    window: int = setting(
+        1, "values of which a step must be below the highest; 1: below the last, so that values never rise", at_least=1
+    )
 
     @property
     def rule(self) -> RatioRule:

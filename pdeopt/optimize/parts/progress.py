@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,28 @@ class Doubt:
     def is_settled(self) -> bool:
         """Whether the derivatives are wrong."""
         return self.count >= SETTLED
+
+
+class Window:
+    """The last values of a run, the highest of which a step has to be below: some steps may go up.
+
+    Where the model is poor, or values are those of changing samples, many steps are refused that would have been made
+    good by the next ones (L. Grippo, F. Lampariello, S. Lucidi, SIAM J. Numer. Anal. 23, 1986; for trust regions N. Y.
+    Deng, Y. Xiao, F. J. Zhou, J. Optim. Theory Appl. 76, 1993).
+
+    Args:
+        length: values; with 1 there is but the present one.
+        earlier: values before the present one, the last ones last.
+    """
+
+    def __init__(self, length: int, earlier: list[float] | None = None) -> None:
+        self.earlier = deque(earlier or [], maxlen=length - 1)
+
+    def highest(self, value: float) -> float:
+        """Of the present value and those before it, which the next trial will have before it, too."""
+        found = max(value, *self.earlier) if self.earlier else value
+        self.earlier.append(value)
+        return found
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,23 +11,32 @@ from torch import Tensor
 from pdeopt.core.settings import setting
 from pdeopt.optimize.parts.bounds import Bounds
 from pdeopt.optimize.parts.trustregion import reduction_ratio
-from pdeopt.optimize.squares.damping import FEW, LINEAR_SOLVERS, DampedSystem, Normal, Products, Singular, Woodbury
+from pdeopt.optimize.squares.damping import (
+    FEW,
+    LINEAR_SOLVERS,
+    DampedSystem,
+    Factored,
+    Normal,
+    Products,
+    Singular,
+    Woodbury,
+)
 from pdeopt.optimize.squares.linearized import Linearized
 from pdeopt.optimize.squares.redrawing import RedrawSettings
+from pdeopt.optimize.squares.schwarz import Schwarz, SchwarzSettings
 
 #: The part of a step at which residuals are looked at for the second derivative along it.
 PROBE = 0.1
 #: Times that the unknowns which a bound stops are fixed there, and the others follow.
 FIXINGS = 2
 #: Ways to solve with a matrix.
-FACTORED: dict[str, Callable[[Tensor, Tensor], DampedSystem]]
-FACTORED = {"woodbury": Woodbury, "svd": Singular}
+FACTORED: dict[str, type[Factored]] = {"normal": Normal, "woodbury": Woodbury}
 #: Unknowns from which single precision is worth its rounding errors.
 MANY = 256
 
 
 @dataclass(frozen=True)
-class LevenbergSettings(RedrawSettings, prefix="lm_"):
+class LevenbergSettings(RedrawSettings, SchwarzSettings, prefix="lm_"):
     """Levenberg-Marquardt."""
 
     linear: str = setting(
@@ -58,8 +66,6 @@ class LevenbergSettings(RedrawSettings, prefix="lm_"):
     )
     geodesic: bool = setting(True, "accelerate along the geodesic: the second derivative along each step")
     geodesic_limit: float = setting(0.75, "acceleration over step above which a step is refused", above=0)
-    cg_rtol: float = setting(1e-2, "residual of a damped system at which cg ends", above=0, at_most=1)
-    cg_it: int = setting(100, "steps of cg in a damped system", at_least=1)
     ftol: float = setting(0.0, "relative decrease within which a run has converged; 0: none", at_least=0)
     xtol: float = setting(0.0, "relative step within which a run has converged; 0: none", at_least=0)
 
@@ -93,13 +99,14 @@ class DampedSteps:
     def __init__(self, at: Linearized, settings: LevenbergSettings, bounds: Bounds | None, scale: Tensor) -> None:
         self.at, self.settings, self.bounds, self.scale = at, settings, bounds, scale
         if settings.scaling == "diagonal" and at.J is not None:
-            diagonal = at.J.square().sum(0)
+            diagonal = at.J.diagonal()
             self.scale = torch.maximum(scale, diagonal) if len(scale) else diagonal
             self._D = self.scale.clamp(min=1e-12 * float(self.scale.max()) or 1.0)
         else:
             unit = 1.0 if settings.rule == "radius" else at.mean_diagonal()
             self._D = unit * torch.ones_like(at.x)
         self.systems = list[DampedSystem]()
+        self._schwarz: Schwarz | None = None
         self._whole = self._system(None if bounds is None else bounds.free(at.x, at.g))
 
     def length(self, x: Tensor) -> float:
@@ -158,14 +165,26 @@ class DampedSteps:
         """Of the damped steps of the unknowns that are free: columns of the others are zero."""
         at, s = self.at, self.settings
         if at.J is not None:
-            J = at.J if free is None else at.J * free
+            J = at.J if free is None else at.J.masked(free)
             single = s.single if s.single and len(at.x) >= MANY else math.inf
-            self.systems.append(Normal(J, self._D, single) if at.kind == "normal" else FACTORED[at.kind](J, self._D))
+            is_singular = at.kind == "svd"
+            self.systems.append(Singular(J.matrix, self._D) if is_singular else FACTORED[at.kind](J, self._D, single))
         else:
-            mask = torch.ones_like(at.x) if free is None else free
-            forward, backward = (lambda d: at.forward(d * mask)), (lambda w: at.backward(w) * mask)
-            self.systems.append(Products(forward, backward, self._D, s.cg_rtol, s.cg_it))
+            self.systems.append(self._products(torch.ones_like(at.x) if free is None else free))
         return self.systems[-1]
+
+    def _products(self, mask: Tensor) -> Products:
+        """By products, with zeros for the unknowns that are not free."""
+        at, s = self.at, self.settings
+        if not self.systems:
+            self._schwarz = at.schwarz(float(self._D[0]))
+        J = at.kept
+        if J is None:
+            forward, backward = (lambda d: at.forward(d * mask)), (lambda w: at.backward(w) * mask)
+            return Products(forward, backward, self._D, s.cg_rtol, s.cg_it, self._schwarz)
+        own = mask[J.columns.own]
+        forward, backward = (lambda d: J.forward_own(d * own)), (lambda w: J.backward_own(w) * own)
+        return Products(forward, backward, self._D, s.cg_rtol, s.cg_it, self._schwarz, J.columns)
 
     def _inside(self, x: Tensor) -> Tensor:
         return x if self.bounds is None else self.bounds.nearest(x)

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.errors import InputError
-from pdeopt.squares.gram import add_gram
+from pdeopt.optimize.squares.schwarz import Schwarz
+from pdeopt.optimize.squares.sharedjacobian import SharedJacobian
+from pdeopt.squares.gram import add_gram, add_row_gram
+from pdeopt.squares.share import Share
 
 #: As the option says.
 LINEAR_SOLVERS = ("auto", "normal", "woodbury", "svd", "cg")
@@ -55,75 +58,87 @@ class DampedSystem(ABC):
         """
 
 
-class Normal(DampedSystem):
-    """Cholesky's factor of J'J + lam D, one a lam.
+class Factored(DampedSystem):
+    """By Cholesky's factor of a matrix plus a multiple of a diagonal, one a lam.
 
     Args:
-        J: (m, n).
+        J: (m, n), or what a rank has of it.
         D: diagonal, > 0, (n,).
-        single: lam from which J'J and the factor are of single precision, which takes half the time; J'q is not.
+        single: lam from which matrix and factor are of single precision, which takes half the time; J'q is not.
     """
 
-    def __init__(self, J: Tensor, D: Tensor, single: float = math.inf) -> None:
+    def __init__(self, J: Tensor | SharedJacobian, D: Tensor, single: float = math.inf) -> None:
         super().__init__(D)
-        self.J, self.D, self.single = J, D, single
+        self.J = SharedJacobian.alone(J) if isinstance(J, Tensor) else J
+        self.D, self.single = D, single
         self.grams: dict[torch.dtype, Tensor] = {}  # lower triangles
         self._lam = math.nan
         self._factor: Tensor | None = None
 
-    def solve(self, lam: float, q: Tensor) -> Tensor | None:
+    @abstractmethod
+    def _gram(self, dtype: torch.dtype) -> Tensor:
+        """The matrix without its diagonal."""
+
+    @abstractmethod
+    def _diagonal(self, dtype: torch.dtype) -> Tensor:
+        """What lam multiplies."""
+
+    def factor(self, lam: float) -> Tensor | None:
+        """For this lam; None where the matrix is singular to rounding. Collective."""
         if lam != self._lam:
-            matrix = self._gram(lam).clone()
-            matrix.diagonal().add_(self.D.to(matrix.dtype), alpha=lam)
+            is_single = lam >= self.single and torch.float64 not in self.grams
+            dtype = torch.float32 if is_single else torch.float64
+            if dtype not in self.grams:
+                self.grams[dtype] = self._gram(dtype)
+            matrix = self.grams[dtype].clone()
+            matrix.diagonal().add_(self._diagonal(dtype), alpha=lam)
             factor, info = torch.linalg.cholesky_ex(matrix)
             self._lam, self._factor = lam, factor if int(info) == 0 else None
             self.factorizations += 1
-            self.multiplications += _price(matrix) * len(self.D) ** 3 / 6.0
-        self.multiplications += len(self.D) ** 2 + self.J.numel()
-        if self._factor is None:
-            return None
-        right = (self.J.T @ q)[:, None].to(self._factor.dtype)
-        return _finite(-torch.cholesky_solve(right, self._factor)[:, 0].double())
+            self.multiplications += _price(matrix) * len(matrix) ** 3 / 6.0
+        return self._factor
 
-    def _gram(self, lam: float) -> Tensor:
-        """J'J, of double precision where lam needs it or where that is at hand."""
-        dtype = torch.float32 if lam >= self.single and torch.float64 not in self.grams else torch.float64
-        if dtype not in self.grams:
-            (m, n), gram = self.J.shape, torch.zeros(self.J.shape[1], self.J.shape[1], dtype=dtype)
-            add_gram(gram, self.J.to(dtype))
-            self.grams[dtype] = gram
-            self.multiplications += _price(gram) * 0.5 * m * n**2
-        return self.grams[dtype]
+    def _solved(self, factor: Tensor, right: Tensor) -> Tensor:
+        self.multiplications += len(right) ** 2 + self.J.entries
+        return torch.cholesky_solve(right[:, None].to(factor.dtype), factor)[:, 0].double()
 
 
-class Woodbury(DampedSystem):
-    """p = -D^-1/2 W'(WW' + lam)^-1 q with W = J D^-1/2: a matrix of as many rows as J has.
-
-    Args:
-        J: (m, n).
-        D: diagonal, > 0, (n,).
-    """
-
-    def __init__(self, J: Tensor, D: Tensor) -> None:
-        super().__init__(D)
-        self.J, self.D = J, D
-        self.gram = (J / D) @ J.T
-        self.multiplications = float(J.shape[1] * J.shape[0] ** 2)
-        self._lam = math.nan
-        self._factor: Tensor | None = None
+class Normal(Factored):
+    """J'J + lam D; each rank has some rows of J."""
 
     def solve(self, lam: float, q: Tensor) -> Tensor | None:
-        if lam != self._lam:
-            matrix = self.gram.clone()
-            matrix.diagonal().add_(lam)
-            factor, info = torch.linalg.cholesky_ex(matrix)
-            self._lam, self._factor = lam, factor if int(info) == 0 else None
-            self.factorizations += 1
-            self.multiplications += len(q) ** 3 / 6.0
-        self.multiplications += len(q) ** 2 + self.J.numel()
-        if self._factor is None:
+        factor = self.factor(lam)
+        return None if factor is None else _finite(-self.J.rows.agreed(self._solved(factor, self.J.backward(q))))
+
+    def _gram(self, dtype: torch.dtype) -> Tensor:
+        n, gram = len(self.D), torch.zeros(len(self.D), len(self.D), dtype=dtype)
+        add_gram(gram, self.J.matrix.to(dtype))
+        self.multiplications += _price(gram) * 0.5 * n * self.J.entries
+        return self.J.rows.total_square(gram)
+
+    def _diagonal(self, dtype: torch.dtype) -> Tensor:
+        return self.D.to(dtype)
+
+
+class Woodbury(Factored):
+    """p = -D^-1/2 W'(WW' + lam)^-1 q with W = J D^-1/2: a matrix of as many rows as J, of which a rank has columns."""
+
+    def solve(self, lam: float, q: Tensor) -> Tensor | None:
+        factor = self.factor(lam)
+        if factor is None:
             return None
-        return _finite(-(self.J.T @ torch.cholesky_solve(q[:, None], self._factor)[:, 0]) / self.D)
+        y = self.J.columns.agreed(self._solved(factor, q))
+        return _finite(-self.J.backward(y) / self.D)
+
+    def _gram(self, dtype: torch.dtype) -> Tensor:
+        m = len(self.J.matrix)
+        gram = torch.zeros(m, m, dtype=dtype)
+        add_row_gram(gram, (self.J.matrix / self.root[self.J.columns.own]).to(dtype))
+        self.multiplications += _price(gram) * 0.5 * m * self.J.entries
+        return self.J.columns.total_square(gram)
+
+    def _diagonal(self, dtype: torch.dtype) -> Tensor:
+        return torch.ones(len(self.J.matrix), dtype=dtype)
 
 
 class Singular(DampedSystem):
@@ -177,10 +192,12 @@ class Products(DampedSystem):
     A. Bjorck, Numerical Methods for Least Squares Problems, SIAM, 1996, section 7.4.
 
     Args:
-        forward, backward: J p, (n,) -> (m,), and J'q.
+        forward, backward: J p, (own,) -> (m,), and J'q, of this rank's unknowns.
         D: diagonal, > 0, (n,).
         rtol: residual of the damped system, relative to J'q, at which a solve ends.
         most: steps of a solve.
+        schwarz: preconditioner for a D that is a multiple of the identity; None for D.
+        columns: this rank's unknowns; default all.
 
     Attributes:
         steps: so far.
@@ -193,28 +210,43 @@ class Products(DampedSystem):
         D: Tensor,
         rtol: float,
         most: int,
+        schwarz: Schwarz | None = None,
+        columns: Share | None = None,
     ) -> None:
         super().__init__(D)
-        self.forward, self.backward = forward, backward
+        self.forward, self.backward, self.schwarz = forward, backward, schwarz
+        self.columns = columns or Share(None, len(D))
         self.rtol, self.most, self.steps = rtol, most, 0
 
     def solve(self, lam: float, q: Tensor) -> Tensor | None:
-        x = torch.zeros_like(self.root)
-        left, s = -q, self.backward(-q) / self.root  # q - J p with p = x / root, and the system's residual
-        d, square = s.clone(), float(s @ s)
+        D = self.root[self.columns.own].square()
+        if self.schwarz is not None:
+            self.schwarz.set_damping(lam)
+        x, left, s = torch.zeros_like(D), -q, self.backward(-q)  # q - J x, and the system's residual
+        z = self._preconditioned(s, D)
+        d, square = z.clone(), self._dot(s, z)
         end = self.rtol**2 * square
         for _ in range(self.most):
             if not square > end:
                 break
             self.steps += 1
-            t = self.forward(d / self.root)
-            length = square / (float(t @ t) + lam * float(d @ d))
+            t = self.forward(d)
+            length = square / (float(t @ t) + lam * self._dot(d, D * d))
             x.add_(d, alpha=length)
             left.sub_(t, alpha=length)
-            s = self.backward(left) / self.root - lam * x
-            square, before = float(s @ s), square
-            d.mul_(square / before).add_(s)
-        return _finite(x / self.root)
+            s = self.backward(left) - lam * D * x
+            z = self._preconditioned(s, D)
+            square, before = self._dot(s, z), square
+            d.mul_(square / before).add_(z)
+        if self.schwarz is not None:
+            self.multiplications = self.schwarz.multiplications
+        return _finite(self.columns.gather(x))
+
+    def _preconditioned(self, s: Tensor, D: Tensor) -> Tensor:
+        return s / D if self.schwarz is None else self.schwarz.solve(s)
+
+    def _dot(self, a: Tensor, b: Tensor) -> float:
+        return float(self.columns.total(torch.dot(a, b)))
 
 
 def chosen(name: str, rows: int, size: int) -> str:

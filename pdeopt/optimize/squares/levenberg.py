@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import DescentRecord, LeastSquaresRecord, Reason
+from pdeopt.core.team import Team
 from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize.descent.minimizer import Minimizer, flattened, part_of
 from pdeopt.optimize.parts.bounds import Bounds
@@ -20,6 +21,7 @@ from pdeopt.optimize.squares.dampingsearch import FAIR, DampingSearch
 from pdeopt.optimize.squares.linearized import Linearized
 from pdeopt.optimize.squares.redrawing import Redrawing
 from pdeopt.squares.residual import ResidualFunction
+from pdeopt.squares.sharedrows import SharedRows
 
 #: Iterations in a row without a step at which a run ends.
 FAILURES = 3
@@ -50,6 +52,7 @@ class LevenbergMarquardt(Minimizer):
     Args:
         function: a `ResidualFunction`.
         bounds: on x; None for none.
+        team: of ranks that share the rows of the function, and rows or columns of its Jacobian; all have the same x.
 
     Attributes:
         at: residual, Jacobian and linear model at x.
@@ -67,9 +70,14 @@ class LevenbergMarquardt(Minimizer):
     function: ResidualFunction
 
     def __init__(
-        self, function: SmoothFunction | None = None, *args: Any, bounds: Bounds | None = None, **defaults: Any
+        self,
+        function: SmoothFunction | None = None,
+        *args: Any,
+        bounds: Bounds | None = None,
+        team: Team | None = None,
+        **defaults: Any,
     ) -> None:
-        self.bounds = bounds
+        self.bounds, self.team = bounds, team
         super().__init__(function, *args, **defaults)
 
     def adopt(self, function: SmoothFunction) -> None:
@@ -79,6 +87,8 @@ class LevenbergMarquardt(Minimizer):
             raise InputError("bounds", f"shape {tuple(self.bounds.lower.shape)}", f"({function.size},)")
         if self.settings.rule == "radius" and self.settings.linear not in ("auto", "svd"):
             raise InputError("-lm_rule", f"radius, with -lm_linear {self.settings.linear}", "damping, or svd")
+        if self.team is not None and self.team.size > 1:
+            function = SharedRows(function, self.team)
         self.whole, self.function = function, function
         self._forget()
         self.is_monotone = not self.redrawing.is_on
@@ -96,7 +106,7 @@ class LevenbergMarquardt(Minimizer):
         """What no restart needs."""
         self.redrawing, self.search = Redrawing(self.whole, self.settings), DampingSearch(self.settings)
         linear = "svd" if self.settings.rule == "radius" else self.settings.linear
-        self.at, self.outside, self._ending = Linearized(linear), 0.0, Reason.ITERATING
+        self.at, self.outside, self._ending = Linearized(linear, self.settings), 0.0, Reason.ITERATING
 
     def _set(self, function: ResidualFunction, x: Tensor) -> None:
         """Go to this point, on these rows."""
