@@ -108,7 +108,12 @@ class ResidualFunction(SumOfSquares):
         samples: of which f is a mean; m by default.
         costs: by default a Jacobian costs min(m, n) gradients, as differentiation by rows or columns does.
         tally: where calls are counted.
+
+    Attributes:
+        has_products: whether products with J are what is cheap here, not J: a few rows or columns of it cost as many.
     """
+
+    has_products = False
 
     def residual(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """r(x), (m,).

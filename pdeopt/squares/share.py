@@ -65,7 +65,7 @@ class Share:
 
     def agreed(self, value: Tensor) -> Tensor:
         """What the first rank has. Collective."""
-        return value if self.team is None else torch.from_numpy(np.asarray(self.team.bcast(value.numpy())))
+        return value if self.team is None else torch.from_numpy(np.asarray(self.team.bcast(value.numpy()))).clone()
 
     def call(self, function: Callable[[], T]) -> T:
         """The value of a function on each rank; a `SolveFailure` on one of them is one on all. Collective."""

@@ -44,9 +44,14 @@ class SharedRows(ResidualFunction):
         r, J = self.share.call(lambda: self.whole._linearize(x, self.own, out))
         return self.share.gather(r), J
 
+    def residual_beside(self, x: Tensor) -> Tensor:
+        """r, (m,), where columns of J are asked for, too: counted with these. Collective."""
+        return self._residual(x)
+
     def columns(self, x: Tensor, begin: int, out: Tensor) -> None:
-        self.tally.work += self.costs.jacobian * (1.0 - out.shape[1] / self.size)  # the same count on all ranks
-        super().columns(x, begin, out)
+        self.tally.jacobians += 1  # all ranks count the whole, to the last bit
+        self.tally.work += self.costs.jacobian
+        self._columns(x, begin, out)
 
     def _columns(self, x: Tensor, begin: int, out: Tensor) -> None:
         self.share.call(lambda: self.whole._columns(x, begin, out))

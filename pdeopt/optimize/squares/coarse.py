@@ -87,7 +87,7 @@ class CoarseBasis:
         self.d, self.columns = d, J.columns
         Q = self._orthonormal(vectors.double())
         JQ = J.columns.total((J.matrix @ Q.to(J.matrix.dtype)).double())
-        self.w, V = torch.linalg.eigh(JQ.T @ JQ)
+        self.w, V = (self.columns.agreed(part) for part in torch.linalg.eigh(JQ.T @ JQ))
         self.U = Q @ V
         self.rest = max(float(self.w[0]), 0.0) if is_spectral and len(self.w) else d
         self.multiplications = float(J.entries * self.U.shape[1])
@@ -96,7 +96,8 @@ class CoarseBasis:
     def _orthonormal(self, vectors: Tensor) -> Tensor:
         """The same span, without what is rounding alone."""
         for _ in range(2):
-            w, V = torch.linalg.eigh(self.columns.total(vectors.T @ vectors))
+            gram = self.columns.total(vectors.T @ vectors)
+            w, V = (self.columns.agreed(part) for part in torch.linalg.eigh(gram))
             keep = w > 1e-14 * len(w) * w[-1]
             vectors = vectors @ (V[:, keep] / w[keep].sqrt())
         return vectors

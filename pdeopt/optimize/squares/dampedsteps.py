@@ -129,13 +129,13 @@ class DampedSteps:
         if s.geodesic:
             q = (2.0 / PROBE) * ((at.residual(at.x + PROBE * p) - at.r) / PROBE - Jp)
             a = system.solve(damping, q) if bool(q.isfinite().all()) else None
-            if a is None or 2.0 * system.length(a) > s.geodesic_limit * system.length(p):
+            if a is None or at.agreed(2.0 * system.length(a) - s.geodesic_limit * system.length(p))[0] > 0.0:
                 return None
             step = p + 0.5 * a
         x = self._inside(at.x + step)
         r = at.residual(x)
-        f, predicted = float(r @ r), -float((2.0 * at.r + Jp) @ Jp)
-        return Trial(damping, x, f, predicted, reduction_ratio(at.f, f, predicted), system.length(p))
+        f, predicted, length = at.agreed(float(r @ r), -float((2.0 * at.r + Jp) @ Jp), system.length(p))
+        return Trial(damping, x, f, predicted, reduction_ratio(at.f, f, predicted), length)
 
     def _damped(self, damping: float) -> tuple[Tensor | None, DampedSystem]:
         """The damped step p within the bounds, and the system of the unknowns that no bound holds.

@@ -24,6 +24,8 @@ LINEAR_SOLVERS = ("auto", "normal", "woodbury", "svd", "cg")
 
 #: Unknowns up to which singular values serve: one factorization for all lam, and no squared condition.
 FEW = 64
+#: Rows or columns of J, whichever are fewer, up to which J is made of products where these are what is cheap.
+FEW_PRODUCTS = 1000
 #: The part by which a step may miss its radius.
 NEARLY = 0.01
 #: Unknowns or rows, whichever are fewer, up to which a matrix is factored, and entries of J that are kept.
@@ -249,18 +251,20 @@ class Products(DampedSystem):
         return float(self.columns.total(torch.dot(a, b)))
 
 
-def chosen(name: str, rows: int, size: int) -> str:
+def chosen(name: str, rows: int, size: int, has_products: bool = False) -> str:
     """The way that `auto` stands for, by the numbers of rows and unknowns; other names are as they are.
 
     Args:
         name: one of `LINEAR_SOLVERS`.
         rows, size: m and n.
+        has_products: whether products are cheap, and J is not.
 
     Raises:
         InputError: a matrix that is asked for and does not fit.
     """
     fits = rows * size <= MOST_ENTRIES and min(rows, size) <= MOST_FACTORED
     if name == "auto":
+        fits = fits and not (has_products and min(rows, size) > FEW_PRODUCTS)
         return "svd" if size <= FEW and fits else "cg" if not fits else "woodbury" if rows < size else "normal"
     if name != "cg" and rows * size > 4 * MOST_ENTRIES:
         raise InputError("-lm_linear", f"{name}, for {rows} rows of {size} unknowns", "cg | auto")

@@ -52,7 +52,7 @@ class Linearized:
         """Go to this point, (n,), of this function. Collective."""
         self.function, self.x = function, x
         self.team = function.team if isinstance(function, SharedRows) else None
-        self.kind = damping.chosen(self.linear, function.rows, function.size)
+        self.kind = damping.chosen(self.linear, function.rows, function.size, function.has_products)
         self.J = self._kept = None
         if self.kind == "cg":
             self.r = self.residual(x)
@@ -61,16 +61,16 @@ class Linearized:
             self.r, self.J = self.timed(self._linearize)
             self._earlier = self.J.matrix
             self.g = 2.0 * self.J.backward(self.r)
-        self.f = float(self.r @ self.r)
+        self.f = self.agreed(float(self.r @ self.r))[0]
 
     def _linearize(self) -> tuple[Tensor, SharedJacobian]:
         """r, and this rank's part of J."""
         function, all_rows = self.function, Share(None, self.function.rows)
-        if self.team is not None and isinstance(function, SharedRows) and self.kind == "normal":
+        if isinstance(function, SharedRows) and self.kind == "normal":
             r, matrix = function.own_rows(self.x, self._earlier)
             return r, SharedJacobian(matrix, function.share, Share(None, function.size))
-        if self.team is not None and self.kind == "woodbury":
-            return function.residual(self.x), self._columns(torch.float64, 1)
+        if isinstance(function, SharedRows) and self.kind == "woodbury":
+            return function.residual_beside(self.x), self._columns(torch.float64, 1)
         r, matrix = function.linearize(self.x, out=self._earlier)
         return r, SharedJacobian(matrix, all_rows, Share(None, function.size))
 
@@ -93,7 +93,7 @@ class Linearized:
         is_single = s.keep == "single" or (s.keep == "auto" and whole > FEW_ENTRIES)
         entries = whole / (1 if self.team is None else self.team.size)
         fits = entries <= damping.MOST_ENTRIES * (2 if is_single else 1)
-        if self._kept is None and s.keep != "none" and fits:
+        if self._kept is None and not function.has_products and s.keep != "none" and fits:
             dtype = torch.float32 if is_single else torch.float64
             self._kept = self.timed(lambda: self._columns(dtype, s.part_size))
             self._earlier = self._kept.matrix
@@ -106,6 +106,8 @@ class Linearized:
             d: mean diagonal of J'J.
         """
         s, J, m, rows = self.settings, self.kept, self.function.rows, None
+        if self.function.has_products:
+            return None
         if s.coarse == "rows" and m:
             chosen = torch.randperm(m, generator=torch.Generator().manual_seed(0))[: s.coarse_size].sort()[0]
             rows = J.matrix[chosen] if J is not None else self.timed(lambda: self.function.jacobian(self.x, chosen))
@@ -128,11 +130,18 @@ class Linearized:
         """J'w, (n,). Collective."""
         return self.timed(lambda: self.function.vjp(self.x, w)) if self.J is None else self.J.backward(w)
 
+    def agreed(self, *numbers: float) -> list[float]:
+        """The first rank's numbers: sums of the same vectors may differ in the last bit. Collective."""
+        share = Share(self.team, 1)
+        if share.team is None:
+            return list(numbers)
+        return [float(number) for number in share.agreed(torch.tensor(numbers, dtype=torch.float64))]
+
     def mean_diagonal(self) -> float:
         """Of J'J; without J by |J z|^2 / n with random signs z, whose mean it is. 1 where J is 0. Collective."""
         J = self.kept if self.kind == "cg" else self.J
         if J is not None:
-            return float(J.diagonal().sum()) / len(self.x) or 1.0
+            return self.agreed(float(J.diagonal().sum()))[0] / len(self.x) or 1.0
         generator = torch.Generator().manual_seed(0)
         signs = 2.0 * torch.randint(2, self.x.shape, generator=generator).double() - 1.0
         return float(self.forward(signs).square().sum()) / len(self.x) or 1.0

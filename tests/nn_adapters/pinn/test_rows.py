@@ -14,7 +14,7 @@ from nn_adapters.pinn.terms import Term
 from pdeopt.core.errors import InputError
 from pdeopt.functions.smooth import Restriction
 from pdeopt.optimize.squares import LevenbergMarquardt
-from tests.helpers.pinns import burgers, fields, hard, points, soft, somewhere, wave
+from tests.helpers.pinns import burgers, fields, hard, make, points, soft, somewhere, wave
 from tests.helpers.support import relative
 
 
@@ -180,3 +180,16 @@ def test_shapes_that_do_not_fit_are_refused(residual, words, message):
 def test_numbers_for_other_points_are_refused():
     with pytest.raises(InputError, match=r"seen.*\(4,\).*\(150,\)"):
         PINN(Network(2, (3,)), [Term(points(), burgers, ("x", "t", "xx"), given={"seen": torch.ones(4)})], "xt")
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+def test_columns_of_the_jacobian_are_those_of_the_whole(precision):
+    for function in (hard(), soft(), make(hidden=(5, 3), body="mlp")):
+        x, n = somewhere(function), function.size
+        J = function.jacobian(x)
+        for begin, end in ((0, n), (0, 10), (7, min(60, n)), (n - 9, n), (n // 2, n // 2 + 1)):
+            out = torch.empty(function.rows, end - begin, dtype=precision)
+            function.columns(x, begin, out)
+            assert relative(out.double(), J[:, begin:end]) < (1e-13 if precision == torch.float64 else 1e-6)
+    with pytest.raises(InputError, match="columns of PINN"):
+        function.columns(x, n - 1, torch.empty(function.rows, 2))

@@ -85,6 +85,8 @@ def test_the_first_radius_is_the_length_of_the_cauchy_step():
         dict(model="first", batch=20),
         dict(model="lsr1", batch=16, noise=0.5),
         dict(model="hvp", batch=20, overlap=0.2, norm="inf"),
+        dict(model="first", window=4),
+        dict(model="lsr1", batch=16, window=3),
     ],
 )
 def test_a_restart_goes_on_with_the_same_iterates(words):
@@ -182,3 +184,25 @@ def test_the_radius_rule():
     assert rule.after(math.nan, 0.1, 0.1) == 0.1 and rule.after(0.9, 3.0, 3.0) == 4.0
     assert reduction_ratio(1.0, math.nan, 1.0) == -math.inf == reduction_ratio(1.0, 0.5, math.nan)
     assert reduction_ratio(1.0, 0.5, 1.0) == 0.5 and reduction_ratio(1.0, 1.0 + 2e-16, 1e-17) == 1.0
+
+
+def test_a_window_takes_steps_that_go_up_and_returns_the_best_point():
+    """A long curved valley: along it the highest of five values may be kept up with."""
+
+    class Valley(SmoothFunction):
+        def _value_and_gradient(self, x):
+            a, b = float(x[0]), float(x[1])
+            g = torch.tensor([-400.0 * a * (b - a * a) - 2.0 * (1.0 - a), 200.0 * (b - a * a)], dtype=torch.float64)
+            return 100.0 * (b - a * a) ** 2 + (1.0 - a) ** 2, g
+
+    start = torch.tensor([-1.2, 1.0], dtype=torch.float64)
+    plain = TrustRegionMinimizer(Valley(2), max_it=60, gtol=1e-12).minimize(start)
+    values = plain.history["objective"]
+    assert all(after <= before for before, after in pairwise(values))
+    windowed = TrustRegionMinimizer(Valley(2), max_it=60, gtol=1e-12, window=5).minimize(start)
+    values = windowed.history["objective"]
+    assert any(after > before for before, after in pairwise(values))
+    assert all(values[k] <= max(values[max(k - 5, 0) : k]) for k in range(1, len(values)))
+    assert Valley(2).value(windowed.design) == min(values)
+    rejected = [sum("rejected" in note for note in run.history["note"]) for run in (plain, windowed)]
+    assert rejected[1] < rejected[0]

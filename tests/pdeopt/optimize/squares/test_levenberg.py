@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from nn_adapters.pinn.terms import Term
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import Reason
 from pdeopt.functions.smooth import SmoothFunction
@@ -12,8 +14,9 @@ from pdeopt.optimize.parts.bounds import Bounds
 from pdeopt.optimize.squares.dampedsteps import PROBE
 from pdeopt.optimize.squares.damping import Normal, Products, Singular, Woodbury, chosen
 from pdeopt.optimize.squares.levenberg import LevenbergMarquardt
+from tests.helpers.pinns import burgers, make, points, somewhere
 from tests.helpers.residuals import Curve, Rows
-from tests.helpers.support import relative
+from tests.helpers.support import python, relative
 
 
 def matrix(m, n, seed=0):
@@ -155,3 +158,33 @@ def test_which_way_auto_takes():
     ]  # fmt: skip
     with pytest.raises(InputError, match="cg"):
         chosen("normal", 10**6, 10**5)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_iterates_do_not_depend_on_the_ranks(tmp_path, ranks):
+    found = []
+    for number in (1, ranks):
+        file = tmp_path / f"{number}.npz"
+        done = python("-m", "tests.helpers.parallel_squares", file, ranks=number)
+        assert done.returncode == 0, done.stderr
+        found.append(np.load(file))
+    serial, shared = found
+    assert {
+        name: relative(shared[name], serial[name]) for name in serial if relative(shared[name], serial[name]) > 1e-10
+    } == {}
+
+
+def test_a_pinn_goes_on_bit_for_bit_with_its_points():
+    words = dict(resample_every=2, rows=60, more_rows=90, rtol=0.0, linear="normal")
+    term = Term(points(200), burgers, ("x", "t", "xx"), draw=points)
+    memories = []
+    expected = LevenbergMarquardt(make(hidden=(4, 4), terms=[term], body="mlp"), max_it=6, **words)
+    start = somewhere(expected.function)
+    expected = expected.minimize(start, observers=[lambda method, history: memories.append(method.memory())])
+    for at in (3, 4):  # between two drawings, and at one
+        rest = LevenbergMarquardt(make(hidden=(4, 4), terms=[term], body="mlp"), max_it=6, **words)
+        history = type(expected.history)(expected.history.records[: at + 1])
+        found = rest.minimize(torch.zeros_like(start), memory=memories[at], history=history)
+        assert torch.equal(found.design, expected.design)
+        assert found.history.as_rows() == expected.history.as_rows()
