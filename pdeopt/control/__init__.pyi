@@ -38,11 +38,6 @@ from pdeopt.control.reduced import (
     WindowFunction as WindowFunction,
     WindowSettings as WindowSettings,
 )
-from pdeopt.control.squares import (
-    ReducedSquares as ReducedSquares,
-    TerminalSquares as TerminalSquares,
-    rows_of as rows_of,
-)
 from pdeopt.control.stepjacobian import (
     SparseStepJacobian as SparseStepJacobian,
     StepEquation as StepEquation,

@@ -28,8 +28,14 @@ from mpi4py import MPI
 
 import nn_adapters as nna
 import pdeopt as po
-from pdeopt.control import ReducedSquares, TerminalSquares
-from pdeopt.optimize.squares import DampedSteps, LevenbergSettings, Linearized, Products
+from pdeopt.optimize.squares import (
+    DampedSteps,
+    LevenbergSettings,
+    Linearized,
+    Products,
+    ReducedSquares,
+    TerminalSquares,
+)
 from problems.benchmarks.posterior import Conductor
 from problems.shared.equations import EQUATIONS
 

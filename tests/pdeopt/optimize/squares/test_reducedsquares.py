@@ -5,7 +5,7 @@ import scipy.sparse as sp
 import torch
 
 import pdeopt as po
-from pdeopt.control.squares import ReducedSquares, TerminalSquares
+from pdeopt.optimize.squares.reducedsquares import ReducedSquares, TerminalSquares
 from tests.helpers.support import relative
 
 
