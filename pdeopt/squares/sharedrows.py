@@ -87,6 +87,3 @@ class SharedRows(ResidualFunction):
 
     def recalled(self, memory: dict[str, Tensor]) -> ResidualFunction:
         return SharedRows(self.whole.recalled(memory), self.team)
-
-    def subset(self, indices: Tensor) -> ResidualFunction:
-        return SharedRows(self.whole.subset(indices), self.team)

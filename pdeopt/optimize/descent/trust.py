@@ -15,7 +15,7 @@ from pdeopt.functions.minibatch import Batches, Evaluation
 from pdeopt.functions.smooth import SmoothFunction
 from pdeopt.optimize.descent.minimizer import Minimizer, flattened, part_of
 from pdeopt.optimize.descent.trustsettings import BatchSettings, MetricSettings, RadiusSettings
-from pdeopt.optimize.parts.progress import Doubt, Window
+from pdeopt.optimize.parts.progress import Doubt, ValueWindow
 from pdeopt.optimize.parts.trustmodel import TrustModel
 from pdeopt.optimize.parts.trustregion import NEAR_THE_BOUNDARY, RatioRule, has_vanished, reduction_ratio
 
@@ -81,7 +81,7 @@ class TrustRegionMinimizer(Minimizer):
         self.note_first()
         if self.settings.batch:
             self.highest = math.inf
-        self.doubt, self._window, self._best = Doubt(), Window(self.settings.window), (self.f, x.clone())
+        self.doubt, self._window, self._best = Doubt(), ValueWindow(self.settings.window), (self.f, x.clone())
         self._start, self.mean, self._count = (x.clone() if self.settings.batch else None), x.clone(), 1
         if math.isfinite(self.f):
             self.model.refresh(x)
@@ -201,7 +201,7 @@ class TrustRegionMinimizer(Minimizer):
         self._start = memory["start"].clone() if "start" in memory else None
         self.mean, self._count = memory["mean"].clone(), int(memory["count"])
         self.doubt, self._scale = Doubt(int(memory["doubt"])), float(memory["scale"])
-        self._window = Window(self.settings.window, memory["window"].tolist())
+        self._window = ValueWindow(self.settings.window, memory["window"].tolist())
         self._best = float(memory["best_value"]), memory["best"].clone()
         at = self.batches.known(memory["at.values"].clone(), memory["at.gradients"].clone())
         self._set(self.x, at)

@@ -56,7 +56,7 @@ class Doubt:
         return self.count >= SETTLED
 
 
-class Window:
+class ValueWindow:
     """The last values of a run, the highest of which a step has to be below: some steps may go up.
 
     Where the model is poor, or values are those of changing samples, many steps are refused that would have been made
