@@ -21,5 +21,16 @@ from pdeopt.optimize.squares.gaussnewton import (
     GaussNewton as GaussNewton,
     GaussNewtonSettings as GaussNewtonSettings,
 )
+from pdeopt.optimize.squares.reducedsquares import (
+    ReducedSquares as ReducedSquares,
+    TerminalSquares as TerminalSquares,
+    rows_of as rows_of,
+)
+
+# Many unknowns: preconditioners of conjugate gradients, and a Jacobian that ranks share.
+from pdeopt.optimize.squares.coarse import CoarseBasis as CoarseBasis, CoarseRows as CoarseRows
+from pdeopt.optimize.squares.localparts import LocalParts as LocalParts
+from pdeopt.optimize.squares.schwarz import Schwarz as Schwarz, SchwarzSettings as SchwarzSettings
+from pdeopt.optimize.squares.sharedjacobian import SharedJacobian as SharedJacobian
 
 __all__: list[str]
