@@ -49,7 +49,7 @@ def test_least_squares_is_the_default(name, tmp_path):
     curve = found["curve"]
     assert set(curve) == {"cpu_seconds", "work", "loss", "relative_l2"}
     assert len({len(column) for column in curve.values()}) == 1 and curve["cpu_seconds"] == sorted(curve["cpu_seconds"])
-    large = chosen(EQUATIONS[name], PinnSettings(width=50))
+    large = chosen(EQUATIONS[name], PinnSettings(layers=4, width=50))
     features = next(iter(EQUATIONS[name].forms))
     assert (large.optimizer, large.body, large.adaptive, large.features) == ("ssbroyden", "resnet", True, features)
 
