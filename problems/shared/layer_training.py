@@ -19,6 +19,7 @@ import pdeopt as po
 from nn_adapters.curvature import SECOND_ORDER, second_order_settings
 from nn_adapters.training import FIRST_ORDER
 from pdeopt.core import Section, interruptible, on_root, read_text, require_memory, sections
+from pdeopt.optimize import CurvedSettings
 from problems.shared import pictures
 from problems.shared.command_line import command_line, finish
 from problems.shared.files import DataFiles, ReportFiles, check_targets, tell_finished, write_report
@@ -56,7 +57,15 @@ class LayerTraining:
         groups = (self.own, TrainedBySettings, nna.TrainingSettings, nna.MgritSettings, DataFiles, ReportFiles)
         found = [section for group in groups for section in sections(group, **self.defaults.get(group, {}))]
         refused = {(("optimizer", name),) for name in SECOND_ORDER if name not in self.second_order}
-        return [section for section in found if not set(section.when) <= refused]
+        found = [section for section in found if not set(section.when) <= refused]
+        if self.control.parts is not None:
+            return found
+        ways = {("gn_sweeps", "mgrit")}  # states and sweeps are those of dense networks
+        return [
+            replace(section, when=tuple(path for path in section.when if not ways & set(path)))
+            for section in found
+            if section.settings is not CurvedSettings
+        ]
 
     def _read(self, group: type[po.Settings]) -> Any:
         return po.read(group, **self.defaults.get(group, {}))

@@ -44,6 +44,8 @@ def small(script, path):
         given.pop("-rmtr_nested", None)
     if chosen.get("solver") == "admm":  # which reads no -sqp_
         given["-admm_max_it"] = given.pop("-sqp_max_it")
+    if chosen.get("solver") == "sqp":
+        given |= {"-samples": "6", "-max_cpu_seconds": "1e-6"}
     if "interior" in chosen.values():  # which needs inequalities
         given["-upper"] = "100"
     if chosen.get("tao_type") == "python":  # which needs a name
