@@ -25,6 +25,7 @@ from pdeopt.precond.base import Preconditioner
 from pdeopt.precond.carrying import CarryingCG
 from pdeopt.precond.operator import operator_of
 from pdeopt.steps.linear_mgrit import EXACT_RTOL
+from pdeopt.steps.matrices.krylov import keep_few
 from pdeopt.steps.vectorlayout import Fields
 
 #: The share of a tolerance that is left to errors of sweeps, and the relative residual that these always reach.
@@ -146,7 +147,9 @@ class ReducedPC(Preconditioner):
 
     def _choose_type(self) -> None:
         """Conjugate gradients that carry along where sweeps are exact, else flexible ones; or as the options say."""
-        default = "python" if self.operator.problem.propagator.is_exact else "fcg"
+        is_exact = self.operator.problem.propagator.is_exact(self.operator.lin.jacobian)
+        default = "python" if is_exact else "fcg"
+        keep_few(self._ksp.getOptionsPrefix())
         kind = PETSc.Options(self._ksp.getOptionsPrefix()).getString("ksp_type", default)
         self._ksp.setType(kind)
         if kind == "python":

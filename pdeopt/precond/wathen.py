@@ -21,7 +21,8 @@ from pdeopt.precond.levels import TimeMultigridSettings
 from pdeopt.precond.operator import SchurOperator, blocks_of, is_whole, leave, operator_of
 from pdeopt.precond.schur import ExactSchur, PropagatedSchur, use_schur_multigrid
 from pdeopt.steps.linear_mgrit import LinearMgritSettings
-from pdeopt.steps.matrices.krylov import StepSettings
+from pdeopt.steps.matrices.krylov import StepSettings, keep_few
+from pdeopt.steps.stepsolve import is_krylov
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ class WathenPC(Preconditioner):
         ksp.setFromOptions()
         if ksp.getNormType() == PETSc.KSP.NormType.NONE:  # else GMRES ends by a residual that nobody reads
             ksp.setConvergenceTest(_after_all_iterations)
+        context = ksp.getPC().getPythonContext() if ksp.getPC().getType() == "python" else None
+        if isinstance(context, PropagatedSchur):
+            context.is_loose = ksp.getType() in FLEXIBLE and ksp.getType() not in LINEAR
         ksp.setUp()  # now, where a failure reaches all ranks
         self.schur_solver, self.is_solver = ksp, self._solves_alone
         self._right, self._left = S.createVecs()
@@ -137,7 +141,8 @@ class WathenPC(Preconditioner):
     def _iterate(self, ksp: PETSc.KSP, blocks: KKTBlocks) -> None:
         """The Krylov method on S, unless the options say otherwise."""
         if self._solves_alone:
-            ksp.setType("cg")
+            ksp.setType("fcg" if is_krylov(blocks.A) else "cg")  # inexact step solves ask for flexible ones
+            keep_few(self._inner_prefix)
             ksp.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
             ksp.setTolerances(max_it=WHOLE_ITERATIONS)
         elif self.settings.schur == "matched" and blocks.is_exact:

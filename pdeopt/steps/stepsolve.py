@@ -68,6 +68,8 @@ def is_krylov(A: StepMatrix) -> bool:
     """
     chosen = read(StepSettings).pc_type
     columns, on_diagonal = A.sparsity.columns, A.values[:, A.sparsity.rows == A.sparsity.cols]
+    if columns is None and A.sparsity.nnz <= A.shape[0]:
+        return False  # a diagonal
     if columns is not None:  # of all ranks of a step, the same on each
         few = chosen != "auto" or columns.size <= FEWEST_KRYLOV
     else:

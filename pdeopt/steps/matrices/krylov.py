@@ -17,6 +17,7 @@ from petsc4py import PETSc
 
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import InputError, StepFailure
+from pdeopt.core.options import set_default
 from pdeopt.core.settings import Settings, read, setting
 
 #: Relative residual of a step solve, unless `-step_ksp_rtol` or `loosened` says otherwise.
@@ -60,6 +61,16 @@ def loosened(rtol: float) -> Iterator[None]:
         yield
     finally:
         _tolerance.pop()
+
+
+def keep_few(prefix: str) -> None:
+    """Let the flexible conjugate gradients of this prefix keep two directions, and ask for their memory one by one.
+
+    Products that are a little inexact need no more (full orthogonalization gains nothing), and vectors over all steps
+    are large: PETSc's default is 30, and 10 at once.
+    """
+    set_default(prefix + "ksp_fcg_mmax", "2")
+    set_default(prefix + "ksp_fcg_nprealloc", "1")
 
 
 class StepCounter:

@@ -14,6 +14,7 @@ from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.optimize.fullspace.sqp import SQPSolver
 from pdeopt.precond.reduced import ControlBlock, ReducedHessian
 from pdeopt.steps.linear_mgrit import TimeSystem
+from pdeopt.steps.matrices.krylov import StepCounter
 from problems.benchmarks.processes import counted
 from tests.helpers import examples
 from tests.helpers.krylov import heat, operator_at_random
@@ -206,6 +207,26 @@ def test_sweeps_by_cycles_are_as_accurate_as_they_must_be(options, make):
             kkt.destroy()
         assert max(its.values()) - min(its.values()) <= 2
         assert sweeps["mgrit"] <= 0.85 * sweeps["exact"]
+
+
+def test_step_solves_are_as_accurate_as_they_must_be(options):
+    """With Krylov methods inside the steps: fewer of their iterations, and the true residual below the tolerance."""
+    taken = {}
+    for kind, step_rtol in (("fcg", 1e-10), ("cg", 1e-12)):  # plain conjugate gradients ask for exact products
+        options(test_kkt_reduced_ksp_type=kind, step_pc_type="gamg", step_ksp_rtol=step_rtol)
+        problem = heat(12, 1e-4, 40)
+        kkt, lin = KKTSolver(RieszMetric(problem), "gauss-newton", "test_", "reduced"), at_zero(problem)
+        kkt.set_point(lin)
+        r, before = problem.layout.join_kkt(lin.gradient, lin.residual, problem.create_kkt()), StepCounter.iterations
+        with counted(KKTSolver, "_correct") as solves:
+            s = kkt.solve(r, 1e-8)
+        taken[kind] = StepCounter.iterations - before
+        missed = r.duplicate()
+        kkt.operator.mult(None, s, missed)
+        missed.aypx(-1.0, r)
+        assert kkt.norm(missed) <= 1e-8 * kkt.norm(r) and solves[0] == 1
+        kkt.destroy()
+    assert taken["fcg"] <= 0.7 * taken["cg"]
 
 
 @pytest.mark.mpi
