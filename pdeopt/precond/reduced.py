@@ -25,7 +25,7 @@ from pdeopt.precond.base import Preconditioner
 from pdeopt.precond.carrying import CarryingCG
 from pdeopt.precond.operator import operator_of
 from pdeopt.steps.linear_mgrit import EXACT_RTOL
-from pdeopt.steps.matrices.krylov import keep_few
+from pdeopt.steps.matrices.krylov import keeping_few
 from pdeopt.steps.vectorlayout import Fields
 
 #: The share of a tolerance that is left to errors of sweeps, and the relative residual that these always reach.
@@ -135,7 +135,9 @@ class ReducedPC(Preconditioner):
         self._choose_type()
         self._ksp.getPC().setType("python")
         self._ksp.getPC().setPythonContext(ControlBlock())
-        self._ksp.setFromOptions()
+        propagator = self.operator.problem.propagator
+        with keeping_few(self.prefix + "reduced_", propagator.settings.propagator == "serial"):
+            self._ksp.setFromOptions()
         self._max_it = self._ksp.getTolerances()[3]
         self._ksp.setUp()  # now, where a failure reaches all ranks
         self._right, self._left = self._matrix.createVecs()
@@ -149,7 +151,6 @@ class ReducedPC(Preconditioner):
         """Conjugate gradients that carry along where sweeps are exact, else flexible ones; or as the options say."""
         is_exact = self.operator.problem.propagator.is_exact(self.operator.lin.jacobian)
         default = "python" if is_exact else "fcg"
-        keep_few(self._ksp.getOptionsPrefix())
         kind = PETSc.Options(self._ksp.getOptionsPrefix()).getString("ksp_type", default)
         self._ksp.setType(kind)
         if kind == "python":

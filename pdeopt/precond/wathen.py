@@ -21,7 +21,7 @@ from pdeopt.precond.levels import TimeMultigridSettings
 from pdeopt.precond.operator import SchurOperator, blocks_of, is_whole, leave, operator_of
 from pdeopt.precond.schur import ExactSchur, PropagatedSchur, use_schur_multigrid
 from pdeopt.steps.linear_mgrit import LinearMgritSettings
-from pdeopt.steps.matrices.krylov import StepSettings, keep_few
+from pdeopt.steps.matrices.krylov import StepSettings, keeping_few
 from pdeopt.steps.stepsolve import is_krylov
 
 
@@ -123,7 +123,8 @@ class WathenPC(Preconditioner):
         self._solves_alone = self.settings.schur == "matched" and is_whole(matrix, self.blocks)
         self._iterate(ksp, self.blocks)
         self._approximate(ksp.getPC(), matrix)
-        ksp.setFromOptions()
+        with keeping_few(self._inner_prefix, ksp.getType() == "fcg"):
+            ksp.setFromOptions()
         if ksp.getNormType() == PETSc.KSP.NormType.NONE:  # else GMRES ends by a residual that nobody reads
             ksp.setConvergenceTest(_after_all_iterations)
         context = ksp.getPC().getPythonContext() if ksp.getPC().getType() == "python" else None
@@ -142,7 +143,6 @@ class WathenPC(Preconditioner):
         """The Krylov method on S, unless the options say otherwise."""
         if self._solves_alone:
             ksp.setType("fcg" if is_krylov(blocks.A) else "cg")  # inexact step solves ask for flexible ones
-            keep_few(self._inner_prefix)
             ksp.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
             ksp.setTolerances(max_it=WHOLE_ITERATIONS)
         elif self.settings.schur == "matched" and blocks.is_exact:

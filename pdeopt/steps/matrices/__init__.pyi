@@ -2,7 +2,7 @@ from pdeopt.steps.matrices.krylov import (
     MatrixSolver as MatrixSolver,
     StepCounter as StepCounter,
     StepSettings as StepSettings,
-    keep_few as keep_few,
+    keeping_few as keeping_few,
     loosened as loosened,
 )
 

@@ -17,7 +17,7 @@ from petsc4py import PETSc
 
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import InputError, StepFailure
-from pdeopt.core.options import set_default
+from pdeopt.core.options import defaults
 from pdeopt.core.settings import Settings, read, setting
 
 #: Relative residual of a step solve, unless `-step_ksp_rtol` or `loosened` says otherwise.
@@ -63,14 +63,15 @@ def loosened(rtol: float) -> Iterator[None]:
         _tolerance.pop()
 
 
-def keep_few(prefix: str) -> None:
-    """Let the flexible conjugate gradients of this prefix keep two directions, and ask for their memory one by one.
+@contextmanager
+def keeping_few(prefix: str, is_asked: bool) -> Iterator[None]:
+    """Inside, flexible conjugate gradients of this prefix keep two directions, unless options say otherwise.
 
     Products that are a little inexact need no more (full orthogonalization gains nothing), and vectors over all steps
-    are large: PETSc's default is 30, and 10 at once.
+    are large: PETSc keeps 30, and asks for the memory of 10 at once.
     """
-    set_default(prefix + "ksp_fcg_mmax", "2")
-    set_default(prefix + "ksp_fcg_nprealloc", "1")
+    with defaults({prefix + "ksp_fcg_mmax": "2", prefix + "ksp_fcg_nprealloc": "1"} if is_asked else {}):
+        yield
 
 
 class StepCounter:
