@@ -355,7 +355,7 @@ def compare_reduced(make):
         lin = problem.at(problem.create_primal())
         kkt = KKTSolver(RieszMetric(problem), "gauss-newton", "test_", "reduced")
         kkt.set_point(lin)
-        x, lam = kkt.solve_blocks(lin.gradient, lin.residual, 1e-8)
+        x, lam = kkt.solve_blocks(lin.gradient, lin.residual, 1e-10)
         u, _, p = problem.fields(x)
         rows = u, problem.layout.rows(lam)
         solutions.append((*(map(gathered, rows) if comm is None else rows), p, kkt.take_iterations()))
