@@ -69,10 +69,7 @@ SCRIPT = LayerTraining(
     make=Classifier,
     second_order=(),
     numbers=lambda own, batch: own.gru_layers * own.hidden * (3 * own.hidden + 128 * batch),
-    defaults={
-        nna.TrainingSettings: {"epochs": 4, "lr": 3e-3},
-        nna.MgritSettings: {"coarsening": "4", "cycles": 2, "relaxation": "FCF"},
-    },
+    defaults={nna.TrainingSettings: {"epochs": 4, "lr": 3e-3}, nna.MgritSettings: nna.layers.SEQUENCES},
 )
 OPTIONS = SCRIPT.options
 

@@ -60,7 +60,7 @@ SCRIPT = LayerTraining(
     data=spectra,
     make=Classifier,
     numbers=lambda own, batch: own.layers * 20 * (20 + batch),
-    defaults={nna.TrainingSettings: {"epochs": 10}, nna.MgritSettings: {"coarsening": "4"}},
+    defaults={nna.TrainingSettings: {"epochs": 10}, nna.MgritSettings: {"coarsening": "4", "adjoint_cycles": 1}},
 )
 OPTIONS = SCRIPT.options
 

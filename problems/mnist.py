@@ -71,7 +71,7 @@ def script(name: str, doc: str | None, data: str = "auto") -> LayerTraining:
         defaults={
             ImageSettings: {"data": data},
             nna.TrainingSettings: {"epochs": 5, "lr": 2e-3},
-            nna.MgritSettings: {"coarsening": "4"},
+            nna.MgritSettings: {"coarsening": "4", "adjoint_cycles": 1},
         },
     )
 

@@ -52,7 +52,7 @@ class Classifier(nn.Module):
         return self.closing(self.layers(self.opening(x)))  # type: ignore[no-any-return]
 
 
-#: Options and defaults: cycles are added where the gradient's error is above a tenth.
+#: Options and defaults.
 SCRIPT = LayerTraining(
     "peaks",
     __doc__,
@@ -65,7 +65,7 @@ SCRIPT = LayerTraining(
         parts=lambda network: (network.opening, network.layers, network.closing),
     ),
     numbers=lambda own, batch: own.layers * own.width * (own.width + batch),
-    defaults={nna.TrainingSettings: {"epochs": 60, "batch": 200, "lr": 2e-2, "bias_every": 50, "bias_limit": 0.1}},
+    defaults={nna.TrainingSettings: {"epochs": 60, "batch": 200, "lr": 2e-2}},
 )
 OPTIONS = SCRIPT.options
 

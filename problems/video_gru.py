@@ -149,10 +149,7 @@ SCRIPT = LayerTraining(
     make=Classifier,
     numbers=_numbers,
     second_order=(),
-    defaults={
-        nna.TrainingSettings: {"epochs": 12, "batch": 50},
-        nna.MgritSettings: {"coarsening": "4", "cycles": 2, "relaxation": "FCF"},
-    },
+    defaults={nna.TrainingSettings: {"epochs": 12, "batch": 50}, nna.MgritSettings: nna.layers.SEQUENCES},
 )
 OPTIONS = SCRIPT.options
 

@@ -2,6 +2,7 @@
 from nn_adapters.layers.layerparallel import LayerParallel as LayerParallel, layer_step as layer_step
 from nn_adapters.layers.recurrent import (
     GRU_STEPS as GRU_STEPS,
+    SEQUENCES as SEQUENCES,
     GRUParallel as GRUParallel,
     GRUStack as GRUStack,
     classic_step as classic_step,

@@ -70,6 +70,10 @@ class LayerMgrit:
         residuals: relative residuals of the last forward and adjoint solve, where a tolerance asks for them.
         shortest: dt of a layer.
         roughness: of the controls of the last solve, see `coarsening.roughness`.
+        stages: evaluations of a layer in a long step.
+        seen: numbers in a state of the last call, and the shapes of a layer's weights.
+        is_serial: whether to go one step after the other from now on.
+        repeats: solves that diverged, and were repeated one step after the other.
         misfits: of the C-points of the last forward and adjoint solve, see `Outcome`.
 
     Raises:
@@ -86,7 +90,9 @@ class LayerMgrit:
         self.exact = self._solvers([])
         self.dt = [_common(grid.steps.dt) for grid in self.forward.grids]
         self.shortest = float(self.grid.steps.dt.max())
-        self.roughness = 0.0
+        self.roughness, self.stages = 0.0, 1
+        self.seen: tuple[int, Sequence[torch.Size]] = (0, [])
+        self.is_serial, self.repeats = False, 0
         self.residuals: tuple[list[float], list[float]] = ([], [])
         self.misfits = (0.0, 0.0)
         self.guess: Tensor | None = None
@@ -108,7 +114,7 @@ class LayerMgrit:
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
-        grid, cycles = self.grid, (self.forward.cycles, self.adjoint.cycles)
+        grid, cycles = self.grid, (self.forward.cycles, self.adjoint.cycles, self.is_serial)
         where = (communicator_name(grid.mpi), grid.begin, grid.end)
         return _rebuild, (grid.num_steps, float(grid.times[-1]), self.settings, where, cycles)
 
@@ -130,7 +136,7 @@ class LayerMgrit:
 
     def warn_of_divergence(self, which: str, misfit: float, exact: Tensor) -> None:
         """Warn, once, where cycles went astray and an exact solve did not, so that the input is not to blame."""
-        self.guess = None
+        self.guess, self.repeats = None, self.repeats + 1
         if self._has_warned or self.grid.mpi.rank > 0 or not bool(exact.isfinite().all()):
             return
         self._has_warned = True
@@ -174,7 +180,7 @@ class LayerMgrit:
 
 
 def _rebuild(
-    num_steps: int, Tf: float, settings: MgritSettings, where: tuple[str, int, int], cycles: tuple[int, int]
+    num_steps: int, Tf: float, settings: MgritSettings, where: tuple[str, int, int], cycles: tuple[int, int, bool]
 ) -> LayerMgrit:
     """The solver that was pickled."""
     name, begin, end = where
@@ -182,7 +188,7 @@ def _rebuild(
     if (found.grid.begin, found.grid.end) != (begin, end):
         own = f"{found.grid.begin + 1} to {found.grid.end}"
         raise InputError("pickled layers", f"{begin + 1} to {end} for a rank that has {own}", "as many ranks as then")
-    found.forward.cycles, found.adjoint.cycles = cycles
+    found.forward.cycles, found.adjoint.cycles, found.is_serial = cycles
     return found
 
 
@@ -223,7 +229,9 @@ def solve_layers(
         RuntimeError: a backward pass with `create_graph`, or a second one without `retain_graph`.
     """
     refuse_transforms()
-    solvers, autocast = mgrit.exact if exact else mgrit.solvers, autocast_state(u0.device.type)
+    solvers = mgrit.exact if exact or mgrit.is_serial else mgrit.solvers
+    autocast = autocast_state(u0.device.type)
+    mgrit.seen = u0.numel(), [p.shape for p in shared] or [z.shape[1:] for z in controls]
     call = _LayerCall(mgrit, solvers, step, trajectory, len(controls), torch.is_grad_enabled(), autocast)
     found: tuple[Tensor, Tensor] = _LayerSolve.apply(call, u0, *controls, *shared)  # type: ignore[no-untyped-call]
     if call.misfit > LARGEST_MISFIT:
@@ -260,6 +268,7 @@ class _LayerCall:
         levels: list[Any] = [self.step.linearize(controls, shared, lengths[0])]
         if factors:
             long = self.step.over_intervals(self.mgrit.shortest)
+            self.mgrit.stages = 1 + int(self.step is not long)
             for rows, dt in zip(self.mgrit.coarse_controls(controls, self.step is not long), lengths[1:]):
                 levels.append(long.linearize(rows, shared, dt))
         return levels

@@ -147,11 +147,11 @@ def measure_bias(network: nn.Module, loss: Callable[[], Tensor]) -> float:
         return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters)]
 
     random = torch.get_rng_state()  # both have the same dropout
-    with approximately(network):
-        inexact = gradient()
-    torch.set_rng_state(random)
     with exactly(network):
         exact = gradient()
+    torch.set_rng_state(random)
+    with approximately(network):  # last, so that the solvers' misfits are those of the cycles
+        inexact = gradient()
     is_stacked = [id(p) in stacked for p in parameters]
     error = _square(network, [a - b for a, b in zip(inexact, exact)], is_stacked)
     size = _square(network, exact, is_stacked)

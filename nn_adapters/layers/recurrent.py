@@ -27,6 +27,9 @@ from nn_adapters.layers.parts.context import sum_over_ranks
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import MgritSettings
 
+#: Settings of MGRIT that gates need, which jump where layers do not: three levels, two cycles, FCF-relaxation.
+SEQUENCES = {"coarsening": "4", "levels": 3, "cycles": 2, "adjoint_cycles": 2, "relaxation": "FCF"}
+
 
 class GRUStack(nn.Module):
     """Stacked GRUs, one step after the other: the reference for `GRUParallel`. Parameters are named as in `nn.GRU`.
@@ -142,7 +145,7 @@ class GRUParallel(ParallelModule):
         num_steps: length of the sequences.
         num_layers: GRUs, one on top of the other.
         kind: "implicit", the unit of Moon and Cyr, or "classic", the unit of PyTorch.
-        settings: of MGRIT; keywords replace single ones. By default three levels and a coarsening factor of 4.
+        settings: of MGRIT; keywords replace single ones. By default `SEQUENCES`.
         approximate: whether the cycles serve in `eval()` mode and under `no_grad`, too.
 
     Raises:
@@ -173,7 +176,7 @@ class GRUParallel(ParallelModule):
             raise InputError("GRUParallel", f"settings and {', '.join(words)}", "one of the two")
         self.kind, self.input_size, self.hidden_size, self.num_layers = kind, input_size, hidden_size, num_layers
         self.num_steps = num_steps
-        settings = settings or MgritSettings(**{"coarsening": "4", "levels": 3, **words})
+        settings = settings or MgritSettings(**{**SEQUENCES, **words})
         comm = MPI.COMM_SELF if comm is None else comm
         drawn = GRUStack(input_size, hidden_size, num_layers, kind)
         self.solvers = [LayerMgrit(num_steps, float(num_steps), comm, settings) for _ in range(num_layers)]

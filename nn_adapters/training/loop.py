@@ -23,6 +23,7 @@ from nn_adapters.layers.parallelmodule import exactly, measure_bias, mgrit_solve
 from nn_adapters.parallel.gradientsums import GradientSums
 from nn_adapters.parallel.groups import Groups
 from nn_adapters.training.checkpoint import load_checkpoint, save_checkpoint
+from nn_adapters.training.cyclecontrol import CycleControl
 from nn_adapters.training.regularize import regularized
 from nn_adapters.training.trainingsettings import FREE, TrainingSettings, check_optimizer, named_optimizer, set_rate
 from pdeopt.core.arrays import Array
@@ -33,6 +34,8 @@ from pdeopt.optimize.checkpoint import CheckpointFile
 
 #: Numbers of the samples that are classified at once, at most: samples may be in a file that is larger than the memory.
 NUMBERS = 1 << 25
+#: Epochs after which gradients may have a third of the error that they may have at first.
+HORIZON = 20
 
 
 @dataclass
@@ -54,23 +57,6 @@ class Epoch:
     seconds: float
     gradient_error: float | None = None
     damping: float | None = None
-
-
-@dataclass
-class GradientBias:
-    """The error of a gradient that came from inexact solves.
-
-    Attributes:
-        batch: number of the batch, from 1.
-        error: relative to the gradient of exact solves.
-        cycles: forward and adjoint ones that gave it.
-        rate: step size with which it entered.
-    """
-
-    batch: int
-    error: float
-    cycles: tuple[int, int]
-    rate: float
 
 
 @dataclass
@@ -99,7 +85,7 @@ class Training:
 
     Attributes:
         history: records of the epochs so far.
-        bias: measured errors of gradients.
+        control: sets the cycles of the layers; `control.bias` has measured errors of gradients.
         residuals: of MGRIT, forward and adjoint, in the last batch.
         files: the checkpoints of the run; `files.signal` is what has ended it.
         costs: seconds of batches of first order, for reading samples ("disk"), forward and backward passes.
@@ -121,7 +107,6 @@ class Training:
     observe: Callable[[Epoch], None] = lambda epoch: None
     problem: Mapping[str, Any] = field(default_factory=dict)
     history: list[Epoch] = field(default_factory=list)
-    bias: list[GradientBias] = field(default_factory=list)
     optimizer: Any = None
     costs: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("disk", "forward", "backward"), 0.0))
 
@@ -134,6 +119,8 @@ class Training:
         data, is_second = self.groups.data, isinstance(self.optimizer, SecondOrder)
         check_optimizer(self.optimizer, self.network, data)
         self._sums = GradientSums(self.network, data) if data.size > 1 and not is_second else None
+        horizon = HORIZON * -(-self.samples // self.settings.batch)
+        self.control = CycleControl(self.network, self.settings.bias_limit or None, self.settings.bias_every, horizon)
         self.files = CheckpointFile(self.settings.checkpoint, 1, self.groups.all, "batch")
         if self.settings.restart:
             self._resume()
@@ -182,10 +169,15 @@ class Training:
     def _batch(self, rows: Tensor, epoch: int, number: int) -> float:
         """One step of the optimizer; the loss before it."""
         self._batches_done += 1
-        if self.settings.bias_every and self._batches_done % self.settings.bias_every == 0:
-            self._measure(rows)
+        rate = self.optimizer.param_groups[0].get("lr", 1.0)
+        self.control.before(self._batches_done, rate, lambda: self.loss(rows))
+        value = self._step(rows, f"epoch {epoch}, batch {number}")
+        self.control.after(self._batches_done, rate)
+        return value
+
+    def _step(self, rows: Tensor, where: str) -> float:
         if isinstance(self.optimizer, SecondOrder):
-            return _second_order_step(self, rows, f"epoch {epoch}, batch {number}")
+            return _second_order_step(self, rows, where)
         self.optimizer.zero_grad(set_to_none=True)
         begin, read = time.perf_counter(), self.costs["disk"]
         loss = self.loss(rows)
@@ -194,8 +186,7 @@ class Training:
         self.costs["forward"] += middle - begin - (self.costs["disk"] - read)
         if not math.isfinite(value):
             raise SolveFailure(
-                f"the loss is {value} in epoch {epoch}, batch {number}",
-                "a smaller -lr; -restart goes on from the last checkpoint",
+                f"the loss is {value} in {where}", "a smaller -lr; -restart goes on from the last checkpoint"
             )
         if self._sums is not None:
             self._sums.samples = len(rows)
@@ -207,31 +198,6 @@ class Training:
         self.costs["backward"] += time.perf_counter() - middle
         self.optimizer.step()
         return value
-
-    def _measure(self, rows: Tensor) -> None:
-        """Compare the gradient of a batch with the exact one; add or take away a cycle where a limit asks for it.
-
-        SGD with gradients of relative errors b_k and step lengths a_k converges if sum a_k b_k is bounded.
-        """
-        solvers, rate = mgrit_solvers(self.network), self.optimizer.param_groups[0].get("lr", 1.0)
-        if not solvers or not solvers[0].factors:
-            return
-        cycles = solvers[0].forward.cycles, solvers[0].adjoint.cycles
-        error = measure_bias(self.network, lambda: self.loss(rows))
-        self.bias.append(GradientBias(self._batches_done, error, cycles, rate))
-        limit = self.settings.bias_limit
-        if limit is None:
-            return
-        change = 1 if error > limit else -1 if error < 0.1 * limit else 0
-        for each in solvers:
-            for solver in (each.forward, each.adjoint):
-                solver.cycles = max(solver.cycles + change, 1)
-
-    @property
-    def accumulated_bias(self) -> float:
-        """sum a_k b_k over all batches; a measured error b_k stands for those of the batches after it, too."""
-        ends = [each.batch for each in self.bias[1:]] + [self._batches_done + 1]
-        return sum(each.rate * each.error * (end - each.batch) for each, end in zip(self.bias, ends))
 
     def loss(self, rows: Tensor) -> Tensor:
         """Mean cross-entropy of samples, and the regularization of this rank's layers."""
@@ -245,7 +211,7 @@ class Training:
 
     def gradient_error(self) -> float:
         """The relative error of the gradient of the first batch. Collective."""
-        if not any(solver.factors for solver in mgrit_solvers(self.network)) or self.samples == 0:
+        if not self.control.solvers or self.control.why_serial or self.samples == 0:
             return 0.0
         rows = torch.arange(min(self.settings.batch, self.samples))
         return measure_bias(self.network, lambda: self.loss(rows))
@@ -283,8 +249,7 @@ class Training:
             "batches": self._batches_done,
             "losses": self._losses,
             "seconds": time.perf_counter() - self._started,
-            "cycles": [(each.forward.cycles, each.adjoint.cycles) for each in mgrit_solvers(self.network)],
-            "bias": [asdict(each) for each in self.bias],
+            "control": self.control.state(),
             "residuals": self.residuals,
         }
         table = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 6)
@@ -298,11 +263,8 @@ class Training:
             rest = (None if math.isnan(each) else each for each in (error, damping))
             self.history.append(Epoch(int(number), *row, *rest))
         self._batches_done, self._losses, self._seconds = run["batches"], run["losses"], run["seconds"]
-        self.bias = [GradientBias(**each | {"cycles": tuple(each["cycles"])}) for each in run["bias"]]
         self.residuals = tuple(run["residuals"])  # type: ignore[assignment]
-        if self.settings.bias_limit is not None:
-            for solver, (forward, adjoint) in zip(mgrit_solvers(self.network), run["cycles"]):
-                solver.forward.cycles, solver.adjoint.cycles = forward, adjoint
+        self.control.go_on_from(run["control"])
 
 
 def _mean(own: float, samples: int, comm: Any) -> float:

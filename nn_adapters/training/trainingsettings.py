@@ -37,15 +37,14 @@ class TrainingSettings(Settings):
     smoothness: float = setting(0.0, "weight of sum |d theta / dt|^2 / 2, differences from layer to layer", at_least=0)
     seed: int = setting(0, "seed of the first weights and of the batches", at_least=0)
     samples: int = setting(0, "training samples that are used; 0 for all", at_least=0)
-    bias_every: int = setting(
-        0, "batches between measurements of the gradient's error; 0 for the end alone", at_least=0
-    )
     bias_limit: float = setting(
-        None,
-        "relative error of the gradient above which a cycle is added, and below a tenth of which one is taken away "
-        "(with -bias_every)",
-        above=0,
-        kind=float,
+        0.1,
+        "relative error that gradients of the cycles may have at first, less and less later on; cycles are added and "
+        "taken away for that, and where they cannot pay, layers go one after the other; 0 leaves cycles as they are",
+        at_least=0,
+    )
+    bias_every: int = setting(
+        100, "batches between exact measurements of the gradient's error, at most; 0 for the end alone", at_least=0
     )
     layer_ranks: int = setting(
         0, "ranks of a group that shares the layers; 0 for one group of all. Groups share each batch", at_least=0

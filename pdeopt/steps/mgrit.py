@@ -39,9 +39,11 @@ class MgritSettings(Settings, prefix="layer_mgrit_"):
     """MGRIT over the layers of a network."""
 
     levels: int = setting(2, "levels; 1 is one step after the other", at_least=1)
-    coarsening: str = setting("16", "steps that become one, on each level: 16, or 16,4 where they differ")
+    coarsening: str = setting(
+        "auto", "steps that become one, on each level: 16, or 16,4 where they differ; auto: as many on each level"
+    )
     cycles: int = setting(1, "most forward cycles", at_least=0)
-    adjoint_cycles: int = setting(1, "most adjoint cycles", at_least=0)
+    adjoint_cycles: int = setting(0, "most adjoint cycles, after the coarser problems' solution", at_least=0)
     relaxation: str = setting("F", "relaxation before a coarse correction", choices=("F", "FCF", "FCFCF"))
     cycle: str = setting("V", "coarse levels are visited once, or again after a full cycle", choices=("V", "F"))
     start: str = setting(
@@ -64,14 +66,22 @@ class MgritSettings(Settings, prefix="layer_mgrit_"):
     )
 
     def factors(self, num_steps: int) -> list[int]:
-        """The coarsening factor of each level but the coarsest, as many as the steps allow."""
+        """The coarsening factor of each level but the coarsest, as many as the steps allow.
+
+        `auto` has about as many steps on the coarsest level as in an interval of any other: that many calls, one after
+        the other, are fewest. Factors are powers of two, at most 64.
+        """
         words = self.coarsening.split(",")
+        if words == ["auto"]:
+            words = [str(2 ** min(max(round(math.log2(num_steps) / max(self.levels, 2)), 1), 6))]
         try:
             given = [int(word) for word in words]
         except ValueError:
             given = [0]
         if min(given) < 2:
-            raise InputError("-layer_mgrit_coarsening", self.coarsening, "integers >= 2, for instance 16 or 16,4")
+            raise InputError(
+                "-layer_mgrit_coarsening", self.coarsening, "auto, or integers >= 2, for instance 16 or 16,4"
+            )
         given += given[-1:] * (min(self.levels, 64) - 1 - len(given))  # 2^64 steps are none
         factors: list[int] = []
         for factor in given[: self.levels - 1]:

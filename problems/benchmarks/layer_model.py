@@ -64,9 +64,9 @@ class LayerClocks:
         self.time = np.zeros(self.ranks)
         self.calls, self.layers, self.messages = np.zeros((3, self.ranks), dtype=int)
 
-    def work(self, rows: np.ndarray, calls: int | np.ndarray = 1) -> None:
-        """Calls of the propagator with so many layers of each rank altogether."""
-        self.time += calls * self.call[0] + rows * self.call[1]
+    def work(self, rows: np.ndarray, calls: int | np.ndarray = 1, stages: int = 1) -> None:
+        """Calls of the propagator with so many layers of each rank altogether; long steps have two stages."""
+        self.time += stages * (calls * self.call[0] + rows * self.call[1])
         self.calls += calls
         self.layers += rows
 
@@ -76,9 +76,9 @@ class LayerClocks:
         self.time[1:] = np.maximum(self.time[1:], sent)
         self.messages[:-1] += 1
 
-    def march(self, steps: np.ndarray) -> None:
+    def march(self, steps: np.ndarray, stages: int = 1) -> None:
         """One step after the other, from rank to rank."""
-        own = steps * (self.call[0] + self.call[1])
+        own = stages * steps * (self.call[0] + self.call[1])
         for rank in range(self.ranks):
             if rank:
                 self.time[rank] = max(self.time[rank], self.time[rank - 1] + self.message)
@@ -102,22 +102,22 @@ def schedule(
     def travel(level: int) -> None:
         intervals = np.ceil(steps[level] / factors[level])
         parts = np.ceil(intervals / at_once).astype(int)  # in which they go through
-        clocks.work(steps[level], factors[level] * parts)
+        clocks.work(steps[level], factors[level] * parts, 2 if level else 1)
 
     def cycle(level: int, kind: str) -> None:
         for _ in range(1 + settings.relaxation.count("C")):
             clocks.shift()
             travel(level)
-        clocks.work(steps[level + 1])
+        clocks.work(steps[level + 1], stages=2)
         if level + 1 == last:
-            clocks.march(steps[last])
+            clocks.march(steps[last], 2)
             return
         for again in ("F", "V") if kind == "F" else ("V",):
             cycle(level + 1, again)
         clocks.shift()
         travel(level + 1)
 
-    clocks.march(steps[last])
+    clocks.march(steps[last], 2 if last else 1)
     if last == 0:
         return clocks
     for level in range(last - 1, 0, -1):
@@ -150,26 +150,26 @@ def predict(layers: int, ranks: int, settings: MgritSettings, costs: LayerCosts)
     )
 
 
-def measure() -> LayerCosts:
+def measure_costs(width: int = WIDTH, batch: int = BATCH, repeat: int = 300) -> LayerCosts:
     """Costs of a call and of a layer in it, from calls with few and with many layers on this machine."""
     torch.set_num_threads(1)
-    found, costs = {rows: _calls(rows) for rows in (1, 64)}, {}
+    found, costs = {rows: _calls(rows, width, batch, repeat) for rows in (1, 64)}, {}
     for name in ("forward", "adjoint"):
         slope = (found[64][name] - found[1][name]) / 63
         costs[name] = (max(found[1][name] - slope, 0.0), slope)
-    return LayerCosts(costs["forward"], costs["adjoint"])
+    return LayerCosts(costs["forward"], costs["adjoint"], width=width, batch=batch)
 
 
 @torch.no_grad()
-def _calls(rows: int) -> dict[str, float]:
+def _calls(rows: int, width: int, batch: int, repeat: int) -> dict[str, float]:
     """Seconds of a call with so many layers."""
-    network = LayerParallel(None, lambda: dense(WIDTH, "relu"), rows)
-    level = network.step.linearized(network.step, list(network.stacks), (), lambda rows: 1.0)
-    u, everything = torch.randn(rows, WIDTH, BATCH), slice(None)
+    network = LayerParallel(None, lambda: dense(width, "relu"), rows)
+    level = network.step.linearize(list(network.stacks), (), lambda rows: 1.0)
+    u, everything = torch.randn(rows, width, batch), slice(None)
     level.remember(u, everything)
     return {
-        "forward": median_seconds(lambda: level.advance(u, everything), 300),
-        "adjoint": median_seconds(lambda: level.pullback(u, everything), 300),
+        "forward": median_seconds(lambda: level.advance(u, everything), repeat),
+        "adjoint": median_seconds(lambda: level.pullback(u, everything), repeat),
     }
 
 
@@ -180,15 +180,15 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("-plot", default="", help="write a picture to this file")
     parser.add_argument("-layers", type=int, default=65_536, help="of the strong scaling, a power of two")
     options = parser.parse_args(argv)
-    costs = measure()
+    costs = measure_costs()
     rows = [
         plain(f"a call {way}, of which a layer {1e6 * call[1]:.2f} us", 1e6 * sum(call), "us")
         for way, call in (("forward", costs.forward), ("adjoint", costs.adjoint))
     ]
     kinds = {
-        "2 levels, factor 16": MgritSettings(2, "16"),
-        "3 levels, factor 16": MgritSettings(3, "16"),
-        "5 levels, factor 4": MgritSettings(5, "4"),
+        "2 levels, factor 16": MgritSettings(2, "16", adjoint_cycles=1),
+        "3 levels, factor 16": MgritSettings(3, "16", adjoint_cycles=1),
+        "5 levels, factor 4": MgritSettings(5, "4", adjoint_cycles=1),
     }
     serial = predict(options.layers, 1, MgritSettings(1), costs)
     rows.append(plain(f"{options.layers} layers, serial", serial, "s"))
@@ -201,7 +201,10 @@ def main(argv: list[str] | None = None) -> list[Row]:
             rows.append(plain(f"{options.layers} layers, {name}, {ranks} ranks", serial / seconds, "x serial"))
         crossover = next((ranks for ranks, seconds in strong[name] if seconds < serial), None)
         rows.append(plain(f"{options.layers} layers, {name}: faster than serial from", crossover or np.inf, "ranks"))
-    weak = [(int(p), predict(1024 * int(p), int(p), MgritSettings(4, "16,16,4"), costs)) for p in 4 ** np.arange(9)]
+    weak = [
+        (int(p), predict(1024 * int(p), int(p), MgritSettings(4, "16,16,4", adjoint_cycles=1), costs))
+        for p in 4 ** np.arange(9)
+    ]
     rows += [plain(f"1024 layers a rank, factors 16, 16, 4, {ranks} ranks", seconds, "s") for ranks, seconds in weak]
     write(options.json, rows)
     if options.plot:

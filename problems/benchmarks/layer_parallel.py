@@ -95,17 +95,15 @@ class Benchmark:
             "fashion_mnist": (["-layers", 16, "-epochs", 6, "-lr", 4e-3], 0.88),
             "har_gru": (["-data", "har", "-epochs", 3], 0.90),
         }
-        rows, adaptive = [], ["-bias_every", 20, "-bias_limit", 0.02]
+        rows = []
         for name, (words, limit) in runs.items():
             own = [*words, "-data_dir", self.data_dir]
             if self.quick or (name != "peaks" and not self.data_dir):
                 rows.append(show(Row(f"{name}: left out, no -data_dir", None, "")))
                 continue
             accuracy = {}
-            for way, more in (
-                ("parallel", adaptive if name == "peaks" else []),
-                ("serial", ["-layer_mgrit_levels", 1]),
-            ):
+            ways: dict[str, list[object]] = {"parallel": [], "serial": ["-layer_mgrit_levels", 1]}
+            for way, more in ways.items():
                 found = script(name, *own, *more)
                 accuracy[way] = found["test_accuracy"]
                 rows.append(plain(f"{name}, {way} ({found['seconds']:.0f} s)", found["test_accuracy"], "accuracy"))

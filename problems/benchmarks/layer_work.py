@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import exactly
+from nn_adapters.parallel.pipeline import Pipeline
 from pdeopt.steps.mgrit import MgritSettings
 from problems.benchmarks.processes import median_seconds, peak_mb
 
@@ -190,6 +191,28 @@ def two_ranks(o: argparse.Namespace) -> dict[str, Any]:
     return best
 
 
+class Layer(nn.Module):
+    """u + dt F(u) as one module, as pipelines deal them out."""
+
+    def __init__(self, block: nn.Module, dt: float) -> None:
+        super().__init__()
+        self.block, self.dt = block, dt
+
+    def forward(self, u: Tensor) -> Tensor:
+        return torch.add(u, self.block(u), alpha=self.dt)
+
+
+def pipeline(o: argparse.Namespace) -> dict[str, Any]:
+    """GPipe over the ranks, with four micro-batches a rank; exact gradients."""
+    torch.set_num_threads(1)
+    x, w = data(o)
+    stack = parallel(o, levels=1).serial()
+    layers = nn.Sequential(*(Layer(block, stack.dt) for block in stack.layers))
+    pipe = Pipeline(layers, WORLD, microbatches=4 * WORLD.size, schedule="gpipe", reduce="sum")
+    WORLD.Barrier()
+    return {"seconds": median_seconds(lambda: pipe.step(x, w, lambda u, v: (u * v).sum()), o.repeat)}
+
+
 def cycles(o: argparse.Namespace) -> dict[str, Any]:
     """The first number of cycles, forward as adjoint, with a gradient error of 1e-2."""
     x, w = data(o)
@@ -213,15 +236,7 @@ def memory(o: argparse.Namespace) -> dict[str, Any]:
     if o.kind == "checkpointed":
         stack: Any = network
 
-        class Step(nn.Module):
-            def __init__(self, block: nn.Module) -> None:
-                super().__init__()
-                self.block = block
-
-            def forward(self, u: Tensor) -> Tensor:
-                return torch.add(u, self.block(u), alpha=stack.dt)
-
-        layers = nn.Sequential(*(Step(block) for block in stack.layers))
+        layers = nn.Sequential(*(Layer(block, stack.dt) for block in stack.layers))
         before = peak_mb()
         y = checkpoint_sequential(layers, int(math.sqrt(o.layers)), x.requires_grad_(), use_reentrant=False)
         torch.autograd.grad((y * w).sum(), list(stack.parameters()))
@@ -243,6 +258,7 @@ TASKS = {
     "speed": speed,
     "eager": eager,
     "parallel": two_ranks,
+    "pipeline": pipeline,
     "cycles": cycles,
     "memory": memory,
     "nested": nested,

@@ -229,8 +229,9 @@ def _report(name: str, files: ReportFiles, training: nna.Training, parameters: d
         "ranks": MPI.COMM_WORLD.size,
         "coarsening": solvers[0].factors if solvers else [],
         "cycles": [solvers[0].forward.cycles, solvers[0].adjoint.cycles] if solvers else [],
-        "bias": [vars(each) for each in training.bias],
-        "accumulated_bias": training.accumulated_bias,
+        "bias": [vars(each) for each in training.control.bias],
+        "accumulated_bias": training.control.accumulated,
+        "serial": training.control.why_serial,
         "residuals": residuals,
         "costs": {**training.data.costs, **_costs(training)},
         "history": [vars(epoch) for epoch in training.history],
@@ -241,6 +242,8 @@ def _report(name: str, files: ReportFiles, training: nna.Training, parameters: d
     if training.data.costs:
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in _costs(training).items())
         PETSc.Sys.Print(f"{name}: {training.data.costs.get('frames', 0):.0f} frames encoded; seconds: {parts}")
+    if training.control.why_serial:
+        PETSc.Sys.Print(f"{name}: layers went one after the other: {training.control.why_serial}")
     PETSc.Sys.Print(
         f"{name}: test accuracy {last.accuracy:.4f}, loss {last.loss:.5f} after {last.epoch} epochs "
         f"({last.seconds:.1f} s)"

@@ -28,8 +28,9 @@ def test_calls_layers_and_messages_are_those_of_a_real_run(tmp_path, ranks):
 def test_one_level_is_serial_and_batched_calls_are_what_is_gained():
     costs = LayerCosts((1.0, 0.0), (1.0, 0.0), latency=0.0, bandwidth=1e30)
     assert predict(1024, 1, MgritSettings(1), costs) == 2 * 1024
-    # nested start 64, one cycle 16 + 1 + 64, last run 16; twice
-    assert predict(1024, 1, MgritSettings(2, "16"), costs) == 2 * (64 + 16 + 1 + 64 + 16)
+    # nested start 64, one cycle 16 + 1 + 64, last run 16; twice; long steps evaluate two stages
+    settings = MgritSettings(2, "16", adjoint_cycles=1)
+    assert predict(1024, 1, settings, costs) == 2 * (2 * 64 + 16 + 2 * (1 + 64) + 16)
 
 
 def test_more_ranks_are_never_slower_where_messages_are_free():

@@ -16,7 +16,7 @@ from pdeopt.core.errors import InputError
 from pdeopt.core.interrupt import interruptible
 
 DATA = peaks(0)
-WORDS = dict(epochs=3, samples=120, batch=20, bias_every=2, bias_limit=1e-4)
+WORDS = dict(epochs=3, samples=120, batch=20, bias_every=2, bias_limit=1.0)
 
 
 def training(width=4, depth=8, dropout=0.3, **words):
@@ -32,7 +32,7 @@ def training(width=4, depth=8, dropout=0.3, **words):
 
 
 def curve(run):
-    return [(e.loss, e.accuracy, e.gradient_error, e.damping) for e in run.history], run.bias, run.residuals
+    return [(e.loss, e.accuracy, e.gradient_error, e.damping) for e in run.history], run.control.state(), run.residuals
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "kfac"])

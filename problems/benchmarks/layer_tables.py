@@ -1,0 +1,159 @@
+"""The published tables of layer-parallel training: what was published, what this code does, and why they differ.
+
+    OMP_NUM_THREADS=1 python -m problems.benchmarks.layer_tables -json build/layer_tables.json -data_dir DATA
+
+Speed-ups are of forward and gradient. On one to four ranks they are measured, with pipelines of 4 micro-batches a rank
+(GPipe) beside them; beyond, calls and messages are counted and priced by `layer_model`. Nested iteration and Box are
+the cases `nested` and `initialization` of `layer_parallel`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pdeopt.steps.mgrit import MgritSettings
+from problems.benchmarks.layer_model import LayerCosts, measure_costs, predict
+from problems.benchmarks.layer_parallel import Benchmark, script
+from problems.benchmarks.processes import Row, bar, measure, plain, run, show, table
+
+WORK = "problems.benchmarks.layer_work"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A published network: width, samples of a batch, layers, and what was said of it."""
+
+    name: str
+    width: int
+    batch: int
+    layers: int
+    ranks: int
+    published: float
+    why: str
+
+
+NETWORKS = (
+    Network(
+        "Peaks",
+        8,
+        500,
+        1024,
+        256,
+        6.0,
+        "complete runs of C++ code, whose serial layers have no overhead of calls; a batched call gains on one rank",
+    ),
+    Network(
+        "Indian Pines",
+        220,
+        100,
+        512,
+        128,
+        4.4,
+        "complete runs; a layer of 220 features is all arithmetic, so that only ranks gain",
+    ),
+)
+
+#: Accuracy of HAR in percent (G. E. Moon, E. C. Cyr, ICLR 2022).
+HAR_ACCURACY = 90.0
+
+
+class Tables:
+    """The tables; their sizes shrink with `-quick`."""
+
+    def __init__(self, quick: bool = False, data_dir: str = "", seeds: int = 3) -> None:
+        self.quick, self.data_dir, self.seeds = quick, data_dir, 1 if quick else seeds
+        self.old = Benchmark(quick, data_dir=data_dir)
+
+    def har(self) -> list[Row]:
+        """Accuracy of both units in series, and of both by their cycles, at the script's defaults."""
+        if not self.data_dir and not self.quick:
+            return [show(Row("HAR: left out, no -data_dir", None, ""))]
+        words = ["-epochs", 1, "-hidden", 16] if self.quick else ["-data_dir", self.data_dir, "-epochs", 4]
+        rows, lines = [], {}
+        for kind in ("classic", "implicit"):
+            serial, cycles = [], []
+            for seed in range(self.seeds):
+                own = [*words, "-kind", kind, "-seed", seed]
+                serial.append(100 * script("har_gru", *own, "-layer_mgrit_levels", 1)["test_accuracy"])
+                found = script("har_gru", *own, "-bias_limit", 0)  # the cycles stay, also where they do not pay
+                cycles.append(100 * found["test_accuracy"])
+            mean, parallel = sum(serial) / self.seeds, sum(cycles) / self.seeds
+            lines[kind] = [mean, parallel]
+            rows.append(
+                bar(f"HAR, {kind}: serial - cycles, mean of {self.seeds} seeds", mean - parallel, "points", 0.5)
+            )
+            rows.append(plain(f"HAR, {kind}: gradient error at the end", found["gradient_error"], "relative"))
+        table(f"HAR, test accuracy in percent; published about {HAR_ACCURACY:g}", ["in series", "by cycles"], lines)
+        return rows
+
+    def strong(self) -> list[Row]:
+        """Speed-up over layers one after the other, measured on a few ranks and predicted beyond."""
+        rows: list[Row] = []
+        for network in NETWORKS:
+            layers = 64 if self.quick else network.layers
+            words = ("-layers", layers, "-width", network.width, "-batch", network.batch, "-repeat", 3)
+            serial = run(WORK, "eager", *words)["seconds"]
+            for ranks in (1, 2) if self.quick else (1, 2, 4):
+                found = run(WORK, "parallel", *words, ranks=ranks)
+                name = f"{network.name}, {layers} layers, {ranks} ranks"
+                rows.append(
+                    plain(f"{name}, {found.get('setting', 'no setting')}", serial / found["seconds"], "x PyTorch")
+                )
+                pipe = run(WORK, "pipeline", *words, ranks=ranks)["seconds"]
+                rows.append(plain(f"{name}: GPipe, {4 * ranks} micro-batches", serial / pipe, "x PyTorch"))
+            costs = measure_costs(network.width, network.batch, 20 if self.quick else 100)
+            rows += self._predicted(network, layers, costs)
+        return rows
+
+    def _predicted(self, network: Network, layers: int, costs: LayerCosts) -> list[Row]:
+        one, settings = predict(layers, 1, MgritSettings(1), costs), MgritSettings(3, "8", adjoint_cycles=1)
+        most = layers // 64
+        found = {ranks: one / predict(layers, ranks, settings, costs) for ranks in (1, 2, 4, 8, most) if ranks <= most}
+        case = f"{network.name}, predicted for {most} ranks; published {network.published:g} on {network.ranks}"
+        print(f"{network.name}: {network.why}")
+        return [
+            *(plain(f"{network.name}, predicted, {ranks} ranks", gain, "x serial") for ranks, gain in found.items()),
+            plain(case, max(found.values()), "x serial"),
+        ]
+
+    def weak(self) -> list[Row]:
+        """Seconds where layers grow with the ranks, predicted; 1 is perfect."""
+        costs = measure_costs(8, 500, 20 if self.quick else 300)
+        settings = MgritSettings(4, "16,16,4", adjoint_cycles=1)
+        first, rows = predict(1024, 1, settings, costs), []
+        for ranks in (1, 4, 16, 64, 256, 1024):
+            share = predict(1024 * ranks, ranks, settings, costs) / first
+            rows.append(plain(f"Peaks, 1024 layers a rank, {ranks} ranks", share, "x one rank"))
+        return rows
+
+    def nested(self) -> list[Row]:
+        """Nested iteration."""
+        return self.old.nested()
+
+    def box(self) -> list[Row]:
+        """Box initialization."""
+        return self.old.initialization()
+
+
+CASES: dict[str, Callable[[Tables], list[Row]]] = {
+    name: getattr(Tables, name) for name in ("har", "strong", "weak", "nested", "box")
+}
+
+
+def main(argv: list[str] | None = None) -> list[Row]:
+    """Measure, print the tables, write them as JSON where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-json", default="", help="write the rows to this file")
+    parser.add_argument("-only", nargs="+", choices=CASES, default=list(CASES), help="these tables alone")
+    parser.add_argument("-data_dir", default="", help="folder of the data sets")
+    parser.add_argument("-seeds", type=int, default=3, help="of training runs")
+    parser.add_argument("-quick", action="store_true", help="small sizes: does it run?")
+    options: Any = parser.parse_args(argv)
+    return measure(CASES, options.only, Tables(options.quick, options.data_dir, options.seeds), options.json)
+
+
+if __name__ == "__main__":
+    main()
