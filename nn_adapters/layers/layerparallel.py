@@ -30,7 +30,9 @@ class LayerParallel(StackedLayers):
     """The residual network u_i = u_{i-1} + dt F(u_{i-1}; z_i), i = 1..N, dt = Tf / N, solved by MGRIT over its layers.
 
     An ordinary module: loss, optimizer and loop are PyTorch's own. Values and gradients are those of a few multigrid
-    cycles; `measure_bias` tells their error, `exactly` and `serial` give what they approximate.
+    cycles, by default one forward and none backward, where the coarse problem's solution is enough to begin at.
+    `measure_bias` tells their error, `exactly` and `serial` give what they approximate. In a training, `CycleControl`
+    keeps the error within a limit, as `Training` does; without it, rough weights may want `adjoint_cycles=1`.
 
     In `eval()` mode and under `no_grad` it is the serial network, to rounding: one layer after the other. With
     `approximate=True`, or inside `approximately(network)`, the cycles serve there, too.
@@ -179,7 +181,7 @@ class LayerParallel(StackedLayers):
         if self._fused_kind is None or self.settings.fused == "never" or trajectory or self.grid.mpi.size > 1:
             return False
         (solver,) = self.solvers
-        approximates = not self.is_exact and solver.factors
+        approximates = not self.is_exact and not solver.is_serial and solver.factors
         cycles = (solver.forward.cycles, solver.adjoint.cycles) if approximates else None
         return is_cheaper(u, self.stacks, cycles) and not autocast_state(u.device.type)["enabled"]
 

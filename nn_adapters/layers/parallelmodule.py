@@ -133,7 +133,8 @@ def approximately(network: nn.Module) -> Iterator[None]:
 def measure_bias(network: nn.Module, loss: Callable[[], Tensor]) -> float:
     """The relative error of the gradient of `loss()` by the cycles, |g - g_exact| / |g_exact|. Collective.
 
-    g_exact comes from exact solves. The `.grad` of the parameters and the state of the solvers are left as they were.
+    g_exact comes from exact solves. The `.grad` of the parameters, the cycles of the solvers and the random state are
+    left as they were; the solvers' `misfits` are those of the inexact gradient.
 
     Args:
         network: whose parameters count, those of this rank.
@@ -152,6 +153,7 @@ def measure_bias(network: nn.Module, loss: Callable[[], Tensor]) -> float:
     torch.set_rng_state(random)
     with approximately(network):  # last, so that the solvers' misfits are those of the cycles
         inexact = gradient()
+    torch.set_rng_state(random)
     is_stacked = [id(p) in stacked for p in parameters]
     error = _square(network, [a - b for a, b in zip(inexact, exact)], is_stacked)
     size = _square(network, exact, is_stacked)

@@ -6,9 +6,10 @@ any number of batches is below limit (1 + 2 horizon).
 
 Exact gradients are dear, but the last run through the intervals tells for nothing by how much it misses the points that
 it began at. Error and misfit fall and grow together; their ratio is measured rarely, by an exact gradient, and serves
-until the next time. What is chosen follows counts and misfits, never a clock: a run is the same on any machine. The
-number of ranks enters in one place: where MGRIT has no less to do than one layer after the other on so many ranks,
-layers go one after the other, and nothing is approximated.
+until the next time. What is chosen follows counts and misfits, never a clock: a run is the same on any machine. All
+ranks choose alike, by the largest of their errors, misfits and costs. The number of ranks enters in one place: where
+MGRIT has no less to do than one layer after the other on so many ranks, layers go one after the other, and nothing is
+approximated.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from mpi4py import MPI
 from torch import Tensor, nn
 
 from nn_adapters.layers.layer_mgrit import LayerMgrit
@@ -48,7 +50,7 @@ class GradientBias:
 
     Attributes:
         batch: number of the batch, from 1.
-        error: relative to the gradient of exact solves; `DIVERGED` where the cycles did.
+        error: relative to the gradient of exact solves, the largest of all groups; `DIVERGED` where the cycles did.
         cycles: forward and adjoint ones that gave it.
         rate: step size with which it entered.
         misfit: of the same solves, forward and adjoint together.
@@ -66,17 +68,20 @@ class GradientBias:
 class CycleControl:
     """Watches the gradients of a network in training and sets the cycles of its solvers.
 
-    Call `before` and `after` each batch; `nna.Training` does. Collective over the ranks of the network's layers.
+    Call `before` and `after` each batch; `nna.Training` does. Both are collective over `team`.
 
     Args:
         network: with parallel modules; without any, all is exact and nothing is done.
         limit: relative error that gradients may have at first; None measures, and leaves the cycles as they are.
         every: batches between measurements, at most; 0 for none, which leaves the cycles as they are.
         horizon: batches after which the error may be a third of that at first.
+        team: an mpi4py communicator of all ranks that train together, those with other samples, too; by default that
+            of the network's layers.
 
     Attributes:
         bias: what was measured.
         accumulated: sum a_k b_k so far, b_k from the misfit of each batch.
+        gain: the error of gradients relative to the misfit, as last measured; 1 before.
         why_serial: why layers go one after the other; empty where they do not.
 
     Example:
@@ -88,12 +93,14 @@ class CycleControl:
         ...     optimizer.step()
     """
 
-    def __init__(self, network: nn.Module, limit: float | None, every: int, horizon: int) -> None:
+    def __init__(self, network: nn.Module, limit: float | None, every: int, horizon: int, team: Any = None) -> None:
         self.network, self.limit, self.every, self.horizon = network, limit, every, max(horizon, 1)
         self.solvers = [solver for solver in mgrit_solvers(network) if solver.factors]
+        self.team = team or (self.solvers[0].grid.mpi if self.solvers else MPI.COMM_SELF)
         self.bias: list[GradientBias] = []
-        self.accumulated, self.gain, self.why_serial = 0.0, 0.0, ""
-        self._wait, self._is_due, self._kept, self._repeats = FIRST_WAIT, True, 0, 0
+        self.accumulated, self.gain, self.why_serial = 0.0, 1.0, ""
+        self._wait, self._is_due, self._kept = FIRST_WAIT, True, 0
+        self._repeats, self._misfits = 0, (0.0, 0.0)
 
     @property
     def is_active(self) -> bool:
@@ -122,8 +129,11 @@ class CycleControl:
             loss: evaluates its loss.
         """
         since = batch - self.bias[-1].batch if self.bias else self._wait
-        if not self.is_active or not (self._is_due or since >= self._wait):
-            return
+        if self.is_active and (self._is_due or since >= self._wait):
+            self._adapt(batch, rate, loss, since)
+        self._repeats = self._count_repeats()
+
+    def _adapt(self, batch: int, rate: float, loss: Callable[[], Tensor], since: int) -> None:
         if self._is_due and self.bias and since < FIRST_WAIT and self.limit is not None:
             self._add_cycle()  # measured a moment ago: the safe side, without another measurement
         else:
@@ -131,32 +141,35 @@ class CycleControl:
         self._is_due = False
 
     def after(self, batch: int, rate: float) -> None:
-        """Take note of the misfit that the gradient of a batch has left.
+        """Take note of the misfit that the gradient of a batch has left. Collective.
 
         Args:
             batch, rate: as for `before`.
         """
         if not self.is_active:
             return
-        error = self.gain * sum(misfits(self.solvers))
+        has_diverged = self._look()
+        error = self.gain * sum(self._misfits)
         self.accumulated += rate * error
-        self._is_due = not error <= MUCH * self.allowed(batch) or self._have_diverged()
+        self._is_due = has_diverged or error > MUCH * self.allowed(batch)
 
     def _choose(self, batch: int, rate: float, loss: Callable[[], Tensor]) -> None:
         """Measure, and add cycles until the error is small enough, or try with one less where it is very small."""
         found = self._measure(batch, rate, loss)
         if self.limit is None:
             return
-        if not pays(self.solvers):
-            return self._go_serial("as many operations as one layer after the other")
-        if found.error > ENOUGH * found.allowed:
+        if found.error == found.misfit == 0.0:  # nothing is approximated, as in a fused chain
+            self._wait = min(2 * self._wait, self.every)
+        elif not self._pays():
+            self._go_serial("as many operations as one layer after the other")
+        elif found.error > ENOUGH * found.allowed:
             while found.error > ENOUGH * found.allowed and self._add_cycle():
                 found = self._measure(batch, rate, loss)
             self._wait = FIRST_WAIT
         elif found.error < LITTLE * found.allowed and max(self.cycles) > 0 and batch >= self._kept:
             self._try_less(batch, rate, loss)
         else:
-            self._wait = min(2 * self._wait, max(self.every, 1))
+            self._wait = min(2 * self._wait, self.every)
 
     def _try_less(self, batch: int, rate: float, loss: Callable[[], Tensor]) -> None:
         kept = [(solver.forward.cycles, solver.adjoint.cycles) for solver in self.solvers]
@@ -169,25 +182,43 @@ class CycleControl:
             self.gain = self.bias[-2].error / max(self.bias[-2].misfit, 1e-300)
 
     def _measure(self, batch: int, rate: float, loss: Callable[[], Tensor]) -> GradientBias:
-        error = measure_bias(self.network, loss)
-        has_diverged = self._have_diverged() or not error < DIVERGED
-        misfit, error = sum(misfits(self.solvers)), DIVERGED if has_diverged else error
-        if misfit > 0 and not has_diverged:
+        self._repeats = self._count_repeats()
+        own = measure_bias(self.network, loss)
+        has_diverged = self._look()
+        (error,) = self._largest(DIVERGED if has_diverged or not own < DIVERGED else own)
+        misfit = sum(self._misfits)
+        if misfit > 0 and error < DIVERGED:
             self.gain = error / misfit
         self.bias.append(GradientBias(batch, error, self.cycles, rate, misfit, self.allowed(batch)))
         return self.bias[-1]
 
-    def _have_diverged(self) -> bool:
-        """Whether a solve had to be repeated since this was last asked."""
-        before, self._repeats = self._repeats, sum(solver.repeats for solver in self.solvers)
-        return self._repeats > before
+    def _look(self) -> bool:
+        """Take the misfits of the last solves; whether one had to be repeated since they were counted. Collective."""
+        has_diverged = self._count_repeats() > self._repeats
+        *found, diverged = self._largest(*misfits(self.solvers), float(has_diverged))
+        self._misfits = found[0], found[1]
+        return diverged > 0
+
+    def _count_repeats(self) -> int:
+        return sum(solver.repeats for solver in self.solvers)
+
+    def _largest(self, *numbers: float) -> list[float]:
+        """The largest of all ranks, each; so they choose alike, whatever their samples. Collective."""
+        if self.team.size == 1:
+            return list(numbers)
+        found: list[float] = self.team.allreduce(np.array(numbers), MPI.MAX).tolist()
+        return found
+
+    def _pays(self) -> bool:
+        return self._largest(float(not pays(self.solvers))) == [0.0]
 
     def _add_cycle(self) -> bool:
         """A cycle more, where the misfit is the larger one, or both; False where layers now go one after the other."""
-        forward, adjoint = misfits(self.solvers)
+        forward, adjoint = self._misfits
         add_cycles(self.solvers, int(forward >= adjoint / 3), int(adjoint >= forward / 3))
-        if not pays(self.solvers):
-            self._go_serial(f"{self.cycles[0]} and {self.cycles[1]} cycles cost as much")
+        if not self._pays():
+            why = "fewer cycles diverge, " if self.bias[-1].error == DIVERGED else ""
+            self._go_serial(f"{why}{self.cycles[0]} and {self.cycles[1]} cycles cost as much")
         return not self.why_serial
 
     def _go_serial(self, why: str) -> None:

@@ -120,7 +120,8 @@ class Training:
         check_optimizer(self.optimizer, self.network, data)
         self._sums = GradientSums(self.network, data) if data.size > 1 and not is_second else None
         horizon = HORIZON * -(-self.samples // self.settings.batch)
-        self.control = CycleControl(self.network, self.settings.bias_limit or None, self.settings.bias_every, horizon)
+        limit, every = self.settings.bias_limit or None, self.settings.bias_every
+        self.control = CycleControl(self.network, limit, every, horizon, self.groups.all)
         self.files = CheckpointFile(self.settings.checkpoint, 1, self.groups.all, "batch")
         if self.settings.restart:
             self._resume()

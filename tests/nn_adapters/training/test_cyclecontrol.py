@@ -2,7 +2,10 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +13,7 @@ from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import measure_bias
 from nn_adapters.layers.recurrent import GRUParallel
-from nn_adapters.training.cyclecontrol import CycleControl, mgrit_cost, serial_cost
+from nn_adapters.training.cyclecontrol import DIVERGED, CycleControl, mgrit_cost, serial_cost
 
 
 def network(scale=1.0, layers=128, act="tanh", **words):
@@ -45,7 +48,7 @@ def test_what_is_allowed_adds_up_to_the_bound():
     assert 0.9 * control.bound(0.3) < sum(allowed) * (1 + 2 * 7) / (2 * 7) and sum(allowed) < control.bound(0.3)
 
 
-@pytest.mark.parametrize("scale, act", [(0.01, "tanh"), (3.0, "relu"), (20.0, "relu")])
+@pytest.mark.parametrize("scale, act", [(0.01, "tanh"), (1.0, "tanh"), (3.0, "relu"), (20.0, "relu")])
 def test_errors_stay_within_the_bound_also_for_rough_and_exploding_weights(scale, act):
     net = network(scale, act=act)
     control = CycleControl(net, 0.05, 20, 10)
@@ -105,26 +108,87 @@ def test_gru_gradients_are_right_or_refused(kind):
     assert measure_bias(gru, lambda: gru(x).square().sum()) <= 0.05
 
 
-def test_a_control_goes_on_from_its_state():
-    whole, net, rest = network(), network(), network()
-    control = CycleControl(whole, 0.02, 20, 10)
-    train(whole, control, 10)
-    first = CycleControl(net, 0.02, 20, 10)
-    train(net, first, 5)
-    rest.load_state_dict(net.state_dict())
-    second = CycleControl(rest, 0.02, 20, 10)
-    second.go_on_from(json.loads(json.dumps(first.state())))
-    for batch in range(6, 11):
-        one = lambda: rest(X).square().mean()  # noqa: E731
-        second.before(batch, 1e-2, one)
-        rest.zero_grad()
-        one().backward()
-        second.after(batch, 1e-2)
+def steps(net, control, batches, rate=1e-3):
+    for batch in batches:
+        control.before(batch, rate, lambda: net(X).square().mean())
+        net.zero_grad()
+        net(X).square().mean().backward()
+        control.after(batch, rate)
         with torch.no_grad():
-            for parameter in rest.parameters():
-                parameter.sub_(1e-2 * parameter.grad)
+            for parameter in net.parameters():
+                parameter.sub_(rate * parameter.grad)
+
+
+@pytest.mark.parametrize("scale, act", [(1.0, "tanh"), (3.0, "relu"), (20.0, "relu")])
+@pytest.mark.filterwarnings("ignore:.*diverged")
+def test_a_control_goes_on_from_its_state(scale, act):
+    whole, net, rest = (network(scale, act=act) for _ in range(3))
+    control, first, second = (CycleControl(each, 0.02, 20, 10) for each in (whole, net, rest))
+    steps(whole, control, range(1, 9))
+    steps(net, first, range(1, 5))
+    rest.load_state_dict(net.state_dict())
+    second.go_on_from(json.loads(json.dumps(first.state())))
+    steps(rest, second, range(5, 9))
     assert second.state() == control.state()
     assert all(torch.equal(a, b) for a, b in zip(rest.parameters(), whole.parameters()))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_end_in_series_and_the_control_says_why(value):
+    net = network(cycles=1)
+    with torch.no_grad():
+        net.stacks[0][3] = value
+    control = CycleControl(net, 0.1, 100, 10)
+    control.before(1, 1e-2, lambda: net(X).square().mean())
+    assert "cycles diverge" in control.why_serial and net.solvers[0].is_serial
+    control.after(1, 1e-2)
+    assert math.isfinite(control.accumulated) and all(each.error == DIVERGED for each in control.bias)
+
+
+class Pair:
+    """One of two ranks with samples of their own, each a thread."""
+
+    size = 2
+
+    def __init__(self, rank, table, barrier):
+        self.rank, self.table, self.barrier = rank, table, barrier
+
+    def allreduce(self, numbers, op):
+        self.table[self.rank] = numbers
+        self.barrier.wait(60)
+        found = np.maximum(*self.table)
+        self.barrier.wait(60)
+        return found
+
+
+def test_ranks_with_other_samples_choose_alike_by_the_largest_error():
+    table, barrier = [None, None], Barrier(2)
+
+    def rank(number):
+        net = network((0.01, 1.0)[number], act="relu")
+        control = CycleControl(net, 0.02, 100, 1000, Pair(number, table, barrier))
+        steps(net, control, range(1, 4), 1e-4)
+        return control.state()
+
+    with ThreadPoolExecutor(2) as threads:
+        calm, rough = threads.map(rank, range(2))
+    assert calm == rough
+    net = network(0.01, act="relu")
+    alone = CycleControl(net, 0.02, 100, 1000)
+    steps(net, alone, range(1, 4), 1e-4)
+    assert max(each["error"] for each in rough["bias"]) > 0.02 > max(each.error for each in alone.bias)
+
+
+def test_a_measurement_leaves_random_numbers_alone_and_exact_layers_their_cycles():
+    net = network(0.0)  # layers that do nothing, as exact as a fused chain
+    control, before = CycleControl(net, 0.1, 100, 10), torch.get_rng_state()
+
+    def loss():
+        return torch.nn.functional.dropout(net(X)).square().mean()
+
+    control.before(1, 1e-2, loss)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert control.cycles == (1, 0) and control.bias[0].error == 0 and not control.why_serial
 
 
 def test_without_a_limit_cycles_stay_and_without_layers_nothing_is_done():
