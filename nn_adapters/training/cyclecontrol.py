@@ -206,8 +206,9 @@ class CycleControl:
         """The largest of all ranks, each; so they choose alike, whatever their samples. Collective."""
         if self.team.size == 1:
             return list(numbers)
-        found: list[float] = self.team.allreduce(np.array(numbers), MPI.MAX).tolist()
-        return found
+        found = np.empty(len(numbers))
+        self.team.Allreduce(np.array(numbers), found, MPI.MAX)
+        return list(map(float, found))
 
     def _pays(self) -> bool:
         return self._largest(float(not pays(self.solvers))) == [0.0]
