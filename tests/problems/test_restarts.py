@@ -39,7 +39,7 @@ RUNS = {
     "nested": ("peaks", "-layers 8 -samples 60 -batch 20 -epochs 2 -nested 2"),
 }
 #: What of a summary is of the machine or of the command line.
-OWN = ("seconds", "wall_time_s", "parameters", "versions", "memory", "peak_memory_mb")
+OWN = ("seconds", "wall_time_s", "costs", "parameters", "versions", "memory", "peak_memory_mb")
 
 
 def run(folder, script, *words):
