@@ -129,16 +129,14 @@ class CycleControl:
             loss: evaluates its loss.
         """
         since = batch - self.bias[-1].batch if self.bias else self._wait
-        if self.is_active and (self._is_due or since >= self._wait):
-            self._adapt(batch, rate, loss, since)
-        self._repeats = self._count_repeats()
-
-    def _adapt(self, batch: int, rate: float, loss: Callable[[], Tensor], since: int) -> None:
+        if not self.is_active or not (self._is_due or since >= self._wait):
+            self._repeats = count_repeats(self.solvers)
+            return
         if self._is_due and self.bias and since < FIRST_WAIT and self.limit is not None:
             self._add_cycle()  # measured a moment ago: the safe side, without another measurement
         else:
             self._choose(batch, rate, loss)
-        self._is_due = False
+        self._is_due, self._repeats = False, count_repeats(self.solvers)
 
     def after(self, batch: int, rate: float) -> None:
         """Take note of the misfit that the gradient of a batch has left. Collective.
@@ -160,7 +158,7 @@ class CycleControl:
             return
         if found.error == found.misfit == 0.0:  # nothing is approximated, as in a fused chain
             self._wait = min(2 * self._wait, self.every)
-        elif not self._pays():
+        elif not pays(self.solvers, self.team):
             self._go_serial("as many operations as one layer after the other")
         elif found.error > ENOUGH * found.allowed:
             while found.error > ENOUGH * found.allowed and self._add_cycle():
@@ -182,10 +180,10 @@ class CycleControl:
             self.gain = self.bias[-2].error / max(self.bias[-2].misfit, 1e-300)
 
     def _measure(self, batch: int, rate: float, loss: Callable[[], Tensor]) -> GradientBias:
-        self._repeats = self._count_repeats()
+        self._repeats = count_repeats(self.solvers)
         own = measure_bias(self.network, loss)
         has_diverged = self._look()
-        (error,) = self._largest(DIVERGED if has_diverged or not own < DIVERGED else own)
+        (error,) = largest(self.team, DIVERGED if has_diverged or not own < DIVERGED else own)
         misfit = sum(self._misfits)
         if misfit > 0 and error < DIVERGED:
             self.gain = error / misfit
@@ -194,30 +192,16 @@ class CycleControl:
 
     def _look(self) -> bool:
         """Take the misfits of the last solves; whether one had to be repeated since they were counted. Collective."""
-        has_diverged = self._count_repeats() > self._repeats
-        *found, diverged = self._largest(*misfits(self.solvers), float(has_diverged))
+        has_diverged = count_repeats(self.solvers) > self._repeats
+        *found, diverged = largest(self.team, *misfits(self.solvers), float(has_diverged))
         self._misfits = found[0], found[1]
         return diverged > 0
-
-    def _count_repeats(self) -> int:
-        return sum(solver.repeats for solver in self.solvers)
-
-    def _largest(self, *numbers: float) -> list[float]:
-        """The largest of all ranks, each; so they choose alike, whatever their samples. Collective."""
-        if self.team.size == 1:
-            return list(numbers)
-        found = np.empty(len(numbers))
-        self.team.Allreduce(np.array(numbers), found, MPI.MAX)
-        return list(map(float, found))
-
-    def _pays(self) -> bool:
-        return self._largest(float(not pays(self.solvers))) == [0.0]
 
     def _add_cycle(self) -> bool:
         """A cycle more, where the misfit is the larger one, or both; False where layers now go one after the other."""
         forward, adjoint = self._misfits
         add_cycles(self.solvers, int(forward >= adjoint / 3), int(adjoint >= forward / 3))
-        if not self._pays():
+        if not pays(self.solvers, self.team):
             why = "fewer cycles diverge, " if self.bias[-1].error == DIVERGED else ""
             self._go_serial(f"{why}{self.cycles[0]} and {self.cycles[1]} cycles cost as much")
         return not self.why_serial
@@ -266,9 +250,24 @@ def add_cycles(solvers: Sequence[LayerMgrit], forward: int, adjoint: int) -> Non
         solver.adjoint.cycles = max(solver.adjoint.cycles + adjoint, 0)
 
 
-def pays(solvers: Sequence[LayerMgrit]) -> bool:
-    """Whether cycles have less to do, on the rank that has most, than one layer after the other."""
-    return all(mgrit_cost(solver) < serial_cost(solver) for solver in solvers)
+def count_repeats(solvers: Sequence[LayerMgrit]) -> int:
+    """Solves that diverged so far, and were repeated one step after the other."""
+    return sum(solver.repeats for solver in solvers)
+
+
+def largest(team: Any, *numbers: float) -> list[float]:
+    """The largest of all ranks, each; so they choose alike, whatever their samples. Collective."""
+    if team.size == 1:
+        return list(numbers)
+    found = np.empty(len(numbers))
+    team.Allreduce(np.array(numbers), found, MPI.MAX)
+    return list(map(float, found))
+
+
+def pays(solvers: Sequence[LayerMgrit], team: Any) -> bool:
+    """Whether cycles have less to do, on the rank that has most, than one layer after the other. Collective."""
+    is_dear = any(mgrit_cost(solver) >= serial_cost(solver) for solver in solvers)
+    return largest(team, float(is_dear)) == [0.0]
 
 
 def layer_work(mgrit: LayerMgrit) -> float:
