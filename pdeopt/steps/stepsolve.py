@@ -32,6 +32,10 @@ DENSE_UNKNOWNS, DENSE_CONDITION = {True: 64, False: 128}, 1e4
 #: takes 5.2 s, 21 and 69 ms. Squares of any size have .05.
 FEWEST_KRYLOV, MOST_FILL = 20_000, 1 / 3
 
+#: The same for steps that several ranks share: MUMPS solves for one step at a time in many small messages, for which
+#: its ranks poll. A cube of 24^3 unknowns and 32 steps on two ranks takes 103 CPU s with factors, 26 with multigrid.
+FEWEST_SHARED = 1_000
+
 
 class StepSolver(Protocol):
     """Solves with the matrices A_i of all steps."""
@@ -71,7 +75,7 @@ def is_krylov(A: StepMatrix) -> bool:
     if columns is None and A.sparsity.nnz <= A.shape[0]:
         return False  # a diagonal
     if columns is not None:  # of all ranks of a step, the same on each
-        few = chosen != "auto" or columns.size <= FEWEST_KRYLOV
+        few = chosen != "auto" or columns.size <= FEWEST_SHARED
     else:
         few = chosen != "auto" or A.shape[0] <= FEWEST_KRYLOV or front(A.sparsity) ** 2 <= MOST_FILL * A.sparsity.nnz
     if few:
@@ -165,7 +169,7 @@ class StepKrylov:
     """Solves with the matrices A_i by a Krylov method and a preconditioner in space, prefix `step_`.
 
     A matrix that all steps share is set up once. Matrices whose rows are spread over ranks are solved here too where
-    they are factored, by MUMPS.
+    they are factored, by MUMPS; auto factors them where multigrid does not converge and factors are not too large.
 
     Args:
         A: the matrices.
@@ -180,9 +184,12 @@ class StepKrylov:
         numbers = [None] if A.is_constant else list(range(len(A.values)))
         csr, values = A.sparsity.csr, A.values.detach().numpy()
         rows = (sp.csr_matrix((entries, csr.indices, csr.indptr), shape=csr.shape) for entries in values)
-        matrices = (serial_aij(each) if columns is None else spread_aij(each, columns) for each in rows)
-        kind = None if is_krylov(A) else "lu"
-        self._solvers = [MatrixSolver(matrix, row, kind) for matrix, row in zip(matrices, numbers)]
+        matrices = [serial_aij(each) if columns is None else spread_aij(each, columns) for each in rows]
+        by_krylov, size = is_krylov(A), A.shape[0] if columns is None else columns.size
+        self._solvers = [MatrixSolver(*each, None if by_krylov else "lu") for each in zip(matrices, numbers)]
+        self._others: list[MatrixSolver] = []  # factors, where multigrid was not asked for and may not converge
+        if by_krylov and columns is not None and size <= FEWEST_KRYLOV and read(StepSettings).pc_type == "auto":
+            self._others = [MatrixSolver(*each, "lu") for each in zip(matrices, numbers)]
 
     def solve(self, rows: Tensor, transpose: bool = False) -> Tensor:
         """The inverse (or its transpose) applied to `rows`, shape (batch, n), to `-step_ksp_rtol`.
@@ -192,7 +199,13 @@ class StepKrylov:
         """
         right = np.ascontiguousarray(rows.detach().numpy()).reshape(-1, rows.shape[-1])
         each = [right] if len(self._solvers) == 1 else right[:, None]
-        left = [solver.solve(some, transpose) for solver, some in zip(self._solvers, each)]
+        try:
+            left = [solver.solve(some, transpose) for solver, some in zip(self._solvers, each)]
+        except StepFailure:  # of all ranks of the step
+            if not self._others:
+                raise
+            self._solvers, self._others = self._others, []
+            left = [solver.solve(some, transpose) for solver, some in zip(self._solvers, each)]
         return torch.from_numpy(np.concatenate(left).reshape(rows.shape))
 
 

@@ -23,6 +23,9 @@ from pdeopt.core.arrays import assign, copy
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.space.layouts.layout import without_messages
 from pdeopt.space.spacejacobian import SpaceStepJacobian
+from pdeopt.steps import stepsolve
+from pdeopt.steps.sparse import StepMatrix
+from pdeopt.steps.stepsolve import StepKrylov
 from problems.heat3d import Heat3dCase, Heat3dSettings
 from tests.helpers.krylov import options
 from tests.helpers.support import python
@@ -231,6 +234,28 @@ def coloring():
     torch.testing.assert_close(found.blocks["A"](d), expected[1])
 
 
+def solvers():
+    """Step solves leave the matrix as it is, by factors and multigrid; one that diverges says so, or factors follow."""
+    constraint = problem_of(WORLD, WORLD.size).constraint
+    n, steps = constraint.layout.n_all, po.TimeGrid.uniform(3, 1.0, SELF).steps.with_parameters(torch.ones(1))
+    u_old, u_new, z = (torch.ones(3, n, dtype=torch.float64) * k for k in (0.1, 0.2, 0.3))
+    A = SpaceStepJacobian.colored(constraint.local, u_old, u_new, z, steps, constraint.pattern).blocks["A"]
+    A = StepMatrix(A.sparsity, A.values.contiguous())  # as those of affine steps are
+    values, right = A.values.clone(), torch.ones(3, constraint.layout.n_owned, dtype=torch.float64)
+    for kind in ("lu", "hypre"):
+        with options(step_pc_type=kind):
+            for transpose in (False, True):
+                x = StepKrylov(A).solve(right, transpose)
+                torch.testing.assert_close((A.transpose if transpose else A)(x), right, rtol=0, atol=1e-8)
+        assert torch.equal(A.values, values)
+    few = {"step_ksp_max_it": 1, "step_ksp_rtol": 1e-14}
+    with options(step_pc_type="bjacobi", **few), pytest.raises(po.SolveFailure, match="step_pc_type"):
+        StepKrylov(A).solve(right)
+    with pytest.MonkeyPatch.context() as patch, options(step_pc_type="auto", **few):
+        patch.setattr(stepsolve, "FEWEST_SHARED", 0)
+        torch.testing.assert_close(A(StepKrylov(A).solve(right)), right, rtol=0, atol=1e-10)
+
+
 def optima():
     """The same optimum of the heat equation by every way of KKT systems, and as many iterations up to one."""
     settings = Heat3dSettings(n=3, nt=4, alpha=1e-2)
@@ -314,7 +339,7 @@ def failures():
         problem.solve_state(problem.create_design())
 
 
-PARTS = (exchange, layouts, derivatives, coloring, kkt, optima, errors, failures)
+PARTS = (exchange, layouts, derivatives, coloring, solvers, kkt, optima, errors, failures)
 
 
 def main(names):

@@ -18,7 +18,8 @@ def spread_aij(csr: sp.csr_matrix, columns: Layout) -> PETSc.Mat:
         columns: whose owned unknowns the vectors have with which the matrix is multiplied.
     """
     numbers = columns.global_numbers
-    rows = sp.csr_matrix((csr.data, numbers[csr.indices], csr.indptr), shape=(csr.shape[0], columns.size))
+    entries = csr.data.copy()  # they are sorted in place, and belong to the caller
+    rows = sp.csr_matrix((entries, numbers[csr.indices], csr.indptr), shape=(csr.shape[0], columns.size))
     rows.sort_indices()
     sizes = ((rows.shape[0], None), (columns.n_owned, columns.size))
     arrays = index_array(rows.indptr), index_array(rows.indices), np.ascontiguousarray(rows.data)
