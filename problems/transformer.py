@@ -125,6 +125,7 @@ SCRIPT = LayerTraining(
     __doc__,
     TransformerSettings,
     data=samples,
+    control=None,
     make=Classifier,
     second_order=(),
     numbers=_numbers,

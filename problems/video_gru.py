@@ -146,6 +146,7 @@ SCRIPT = LayerTraining(
     __doc__,
     VideoSettings,
     data=partial(videos, ""),
+    control=None,
     make=Classifier,
     numbers=_numbers,
     second_order=(),

@@ -37,7 +37,7 @@ class LayerTraining:
         make: (its settings, communicator of the layers, MGRIT, samples) -> classifier.
         defaults: the script's own defaults, by class of settings.
         numbers: (its settings, samples of a batch) -> numbers in single precision that training has in memory at least.
-        control: what it says of its network as a control problem.
+        control: what it says of its network as a control problem; None where the network is none for `NetworkFunction`.
         second_order: optimizers of second order that its layers have what they need for.
     """
 
@@ -48,21 +48,22 @@ class LayerTraining:
     make: Callable[[Any, Any, nna.MgritSettings, nna.Dataset], nn.Module]
     defaults: Mapping[type[po.Settings], Mapping[str, Any]] = field(default_factory=dict)
     numbers: Callable[[Any, int], float] = lambda own, batch: 0.0
-    control: AsControl = field(default_factory=AsControl)
+    control: AsControl | None = field(default_factory=AsControl)
     second_order: tuple[str, ...] = ("kfac",)
 
     @property
     def options(self) -> list[Section]:
         """All that the script reads."""
-        groups = (self.own, TrainedBySettings, nna.TrainingSettings, nna.MgritSettings, DataFiles, ReportFiles)
+        ways = () if self.control is None else (TrainedBySettings,)
+        groups = (self.own, *ways, nna.TrainingSettings, nna.MgritSettings, DataFiles, ReportFiles)
         found = [section for group in groups for section in sections(group, **self.defaults.get(group, {}))]
         refused = {(("optimizer", name),) for name in SECOND_ORDER if name not in self.second_order}
         found = [section for section in found if not set(section.when) <= refused]
-        if self.control.parts is not None:
+        if self.control is None or self.control.parts is not None:
             return found
-        ways = {("gn_sweeps", "mgrit")}  # states and sweeps are those of dense networks
+        sweeps = {("gn_sweeps", "mgrit")}  # states and sweeps are those of dense networks
         return [
-            replace(section, when=tuple(path for path in section.when if not ways & set(path)))
+            replace(section, when=tuple(path for path in section.when if not sweeps & set(path)))
             for section in found
             if section.settings is not CurvedSettings
         ]
@@ -75,8 +76,8 @@ class LayerTraining:
         with command_line(argv, self.doc, self.options):
             own, settings = self._read(self.own), self._read(nna.TrainingSettings)
             mgrit, files, report = self._read(nna.MgritSettings), self._read(DataFiles), self._read(ReportFiles)
-            if po.read(TrainedBySettings).solver == "sqp":
-                return self._solve(settings, mgrit, files, report)
+            if self.control is not None and po.read(TrainedBySettings).solver == "sqp":
+                return self._solve(self.control, settings, mgrit, files, report)
             if settings.optimizer in SECOND_ORDER:
                 self._require_curvature(settings.optimizer)
                 second_order_settings(settings.optimizer)  # reads its options before the data come
@@ -96,21 +97,23 @@ class LayerTraining:
             finish(self.name, not failure, failure)
             return training.history[-1].accuracy
 
-    def _solve(self, settings: nna.TrainingSettings, mgrit: nna.MgritSettings, files: Any, report: Any) -> float:
+    def _solve(
+        self, control: AsControl, settings: nna.TrainingSettings, mgrit: nna.MgritSettings, files: Any, report: Any
+    ) -> float:
         """Train as a control problem; the test accuracy. Collective."""
-        own = po.read(self.own, **{**self.defaults.get(self.own, {}), **self.control.defaults})
+        own = po.read(self.own, **{**self.defaults.get(self.own, {}), **control.defaults})
         refused = {"-checkpoint": settings.checkpoint, "-restart": settings.restart, "-nested": settings.nested > 1}
         if given := ", ".join(name for name, value in refused.items() if value):
             raise po.InputError("-solver", f"sqp with {given}", "sqp without, or epochs")
-        if self.control.parts is None and MPI.COMM_WORLD.size > 1:
+        if control.parts is None and MPI.COMM_WORLD.size > 1:
             raise po.InputError("-solver", f"sqp on {MPI.COMM_WORLD.size} ranks", "one rank, for this network")
         check_targets(MPI.COMM_WORLD, report)
         self._require_room(own, settings.samples)
-        load = self.control.data or self.data
+        load = control.data or self.data
         samples = on_root(MPI.COMM_WORLD, lambda: load(own, files, settings.seed))
         torch.manual_seed(settings.seed)
         network = self.make(own, None, mgrit, samples)
-        training = SqpTraining(network, self.control, samples, settings.samples)
+        training = SqpTraining(network, control, samples, settings.samples)
         po.require_all_read()
         parameters = {**vars(own), **vars(files), **vars(report), "samples": settings.samples, "seed": settings.seed}
         accuracy, failure = train(self.name, training, report, parameters)
