@@ -180,6 +180,20 @@ ENTRIES = [
         "-layers 4 -width 20 -points 2000 -optimizer spqn -max_gradients 300",
     ),
     Entry(
+        "pinn_cahn_hilliard",
+        "Cahn–Hilliard by a network",
+        "pinns.md",
+        "Four derivatives in space; Levenberg-Marquardt steps.",
+        "-max_cpu_seconds 30",
+    ),
+    Entry(
+        "pinn_kuramoto_sivashinsky",
+        "Kuramoto–Sivashinsky by a network",
+        "pinns.md",
+        "Waves on their way to chaos, by a network of stretched sines.",
+        "",
+    ),
+    Entry(
         "logistic",
         "Logistic regression",
         "optimizers.md#samples",
