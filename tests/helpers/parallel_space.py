@@ -22,9 +22,9 @@ from pdeopt.control.metric import RieszMetric
 from pdeopt.core.arrays import assign, copy
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.space.layouts.layout import without_messages
+from pdeopt.space.layouts.matrix import spread_aij
 from pdeopt.space.spacejacobian import SpaceStepJacobian
 from pdeopt.steps import stepsolve
-from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.stepsolve import StepKrylov
 from problems.heat3d import Heat3dCase, Heat3dSettings
 from tests.helpers.krylov import options
@@ -240,7 +240,6 @@ def solvers():
     n, steps = constraint.layout.n_all, po.TimeGrid.uniform(3, 1.0, SELF).steps.with_parameters(torch.ones(1))
     u_old, u_new, z = (torch.ones(3, n, dtype=torch.float64) * k for k in (0.1, 0.2, 0.3))
     A = SpaceStepJacobian.colored(constraint.local, u_old, u_new, z, steps, constraint.pattern).blocks["A"]
-    A = StepMatrix(A.sparsity, A.values.contiguous())  # as those of affine steps are
     values, right = A.values.clone(), torch.ones(3, constraint.layout.n_owned, dtype=torch.float64)
     for kind in ("lu", "hypre"):
         with options(step_pc_type=kind):
@@ -248,6 +247,10 @@ def solvers():
                 x = StepKrylov(A).solve(right, transpose)
                 torch.testing.assert_close((A.transpose if transpose else A)(x), right, rtol=0, atol=1e-8)
         assert torch.equal(A.values, values)
+    csr = constraint.pattern.A.csr
+    rows = sp.csr_matrix((np.arange(1.0, 1 + csr.nnz), csr.indices, csr.indptr), shape=csr.shape)
+    spread_aij(rows, constraint.pattern.A.columns)
+    assert np.array_equal(rows.data, np.arange(1.0, 1 + csr.nnz))  # which are the caller's
     few = {"step_ksp_max_it": 1, "step_ksp_rtol": 1e-14}
     with options(step_pc_type="bjacobi", **few), pytest.raises(po.SolveFailure, match="step_pc_type"):
         StepKrylov(A).solve(right)
