@@ -260,7 +260,7 @@ def solvers():
 
 
 def optima():
-    """The same optimum of the heat equation by every way of KKT systems, and as many iterations up to one."""
+    """The same optimum of the heat equation by every way of KKT systems, with bounds, and as many iterations up to one."""
     settings = Heat3dSettings(n=3, nt=4, alpha=1e-2)
     for k in splits()[1:]:
         case = Heat3dCase(Heat3dSettings(n=3, nt=4, alpha=1e-2, space_ranks=k))
@@ -271,6 +271,10 @@ def optima():
             objectives = [result.objective for result in results]
             assert abs(objectives[0] / objectives[1] - 1) <= 1e-9, (k, precond, objectives)
             assert abs(results[0].iterations - results[1].iterations) <= 1  # the last residual is one of rounding
+        for words in (dict(lower=-0.1, upper=0.1), dict(method="sqp")):  # active sets, and the composite step
+            results = [po.solve(each.problem, opt_tol=1e-9, **words) for each in (case, alone)]
+            assert abs(results[0].objective / results[1].objective - 1) <= 1e-9, (k, words)
+            assert results[0].reason > 0 and results[0].iterations == results[1].iterations, (k, words)
 
 
 def kkt():
