@@ -159,10 +159,13 @@ class Coloring:
         width = pattern.shape[1]
         self.colors = _greedy_colors(pattern)
         number = int(self.colors.max(initial=-1)) + 1
-        self.seeds = torch.from_numpy((self.colors == np.arange(number)[:, None]).astype(float))
         probe = torch.linspace(1.0, 2.0, width, dtype=torch.float64)[None]
         self._is_probed = number < width
-        self.directions = torch.cat([self.seeds, probe]) if self._is_probed else self.seeds
+        self.directions = torch.zeros(number + int(self._is_probed), width, dtype=torch.float64)
+        self.seeds = self.directions[:number]  # the same memory: with 3 n columns, these are the largest of a pattern
+        seen = np.flatnonzero(self.colors >= 0)
+        self.seeds[self.colors[seen], seen] = 1.0
+        self.directions[number:] = probe
         self._color, self._row = torch.from_numpy(self.colors[pattern.cols]), torch.from_numpy(pattern.rows)
         self._weights = probe[0, torch.from_numpy(pattern.cols)]
 
