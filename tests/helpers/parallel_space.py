@@ -260,7 +260,7 @@ def solvers():
 
 
 def optima():
-    """The same optimum of the heat equation by every way of KKT systems, with bounds, and as many iterations up to one."""
+    """The same optimum of the heat equation by every way of KKT systems, with bounds; as many iterations up to one."""
     settings = Heat3dSettings(n=3, nt=4, alpha=1e-2)
     for k in splits()[1:]:
         case = Heat3dCase(Heat3dSettings(n=3, nt=4, alpha=1e-2, space_ranks=k))
