@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nn_adapters.data.formats import verify_checksum
-from nn_adapters.data.limits import regular_file
+from nn_adapters.data.limits import refusing, regular_file
 from nn_adapters.data.videos import require_package
 from pdeopt.core.errors import InputError
 
@@ -113,17 +114,16 @@ def read_weights(path: Path, sha256: str = "") -> tuple[dict[str, Tensor], str]:
         raise InputError(str(path), "no such file", legal)
     named = NAMED_SUM.search(path.name)
     found = verify_checksum(path, sha256.lower() or (named[1] if named else ""))
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
 
-            return load_file(path), found
+    def read() -> dict[str, Tensor]:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         table = torch.load(path, map_location="cpu", weights_only=True)
         if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in table.items()):
             raise TypeError("other things than tensors by name")
-    except Exception as error:  # a damaged file fails in any way
-        raise InputError(str(path), f"damaged or of another format ({type(error).__name__})", legal) from None
-    return dict(table), found
+        return dict(table)
+
+    return refusing(path, legal, read), found
 
 
 def _take(network: nn.Module, table: dict[str, Tensor], what: str) -> None:

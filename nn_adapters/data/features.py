@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from torch import Tensor
 
 from nn_adapters.data.dataset import Dataset
 from nn_adapters.data.encoders import FrozenEncoder
-from nn_adapters.data.limits import LIMIT_MB, regular_file
+from nn_adapters.data.limits import LIMIT_MB, refusing, regular_file
 from nn_adapters.data.videos import read_video
 from nn_adapters.data.videosets import VideoSet, padded
 from pdeopt.core.arrays import Array
@@ -202,16 +201,15 @@ def open_features(file: str, verify: bool = False, costs: Mapping[str, float] = 
     """
     if not regular_file(file):
         raise InputError(file, "no such file", LEGAL)
-    try:
+
+    def read() -> StoredDataset:
         with safe_open(file, "pt") as stored:  # type: ignore[no-untyped-call]
             words = stored.metadata()
-            found = {name: stored.get_tensor(name) for name in ("x_train", "y_train", "x_test", "y_test")}
+            samples = [stored.get_tensor(name) for name in ("x_train", "y_train", "x_test", "y_test")]
         if words["format"] != FORMAT:
             raise ValueError("another format")
-        classes = int(words["classes"])
         if verify and _sum_after_header(Path(file)) != words["sha256"]:
             raise ValueError("a checksum that is not that of its numbers")
-    except Exception as error:  # a damaged file fails in any way
-        raise InputError(file, f"damaged or of another format ({type(error).__name__}: {error})", LEGAL) from None
-    samples: list[Tensor] = [found["x_train"], found["y_train"], found["x_test"], found["y_test"]]
-    return StoredDataset(words["name"], *samples, classes, dict(costs), file)
+        return StoredDataset(words["name"], *samples, int(words["classes"]), dict(costs), file)
+
+    return refusing(file, LEGAL, read)

@@ -13,7 +13,6 @@ import io
 import math
 import os
 import tarfile
-import warnings
 import zipfile
 from array import array
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 import scipy.io
 import scipy.sparse as sp
 
-from nn_adapters.data.limits import LIMIT_MB, Allowance, BoundedStream, regular_file
+from nn_adapters.data.limits import LIMIT_MB, Allowance, BoundedStream, refusing, regular_file
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import InputError
 
@@ -206,7 +205,7 @@ def read_har(path: str | Path, limit_mb: float = LIMIT_MB) -> tuple[Array, Array
             return _har(zipfile.Path(archive, "UCI HAR Dataset/"))
 
     if os.path.isdir(path):
-        return _refusing(path, legal, lambda: _har(Path(path)))
+        return refusing(path, legal, lambda: _har(Path(path)))
     return _read(path, parse, legal, limit_mb)
 
 
@@ -214,20 +213,7 @@ def _read(path: str | Path, parse: Callable[[bytes, Allowance], T], legal: str, 
     """What `parse` makes of the contents of a file and of what it may expand to."""
     if not regular_file(path):
         raise InputError(str(path), "no such file", legal)
-    return _refusing(path, legal, lambda: parse(Path(path).read_bytes(), Allowance(path, limit_mb)))
-
-
-def _refusing(path: str | Path, legal: str, parse: Callable[[], T]) -> T:
-    """What `parse` returns; whatever it raises becomes an `InputError`, of one line."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the readers of NumPy and SciPy take for only half wrong
-            return parse()
-    except InputError:
-        raise
-    except Exception as error:  # damaged files make the readers of SciPy, NumPy and tarfile fail in any way
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(str(path), f"truncated, damaged or of another format ({reason})", legal) from None
+    return refusing(path, legal, lambda: parse(Path(path).read_bytes(), Allowance(path, limit_mb)))
 
 
 def _numbers(name: str, array: Array) -> Array:

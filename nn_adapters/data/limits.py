@@ -1,4 +1,4 @@
-"""What a file of data may expand to: a few bytes, compressed or with a header that lies, can stand for terabytes.
+"""What is expected of any file: that it may be damaged, and that a few bytes of it can stand for terabytes.
 
 A reader has one `Allowance`, and compares every size with it before it allocates: those that a file states, and those
 that turn up while it is unpacked.
@@ -6,12 +6,16 @@ that turn up while it is unpacked.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pdeopt.core.errors import InputError
+
+T = TypeVar("T")
 
 #: Megabytes that any file may expand to.
 LIMIT_MB = 256.0
@@ -29,6 +33,25 @@ def regular_file(path: str | Path) -> bool:
         return Path(path).is_file()
     except (OSError, ValueError):  # a name that is too long for the system
         return False
+
+
+def refusing(path: str | Path, legal: str, read: Callable[[], T]) -> T:
+    """What `read` returns; whatever it raises becomes an `InputError`, of one line.
+
+    Args:
+        path: of the file or folder that is read, for the error.
+        legal: what it should be.
+        read: the reader.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the readers of NumPy and SciPy take for only half wrong
+            return read()
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file makes readers of other packages fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(str(path), f"truncated, damaged or of another format ({reason})", legal) from None
 
 
 class Allowance:

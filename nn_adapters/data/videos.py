@@ -7,7 +7,7 @@ frames raises `InputError`, which names it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nn_adapters.data.limits import LIMIT_MB, Allowance, regular_file
+from nn_adapters.data.limits import LIMIT_MB, Allowance, refusing, regular_file
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import InputError
 
@@ -115,18 +115,7 @@ def read_image(path: Path, size: int, limit_mb: float = LIMIT_MB) -> Array:
             pixels = np.asarray(plain.resize((size, size), pillow.Resampling.BILINEAR))
         return pixels if pixels.ndim == 3 else pixels[..., None]
 
-    return _named(path, legal, read)
-
-
-def _named(path: Path, legal: str, read: Callable[[], Any]) -> Any:
-    """What `read` returns; a damaged file fails in any way, and is named."""
-    try:
-        return read()
-    except InputError:
-        raise
-    except Exception as error:
-        found = f"damaged or of another format ({type(error).__name__}: {error})"
-        raise InputError(str(path), found, legal) from None
+    return refusing(path, legal, read)
 
 
 # -- movies ------------------------------------------------------------------------------------------------
@@ -146,7 +135,7 @@ def _movie(path: Path, length: int, size: int, pick: str, limit_mb: float) -> li
             stop = length if pick == "first" else None
             return list(_decoded(container, container.streams.video[0], size, stop, allowed))
 
-    frames: list[Array] = _named(path, legal, read)
+    frames: list[Array] = refusing(path, legal, read)
     return [frames[i] for i in _picked(len(frames), length, pick)]
 
 

@@ -7,6 +7,7 @@ du/dt = F(u; theta(t)) (E. Haber, L. Ruthotto, Stable architectures for deep neu
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -125,12 +126,12 @@ def weight_norm(module: nn.Module) -> nn.Module:
     return module
 
 
-class SteppingBlock(nn.Module):
+class SteppingBlock(nn.Module, ABC):
     """A block that says itself what its layer is, by `step`."""
 
+    @abstractmethod
     def step(self, u: Tensor, dt: float, *args: Any) -> Tensor:
         """The features after a layer of length dt, of the shape of u; further arguments are those of the network."""
-        raise NotImplementedError
 
 
 class Direct(SteppingBlock):

@@ -57,16 +57,14 @@ class LayerTraining:
         ways = () if self.control is None else (TrainedBySettings,)
         groups = (self.own, *ways, nna.TrainingSettings, nna.MgritSettings, DataFiles, ReportFiles)
         found = [section for group in groups for section in sections(group, **self.defaults.get(group, {}))]
-        refused = {(("optimizer", name),) for name in SECOND_ORDER if name not in self.second_order}
-        found = [section for section in found if not set(section.when) <= refused]
-        if self.control is None or self.control.parts is not None:
-            return found
-        sweeps = {("gn_sweeps", "mgrit")}  # states and sweeps are those of dense networks
-        return [
-            replace(section, when=tuple(path for path in section.when if not sweeps & set(path)))
-            for section in found
-            if section.settings is not CurvedSettings
+        refused = {("optimizer", name) for name in SECOND_ORDER if name not in self.second_order}
+        if self.control is not None and self.control.parts is None:  # states and sweeps are those of dense networks
+            refused.add(("gn_sweeps", "mgrit"))
+            found = [section for section in found if section.settings is not CurvedSettings]
+        taken = [
+            replace(section, when=tuple(path for path in section.when if not refused & set(path))) for section in found
         ]
+        return [section for section in taken if section.when]  # the others no run of this script reads
 
     def _read(self, group: type[po.Settings]) -> Any:
         return po.read(group, **self.defaults.get(group, {}))

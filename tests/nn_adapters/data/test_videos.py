@@ -82,7 +82,7 @@ def test_frames_that_are_used(movie):
 )
 def test_damaged_movies_are_named(movie, damage):
     movie.write_bytes(damage(movie.read_bytes()))
-    with pytest.raises(InputError, match=r"movie\.mp4: got damaged or of another format"):
+    with pytest.raises(InputError, match=r"movie\.mp4: got truncated, damaged or of another format"):
         read_video(movie, 8, 16)
 
 
@@ -111,7 +111,7 @@ def test_folders_of_frames(tmp_path):
     with pytest.raises(InputError, match=r"contents of 6 MB.*-data_limit"):
         load_videos(find_videos(tmp_path), 3, 8, limit_mb=1)
     bad.write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"video3/0\.png: got damaged"):
+    with pytest.raises(InputError, match=r"video3/0\.png: got truncated, damaged"):
         load_videos(find_videos(tmp_path), 3, 8)
     with pytest.raises(InputError, match="two classes"):
         find_videos("nowhere")
@@ -166,7 +166,7 @@ def test_features_are_computed_once(shapes, weights, tmp_path, capsys):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(InputError, match=rf"{file.name}: got damaged .*checksum"):
+    with pytest.raises(InputError, match=rf"{file.name}: got truncated, damaged .*checksum"):
         video_gru.main(words)
 
 
@@ -193,8 +193,8 @@ def test_weights_are_checked(weights, tmp_path):
         FrozenEncoder("squeezenet1_1", other)
     other = tmp_path / "weights.pth"
     other.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"weights\.pth: got damaged"):
+    with pytest.raises(InputError, match=r"weights\.pth: got truncated, damaged"):
         FrozenEncoder("squeezenet1_1", other)
     torch.save(dict.fromkeys(["a"], 1.0), other)
-    with pytest.raises(InputError, match=r"weights\.pth: got damaged or of another format \(TypeError"):
+    with pytest.raises(InputError, match=r"weights\.pth: got truncated, damaged or of another format \(TypeError"):
         FrozenEncoder("squeezenet1_1", other)
