@@ -267,11 +267,8 @@ class Tracking(Objective):
         if self._observation is not None:
             self._observation.check(n)
         if self._observation is not None and self.mass is not None and self.mass.sparsity.columns is not None:
-            got, legal = (
-                "a mass whose rows are spread over ranks, with observe",
-                "observe=None, or a mass of own numbers",
-            )
-            raise InputError("mass of Tracking", got, legal)
+            got = "a mass whose rows are spread over ranks, with observe"
+            raise InputError("mass of Tracking", got, "observe=None, or a mass of own numbers")
         k = n if self._observation is None else self._observation.matrix(n).shape[0]
         StepMatrix.form(self.mass, k, "mass of Tracking", semidefinite=True)
         self.measurements.check(grid.times, k)

@@ -26,7 +26,7 @@ from pdeopt.core.errors import InputError
 #: Tags of the messages to ghosts, and back.
 TO_GHOSTS, TO_OWNERS = 27, 28
 
-_silent = False  # whether messages are refused
+_silent = ""  # what is done while messages are refused
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def without_messages(what: str) -> Iterator[None]:
         what: is done, for the error.
     """
     global _silent
-    before, _silent = _silent, what  # type: ignore[assignment]
+    before, _silent = _silent, what
     try:
         yield
     finally:
@@ -186,9 +186,7 @@ class Layout:
     ) -> dict[int, Tensor]:
         """Columns of rows to each neighbor, all rows in one message; what comes from each, in the order of ranks."""
         if _silent:
-            raise InputError(
-                str(_silent), "values of neighbors in space", "functions of the unknowns of this rank alone"
-            )
+            raise InputError(_silent, "values of neighbors in space", "functions of the unknowns of this rank alone")
         buffers = {rank: rows.new_empty(len(rows), len(place)) for rank, place in sorted(receives.items())}
         requests = [self.mpi.Irecv(buffer.numpy(), rank, tag) for rank, buffer in buffers.items()]
         packed = [(rank, rows[:, place].contiguous()) for rank, place in sends.items()]
