@@ -1,5 +1,6 @@
 # Networks whose layers or time steps are solved in parallel.
-from nn_adapters.layers.layerparallel import LayerParallel as LayerParallel, layer_step as layer_step
+from nn_adapters.layers.layerparallel import LayerParallel as LayerParallel
+from nn_adapters.layers.given import layer_step as layer_step
 from nn_adapters.layers.recurrent import (
     GRU_STEPS as GRU_STEPS,
     SEQUENCES as SEQUENCES,
@@ -21,7 +22,7 @@ from nn_adapters.layers.parallelmodule import (
     stacked_parameters as stacked_parameters,
 )
 from nn_adapters.layers.parts.attention import EncoderBlock as EncoderBlock, later_tokens as later_tokens
-from nn_adapters.layers.stacking import ParameterStack as ParameterStack
+from nn_adapters.layers.parts.stacking import ParameterStack as ParameterStack
 from nn_adapters.layers.stackedlayers import StackedLayers as StackedLayers
 
 # Blocks, and the network that is the reference.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nn_adapters.layers.layer_mgrit import LayerMgrit
-from nn_adapters.layers.stacking import ParameterStack
+from nn_adapters.layers.parts.stacking import ParameterStack
 from pdeopt.core.errors import InputError
 from pdeopt.steps.timegrid import TimeGrid
 
@@ -133,8 +133,8 @@ def approximately(network: nn.Module) -> Iterator[None]:
 def measure_bias(network: nn.Module, loss: Callable[[], Tensor]) -> float:
     """The relative error of the gradient of `loss()` by the cycles, |g - g_exact| / |g_exact|. Collective.
 
-    g_exact comes from exact solves. The `.grad` of the parameters, the cycles of the solvers and the random state are
-    left as they were; the solvers' `misfits` are those of the inexact gradient.
+    g_exact comes from exact solves. The `.grad` of the parameters, buffers, the cycles of the solvers and the random
+    state are left as they were; the solvers' `misfits` are those of the inexact gradient.
 
     Args:
         network: whose parameters count, those of this rank.
@@ -148,12 +148,16 @@ def measure_bias(network: nn.Module, loss: Callable[[], Tensor]) -> float:
         return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters)]
 
     random = torch.get_rng_state()  # both have the same dropout
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     with exactly(network):
         exact = gradient()
     torch.set_rng_state(random)
     with approximately(network):  # last, so that the solvers' misfits are those of the cycles
         inexact = gradient()
     torch.set_rng_state(random)
+    with torch.no_grad():
+        for buffer, kept in buffers:
+            buffer.copy_(kept)
     is_stacked = [id(p) in stacked for p in parameters]
     error = _square(network, [a - b for a, b in zip(inexact, exact)], is_stacked)
     size = _square(network, exact, is_stacked)

@@ -3,49 +3,45 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nn_adapters.layers.blocks import LayerStack
 from nn_adapters.layers.parallelmodule import ParallelModule
-from nn_adapters.layers.stacking import ParameterStack, Template
+from nn_adapters.layers.parts.stacking import Shelf
 
 
 class StackedLayers(ParallelModule):
-    """Layers of one kind whose parameters are stacked, those of this rank; they are saved as those of a `LayerStack`.
+    """Layers whose parameters and buffers are stacked, those of this rank; they are saved as those of a `LayerStack`.
 
     Attributes:
         num_steps, Tf: N layers over the time Tf.
-        stack: parameters of the layers of this rank, named as those of a block: `stack.0.weight` is (n_local, ...).
-        stacks: a list of them.
+        shelves: the layers of this rank, one shelf for each kind of block in the network.
+        stacks: the parameters of this rank's layers, (n_local, ...) for each parameter of a block.
     """
 
     num_steps: int
     Tf: float
-    stack: ParameterStack
-    _template: Template
-
-    @property
-    def template(self) -> nn.Module:
-        """One block, whose parameters count for nothing."""
-        return self._template.module
-
-    @property
-    def names(self) -> list[str]:
-        """Of the parameters of a block, in the order of `stacks`."""
-        return self._template.names
+    shelves: list[Shelf]
 
     @property
     def stacks(self) -> list[nn.Parameter]:
-        """The parameters of this rank's layers, one tensor (n_local, ...) for each parameter of the block."""
-        return self._template.find(self.stack)
+        """The parameters of this rank's layers, one tensor (n_local, ...) for each parameter of a block."""
+        return [stack for shelf in self.shelves for stack in shelf.template.find(shelf.stack)]
 
     def __len__(self) -> int:
         return self.num_steps
+
+    def _kind(self, layer: int) -> int:
+        """Which shelf has what is like this layer, of any rank."""
+        return 0
+
+    def _place(self, layer: int) -> tuple[Shelf, int]:
+        """The shelf and the row of a layer of this rank."""
+        return next((shelf, shelf.layers.index(layer)) for shelf in self.shelves if layer in shelf.layers)
 
     def __getitem__(self, i: int) -> nn.Module:
         """The module of layer i, 0 the first, -1 the last. Its parameters share the memory of this network's.
@@ -56,7 +52,8 @@ class StackedLayers(ParallelModule):
         at = range(self.num_steps)[i]
         if not self.grid.begin <= at < self.grid.end:
             raise IndexError(f"layer {at} is on another rank; this one has {self.grid.begin} to {self.grid.end - 1}")
-        return self._template.with_rows([stack[at - self.grid.begin] for stack in self.stacks])
+        shelf, row = self._place(at)
+        return shelf.module(row)
 
     def layer_stack(self) -> LayerStack:
         """The layers as modules; those of this rank share the memory of its parameters, others are spare copies."""
@@ -71,50 +68,55 @@ class StackedLayers(ParallelModule):
 
     def train(self, mode: bool = True) -> StackedLayers:
         """Training mode, or evaluation mode; the layers have the same."""
-        self.template.train(mode)
+        for shelf in self.shelves:
+            shelf.template.module.train(mode)
         return super().train(mode)
+
+    @torch.no_grad()
+    def scale(self, factor: float) -> None:
+        """Multiply all weights by a number: near zero, layers are alike, and coarse levels see what fine ones do."""
+        for stack in self.stacks:
+            stack.mul_(factor)
 
     def serial(self) -> LayerStack:
         """The network as PyTorch runs it, with copies of all weights, on every rank. Collective.
 
         The way back is `load_state_dict(serial.state_dict())`.
         """
-        rows = iter(self._all_rows())
-        network = LayerStack(
-            lambda: self._template.with_rows([row.to(own, copy=True) for row, own in zip(next(rows), self.stacks)]),
-            self.num_steps,
-            self.Tf,
-        )
-        for layer in network.layers:
-            for parameter, own in zip(layer.parameters(), self.stacks):
-                parameter.requires_grad_(own.requires_grad)
-        return network.train(self.training)
+        layers = (self.shelves[kind].copied(rows) for kind, rows in self._all_rows())
+        return LayerStack(lambda: next(layers), self.num_steps, self.Tf).train(self.training)
 
     def full_state_dict(self) -> dict[str, Tensor]:
         """The `state_dict` of all layers, on the CPU of every rank, as that of `serial()`. Collective."""
         return {
             f"layers.{i}.{name}": rows[at].clone()
-            for i, rows in enumerate(self._all_rows())
-            for name, at in self._template.keys
+            for i, (kind, rows) in enumerate(self._all_rows())
+            for name, at in self.shelves[kind].template.keys
         }
 
-    def _all_rows(self) -> list[list[Tensor]]:
-        """The parameters of each layer of all ranks, on the CPU."""
-        found = self.grid.mpi.allgather([stack.detach().cpu() for stack in self.stacks])
-        counts = np.diff(self.grid.offsets)
-        return [[stack[row] for stack in stacks] for stacks, count in zip(found, counts) for row in range(count)]
+    def _all_rows(self) -> list[tuple[int, list[Tensor]]]:
+        """The kind, and parameters and buffers, of each layer of all ranks, in their order, on the CPU."""
+        own = [(list(shelf.layers), [tensor.detach().cpu() for tensor in shelf.tensors()]) for shelf in self.shelves]
+        found = [
+            (layer, kind, [tensor[row] for tensor in tensors])
+            for part in self.grid.mpi.allgather(own)
+            for kind, (layers, tensors) in enumerate(part)
+            for row, layer in enumerate(layers)
+        ]
+        return [(kind, rows) for _, kind, rows in sorted(found, key=lambda each: each[0])]
 
-    def _keys(self, prefix: str) -> Iterator[tuple[str, int, int]]:
-        """(key, stack, row) of the layers of this rank; what `parametrize` computes is not stored."""
-        names = [(name, at) for name, at in self._template.keys if self._template.is_plain(self.stack, at)]
-        for row in range(self.grid.n_local):
-            for name, at in names:
-                yield f"{prefix}layers.{self.grid.begin + row}.{name}", at, row
+    def _keys(self, prefix: str) -> Iterator[tuple[str, Shelf, int, int]]:
+        """(key, shelf, tensor, row) of the layers of this rank; what `parametrize` computes is not stored."""
+        for layer in range(self.grid.begin, self.grid.end):
+            shelf, row = self._place(layer)
+            for name, at in shelf.template.keys:
+                if shelf.template.is_plain(shelf.stack, at):
+                    yield f"{prefix}layers.{layer}.{name}", shelf, at, row
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        stacks = self.stacks
-        for key, at, row in self._keys(prefix):
-            value = stacks[at][row]
+        tensors = {id(shelf): shelf.tensors() for shelf in self.shelves}
+        for key, shelf, at, row in self._keys(prefix):
+            value = tensors[id(shelf)][at][row]
             destination[key] = value if keep_vars else value.detach()
 
     def _load_from_state_dict(
@@ -127,26 +129,33 @@ class StackedLayers(ParallelModule):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        known = {f"{prefix}layers.{i}.{name}" for i in range(self.num_steps) for name, _ in self._template.keys}
+        known = {
+            f"{prefix}layers.{i}.{name}"
+            for i in range(self.num_steps)
+            for name, _ in self.shelves[self._kind(i)].template.keys
+        }
         unexpected_keys += [key for key in state_dict if key.startswith(prefix + "layers.") and key not in known]
         if local_metadata.get("assign_to_params_buffers", False):
-            self._take_dtypes(state_dict, prefix)
-        stacks = self.stacks
-        for key, at, row in self._keys(prefix):
+            _take_dtypes(self._keys(prefix), state_dict)
+        tensors = {id(shelf): shelf.tensors() for shelf in self.shelves}
+        for key, shelf, at, row in self._keys(prefix):
             if key not in state_dict:
                 missing_keys.append(key)
                 continue
-            got, expected = state_dict[key].shape, stacks[at].shape[1:]
+            into = tensors[id(shelf)][at]
+            got, expected = state_dict[key].shape, into.shape[1:]
             if got != expected:
                 error_msgs.append(f"{key}: shape {tuple(got)}, {tuple(expected)} expected")
                 continue
             with torch.no_grad():
-                stacks[at][row] = state_dict[key]
+                into[row] = state_dict[key]
 
-    def _take_dtypes(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Parameters of the dtype and on the device of those in a dictionary, as `assign=True` asks for."""
-        for key, at, row in self._keys(prefix):
-            if key in state_dict and row == 0:
-                stack, value = self.stacks[at], state_dict[key]
-                new = torch.empty_like(stack, dtype=value.dtype, device=value.device)
-                self._template.replace(self.stack, at, nn.Parameter(new, stack.requires_grad))
+
+def _take_dtypes(keys: Iterable[tuple[str, Shelf, int, int]], state_dict: dict[str, Any]) -> None:
+    """Parameters and buffers of the dtype and on the device of those in a dictionary, as `assign=True` asks for."""
+    for key, shelf, at, row in keys:
+        if key in state_dict and row == 0:
+            stack, value = shelf.tensors()[at], state_dict[key]
+            new = torch.empty_like(stack, dtype=value.dtype, device=value.device)
+            is_parameter = isinstance(stack, nn.Parameter)
+            shelf.template.replace(shelf.stack, at, nn.Parameter(new, stack.requires_grad) if is_parameter else new)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from nn_adapters.curvature.memories import recall_whole, whole_memory
 from nn_adapters.curvature.secondorder import SecondOrder
-from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import ParallelModule
-from nn_adapters.layers.stacking import ParameterStack
+from nn_adapters.layers.parts.stacking import ParameterStack, Shelf
+from nn_adapters.layers.stackedlayers import StackedLayers
 from pdeopt.core.errors import InputError, on_root
 from pdeopt.core.storage import read_tensors, write_tensors
 
@@ -51,14 +51,14 @@ def save_checkpoint(
         OSError: the file cannot be written; the old one is as it was.
         SolveFailure: weights that are not finite; the old file is as it was.
     """
-    whole, numbers, grids = {}, {}, _grids(network)
+    whole, numbers, shelves = {}, {}, _shelves(network)
     for name, value in _tensors(network, optimizer).items():
         if not torch.is_tensor(value):
             numbers[name] = value
             continue
-        grid = grids.get(_parts(name)[2]) if value.dim() > 0 else None
-        parts = [value.cpu()] if grid is None else grid.mpi.gather(value.cpu())
-        whole[name] = value.cpu() if parts is None else torch.cat(parts) if grid is not None else parts[0]
+        mpi, _ = shelves.get(_parts(name)[2], (None, None)) if value.dim() > 0 else (None, None)
+        parts = [value.cpu()] if mpi is None else mpi.gather(value.cpu())
+        whole[name] = value.cpu() if parts is None else torch.cat(parts) if mpi is not None else parts[0]
     if isinstance(optimizer, SecondOrder):
         for name, value in whole_memory(optimizer, comm).items():
             (whole if torch.is_tensor(value) else numbers)[f"{MEMORY}{name}"] = value
@@ -101,8 +101,11 @@ def load_checkpoint(
     cuda = stored.pop(f"{RANDOM}cuda", None)
     found: dict[str, Any] = {**stored, **text["numbers"]}
     memory = {name.removeprefix(MEMORY): found.pop(name) for name in list(found) if name.startswith(MEMORY)}
-    expected, grids = _expected(network, optimizer, found, path), _grids(network)
-    own = {name: _own(grids.get(_parts(name)[2]), path, name, found[name], like) for name, like in expected.items()}
+    expected, shelves = _expected(network, optimizer, found, path), _shelves(network)
+    own = {
+        name: _own(shelves.get(_parts(name)[2], (None, None))[1], path, name, found[name], like)
+        for name, like in expected.items()
+    }
     if isinstance(optimizer, SecondOrder):
         recall_whole(optimizer, memory, comm)
     with torch.no_grad():
@@ -147,13 +150,13 @@ def _expected(
     return expected
 
 
-def _own(grid: Any, path: str, name: str, value: Any, like: Tensor) -> Any:
+def _own(shelf: Shelf | None, path: str, name: str, value: Any, like: Tensor) -> Any:
     """This rank's part of a tensor, which has the shape and the type that it must have."""
     if name.startswith("state.") and (not torch.is_tensor(value) or value.dim() == 0):  # a count of steps
         return value
-    own = value[grid.begin : grid.end].clone() if grid is not None else value
-    rows = value.shape[0] if grid is not None else 0
-    fits = own.shape == like.shape and (grid is None or rows == grid.num_steps)
+    own = value[shelf.begin : shelf.end].clone() if shelf is not None else value
+    rows = value.shape[0] if shelf is not None else 0
+    fits = own.shape == like.shape and (shelf is None or rows == shelf.total)
     if not fits or own.dtype != like.dtype:
         got, legal = (f"{tuple(each.shape)}, {each.dtype}" for each in (value, like))
         raise InputError(f"-restart {path}", f"{name} of shape {got}", f"{legal}, as this network has")
@@ -188,8 +191,13 @@ def _parts(name: str) -> tuple[str, str, str]:
     return kind, key, of
 
 
-def _grids(network: nn.Module) -> dict[str, Any]:
-    """Where the rows of parameters live that are spread over ranks, by name."""
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    parallel = [module for module in network.modules() if isinstance(module, LayerParallel)]
-    return {names[stack]: module.grid for module in parallel for stack in module.stacks}
+def _shelves(network: nn.Module) -> dict[str, tuple[Any, Shelf]]:
+    """Where the rows of parameters and buffers live that are spread over ranks, by name: communicator and shelf."""
+    names = {id(tensor): name for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+    return {
+        names[id(tensor)]: (module.grid.mpi, shelf)
+        for module in network.modules()
+        if isinstance(module, StackedLayers)
+        for shelf in module.shelves
+        for tensor in shelf.tensors()
+    }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nn_adapters.layers.stacking import ParameterStack
+from nn_adapters.layers.parts.stacking import ParameterStack
 from pdeopt.core.errors import InputError
 
 
@@ -58,8 +58,8 @@ def nested_epochs(epochs: int, levels: int, factor: int = 2) -> list[int]:
 def deepen(shallow: nn.Module, deep: nn.Module, kind: str = "constant") -> None:
     """Give the deep network the weights of a shallow one of the same kind, in place.
 
-    Layer-parallel parts are interpolated, all else is copied. Both networks must have their layers on the same ranks: a
-    deep layer is on the rank of the shallow one that it comes from.
+    Layer-parallel parts are interpolated, all else is copied; buffers of a layer go to all that come from it. Both
+    networks must have their layers on the same ranks: a deep layer is on the rank of the one that it comes from.
 
     Args:
         shallow, deep: modules of the same structure; each `LayerParallel` of the deep one has a multiple of the layers.
@@ -71,12 +71,12 @@ def deepen(shallow: nn.Module, deep: nn.Module, kind: str = "constant") -> None:
     parts = dict(deep.named_modules())
     with torch.no_grad():
         for name, module in shallow.named_modules():
-            for at, parameter in module.named_parameters(recurse=False):
-                target = dict(parts[name].named_parameters(recurse=False))[at]
-                value = parameter
+            own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+            for at, value in own.items():
+                target = getattr(parts[name], at)
                 if isinstance(module, ParameterStack):
-                    factor, rest = divmod(len(target), len(parameter))
+                    factor, rest = divmod(len(target), len(value))
                     if rest:
-                        raise InputError("layers of the deeper network", len(target), f"a multiple of {len(parameter)}")
-                    value = refine_weights(parameter, factor, kind)
+                        raise InputError("layers of the deeper network", len(target), f"a multiple of {len(value)}")
+                    value = refine_weights(value, factor, kind if isinstance(value, nn.Parameter) else "constant")
                 target.copy_(value)

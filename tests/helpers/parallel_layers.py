@@ -6,6 +6,7 @@ import copy
 import pickle
 import traceback
 from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ from mpi4py import MPI
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from nn_adapters.layers import batching
 from nn_adapters.layers.blocks import conv, dense
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import clip_grad_norm_, measure_bias, parameter_groups
+from nn_adapters.layers.parts.dropout import drop
 from nn_adapters.layers.recurrent import GRUParallel
 
 WORLD = MPI.COMM_WORLD
@@ -96,6 +99,37 @@ def cycles():
         equal(map(torch.as_tensor, a), map(torch.as_tensor, b), 1e-12)
 
 
+def given():
+    """Dropout has the same masks, to the bit, on any ranks and cycles; batch norms and their averages are the same."""
+    x, found = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64), []
+
+    def block():
+        return nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.3))
+
+    for comm, cycles, levels in ((MPI.COMM_SELF, 0, 1), (WORLD, 4, 2), (WORLD, 0, 1), (WORLD, 0, 2)):
+        torch.manual_seed(0)
+        words = {"coarsening": "4", "cycles": cycles, "adjoint_cycles": cycles, "levels": levels}
+        network, masks = LayerParallel(comm, block, 16, 2.0, **words).double(), {}
+
+        def noted(x, p, keys, place, masks=masks):
+            for key, mask in zip(keys.tolist(), drop(torch.ones_like(x), p, keys, place)):
+                masks[key] = mask.numpy()
+            return drop(x, p, keys, place)
+
+        with patch.object(batching, "drop", noted):
+            value = [network(x).square().sum() for _ in range(2)][-1]
+            own = gradients(network, value)
+        stacks = [np.concatenate(network.grid.mpi.allgather(g.numpy())) for g in own]
+        all_masks = {key: mask for part in network.grid.mpi.allgather(masks) for key, mask in part.items()}
+        states = network.full_state_dict().values()
+        found.append(([value.detach(), *map(torch.as_tensor, stacks), *states], all_masks))
+    for _, masks in found:
+        assert masks.keys() == found[0][1].keys() and len(masks) == 32  # of two calls of 16 layers
+        assert all(np.array_equal(mask, found[0][1][key]) for key, mask in masks.items())
+    for values, _ in found[1:3]:  # solved
+        equal(values, found[0][0], 1e-10)
+
+
 def sequences():
     words = dict(coarsening="2", levels=3, cycles=12, adjoint_cycles=12, relaxation="FCF")
     for kind in ("implicit", "classic"):
@@ -147,7 +181,7 @@ def manners():
 
 
 if __name__ == "__main__":
-    for part in (layers, cycles, sequences, manners):
+    for part in (layers, cycles, given, sequences, manners):
         try:
             part()
         except BaseException:

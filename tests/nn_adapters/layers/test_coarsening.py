@@ -7,7 +7,8 @@ from mpi4py import MPI
 from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.coarsening import ROUGH, coarse_controls, roughness, two_stages
 from nn_adapters.layers.densestep import DenseStep
-from nn_adapters.layers.layerparallel import LayerParallel, layer_step
+from nn_adapters.layers.given import layer_step
+from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import measure_bias
 from nn_adapters.layers.recurrent import GRU_STEPS
 

@@ -211,7 +211,7 @@ def test_the_trajectory_and_its_gradient():
 @pytest.mark.parametrize(
     "block, words",
     [
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), "BatchNorm1d"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.RReLU()), "RReLU"),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.FeatureAlphaDropout(0.1)), "FeatureAlphaDropout"),
     ],
 )

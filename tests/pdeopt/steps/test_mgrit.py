@@ -187,6 +187,5 @@ def test_more_ranks_than_intervals_are_refused():
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_networks_give_the_same_on_several_ranks(ranks):
     done = python("-m", "tests.helpers.parallel_layers", ranks=ranks)
-    assert {"layers: same", "cycles: same", "sequences: same", "manners: same"} <= set(done.stdout.splitlines()), (
-        done.stderr[-3000:]
-    )
+    parts = ("layers", "cycles", "given", "sequences", "manners")
+    assert {f"{part}: same" for part in parts} <= set(done.stdout.splitlines()), done.stderr[-3000:]

@@ -1,0 +1,220 @@
+"""What one call of a network gives to all its layers: arguments, a seed of dropout, buffers; and the layers' steps.
+
+A block may be more than a function of features and parameters: it may drop entries, hold buffers, and normalize by the
+batch. A `PreparedBlock` is a copy of it that is a function of these, too. Which rows of them a step needs, it knows by
+the number of its layer, which stands in a control beside the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nn_adapters.layers.batching import Given, batched, each_buffer, exchanged, parameter_places
+from nn_adapters.layers.blocks import Direct, SteppingBlock
+from nn_adapters.layers.coarsening import add_scaled, two_stages
+from nn_adapters.layers.densestep import DenseStep, is_dense
+from nn_adapters.layers.layerstep import AutogradStep, LayerStep, StepLength
+from nn_adapters.layers.parts.batchnorm import Statistics, is_batch_norm, note_batch_norms
+from nn_adapters.layers.parts.context import autocast_state
+from nn_adapters.layers.parts.dropout import layer_keys, seed_dropout
+from nn_adapters.layers.parts.stacking import Shelf
+from pdeopt.core.errors import InputError
+
+#: Layers are numbered by a control that is so small that no measure of the weights sees it, and exact as a power of 2.
+NUMBER = 2.0**-70
+
+
+class PreparedBlock:
+    """A copy of a block as a function of features, parameters, buffers and keys of dropout.
+
+    Args:
+        block: is left as it is.
+
+    Attributes:
+        block: the copy.
+        drops: whether it drops entries in training.
+        norms: its batch norms, those that keep running averages.
+        is_special: whether it needs more than features and parameters.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        copied = copy.deepcopy(block)
+        self.drops = seed_dropout(copied)
+        self.block, self.norms = note_batch_norms(copied)
+        self.is_special = self.drops or next(block.buffers(), None) is not None
+
+
+@dataclass(frozen=True)
+class GivenCall:
+    """What one call of a network gives to all layers.
+
+    Attributes:
+        args: of the block.
+        training: as the network is.
+        seed: of dropout; None for none.
+        statistics: of batch norms, with the buffers of the layers of this rank; None where there are no buffers.
+        begin: number of the first layer of this rank.
+        rows: of the layers of this rank in what is stacked, where that is not all of them, (n_local,).
+    """
+
+    args: Sequence[Any] = ()
+    training: bool = False
+    seed: int | None = None
+    statistics: Statistics | None = None
+    begin: int = 0
+    rows: Tensor | None = None
+
+    @property
+    def trained(self) -> list[int]:
+        """Which arguments get gradients, and come as shared parameters of the steps."""
+        return [k for k, value in enumerate(self.args) if isinstance(value, Tensor) and value.requires_grad]
+
+    @property
+    def shared(self) -> list[Any]:
+        """The arguments that get gradients."""
+        return [self.args[k] for k in self.trained]
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the last control has numbers of the layers."""
+        return not (self.seed is None and self.statistics is None and self.rows is None)
+
+    def split(self, theta: Sequence[Tensor], shared: Sequence[Tensor]) -> tuple[Sequence[Tensor], Given]:
+        """The parameters of the layers, and what is given to them."""
+        args = list(self.args)
+        for k, value in zip(self.trained, shared):
+            args[k] = value
+        if not self.numbered:
+            return theta, Given(args, training=self.training)
+        *theta, numbers = theta
+        layers = layer_numbers(numbers)
+        given = Given(args, None if self.seed is None else layer_keys(self.seed, layers), training=self.training)
+        if self.statistics is None:
+            return theta, given
+        rows = layers - self.begin if self.rows is None else self.rows[layers - self.begin]
+        buffers = {name: buffer[rows] for name, buffer in self.statistics.buffers.items()}
+        return theta, replace(given, buffers=buffers, note=partial(self.statistics.note, rows))
+
+
+def draw_seed(mpi: Any) -> int:
+    """A seed from PyTorch's generator on rank 0. Collective, and every rank's generator goes on alike."""
+    return int(mpi.bcast(int(torch.randint(1 << 62, ()))))
+
+
+def numbers_of(layers: range, device: torch.device) -> Tensor:
+    """The control that numbers these layers, (layers,)."""
+    return torch.arange(layers.start, layers.stop, device=device) * NUMBER
+
+
+def layer_numbers(numbers: Tensor) -> Tensor:
+    """The numbers of layers from their control, or from means of it over intervals, (layers,)."""
+    return (numbers.detach() / NUMBER).round().long()
+
+
+def layer_step(
+    block: nn.Module, by_hand: bool = True, prepared: bool = False, call: GivenCall = GivenCall()
+) -> LayerStep:
+    """The step of layers like `block`, for many of them at once.
+
+    Args:
+        block: F of u + dt F(u), or `Direct(F)`.
+        by_hand: whether dense blocks get derivatives by hand, which know nothing of autocast.
+        prepared: whether it is that of a `PreparedBlock`.
+        call: what is given besides features and parameters.
+
+    Raises:
+        InputError: another block with a `step` of its own, or one that is no function of features and parameters.
+    """
+    if by_hand and not prepared and is_dense(block):
+        return DenseStep(block)  # type: ignore[arg-type]
+    changes_features = any(getattr(part, "inplace", False) for part in block.modules())
+
+    def own(u: Tensor) -> Tensor:  # what a block changes in place are the features of its own layer
+        return u.clone() if changes_features else u
+
+    many = batched(block, prepared)
+
+    def value(u: Tensor, theta: Sequence[Tensor], shared: Sequence[Tensor]) -> Tensor:
+        parameters, given = call.split(theta, shared)
+        return many(u, parameters, given)
+
+    if isinstance(block, Direct):
+        return AutogradStep(lambda u, theta, shared, dt: value(own(u), theta, shared))
+    if isinstance(block, SteppingBlock):
+        raise InputError("block with a step of its own", type(block).__name__, "a block F of u + dt F(u), or Direct(F)")
+
+    def step(u: Tensor, theta: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
+        u = own(u)
+        return add_scaled(u, value(u, theta, shared), dt)
+
+    def over(shortest: float, u: Tensor, theta: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
+        return two_stages(lambda v, rows: value(v, rows, shared), shortest, u, theta, dt)
+
+    return AutogradStep(step, None if changes_features else over)
+
+
+@dataclass
+class FirstLooks:
+    """The dtypes of features after a block, by what is known of them before; each is looked at once.
+
+    Args:
+        shelf: with the layers of this rank; without any, those of another rank stand for them.
+        dtypes: found so far.
+    """
+
+    shelf: Shelf
+    dtypes: dict[tuple[Any, ...], torch.dtype] = field(default_factory=dict)
+
+    def dtype(self, u: Tensor, args: Sequence[Any]) -> torch.dtype:
+        """That of features between layers, by a call of one layer, which refuses what PyTorch refuses.
+
+        Args:
+            u: features before the layer.
+            args: of the block.
+
+        Raises:
+            InputError: a block that changes the shape of features, or its buffers in another way than batch norms do.
+        """
+        block, tensors = self.shelf.template.module, self.shelf.tensors()
+        key = (
+            *(u.shape, u.dtype, u.device, block.training),
+            *[(s.dtype, s.device) for s in tensors],
+            *autocast_state(u.device.type).items(),
+        )
+        if key not in self.dtypes:
+            value = self._look(u, args)
+            if not isinstance(value, Tensor) or value.shape != u.shape:
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise InputError("block", f"features {tuple(u.shape)} that become {got}", "features of the same shape")
+            is_direct = isinstance(block, Direct)
+            self.dtypes[key] = value.dtype if is_direct else torch.promote_types(u.dtype, value.dtype)
+        return self.dtypes[key]
+
+    def _look(self, u: Tensor, args: Sequence[Any]) -> Any:
+        """What a layer makes of these features; changes of buffers that would be lost are refused."""
+        template = self.shelf.template
+        block = template.module
+        rows = [t[0] if len(t) else t.new_zeros(t.shape[1:]) for t in self.shelf.tensors()]
+        buffers = [row.clone() for row in rows[len(template.names) :]]
+        at = {id(buffer): k for k, buffer in enumerate(block.buffers())}
+        places = {name: at[id(buffer)] for name, buffer in each_buffer(block)}
+        given = {name: rows[k] for name, k in parameter_places(block)}
+        given |= {name: buffers[k] for name, k in places.items()}
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            value = exchanged(block, given, (u.detach().clone(), *args))
+        norms = {name for name, part in block.named_modules() if is_batch_norm(part)}
+        for name, k in places.items():
+            norm, _, leaf = name.rpartition(".")
+            changes = buffers[k]._version
+            if norm in norms and leaf == "num_batches_tracked" and changes > 1:
+                raise InputError("block", f"{changes} calls of the batch norm {norm!r}", "one call")
+            if norm not in norms and (changes or given[name] is not buffers[k]):
+                raise InputError("block", f"a buffer {name} that a call changes", "constants, or those of nn.BatchNorm")
+        return value
