@@ -46,6 +46,7 @@ from nn_adapters.parallel.twolevel import TwoLevelSums as TwoLevelSums
 
 # Losses as smooth functions, and networks of several depths.
 from nn_adapters.losses.network import NetworkLoss as NetworkLoss
+from nn_adapters.losses.squares import NetworkSquares as NetworkSquares
 from nn_adapters.losses.logistic import LogisticLoss as LogisticLoss
 from nn_adapters.losses.depth import ResNet as ResNet, depth_hierarchy as depth_hierarchy
 

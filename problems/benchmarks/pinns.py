@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -76,10 +77,12 @@ class Benchmark:
     Args:
         plot: files of pictures begin so; none if empty.
         seeds: of the comparisons.
+        seconds: of the processor, of each run of `same`.
     """
 
-    def __init__(self, quick: bool = False, plot: str = "", seeds: int = 3) -> None:
+    def __init__(self, quick: bool = False, plot: str = "", seeds: int = 3, seconds: float = 60.0) -> None:
         self.quick, self.plot, self.seeds = quick, plot, 1 if quick else seeds
+        self.seconds = 3.0 if quick else seconds
         self.points = 500 if quick else 10_000
 
     def train(self, problem: str, *words: object) -> dict[str, Any]:
@@ -224,7 +227,7 @@ class Benchmark:
         """Seconds of four methods to the same errors, everything else the same."""
         rows = []
         for problem, words in SAME.items():
-            net, spent = [*words, "-body", "mlp", "-adaptive", 0], 3 if self.quick else 60
+            net, spent = [*words, "-body", "mlp", "-adaptive", 0], self.seconds
             limit = ["-max_cpu_seconds", spent, "-error_every", 20, "-max_gradients", 0]
             kinds = {"Levenberg-Marquardt": ["-optimizer", "lm"], "dense": PARTS["dense, levels of points"]}
             for seed in range(self.seeds):
@@ -236,6 +239,10 @@ class Benchmark:
                     told = ", ".join(f"{error:.0e} at {seconds:.0f} s" for error, seconds in times.items() if seconds)
                     text = f"{problem}, seed {seed}, {name}: {told or 'none'}; at the end"
                     rows.append(plain(text, curve["relative_l2"][-1], "relative L2"))
+                first, *others = curves.items()
+                for name, curve in others:
+                    text = f"{problem}, seed {seed}: {first[0]} is ahead of {name} from then on"
+                    rows.append(plain(text, _crossing(first[1], curve), "CPU s"))
         return rows
 
     def long(self) -> list[Row]:
@@ -267,6 +274,20 @@ def _error_at(curve: dict[str, list[float]], seconds: float) -> float:
 def _time_to(curve: dict[str, list[float]], error: float) -> float:
     """When an error below this was first measured; 0 for never."""
     return next((time for time, each in zip(curve["cpu_seconds"], curve["relative_l2"]) if each <= error), 0.0)
+
+
+def _crossing(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float:
+    """From when on the best error so far of one curve is below that of another to the end; infinite for never."""
+    times = sorted({*ours["cpu_seconds"], *theirs["cpu_seconds"]})
+    behind = [time for time in times if _best(ours, time) >= _best(theirs, time)]
+    later = [time for time in times if not behind or time > behind[-1]]
+    return later[0] if later else math.inf
+
+
+def _best(curve: dict[str, list[float]], seconds: float) -> float:
+    """The least error that was measured until then; infinite where there is none yet."""
+    known = (error for time, error in zip(curve["cpu_seconds"], curve["relative_l2"]) if time <= seconds)
+    return min(known, default=math.inf)
 
 
 def _overhead(minimizer: Minimizer, function: Any) -> float:
@@ -328,10 +349,12 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("-quick", action="store_true", help="small cases, to see that all runs")
     parser.add_argument("-only", nargs="+", choices=CASES_BY_NAME, default=list(CASES_BY_NAME), help="cases")
     parser.add_argument("-seeds", type=int, default=3, help="of the comparisons")
+    parser.add_argument("-seconds", type=float, default=60.0, help="of the processor, of each run of `same`")
     parser.add_argument("-plot", default="", help="pictures, in files whose names begin so")
     parser.add_argument("-json", default="", help="write the rows to this file")
     options = parser.parse_args(argv)
-    return measure(CASES_BY_NAME, options.only, Benchmark(options.quick, options.plot, options.seeds), options.json)
+    benchmark = Benchmark(options.quick, options.plot, options.seeds, options.seconds)
+    return measure(CASES_BY_NAME, options.only, benchmark, options.json)
 
 
 if __name__ == "__main__":
