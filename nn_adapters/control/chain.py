@@ -19,6 +19,7 @@ from nn_adapters.layers.densestep import DENSE_ACTIVATIONS
 from pdeopt.core.errors import SolveFailure
 from pdeopt.steps.mgrit import Mgrit, MgritSettings
 from pdeopt.steps.timegrid import TimeGrid
+from pdeopt.steps.transfer import interval_sums
 
 #: Relative residual of sweeps by cycles, as exact as conjugate gradients need it; and cycles that may be needed, beside
 #: those of the theorem: two-level FCF is exact after half as many as there are intervals.
@@ -117,11 +118,13 @@ class LinearChain:
         self._rows = W.unbind(), W.mT.unbind(), D.unbind()
         self._levels = [(W, D)]
         if chain.solvers is not None:
-            dt = [grid.steps.dt[:, None, None] for grid in chain.solvers[0].grids]
-            for level, factor in enumerate(chain.solvers[0].factors[:-1]):
-                W, D = self._levels[-1]
-                middle = torch.arange(factor // 2, len(W) + factor, factor).clamp_max(len(W) - 1)[: len(dt[level + 1])]
-                self._levels.append((W[middle], D[middle] * (dt[level + 1] / dt[level][middle])))
+            dt = chain.dt
+            for factor, move in zip(chain.solvers[0].factors, chain.solvers[0].moves[1:]):
+                middle = torch.arange(factor // 2, len(W) + factor // 2, factor).clamp_max(max(len(W) - 1, 0))
+                long = interval_sums(dt, factor)
+                coarse = W[middle], D[middle] * (long / dt[middle]), long
+                W, D, dt = (move.there([part])[0] for part in coarse)
+                self._levels.append((W, D))
 
     def rows(self, samples: Tensor) -> LinearChain:
         """The same for some of the samples."""
@@ -208,12 +211,12 @@ class LinearChain:
     def _solve(self, solver: Mgrit, phis: list[Map], entry: Tensor, g: Tensor | None, final: Map) -> Tensor:
         """The states at the ends of the intervals of this rank. Raises `SolveFailure` where cycles do not converge."""
         outcome = solver.solve(phis, entry, g, final=final)
-        cycles, layers = len(outcome.residuals), sum(solver.factors[:-1]) + solver.grids[-1].num_steps
+        cycles, layers = len(outcome.residuals), sum(solver.factors[:-1]) + int(solver.offsets[-1][-1])
         self.chain.took((cycles + 1) * layers, cycles)
         limit = 1e3 * CYCLES_RTOL
         if not outcome.misfit <= limit and bool(entry.isfinite().all()):
             raise SolveFailure(
-                f"sweeps by MGRIT over {solver.grids[0].num_steps} layers did not converge (misfit "
+                f"sweeps by MGRIT over {self.chain.grid.num_steps} layers did not converge (misfit "
                 f"{outcome.misfit:.1e} after {cycles} cycles)",
                 "more cycles, or -gn_sweeps serial",
             )

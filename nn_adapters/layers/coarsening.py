@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from nn_adapters.layers.layerstep import StepLength
+from pdeopt.steps.transfer import Move, interval_sums
 
 #: Neighboring rows whose difference is, in the mean square, more than this share of what independent rows of mean zero
 #: differ by are rough. Found by noise of all sizes on smooth weights, see docs/networks.md.
@@ -67,30 +68,35 @@ def column(dt: Tensor, dim: int) -> Tensor:
     return dt.reshape(-1, *[1] * (dim - 1))
 
 
-def coarse_controls(controls: Sequence[Tensor], factors: Sequence[int], means: bool) -> list[list[Tensor]]:
+def coarse_controls(
+    controls: Sequence[Tensor], factors: Sequence[int], means: bool, moves: Sequence[Move] | None = None
+) -> list[list[Tensor]]:
     """The controls of each level, finest first.
 
     Args:
         controls: of the finest level, (steps, ...) each, whole intervals but the last.
         factors: coarsening factors, finest level first.
         means: whether those of a long step are the means over its interval, rather than those in its middle.
+        moves: of the steps of each level between ranks, see `Mgrit`; None for none. Collective where there are some.
     """
-    levels, size = [list(controls)], 1
-    for factor in factors:
-        size *= factor
-        if means:
-            levels.append([_means(rows, factor, size, finest) for rows, finest in zip(levels[-1], controls)])
-        else:
-            levels.append([_middles(rows, factor) for rows in levels[-1]])
+    levels, layers = [list(controls)], torch.ones(len(controls[0]))  # layers in each step: the last may have fewer
+    for level, factor in enumerate(factors, 1):
+        rows = [_means(z, factor, layers) if means else _middles(z, factor) for z in levels[-1]]
+        layers = interval_sums(layers, factor)
+        if moves is not None and moves[level].is_needed:
+            *rows, layers = (moves[level].there([part])[0] for part in (*rows, layers))
+        levels.append(rows)
     return levels
 
 
-def _means(rows: Tensor, factor: int, size: int, finest: Tensor) -> Tensor:
-    """The mean of each interval of `factor` rows; of a shorter one at the end, over its `size` rows or less of all."""
-    whole = len(finest) // size
+def _means(rows: Tensor, factor: int, layers: Tensor) -> Tensor:
+    """The mean of each interval of `factor` rows; of the last one, where it is shorter, over its layers."""
+    is_whole = len(rows) % factor == 0 and bool((layers == layers[:1]).all())
+    whole = (len(rows) - (not is_whole)) // factor
     found = rows[: whole * factor].unflatten(0, (whole, factor)).mean(1) if whole else rows[:0]
-    rest = finest[whole * size :]
-    return torch.cat([found, rest.mean(0, keepdim=True)]) if len(rest) else found
+    rest = rows[whole * factor :]
+    shares = column(layers[whole * factor :] / layers[whole * factor :].sum(), rows.dim()).to(rows)
+    return torch.cat([found, (shares * rest).sum(0, keepdim=True)]) if len(rest) else found
 
 
 def _middles(rows: Tensor, factor: int) -> Tensor:

@@ -59,7 +59,7 @@ class LayerMgrit:
 
     Args:
         num_steps, Tf: N steps over the time Tf, dt = Tf / N.
-        comm: a PETSc or mpi4py communicator. Each rank has whole intervals of steps on every level.
+        comm: a PETSc or mpi4py communicator. Each rank has whole intervals of the finest steps.
         settings: levels, factors, cycles and tolerance.
 
     Attributes:
@@ -88,7 +88,7 @@ class LayerMgrit:
         self.grid = TimeGrid(uniform.times, comm, offsets)
         self.forward, self.adjoint, self.factors = self._solvers(factors)
         self.exact = self._solvers([])
-        self.dt = [_common(grid.steps.dt) for grid in self.forward.grids]
+        self.dt = [0.0 if grid is None else _common(grid.steps.dt) for grid in self.forward.grids]
         self.shortest = float(self.grid.steps.dt.max())
         self.roughness, self.stages = 0.0, 1
         self.seen: tuple[int, Sequence[torch.Size]] = (0, [])
@@ -156,7 +156,8 @@ class LayerMgrit:
         if may_be_means:
             self.roughness = roughness(controls, self.factors[0], self.grid.mpi)
         with torch.no_grad():
-            return coarse_controls(controls, self.factors, may_be_means and self.roughness < ROUGH)[1:]
+            means = may_be_means and self.roughness < ROUGH
+            return coarse_controls(controls, self.factors, means, self.forward.moves)[1:]
 
     def step_length(self, level: int, rows: slice) -> StepLength:
         """dt of these steps of a level: a number if all steps are alike."""
@@ -325,8 +326,8 @@ def _adjoint(ctx: Any, w: Tensor, w_states: Tensor) -> tuple[list[Tensor], float
     _, adjoint, factors = ctx.call.solvers
     states = ctx.points
     for level in range(1, len(levels)):
-        levels[level].states = states
-        states = None if level == len(levels) - 1 else states[:: factors[level]]
+        (levels[level].states,) = adjoint.moves[level].there([states])
+        states = None if level == len(levels) - 1 else levels[level].states[:: factors[level]]
     fine = levels[0]
     of_controls = [torch.zeros_like(z) for z in fine.controls]
     of_shared = [torch.zeros_like(p) for p in fine.shared]

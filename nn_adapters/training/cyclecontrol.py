@@ -294,9 +294,9 @@ def mgrit_cost(mgrit: LayerMgrit) -> float:
 
 def _solve(solver: Any, row: float, stages: int, unit: int, last_unit: int) -> float:
     """Of one solve: the start, its cycles, and the last run through the intervals."""
-    rows = [int(np.diff(grid.offsets).max()) for grid in solver.grids]
+    rows = [int(np.diff(offsets).max()) for offsets in solver.offsets]
     last, factors = solver.last, solver.factors
-    march = solver.grids[last].num_steps * (1 + row) * stages * unit
+    march = int(solver.offsets[last][-1]) * (1 + row) * stages * unit
 
     def travel(level: int) -> float:
         return (factors[level] + rows[level] * row) * (stages if level else 1) * unit

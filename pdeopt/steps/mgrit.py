@@ -10,6 +10,10 @@ multigrid, SIAM J. Sci. Comput. 36, 2014; S. Guenther, L. Ruthotto, J. B. Schrod
 Layer-parallel training of deep residual neural networks, SIMODS 2, 2020). What a step is, the engine need not know:
 `Phi` gets the states of many steps as rows of one tensor, and which steps they are. Nor need it know the direction
 of time: `adjoint` runs from the last step to the first, with the same intervals.
+
+Each rank has whole intervals of the finest level. Where a coarser level has fewer than one interval a rank, its steps
+move to as few ranks as it has intervals, and the others wait for their C-points: the finest level alone limits how
+many ranks there may be.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from pdeopt.core.arrays import Array
 from pdeopt.core.errors import InputError
 from pdeopt.core.settings import Settings, setting
 from pdeopt.steps.timegrid import TimeGrid
+from pdeopt.steps.transfer import Move, interval_sums
 
 #: (rows of states, the steps of this rank that take them on) -> rows of states, one step later.
 StepMap = Callable[[Tensor, slice], Tensor]
@@ -93,7 +98,7 @@ class MgritSettings(Settings, prefix="layer_mgrit_"):
 
 
 def whole_intervals(num_steps: int, factors: Sequence[int], ranks: int) -> Array:
-    """Offsets of the ranks' steps such that each has whole intervals on every level, as even as possible.
+    """Offsets of the ranks' steps such that each has whole intervals, on as many levels as that is possible on.
 
     Args:
         num_steps: of the finest level.
@@ -101,17 +106,52 @@ def whole_intervals(num_steps: int, factors: Sequence[int], ranks: int) -> Array
         ranks: how many.
 
     Returns:
-        (ranks + 1,): rank r owns the 0-based steps offsets[r] to offsets[r + 1] - 1.
+        (ranks + 1,): rank r owns the 0-based steps offsets[r] to offsets[r + 1] - 1, as evenly as whole intervals can.
 
     Raises:
-        InputError: more ranks than intervals.
+        InputError: more ranks than intervals of the finest level.
     """
-    size = int(np.prod(factors)) if len(factors) else 1
+    sizes = np.cumprod(np.asarray([1, *factors]))[min(1, len(factors)) :]
+    fits = [int(size) for size in sizes if -(-num_steps // size) >= ranks]
+    if not fits:
+        most = -(-num_steps // int(sizes[0]))
+        raise InputError("ranks", f"{ranks} for {num_steps} steps in intervals of {sizes[0]}", f"at most {most}")
+    size = fits[-1]
     parts = -(-num_steps // size)
-    if parts < ranks:
-        raise InputError("ranks", f"{ranks} for {num_steps} steps in intervals of {size}", f"at most {parts}")
     shares = np.array([r * (parts // ranks) + min(r, parts % ranks) for r in range(ranks + 1)])
     return np.minimum(size * shares, num_steps)
+
+
+def level_offsets(offsets: Array, factors: Sequence[int]) -> list[tuple[Array, Array]]:
+    """Who owns which steps of each level: as the level before leaves them, and where they are solved.
+
+    Args:
+        offsets: of the finest level, whole intervals of it on each rank.
+        factors: coarsening factors, finest level first.
+
+    Returns:
+        Two arrays (ranks + 1,) a level, equal where nothing moves. A rank without steps has an empty range.
+    """
+    found = [(offsets, offsets)]
+    for level, factor in enumerate(factors):
+        left, rest = -(-found[-1][1] // factor), factors[level + 1 :]
+        starts = left[:-1][np.diff(left) > 0]
+        found.append((left, _on_fewer(left, rest) if rest and (starts % rest[0]).any() else left))
+    return found
+
+
+def _on_fewer(left: Array, factors: Sequence[int]) -> Array:
+    """Offsets with whole intervals on each rank that has steps: the first owner of its first step, where it can be."""
+    ranks, num_steps = len(left) - 1, int(left[-1])
+    few = min(int((np.diff(left) > 0).sum()), -(-num_steps // factors[0]))
+    shares = whole_intervals(num_steps, factors, few)
+    owners, counts = np.searchsorted(left, shares[:-1], side="right") - 1, np.zeros(ranks, dtype=int)
+    able = np.flatnonzero(np.diff(left) > 0)
+    place = -1
+    for j, owner in enumerate(owners):  # each has a rank of its own, among those that had steps
+        place = min(max(int(np.searchsorted(able, owner)), place + 1), len(able) - few + j)
+        counts[able[place]] = shares[j + 1] - shares[j]
+    return np.concatenate([[0], np.cumsum(counts)])
 
 
 @dataclass
@@ -136,16 +176,18 @@ class Mgrit:
     """The solver of one chain of steps u_i = Phi_i(u_{i-1}) + g_i. Every verb is collective.
 
     Args:
-        grid: of the finest level, whole intervals on each rank: see `whole_intervals`.
+        grid: of the finest level, whole intervals of it on each rank: see `whole_intervals`.
         factors: coarsening factors, finest level first; none for one step after the other.
         settings: relaxation, cycle, start, tolerance; their `cycles`, or `adjoint_cycles`.
         adjoint: from the last step to the first.
 
     Attributes:
-        grids: of the levels, finest first.
+        grids: of the levels, finest first; on coarse levels None on a rank that has no step there.
+        offsets: who owns which steps of each level, known to all ranks.
+        moves: of the steps of each level, from where the level before leaves them.
 
     Raises:
-        InputError: a rank without whole intervals on every level.
+        InputError: a rank without whole intervals of the finest level.
 
     Example:
         >>> factors = settings.factors(num_steps)
@@ -156,16 +198,16 @@ class Mgrit:
     def __init__(self, grid: TimeGrid, factors: Sequence[int], settings: MgritSettings, adjoint: bool = False) -> None:
         self.settings, self.adjoint, self.factors = settings, adjoint, [*factors, 1]
         self.cycles = settings.adjoint_cycles if adjoint else settings.cycles
-        self.grids = [grid]
-        for factor in factors:
-            coarse = self.grids[-1].coarsen(factor)
-            if coarse is None or self.grids[-1].begin % factor:
-                raise InputError(
-                    "steps of a rank",
-                    f"{grid.begin + 1} to {grid.end}",
-                    f"whole intervals of {int(np.prod(self.factors))} steps",
-                )
-            self.grids.append(coarse)
+        if factors and (grid.offsets[:-1] % factors[0]).any():
+            raise InputError(
+                "steps of a rank", f"{grid.begin + 1} to {grid.end}", f"whole intervals of {factors[0]} steps"
+            )
+        levels = level_offsets(grid.offsets, factors)
+        self.offsets, self.moves = [own for _, own in levels], [Move(grid.time, *level) for level in levels]
+        self.grids: list[TimeGrid | None] = [grid]
+        for factor, fine, coarse in zip(factors, self.offsets, self.offsets[1:]):
+            counts, above = np.diff(coarse)[np.diff(fine) > 0], self.grids[-1]
+            self.grids.append(None if above is None else above.coarsen(factor, counts))
         self.last = len(factors)
 
     def solve(
@@ -206,8 +248,14 @@ class Mgrit:
     def _misfit(self, outcome: Outcome, entry: Tensor) -> float:
         parts = outcome.ends - outcome.points, outcome.points, outcome.ends, entry
         norms = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]).cpu()
-        misfit, points, ends = self.grids[0].sum(norms[:3].square()).sqrt().tolist()
+        misfit, points, ends = self._grid(0).sum(norms[:3].square()).sqrt().tolist()
         return misfit / max(points, ends, float(norms[3]), 1e-300) if math.isfinite(misfit) else math.inf
+
+    def _grid(self, level: int) -> TimeGrid:
+        """Of a level on which this rank has steps."""
+        grid = self.grids[level]
+        assert grid is not None
+        return grid
 
     def departures(self, points: Tensor, entry: Tensor) -> Tensor:
         """The states at which the finest intervals begin, from the C-points."""
@@ -223,27 +271,45 @@ class Mgrit:
         for _ in range(self.settings.relaxation.count("C")):
             starts = self._departures(level, ends, entry)
             points, ends = ends, self._travel(level, phis[level], starts, g)
-        coarse = level + 1
+        return self._corrected(level + 1, phis, entry, (ends, starts, points), kind), misfit
+
+    def _corrected(
+        self, coarse: int, phis: Sequence[StepMap], entry: Tensor, parts: tuple[Tensor, Tensor, Tensor], kind: str
+    ) -> Tensor:
+        """New C-points of the level before: the states of its coarse problem, solved by the ranks that have its steps.
+
+        Args:
+            parts: ends and starts of the intervals, and the C-points, as the level before leaves them.
+        """
+        move = self.moves[coarse]
+        ends, starts, points = move.there(parts)
+        if self.grids[coarse] is None:
+            return move.back(ends)
         source = ends - phis[coarse](starts, ALL_STEPS)
         if coarse == self.last:
-            return self._march(coarse, phis[coarse], entry, source), misfit
+            return move.back(self._march(coarse, phis[coarse], entry, source))
         points = points[self._arrivals(coarse)]
         for again in ("F", "V") if kind == "F" else ("V",):
             points, _ = self._cycle(coarse, phis, entry, points, source, again)
-        return self._states(coarse, phis[coarse], self._departures(coarse, points, entry), source), misfit
+        return move.back(self._states(coarse, phis[coarse], self._departures(coarse, points, entry), source))
 
     def _start(self, phis: Sequence[StepMap], entry: Tensor, g: Tensor | None) -> Tensor:
-        """C-points to begin with: those of the coarser problems, from the coarsest on."""
+        """C-points to begin with."""
         if self.settings.start == "constant":
-            return entry.expand(self.grids[1].n_local, *entry.shape).clone()
-        sources = [g]
-        for level in range(self.last):
-            sources.append(self._sums(level, sources[-1]))
-        states = self._march(self.last, phis[self.last], entry, sources[-1])
-        for level in range(self.last - 1, 0, -1):
-            starts = self._departures(level, states, entry)
-            states = self._states(level, phis[level], starts, sources[level])
-        return states
+            return entry.expand(-(-self._grid(0).n_local // self.factors[0]), *entry.shape).clone()
+        return self._nested(1, phis, entry, self._sums(0, g))
+
+    def _nested(self, level: int, phis: Sequence[StepMap], entry: Tensor, g: Tensor | None) -> Tensor:
+        """The states after the steps of a coarse level, which begins with those of the coarser ones."""
+        move = self.moves[level]
+        if g is not None:
+            (g,) = move.there([g])
+        if self.grids[level] is None:
+            return move.back(entry.new_empty((0, *entry.shape)))
+        if level == self.last:
+            return move.back(self._march(level, phis[level], entry, g))
+        points = self._nested(level + 1, phis, entry, self._sums(level, g))
+        return move.back(self._states(level, phis[level], self._departures(level, points, entry), g))
 
     def _travel(self, level: int, phi: StepMap, starts: Tensor, g: Tensor | None) -> Tensor:
         """The states at the ends of all intervals, from those at their starts: F-relaxation and the C-step."""
@@ -256,7 +322,7 @@ class Mgrit:
     def _through(self, level: int, phi: StepMap, starts: Tensor, g: Tensor | None, first: int) -> Tensor:
         """As `_travel`, for the intervals from `first` on."""
         u, m = starts, self.factors[level]
-        begin, end = first * m, min((first + len(starts)) * m, self.grids[level].n_local)
+        begin, end = first * m, min((first + len(starts)) * m, self._grid(level).n_local)
         for j in reversed(range(m)) if self.adjoint else range(m):
             rows = slice(begin + j, end, m)
             count = len(range(begin + j, end, m))  # the last interval may be shorter
@@ -270,7 +336,7 @@ class Mgrit:
 
     def _states(self, level: int, phi: StepMap, starts: Tensor, g: Tensor | None) -> Tensor:
         """The states after all steps of a level."""
-        states = starts.new_empty((self.grids[level].n_local, *starts.shape[1:]))
+        states = starts.new_empty((self._grid(level).n_local, *starts.shape[1:]))
 
         def kept(u: Tensor, rows: slice) -> Tensor:
             states[rows] = phi(u, rows)
@@ -283,7 +349,7 @@ class Mgrit:
 
     def _march(self, level: int, phi: StepMap, entry: Tensor, g: Tensor | None, keep: bool = True) -> Tensor:
         """The states after all steps of a level, one after the other, from rank to rank; or only the last of them."""
-        grid = self.grids[level]
+        grid = self._grid(level)
         received = (grid.neighbors.receive_after if self.adjoint else grid.neighbors.receive_before)(entry)
         u = (entry if received is None else received)[None]
         states: list[Tensor] = []
@@ -300,7 +366,7 @@ class Mgrit:
 
     def _departures(self, level: int, points: Tensor, entry: Tensor) -> Tensor:
         """The states at which the intervals begin, from those at their ends; one message."""
-        exchange = self.grids[level].neighbors.exchange
+        exchange = self._grid(level).neighbors.exchange
         if self.adjoint:
             after = exchange(points[0], toward=-1)
             return torch.cat([points[1:], (entry if after is None else after)[None]])
@@ -309,16 +375,12 @@ class Mgrit:
 
     def _arrivals(self, level: int) -> slice | Array:
         """The steps of a level that end at its C-points."""
-        n, m = self.grids[level].n_local, self.factors[level]
+        n, m = self._grid(level).n_local, self.factors[level]
         return slice(0, n, m) if self.adjoint else np.minimum(np.arange(m, n + m, m), n) - 1
 
     def _sums(self, level: int, g: Tensor | None) -> Tensor | None:
         """What enters in an interval, added up."""
-        if g is None:
-            return None
-        n, m = self.grids[level].n_local, self.factors[level]
-        sums = g.new_zeros((-(-n // m), *g.shape[1:]))
-        return sums.index_add(0, torch.arange(n, device=g.device) // m, g)
+        return None if g is None else interval_sums(g, self.factors[level])
 
     def _size(self, rows: Tensor) -> float:
-        return math.sqrt(float(self.grids[0].sum(rows.double().square().sum().cpu())))
+        return math.sqrt(float(self._grid(0).sum(rows.double().square().sum().cpu())))

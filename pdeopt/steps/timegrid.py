@@ -223,7 +223,7 @@ class TimeGrid:
         self.node_zero = self._steps(np.array([0]))
         #: messages to the ranks before and after
         self.neighbors = Neighbors(self.time)
-        self._coarser: dict[int, TimeGrid | None] = {}
+        self._coarser: dict[int | tuple[int, ...], TimeGrid | None] = {}
 
     @classmethod
     def uniform(cls, num_steps: int, T: float, comm: Any = None, space_ranks: int = 1) -> TimeGrid:
@@ -249,24 +249,26 @@ class TimeGrid:
             np.linspace(0.0, real_number(T, "T", "a finite number > 0", above=0.0), N + 1), comm, None, space_ranks
         )
 
-    def coarsen(self, factor: int) -> TimeGrid | None:
+    def coarsen(self, factor: int, counts: Array | None = None) -> TimeGrid | None:
         """The grid of every `factor`-th node and the last; None on a rank that owns none of them. Collective.
 
-        A coarse step belongs to the rank that owns its last node, so nothing moves between the grids; ranks that
-        run out of steps leave the communicator.
+        A coarse step belongs to the rank that owns its last node, so nothing moves between the grids, unless `counts`
+        says how many each rank gets; ranks that run out of steps leave the communicator.
         """
         if factor < 1:
             raise InputError("coarsening factor", factor, "an integer >= 1")
-        if factor not in self._coarser:
+        key = factor if counts is None else (factor, *counts.tolist())
+        if key not in self._coarser:
             ends = self.window_ends(factor)
-            counts = np.diff(np.searchsorted(ends, self.offsets, side="right"))
+            if counts is None:
+                counts = np.diff(np.searchsorted(ends, self.offsets, side="right"))
             comm, idle = self.mpi, counts == 0
             if idle.any():
                 comm = self.mpi.Split(MPI.UNDEFINED if idle[self.time.rank] else 0, self.mpi.rank)
             offsets, times = np.r_[0, np.cumsum(counts[~idle])], self.times[np.r_[0, ends]]
             mine = counts[self.time.rank] > 0
-            self._coarser[factor] = TimeGrid(times, comm, offsets, self.space_ranks) if mine else None
-        return self._coarser[factor]
+            self._coarser[key] = TimeGrid(times, comm, offsets, self.space_ranks) if mine else None
+        return self._coarser[key]
 
     def window(self, begin: int, end: int) -> TimeGrid:
         """The steps begin + 1 to end, on this rank alone; they keep their numbers and weights."""

@@ -1,19 +1,24 @@
 """Transfers between a time grid and its coarsened one, as sparse matrices (fine steps of this rank) x (coarse steps).
 
 A coarse step is a window of fine ones and ends at its last node. Vectors of rows are moved by `transfer_matrix`, the
-matrix kron(transfer, identity) between PETSc layouts, so that PETSc sends what must be sent.
+matrix kron(transfer, identity) between PETSc layouts, so that PETSc sends what must be sent. `Move` brings rows of one
+grid to other ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+import torch
+from mpi4py import MPI
 from petsc4py import PETSc
+from torch import Tensor
 
 from pdeopt.core.arrays import Array, index_array
-from pdeopt.steps.timegrid import TimeGrid, require_whole_steps
+from pdeopt.steps.timegrid import TimeGrid, as_bytes, require_whole_steps
 
 
 def interpolation(grid: TimeGrid, factor: int) -> sp.csr_matrix:
@@ -102,3 +107,61 @@ def transfer_matrix(
     local.sort_indices()
     csr = index_array(local.indptr), index_array(local.indices), local.data
     return PETSc.Mat().createAIJ(((rows * width, None), (cols * width, None)), csr=csr, comm=comm)
+
+
+def interval_sums(rows: Tensor, factor: int) -> Tensor:
+    """Rows of steps added up over intervals of `factor` steps, the last of which may be shorter: (intervals, ...)."""
+    sums = rows.new_zeros((-(-len(rows) // factor), *rows.shape[1:]))
+    return sums.index_add(0, torch.arange(len(rows), device=rows.device) // factor, rows)
+
+
+class Move:
+    """Rows of steps from the ranks that own them to others, and back: one message between two ranks that share some.
+
+    Args:
+        mpi: an mpi4py communicator.
+        source, target: rank r owns the steps offsets[r] to offsets[r + 1] - 1, before and after, (ranks + 1,) each.
+    """
+
+    def __init__(self, mpi: Any, source: Array, target: Array) -> None:
+        self.mpi, self.source, self.target = mpi, source, target
+        self.is_needed = not np.array_equal(source, target)
+
+    def there(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """The rows that this rank has after the move, of each tensor; none on a rank that gets none. Collective.
+
+        Args:
+            parts: tensors with the rows that it owns, of one shape and type.
+        """
+        if not self.is_needed:
+            return list(parts)
+        moved = self._move(torch.stack(tuple(parts), dim=1), self.source, self.target)
+        return [part.contiguous() for part in moved.unbind(1)]
+
+    def back(self, rows: Tensor) -> Tensor:
+        """The inverse of `there`, of one tensor; a rank without rows gives an empty one, for shape and type."""
+        return self._move(rows, self.target, self.source) if self.is_needed else rows
+
+    def _move(self, rows: Tensor, owned: Array, wanted: Array) -> Tensor:
+        rank, sent = self.mpi.rank, []
+        own, found = rows.cpu(), rows.new_empty((wanted[rank + 1] - wanted[rank], *rows.shape[1:]), device="cpu")
+        for other, first, last in _shared(owned, rank, wanted):
+            part = own[first - owned[rank] : last - owned[rank]].contiguous()
+            if other == rank:
+                found[first - wanted[rank] : last - wanted[rank]] = part
+            else:
+                sent.append((part, self._send(part, other)))
+        for other, first, last in _shared(wanted, rank, owned):
+            if other != rank:
+                self.mpi.Recv(as_bytes(found[first - wanted[rank] : last - wanted[rank]]), other)
+        MPI.Request.Waitall([request for _, request in sent])
+        return found.to(rows.device)
+
+    def _send(self, part: Tensor, rank: int) -> MPI.Request:
+        return self.mpi.Isend(as_bytes(part), rank)
+
+
+def _shared(owned: Array, rank: int, others: Array) -> list[tuple[int, int, int]]:
+    """The ranks that own steps of this one in another distribution: (rank, first step, the one after the last)."""
+    first, last = np.maximum(others[:-1], owned[rank]), np.minimum(others[1:], owned[rank + 1])
+    return [(int(r), int(first[r]), int(last[r])) for r in np.flatnonzero(first < last)]

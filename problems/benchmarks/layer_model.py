@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python -m problems.benchmarks.layer_model -json build/layer_model.json -plot build/layer_model.png
 
 A clock for each rank runs through the cycles of `pdeopt.steps.mgrit`: intervals at once, the coarsest level from rank
-to rank. `tests/problems/test_layer_model.py` compares its calls and messages with those of real runs.
+to rank, coarse levels on the ranks that have intervals of them. `tests/problems/test_layer_model.py` compares its calls
+and messages with those of real runs.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import torch
 
 from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.layerparallel import LayerParallel
-from pdeopt.steps.mgrit import MgritSettings, whole_intervals
-from problems.benchmarks.processes import Row, median_seconds, plain, write
+from pdeopt.steps.mgrit import MgritSettings, level_offsets, whole_intervals
+from problems.benchmarks.processes import Row, bar, median_seconds, plain, write
 
 WIDTH, BATCH = 8, 500
 
@@ -66,86 +67,101 @@ class LayerClocks:
 
     def work(self, rows: np.ndarray, calls: int | np.ndarray = 1, stages: int = 1) -> None:
         """Calls of the propagator with so many layers of each rank altogether; long steps have two stages."""
+        calls = np.where(rows > 0, calls, 0)
         self.time += stages * (calls * self.call[0] + rows * self.call[1])
         self.calls += calls
         self.layers += rows
 
-    def shift(self) -> None:
-        """The last C-point of a rank to the next."""
-        sent = self.time[:-1] + self.message
-        self.time[1:] = np.maximum(self.time[1:], sent)
-        self.messages[:-1] += 1
+    def shift(self, rows: np.ndarray) -> None:
+        """The last C-point of a rank to the next that has rows."""
+        ranks = np.flatnonzero(rows)
+        self.time[ranks[1:]] = np.maximum(self.time[ranks[1:]], self.time[ranks[:-1]] + self.message)
+        self.messages[ranks[:-1]] += 1
 
     def march(self, steps: np.ndarray, stages: int = 1) -> None:
         """One step after the other, from rank to rank."""
-        own = stages * steps * (self.call[0] + self.call[1])
-        for rank in range(self.ranks):
-            if rank:
-                self.time[rank] = max(self.time[rank], self.time[rank - 1] + self.message)
-                self.messages[rank - 1] += 1
-            self.time[rank] += own[rank]
+        own, ready = stages * steps * (self.call[0] + self.call[1]), -np.inf
+        ranks = np.flatnonzero(steps)
+        for rank in ranks:
+            self.time[rank] = max(self.time[rank], ready) + own[rank]
+            ready = self.time[rank] + self.message
+        self.messages[ranks[:-1]] += 1
         self.calls += steps
         self.layers += steps
+
+    def move(self, source: np.ndarray, target: np.ndarray, tensors: int) -> None:
+        """Rows of so many tensors from the ranks of one distribution to those of another, see `Move`."""
+        if np.array_equal(source, target):
+            return
+        begin = np.unique(np.concatenate([source, target]))
+        first, rows = begin[:-1], np.diff(begin)
+        giver, taker = (np.searchsorted(offsets, first, side="right") - 1 for offsets in (source, target))
+        away = giver != taker
+        arrives = self.time[giver] + tensors * rows * self.message
+        np.maximum.at(self.time, taker[away], arrives[away])
+        np.add.at(self.messages, giver[away], 1)
+
+
+#: Who has which steps of each level, see `level_offsets`.
+Levels = list[tuple[np.ndarray, np.ndarray]]
 
 
 def schedule(
     clocks: LayerClocks,
-    steps: Sequence[np.ndarray],
+    levels: Levels,
     factors: Sequence[int],
     settings: MgritSettings,
     cycles: int,
     at_once: int = 1_000_000,
 ) -> LayerClocks:
-    """`Mgrit.solve` in one direction; `steps[level]` are those of each rank. All factors divide, a nested start."""
-    last = len(factors)
+    """`Mgrit.solve` in one direction. All factors divide, a nested start."""
+    last, steps = len(factors), [np.diff(own) for _, own in levels]
 
     def travel(level: int) -> None:
+        clocks.shift(steps[level])
         intervals = np.ceil(steps[level] / factors[level])
         parts = np.ceil(intervals / at_once).astype(int)  # in which they go through
         clocks.work(steps[level], factors[level] * parts, 2 if level else 1)
 
+    def nested(level: int) -> None:
+        if level == last:
+            clocks.march(steps[last], 2)
+        else:
+            nested(level + 1)
+            travel(level)
+        clocks.move(*levels[level][::-1], 1)
+
     def cycle(level: int, kind: str) -> None:
         for _ in range(1 + settings.relaxation.count("C")):
-            clocks.shift()
             travel(level)
+        clocks.move(*levels[level + 1], 3)
         clocks.work(steps[level + 1], stages=2)
         if level + 1 == last:
             clocks.march(steps[last], 2)
-            return
-        for again in ("F", "V") if kind == "F" else ("V",):
-            cycle(level + 1, again)
-        clocks.shift()
-        travel(level + 1)
+        else:
+            for again in ("F", "V") if kind == "F" else ("V",):
+                cycle(level + 1, again)
+            travel(level + 1)
+        clocks.move(*levels[level + 1][::-1], 1)
 
-    clocks.march(steps[last], 2 if last else 1)
     if last == 0:
+        clocks.march(steps[0])
         return clocks
-    for level in range(last - 1, 0, -1):
-        clocks.shift()
-        travel(level)
+    nested(1)
     for _ in range(cycles):
         cycle(0, settings.cycle)
-    clocks.shift()
     travel(0)
     return clocks
-
-
-def shares(num_steps: int, factors: Sequence[int], ranks: int) -> list[np.ndarray]:
-    """Steps of each rank on each level."""
-    found = [np.diff(whole_intervals(num_steps, factors, ranks))]
-    for factor in factors:
-        found.append(-(-found[-1] // factor))
-    return found
 
 
 def predict(layers: int, ranks: int, settings: MgritSettings, costs: LayerCosts) -> float:
     """Seconds of forward and gradient."""
     factors = settings.factors(layers)
-    steps = shares(layers, factors, ranks)
+    levels = level_offsets(whole_intervals(layers, factors, ranks), factors)
     at_once = max(1, 1024 * settings.cache // costs.bytes)
     ways = ((costs.forward, settings.cycles), (costs.adjoint, settings.adjoint_cycles))
     return sum(
-        float(schedule(LayerClocks(ranks, call, costs.message), steps, factors, settings, cycles, at_once).time.max())
+        float(schedule(LayerClocks(ranks, call, costs.message), levels, factors, settings, cycles, at_once).time.max())
         for call, cycles in ways
     )
 
@@ -187,29 +203,44 @@ def main(argv: list[str] | None = None) -> list[Row]:
     ]
     kinds = {
         "2 levels, factor 16": MgritSettings(2, "16", adjoint_cycles=1),
-        "3 levels, factor 16": MgritSettings(3, "16", adjoint_cycles=1),
-        "5 levels, factor 4": MgritSettings(5, "4", adjoint_cycles=1),
+        "3 levels, factors 16, 4": MgritSettings(3, "16,4", adjoint_cycles=1),
+        "6 levels, factors 16, 4": MgritSettings(6, "16,4", adjoint_cycles=1),
+        "7 levels, factor 4": MgritSettings(7, "4", adjoint_cycles=1),
     }
     serial = predict(options.layers, 1, MgritSettings(1), costs)
     rows.append(plain(f"{options.layers} layers, serial", serial, "s"))
     strong: dict[str, list[tuple[int, float]]] = {}
     for name, settings in kinds.items():
-        factors = settings.factors(options.layers)
-        most = options.layers // int(np.prod(factors))
+        most = min(options.layers // settings.factors(options.layers)[0], 4096)
         strong[name] = [(2**k, predict(options.layers, 2**k, settings, costs)) for k in range(int(np.log2(most)) + 1)]
         for ranks, seconds in strong[name]:
             rows.append(plain(f"{options.layers} layers, {name}, {ranks} ranks", serial / seconds, "x serial"))
         crossover = next((ranks for ranks, seconds in strong[name] if seconds < serial), None)
         rows.append(plain(f"{options.layers} layers, {name}: faster than serial from", crossover or np.inf, "ranks"))
+    rows.append(_gain(options.layers, 1024, costs))
     weak = [
-        (int(p), predict(1024 * int(p), int(p), MgritSettings(4, "16,16,4", adjoint_cycles=1), costs))
-        for p in 4 ** np.arange(9)
+        (int(p), predict(1024 * int(p), int(p), MgritSettings(20, "16,4", adjoint_cycles=1), costs))
+        for p in 4 ** np.arange(7)
     ]
-    rows += [plain(f"1024 layers a rank, factors 16, 16, 4, {ranks} ranks", seconds, "s") for ranks, seconds in weak]
+    rows += [
+        plain(f"1024 layers a rank, factors 16, 4, 4, ..., {ranks} ranks", seconds, "s") for ranks, seconds in weak
+    ]
     write(options.json, rows)
     if options.plot:
         _plot(options.plot, options.layers, serial, strong, weak)
     return rows
+
+
+def _gain(layers: int, ranks: int, costs: LayerCosts) -> Row:
+    """What coarse levels on fewer ranks gain over the best hierarchy of which each rank has whole intervals."""
+    share = layers // ranks  # factors of two whose product is at most that of a rank
+    words = ["64", "16", "16,4", "32,2", "8,8", "4,4,4", "2,2,2,2,2,2"]
+    fit = [word for word in words if int(np.prod([int(factor) for factor in word.split(",")])) <= share]
+    whole = [MgritSettings(2 + word.count(","), word, adjoint_cycles=1) for word in fit]
+    deep = [MgritSettings(levels, "16,4", adjoint_cycles=1) for levels in range(4, 10)]
+    best = [min(predict(layers, ranks, each, costs) for each in kinds) for kinds in (whole, deep)]
+    case = f"{layers} layers, {ranks} ranks: coarse levels on fewer ranks"
+    return bar(case, best[0] / best[1], "x", 2.0, at_most=False)
 
 
 def _plot(
@@ -226,8 +257,8 @@ def _plot(
         left.plot(*zip(*crossed), "o", fillstyle="none", markersize=11, color=line.get_color())
     left.set(title=f"{layers:,} layers; ring: faster than serial from here", xlabel="ranks", ylabel="predicted seconds")
     left.legend(fontsize="small")
-    right.loglog(*zip(*weak), ".-")
-    right.set(title="1024 layers a rank, factors 16, 16, 4", xlabel="ranks")
+    right.semilogx(*zip(*weak), ".-")
+    right.set(title="1024 layers a rank, factors 16, 4, 4, ...", xlabel="ranks", ylim=(0, None))
     figure.savefig(file, dpi=150)
 
 

@@ -122,7 +122,7 @@ class Tables:
     def weak(self) -> list[Row]:
         """Seconds where layers grow with the ranks, predicted; 1 is perfect."""
         costs = measure_costs(8, 500, 20 if self.quick else 300)
-        settings = MgritSettings(4, "16,16,4", adjoint_cycles=1)
+        settings = MgritSettings(20, "16,4", adjoint_cycles=1)
         first, rows = predict(1024, 1, settings, costs), []
         for ranks in (1, 4, 16, 64, 256, 1024):
             share = predict(1024 * ranks, ranks, settings, costs) / first

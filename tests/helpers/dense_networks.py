@@ -50,7 +50,8 @@ def main(file):
     for states, sweeps in (("eliminated", "serial"), ("unknown", "mgrit")):
         problem, start, *_ = dense_problem(layers=16)
         if sweeps == "mgrit":
-            PETSc.Options().setValue("layer_mgrit_coarsening", "2")
+            PETSc.Options().setValue("layer_mgrit_coarsening", "4,2")
+            PETSc.Options().setValue("layer_mgrit_levels", "3")
         function = curved_function(problem, states=states, sweeps=sweeps)
         assert isinstance(function, DenseNetwork)
         result = po.GaussNewton(function, max_it=5).minimize(own(problem, start))

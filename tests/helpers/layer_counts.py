@@ -9,9 +9,10 @@ from mpi4py import MPI
 
 from pdeopt.steps.mgrit import Mgrit, MgritSettings, whole_intervals
 from pdeopt.steps.timegrid import Neighbors, TimeGrid
+from pdeopt.steps.transfer import Move
 
 STEPS = 64
-SETTINGS = [("2", 4, "F", "V"), ("4", 2, "FCF", "V"), ("2", 3, "F", "F"), ("8", 1, "F", "V")]
+SETTINGS = [("2", 4, "F", "V"), ("4", 2, "FCF", "V"), ("2", 3, "F", "F"), ("8", 1, "F", "V"), ("4", 3, "FCF", "F")]
 
 
 class Counting(Neighbors):
@@ -32,6 +33,14 @@ class Counting(Neighbors):
         super().send_before(row)
 
 
+class CountingMove(Move):
+    """A move that counts them, too."""
+
+    def _send(self, part, rank):
+        Counting.sent += 1
+        return super()._send(part, rank)
+
+
 def count(coarsening, levels, relaxation, cycle):
     """Calls, steps in them and messages of each rank, for one forward solve with two cycles."""
     settings = MgritSettings(levels, coarsening, cycles=2, relaxation=relaxation, cycle=cycle)
@@ -39,8 +48,10 @@ def count(coarsening, levels, relaxation, cycle):
     times = torch.linspace(0, 1, STEPS + 1).numpy()
     grid = TimeGrid(times, MPI.COMM_WORLD, whole_intervals(STEPS, factors, MPI.COMM_WORLD.size))
     mgrit = Mgrit(grid, factors, settings)
-    for level in mgrit.grids:
+    for level in filter(None, mgrit.grids):
         level.neighbors = Counting(level.mpi)
+    for move in mgrit.moves:
+        move.__class__ = CountingMove
     done = [0, 0]
 
     def phi(u, rows):

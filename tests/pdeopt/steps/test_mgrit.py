@@ -8,7 +8,7 @@ import torch
 from mpi4py import MPI
 
 from pdeopt.core.errors import InputError
-from pdeopt.steps.mgrit import Mgrit, MgritSettings, whole_intervals
+from pdeopt.steps.mgrit import Mgrit, MgritSettings, level_offsets, whole_intervals
 from pdeopt.steps.timegrid import TimeGrid
 from tests.helpers.support import python
 
@@ -176,6 +176,23 @@ def test_ranks_have_whole_intervals(num_steps, factors, ranks):
     offsets = whole_intervals(num_steps, factors, ranks)
     assert offsets[0] == 0 and offsets[-1] == num_steps and (np.diff(offsets) > 0).all()
     assert all(offset % int(np.prod(factors)) == 0 for offset in offsets[:-1])
+
+
+@pytest.mark.parametrize(
+    "num_steps, factors, ranks",
+    [(64, [4, 4, 4], 16), (65, [2] * 6, 7), (1000, [3, 5, 2, 2], 300), (40, [3, 3, 3, 3], 4), (8, [2, 2, 2], 3)],
+)
+def test_coarse_levels_move_to_ranks_that_get_whole_intervals(num_steps, factors, ranks):
+    """The finest level alone limits the ranks; nobody gets steps who had none, and nothing moves without need."""
+    levels = level_offsets(whole_intervals(num_steps, factors, ranks), factors)
+    assert (np.diff(levels[0][1]) > 0).all()
+    for (_, fine), (left, own), factor, rest in zip(levels, levels[1:], factors, [*factors[1:], 1]):
+        assert own[-1] == left[-1] == -(-fine[-1] // factor) and len(own) == ranks + 1
+        assert np.array_equal(left, -(-fine // factor))
+        has, had = np.diff(own) > 0, np.diff(left) > 0
+        assert (had | ~has).all() and not (own[:-1][has] % rest).any()
+        if not (left[:-1][had] % rest).any():
+            assert np.array_equal(left, own)
 
 
 def test_more_ranks_than_intervals_are_refused():
