@@ -248,14 +248,8 @@ class Mgrit:
     def _misfit(self, outcome: Outcome, entry: Tensor) -> float:
         parts = outcome.ends - outcome.points, outcome.points, outcome.ends, entry
         norms = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]).cpu()
-        misfit, points, ends = self._grid(0).sum(norms[:3].square()).sqrt().tolist()
+        misfit, points, ends = _present(self.grids[0]).sum(norms[:3].square()).sqrt().tolist()
         return misfit / max(points, ends, float(norms[3]), 1e-300) if math.isfinite(misfit) else math.inf
-
-    def _grid(self, level: int) -> TimeGrid:
-        """Of a level on which this rank has steps."""
-        grid = self.grids[level]
-        assert grid is not None
-        return grid
 
     def departures(self, points: Tensor, entry: Tensor) -> Tensor:
         """The states at which the finest intervals begin, from the C-points."""
@@ -296,8 +290,8 @@ class Mgrit:
     def _start(self, phis: Sequence[StepMap], entry: Tensor, g: Tensor | None) -> Tensor:
         """C-points to begin with."""
         if self.settings.start == "constant":
-            return entry.expand(-(-self._grid(0).n_local // self.factors[0]), *entry.shape).clone()
-        return self._nested(1, phis, entry, self._sums(0, g))
+            return entry.expand(-(-_present(self.grids[0]).n_local // self.factors[0]), *entry.shape).clone()
+        return self._nested(1, phis, entry, _sums(g, self.factors[0]))
 
     def _nested(self, level: int, phis: Sequence[StepMap], entry: Tensor, g: Tensor | None) -> Tensor:
         """The states after the steps of a coarse level, which begins with those of the coarser ones."""
@@ -308,7 +302,7 @@ class Mgrit:
             return move.back(entry.new_empty((0, *entry.shape)))
         if level == self.last:
             return move.back(self._march(level, phis[level], entry, g))
-        points = self._nested(level + 1, phis, entry, self._sums(level, g))
+        points = self._nested(level + 1, phis, entry, _sums(g, self.factors[level]))
         return move.back(self._states(level, phis[level], self._departures(level, points, entry), g))
 
     def _travel(self, level: int, phi: StepMap, starts: Tensor, g: Tensor | None) -> Tensor:
@@ -322,7 +316,7 @@ class Mgrit:
     def _through(self, level: int, phi: StepMap, starts: Tensor, g: Tensor | None, first: int) -> Tensor:
         """As `_travel`, for the intervals from `first` on."""
         u, m = starts, self.factors[level]
-        begin, end = first * m, min((first + len(starts)) * m, self._grid(level).n_local)
+        begin, end = first * m, min((first + len(starts)) * m, _present(self.grids[level]).n_local)
         for j in reversed(range(m)) if self.adjoint else range(m):
             rows = slice(begin + j, end, m)
             count = len(range(begin + j, end, m))  # the last interval may be shorter
@@ -336,7 +330,7 @@ class Mgrit:
 
     def _states(self, level: int, phi: StepMap, starts: Tensor, g: Tensor | None) -> Tensor:
         """The states after all steps of a level."""
-        states = starts.new_empty((self._grid(level).n_local, *starts.shape[1:]))
+        states = starts.new_empty((_present(self.grids[level]).n_local, *starts.shape[1:]))
 
         def kept(u: Tensor, rows: slice) -> Tensor:
             states[rows] = phi(u, rows)
@@ -349,7 +343,7 @@ class Mgrit:
 
     def _march(self, level: int, phi: StepMap, entry: Tensor, g: Tensor | None, keep: bool = True) -> Tensor:
         """The states after all steps of a level, one after the other, from rank to rank; or only the last of them."""
-        grid = self._grid(level)
+        grid = _present(self.grids[level])
         received = (grid.neighbors.receive_after if self.adjoint else grid.neighbors.receive_before)(entry)
         u = (entry if received is None else received)[None]
         states: list[Tensor] = []
@@ -366,7 +360,7 @@ class Mgrit:
 
     def _departures(self, level: int, points: Tensor, entry: Tensor) -> Tensor:
         """The states at which the intervals begin, from those at their ends; one message."""
-        exchange = self._grid(level).neighbors.exchange
+        exchange = _present(self.grids[level]).neighbors.exchange
         if self.adjoint:
             after = exchange(points[0], toward=-1)
             return torch.cat([points[1:], (entry if after is None else after)[None]])
@@ -375,12 +369,19 @@ class Mgrit:
 
     def _arrivals(self, level: int) -> slice | Array:
         """The steps of a level that end at its C-points."""
-        n, m = self._grid(level).n_local, self.factors[level]
+        n, m = _present(self.grids[level]).n_local, self.factors[level]
         return slice(0, n, m) if self.adjoint else np.minimum(np.arange(m, n + m, m), n) - 1
 
-    def _sums(self, level: int, g: Tensor | None) -> Tensor | None:
-        """What enters in an interval, added up."""
-        return None if g is None else interval_sums(g, self.factors[level])
-
     def _size(self, rows: Tensor) -> float:
-        return math.sqrt(float(self._grid(0).sum(rows.double().square().sum().cpu())))
+        return math.sqrt(float(_present(self.grids[0]).sum(rows.double().square().sum().cpu())))
+
+
+def _sums(g: Tensor | None, factor: int) -> Tensor | None:
+    """What enters in an interval, added up."""
+    return None if g is None else interval_sums(g, factor)
+
+
+def _present(grid: TimeGrid | None) -> TimeGrid:
+    """The grid of a level on which this rank has steps."""
+    assert grid is not None
+    return grid
