@@ -61,6 +61,7 @@ def modules(room: str) -> list[str]:
     return sorted(f.stem for f in (ROOT / room).glob("*.py") if f.stem != "__init__")
 
 
+@cache
 def imports(room: str) -> set[str]:
     """The rooms, as paths, that the modules of a room import."""
     found = set()

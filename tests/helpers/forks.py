@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: What is imported once: nothing that starts MPI or PETSc, which each process does for itself.
 SLOW = ("numpy", "scipy.sparse.linalg", "scipy.io", "torch", "torch.func", "safetensors", "skfem", "meshio", "sklearn")
-SLOW += ("sklearn.datasets", "matplotlib.figure")
+SLOW += ("sklearn.datasets", "matplotlib.figure", "torch.fx.experimental.symbolic_shapes", "torch._dynamo")
 
 
 @dataclass
@@ -112,9 +112,7 @@ def kill(run: Run) -> bool:
 
 def serve() -> None:
     """Answer requests until the input ends; a forked process returns from here to run its module."""
-    for name in SLOW:
-        with contextlib.suppress(ImportError):
-            __import__(name)
+    import_slow()
     answers = os.fdopen(os.dup(1), "w")  # before a child takes the standard output for its own
     for line in sys.stdin:
         request = json.loads(line)
@@ -129,6 +127,13 @@ def serve() -> None:
                 _become(**request)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def import_slow() -> None:
+    """Import what is slow, as far as it is installed."""
+    for name in SLOW:
+        with contextlib.suppress(ImportError):
+            __import__(name)
 
 
 def _wait(pid: int, timeout: float) -> int | None:

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from petsc4py import PETSc
 
 from pdeopt.control.problem import ControlProblem
+from tests.helpers.quickstart import quick_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,10 +34,9 @@ ENVIRONMENT = {
 
 
 def python(*words: object, ranks: int = 1, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
-    """`python words...` in the project's root, under mpiexec for more than one rank."""
-    return subprocess.run(
-        command(*words, ranks=ranks), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout
-    )
+    """`python words...` in the project's root, under mpiexec for more than one rank; words begin with -m or -c."""
+    start = command(*words, ranks=ranks, start=quick_python())
+    return subprocess.run(start, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
 
 
 def gloo(ranks: int, *words: object) -> None:
@@ -46,7 +47,7 @@ def gloo(ranks: int, *words: object) -> None:
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", *map(str, words)],
+            [*quick_python(), "-m", *map(str, words)],
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
@@ -60,13 +61,13 @@ def gloo(ranks: int, *words: object) -> None:
 
 def environment() -> dict[str, str]:
     """That of a process under MPI, without what an MPI that runs here has left: mpiexec would take it for its own."""
-    left = ("PMIX_", "ORTE_", "OMPI_", "PRTE_")
+    left = ("PMIX_", "ORTE_", "OMPI_", "PRTE_", "PYTHONDONTWRITEBYTECODE")  # the last: modules are compiled once
     return {name: value for name, value in os.environ.items() if not name.startswith(left)} | ENVIRONMENT
 
 
-def command(*words: object, ranks: int = 1) -> list[str]:
+def command(*words: object, ranks: int = 1, start: Sequence[str] = (sys.executable,)) -> list[str]:
     """The words of a process; mpiexec is the one beside this Python, or else the first on the path."""
-    start = [sys.executable, *map(str, words)]
+    start = [*start, *map(str, words)]
     if ranks == 1:
         return start
     folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -170,6 +170,7 @@ def test_what_is_no_network_is_refused_or_generic():
         curved_function(problem, sweeps="mgrit")
 
 
+@pytest.mark.mpi
 def test_ranks_find_the_same(tmp_path):
     found = {}
     for ranks in (1, 2, 4):
