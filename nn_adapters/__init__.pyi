@@ -1,4 +1,5 @@
 # Networks whose layers or time steps are solved in parallel, and the error of their gradients.
+from nn_adapters.layers.layerlist import LayerList as LayerList
 from nn_adapters.layers.layerparallel import LayerParallel as LayerParallel
 from nn_adapters.layers.recurrent import (
     GRUParallel as GRUParallel,

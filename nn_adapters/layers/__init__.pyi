@@ -1,5 +1,6 @@
 # Networks whose layers or time steps are solved in parallel.
 from nn_adapters.layers.layerparallel import LayerParallel as LayerParallel
+from nn_adapters.layers.layerlist import LayerList as LayerList
 from nn_adapters.layers.given import layer_step as layer_step
 from nn_adapters.layers.recurrent import (
     GRU_STEPS as GRU_STEPS,

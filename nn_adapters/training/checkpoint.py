@@ -127,7 +127,7 @@ def describe(network: nn.Module, optimizer: torch.optim.Optimizer) -> str:
     for name, module in network.named_modules():
         words = module.extra_repr()
         if isinstance(module, ParallelModule):  # what they say of their solvers does not matter
-            words = f"{getattr(module, 'Tf', '')} {getattr(module, 'template', '')}"
+            words = " ".join(str(getattr(module, each, "")) for each in ("Tf", "template", "kinds")).strip()
         elif isinstance(module, ParameterStack):  # of this rank's layers
             words = ""
         found.append(f"{name} {type(module).__name__} {words}")

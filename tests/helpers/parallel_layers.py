@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from nn_adapters.layers import batching
 from nn_adapters.layers.blocks import conv, dense
+from nn_adapters.layers.layerlist import LayerList
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import clip_grad_norm_, measure_bias, parameter_groups
 from nn_adapters.layers.parts.dropout import drop
@@ -140,6 +141,24 @@ def given():
         equal(values, found[0][0], 1e-10)
 
 
+def unlike():
+    """Lists of unlike blocks: the same numbers as on one rank in series, and the same after few cycles."""
+    kinds = [
+        lambda: dense(4),
+        lambda: nn.Sequential(nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)),
+    ]
+    x, found = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64), []
+    for comm, cycles in ((MPI.COMM_SELF, 8), (WORLD, 8), (MPI.COMM_SELF, 1), (WORLD, 1)):
+        torch.manual_seed(0)
+        words = {"coarsening": "2", "cycles": cycles, "adjoint_cycles": cycles, "levels": 2}
+        network = LayerList(comm, [kinds[k] for k in (0,) * 7 + (1, 0) * 3 + (1,) * 3], 2.0, **words).double()
+        value = network(x).square().sum()
+        whole = [np.concatenate(network.grid.mpi.allgather(g.numpy())) for g in gradients(network, value)]
+        found.append([value.detach(), *map(torch.as_tensor, whole), *network.full_state_dict().values()])
+    equal(found[1], found[0], 1e-10)
+    equal(found[3], found[2], 1e-10)
+
+
 def sequences():
     words = dict(coarsening="2", levels=3, cycles=12, adjoint_cycles=12, relaxation="FCF")
     for kind in ("implicit", "classic"):
@@ -191,7 +210,7 @@ def manners():
 
 
 if __name__ == "__main__":
-    for part in (layers, cycles, given, sequences, manners):
+    for part in (layers, cycles, given, unlike, sequences, manners):
         try:
             part()
         except BaseException:

@@ -117,6 +117,8 @@ class Statistics:
     def move_averages(self) -> None:
         """One step of the running averages, as `nn.BatchNorm1d` takes it, of the layers of this rank."""
         for norm in self.norms:
+            if norm.averages[0] not in self.seen:  # no layer here has called it
+                continue
             count = self.buffers[f"{norm.prefix}num_batches_tracked"]
             count += 1
             for name in norm.averages:

@@ -204,5 +204,5 @@ def test_more_ranks_than_intervals_are_refused():
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_networks_give_the_same_on_several_ranks(ranks):
     done = python("-m", "tests.helpers.parallel_layers", ranks=ranks)
-    parts = ("layers", "cycles", "given", "sequences", "manners")
+    parts = ("layers", "cycles", "given", "unlike", "sequences", "manners")
     assert {f"{part}: same" for part in parts} <= set(done.stdout.splitlines()), done.stderr[-3000:]
