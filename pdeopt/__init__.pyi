@@ -14,6 +14,7 @@ from pdeopt.space.forms import FormConstraint as FormConstraint
 from pdeopt.space.formobjective import FormObjective as FormObjective
 from pdeopt.space.fenicsx import function_space as function_space
 from pdeopt.space.layouts.layout import Layout as Layout
+from pdeopt.space.unknowns import function_layout as function_layout, mesh_partitioner as mesh_partitioner
 from pdeopt.space.layouts.partition import grid_layout as grid_layout, pattern_layout as pattern_layout
 from pdeopt.space.spaceconstraint import SpaceConstraint as SpaceConstraint
 from pdeopt.steps.timegrid import TimeGrid as TimeGrid, Steps as Steps

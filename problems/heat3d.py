@@ -3,6 +3,10 @@
 Finite differences on n^3 interior nodes, u = 0 on the boundary, implicit Euler, a control for each node and step. With
 `-space_ranks k`, k ranks share the nodes of each step, cut into boxes; the rest of the ranks go along time.
 
+`-discretization elements` is the same as a weak form of DOLFINx (`make setup-fenicsx`): trilinear elements on (n + 1)^3
+cubes, a control for each node, boundary included; `lumped` takes the integrals by the trapezoidal rule at the nodes,
+and has the equations of the finite differences, to rounding.
+
     mpiexec -n 4 python -m problems.heat3d -n 16 -nt 16 -space_ranks 2 -sqp_monitor
 """
 
@@ -35,6 +39,11 @@ class Heat3dSettings(po.Settings):
     kappa: float = po.setting(0.05, "conductivity", above=0)
     alpha: float = po.setting(1e-3, "control weight", above=0)
     space_ranks: int = po.setting(1, "ranks that share each time step", at_least=1)
+    discretization: str = po.setting(
+        "differences",
+        "finite differences; trilinear elements by DOLFINx, or these with integrals by values at nodes",
+        choices=("differences", "elements", "lumped"),
+    )
     series: str = po.setting("", "write the solution as a series of files for ParaView, FILE.pvd")
 
 
@@ -74,6 +83,31 @@ class Heat3d(po.SpaceConstraint):
         return torch.zeros(self.layout.n_owned, dtype=torch.float64)
 
 
+def heat_form(grid: po.TimeGrid, n: int, kappa: float, is_lumped: bool) -> tuple[po.FormConstraint, np.ndarray]:
+    """The same equation as a weak form, and the places of its owned unknowns, (3, n_owned).
+
+    Args:
+        grid: whose ranks share the mesh.
+        n, kappa: see `Heat3d`.
+        is_lumped: integrals by the trapezoidal rule at the nodes.
+    """
+    try:
+        from dolfinx import fem, mesh
+        from ufl import TestFunction, dx, grad, inner
+    except ImportError:
+        raise po.InputError("-discretization", "no DOLFINx", "differences, or make setup-fenicsx") from None
+    words = {"cell_type": mesh.CellType.hexahedron, "partitioner": po.mesh_partitioner(grid)}
+    cube = mesh.create_box(grid.space, [np.zeros(3), np.ones(3)], [n + 1] * 3, **words)
+    V = po.function_space(cube, ("Lagrange", 1))
+    u, u_old, z, v, dt = fem.Function(V), fem.Function(V), fem.Function(V), TestFunction(V), fem.Constant(cube, 0.0)
+    dV = dx(metadata={"quadrature_rule": "GLL", "quadrature_degree": 1}) if is_lumped else dx
+    F = ((u - u_old) * v + dt * (kappa * inner(grad(u), grad(v)) - z * v)) * dV
+    faces = fem.locate_dofs_geometrical(V, lambda x: np.isclose(abs(x - 0.5).max(0), 0.5))
+    masses = {"state_mass": 0.5 * u**2 * dV, "control_mass": 0.5 * z**2 * dV}
+    constraint = po.FormConstraint(F, u, u_old, z, dt, bcs=[fem.dirichletbc(0.0, faces, V)], **masses)
+    return constraint, V.tabulate_dof_coordinates()[constraint.state_dofs].T
+
+
 class Heat3dCase:
     """Tracking of a bump that moves along the diagonal of the cube.
 
@@ -82,7 +116,7 @@ class Heat3dCase:
         comm: communicator of all ranks.
 
     Raises:
-        InputError: parameters that are not legal, or ranks that are no multiple of `space_ranks`.
+        InputError: parameters that are not legal, ranks that are no multiple of `space_ranks`, or no DOLFINx.
     """
 
     name = "heat3d"
@@ -94,11 +128,19 @@ class Heat3dCase:
         for name in ("space_ranks", "series"):  # a restart may split the ranks in another way
             self.parameters.pop(name)
         grid = po.TimeGrid.uniform(settings.nt, settings.T, comm, settings.space_ranks)
-        self.constraint = Heat3d(grid.space_comm, settings.n, settings.kappa)
-        places = np.unravel_index(self.constraint.layout.natural, (settings.n,) * 3)
-        self.points = torch.from_numpy((np.stack(places) + 1.0) * self.constraint.h)  # of the owned nodes, (3, n_owned)
-        mass = self.constraint.state_mass
-        objective = po.Tracking(self.target, mass) + po.ControlCost(settings.alpha, mass)
+        self.h, self.patch, kind = 1.0 / (settings.n + 1), None, settings.discretization
+        if settings.series and kind != "differences":
+            raise po.InputError("-series", f"-discretization {kind}", "-discretization differences")
+        self.constraint: Heat3d | po.FormConstraint
+        if kind == "differences":
+            self.constraint = Heat3d(grid.space_comm, settings.n, settings.kappa)
+            self.patch = self.constraint.patch
+            places = (np.stack(np.unravel_index(self.constraint.layout.natural, (settings.n,) * 3)) + 1.0) * self.h
+        else:
+            self.constraint, places = heat_form(grid, settings.n, settings.kappa, kind == "lumped")
+        self.points = torch.from_numpy(places.copy())  # of the owned nodes, (3, n_owned)
+        objective = po.Tracking(self.target, self.constraint.state_mass)
+        objective += po.ControlCost(settings.alpha, self.constraint.control_mass)
         self.problem = po.ControlProblem(self.constraint, objective, grid)
 
     def target(self, t: Tensor) -> Tensor:
@@ -107,34 +149,43 @@ class Heat3dCase:
         return torch.sin(torch.pi * t[:, None]) * torch.exp(-8 * (self.points - center).square().sum(1))
 
     def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
-        """On rank 0, over times and all nodes in their natural order: target, state, control and multiplier; and t."""
-        problem = self.problem
+        """On rank 0, over times and all nodes in their natural order: target, state, control and multiplier; and t.
+
+        Those of the control are n + 2 along each edge with `elements`, for it has the nodes of the boundary, too.
+        """
+        problem, constraint = self.problem, self.constraint
         u, z, _ = problem.fields(problem.join(result.state, result.design))
         lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
         target = self.target(problem.grid.steps.t_new)
-        order, names = self.constraint.layout.natural_order, ("state", "control", "multiplier", "target")
-        rows = [problem.grid.gather(part.reshape(len(u), -1)) for part in (u, z, lam, target)]
-        if rows[0] is None:
+        rows = {"state": u, "control": z.reshape(len(u), -1), "multiplier": lam, "target": target}
+        orders = {
+            name: (constraint.controls if name == "control" else constraint.layout).natural_order for name in rows
+        }
+        whole = {name: problem.grid.gather(part) for name, part in rows.items()}
+        if whole["state"] is None:
             return None
-        n = self.settings.n
-        natural = {name: part.numpy()[:, np.argsort(order)].reshape(-1, n, n, n) for name, part in zip(names, rows)}
+        natural = {}
+        for name, part in whole.items():
+            side = round(part.shape[1] ** (1 / 3))
+            natural[name] = part.numpy()[:, np.argsort(orders[name])].reshape(-1, side, side, side)
         return {"t": problem.grid.times, **natural, "objective": np.array(result.objective)}
 
     def write(self, result: po.Result) -> None:
         """The series of files, if one is asked for; no rank gathers more than its rows. Collective."""
-        problem, h = self.problem, self.constraint.h
-        if self.settings.series:
+        problem, h = self.problem, self.h
+        if self.patch is not None and self.settings.series:
             u, z, _ = problem.fields(problem.join(result.state, result.design))
             rows = {"state": u, "control": z.reshape(u.shape), "target": self.target(problem.grid.steps.t_new)}
-            write_series(self.settings.series, problem.grid, self.constraint.patch, rows, [(h, 1.0 - h)] * 3)
+            write_series(self.settings.series, problem.grid, self.patch, rows, [(h, 1.0 - h)] * 3)
 
     def panels(self, arrays: dict[str, np.ndarray]) -> list[list[Panel]]:
         """Target, state and control on the plane through the middle of the cube, at a few times."""
-        n, steps = self.settings.n, np.linspace(0, self.settings.nt - 1, 5).round().astype(int)[1:-1]
-        h = self.constraint.h
-        extent = (h, 1.0 - h, h, 1.0 - h)
+        steps = np.linspace(0, self.settings.nt - 1, 5).round().astype(int)[1:-1]
 
         def row(name: str, scale: str) -> list[Panel]:
+            n = arrays[name].shape[1]
+            edge = self.h if n == self.settings.n else 0.0
+            extent = (edge, 1.0 - edge, edge, 1.0 - edge)
             titles = [f"{name}, z = 1/2, t = {arrays['t'][k + 1]:.2g}" for k in steps]
             return [
                 Panel(title, arrays[name][k][:, :, n // 2].T, extent, names=("x", "y"), scale=scale)

@@ -13,15 +13,16 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from mpi4py import MPI
 from torch import Tensor
 
 from pdeopt.control.stepjacobian import SparseStepJacobian, StepJacobian
 from pdeopt.core.autodiff import columns, jvp, vjp
-from pdeopt.core.errors import SolveFailure
+from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.space.layouts.layout import Layout
 from pdeopt.steps.sparse import StepPattern
 from pdeopt.steps.sparsity import ParameterPattern, Sparsity
-from pdeopt.steps.timegrid import Steps
+from pdeopt.steps.timegrid import Steps, TimeGrid
 
 #: The most unknowns of a step (states and controls) for which the pattern is found by dense differentiation.
 DETECTION_LIMIT = 2048
@@ -145,12 +146,14 @@ class TimeDependentConstraint(ABC):
 
     def norms(self, r: Tensor) -> Tensor:
         """Euclidean norms of whole rows, (batch, n) -> (batch, 1); of all ranks of a step, where it is spread."""
+        if self.layout is not None and self.layout.mpi.size > 1:
+            return self.layout.sum(r.square().sum(-1, keepdim=True)).sqrt()
         found: Tensor = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
         return found
 
     def largest(self, sizes: Tensor) -> Tensor:
-        """The largest of numbers that the ranks of a step have, entry by entry; here one rank has all of a step."""
-        return sizes
+        """The largest of numbers that the ranks of a step have, entry by entry."""
+        return sizes if self.layout is None else self.layout.max(sizes)
 
     def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> StepJacobian:
         """The step Jacobian F' = [B A C] at a batch of steps: sparse where there is a pattern.
@@ -254,3 +257,29 @@ class _Sample(NamedTuple):
         """F of rows [u_old | u_new | z]."""
         n = self.width
         return self.function(x[:, :n], x[:, n : 2 * n], x[:, 2 * n :], self.steps.with_parameters(p))
+
+
+def require_layout(constraint: TimeDependentConstraint, grid: TimeGrid) -> None:
+    """Refuse a layout of other ranks than share the steps of a grid, or one that is not the same for all steps, for
+    states go from rank to rank. Collective."""
+    name, layouts = type(constraint).__name__, [x for x in (constraint.layout, constraint.controls) if x is not None]
+    if layouts and not _are_same(layouts[0].mpi, grid.space):
+        legal = "a layout, or for weak forms a mesh, made with grid.space_comm"
+        raise InputError(f"layout of {name}", f"{layouts[0].mpi.size} other ranks", legal)
+    if grid.space_ranks == 1:
+        return
+    own = grid.time.size == 1 or [(each.digest, each.natural.tobytes()) for each in layouts]
+    legal = "one cut for all steps; for meshes of DOLFINx partitioner=pdeopt.mesh_partitioner(grid)"
+    is_known = grid.time.size == 1 or all((each.natural >= 0).all() for each in layouts)
+    if int(grid.mpi.allreduce(int(own != grid.time.bcast(own)))):
+        raise InputError(f"layout of {name}", "unknowns cut otherwise on ranks with other steps", legal)
+    if int(grid.mpi.allreduce(int(not is_known))):
+        got = "elements with unknowns at one place, which several groups of ranks cannot compare"
+        raise InputError(f"layout of {name}", got, "ranks along space alone")
+
+
+def _are_same(one: Any, two: Any) -> bool:
+    """Whether communicators have the same ranks in the same order; alone, each is itself."""
+    if one.size == two.size == 1:
+        return True
+    return MPI.Comm.Compare(one, two) in (MPI.IDENT, MPI.CONGRUENT)

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from mpi4py import MPI
 from petsc4py import PETSc
 from torch import Tensor
 
-from pdeopt.control.constraint import TimeDependentConstraint
+from pdeopt.control.constraint import TimeDependentConstraint, require_layout
 from pdeopt.control.controlmap import ControlMap, StepControls
 from pdeopt.control.linearization import InitialNode, Linearization
 from pdeopt.control.objective import Objective, Sum, Tracking
@@ -279,14 +278,12 @@ def _require_kinds(constraint: object, objective: object, grid: object, control_
 def _require_space(constraint: TimeDependentConstraint, objective: Objective, grid: TimeGrid, E: object) -> None:
     """Refuse what would be wrong in silence where several ranks share a step: a constraint that takes its rows for
     whole ones, a layout of other ranks, terms of the objective that would be counted by each rank."""
-    layout, k = constraint.layout, grid.space_ranks
-    name = type(constraint).__name__
-    if layout is not None and not _are_same(layout.mpi, grid.space):
-        raise InputError(f"layout of {name}", f"{layout.mpi.size} other ranks", "a layout made on grid.space_comm")
+    require_layout(constraint, grid)
+    k = grid.space_ranks
     if k == 1:
         return
-    if layout is None:
-        got = f"{name} with whole rows, {k} ranks a step"
+    if constraint.layout is None:
+        got = f"{type(constraint).__name__} with whole rows, {k} ranks a step"
         raise InputError("constraint", got, "a SpaceConstraint with a layout on grid.space_comm, or space_ranks 1")
     if E is not None:
         raise InputError("control_map", f"one with {k} ranks a step", "one control a step, or space_ranks 1")
@@ -294,13 +291,6 @@ def _require_space(constraint: TimeDependentConstraint, objective: Objective, gr
         if not term.adds_up:
             legal = "Tracking | ControlCost | a term with adds_up = True, whose values add up over the ranks of a step"
             raise InputError("objective", f"{type(term).__name__} with {k} ranks a step", legal)
-
-
-def _are_same(one: Any, two: Any) -> bool:
-    """Whether communicators have the same ranks in the same order; alone, each is itself."""
-    if one.size == two.size == 1:
-        return True
-    return MPI.Comm.Compare(one, two) in (MPI.IDENT, MPI.CONGRUENT)
 
 
 def _dimensions(constraint: TimeDependentConstraint) -> tuple[int, int, int]:

@@ -180,7 +180,7 @@ class KKTOperator:
             return self._placed(*(mass.sparsity.csr for mass in self._masses))
         if problem.grid.space_ranks > 1:
             state, control = self._spread_forms(self.lin)
-            total = self._placed(state.sparsity.csr, control.sparsity.csr + sp.identity(m))
+            total = self._placed(state.sparsity.csr, control.sparsity.csr + sp.eye(*control.sparsity.shape))
             return total | require_pattern(problem).W if self.hessian == "full" else total
         p = torch.randn(problem.param_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         self._objective = objective.hessian_sparsity(n, m, problem.grid.samples().with_parameters(p))

@@ -284,6 +284,7 @@ def _reordered(problem: ControlProblem, name: str, whole: Tensor) -> Tensor:
 def _own_part(problem: ControlProblem, name: str, whole: Tensor, size: int) -> Tensor:
     layout, grid = _layout_of(problem, name), problem.grid
     if layout is not None and whole.shape == (grid.num_steps * layout.size,) and whole.dtype == torch.float64:
+        _ = layout.natural_order  # which is checked
         return whole.reshape(grid.num_steps, -1)[grid.begin : grid.end][:, layout.natural].reshape(-1)
     start = int(problem.grid.mpi.exscan(size) or 0)
     total = int(problem.grid.mpi.allreduce(size))

@@ -14,6 +14,7 @@ from pdeopt.space.derivatives import FormDerivatives
 from pdeopt.space.fenicsx import packages
 from pdeopt.space.stepforms import StepForm
 from pdeopt.space.steppoint import Field, StepPoint
+from pdeopt.steps.sparse import StepMatrix
 
 
 def require_arguments(F: Any, u_new: Any, u_old: Any, z: Any, dt: Any, t: Any, p: Sequence[Any]) -> None:
@@ -27,9 +28,9 @@ def require_arguments(F: Any, u_new: Any, u_old: Any, z: Any, dt: Any, t: Any, p
         if not isinstance(each, fem.Constant) and not (name == "t" and each is None):
             raise InputError(name, type(each).__name__, "a dolfinx.fem.Constant that F depends on")
     size = u_new.function_space.mesh.comm.size
-    if size > 1:
-        legal = "a mesh made with MPI.COMM_SELF: every rank has the whole mesh, and some of the time steps"
-        raise InputError("mesh of u_new", f"a mesh of {size} ranks", legal)
+    if size > 1 and p:
+        legal = "none, or a mesh made with MPI.COMM_SELF and space_ranks 1"
+        raise InputError("p", f"parameters on a mesh of {size} ranks", legal)
     for name, each in functions.items():
         if each is not None and each.function_space.mesh.topology is not u_new.function_space.mesh.topology:
             raise InputError(f"mesh of {name}", "another mesh than that of u_new", "functions of one mesh")
@@ -54,7 +55,7 @@ def require_dependence(forms: FormDerivatives, z: Any, initial: Any) -> None:
     split = "of mixed functions the parts by ufl.split, which F is differentiated by"
     if forms.A.is_zero:
         raise InputError("F", "a form that does not depend on u_new", f"a residual with u_new; {split}")
-    if z is not None and not len(at.z):  # type: ignore[arg-type]
+    if z is not None and not at.controls.size:
         raise InputError("F", "a form that does not depend on z", f"a residual with z, or z=None; {split}")
     if "dt" not in forms.residual.depends:
         legal = "a residual with the Constant dt: the time grid sets its value, and not a number in the form"
@@ -99,8 +100,11 @@ def require_functional(form: Any, what: str) -> None:
         raise InputError(what, type(form).__name__, "a ufl.Form without test functions, as 0.5 * u**2 * ufl.dx")
 
 
-def hessian(point: StepPoint, functional: Any, functions: Sequence[Any]) -> sp.csr_matrix:
-    """The second derivative of a functional over the unknowns of functions, at what they hold."""
+def hessian(point: StepPoint, functional: Any, functions: Sequence[Any]) -> sp.csr_matrix | StepMatrix:
+    """The second derivative of a functional over the unknowns of functions, at what they hold.
+
+    On a mesh that ranks share, of one function, the owned rows with their ghosts.
+    """
     require_functional(functional, "functional")
     ufl = packages().ufl
     fields = [field_of(point, f) for f in functions]
@@ -109,14 +113,15 @@ def hessian(point: StepPoint, functional: Any, functions: Sequence[Any]) -> sp.c
         [_matrix(StepForm(ufl.derivative(slope, b.function), point, a, b)) for b in fields]
         for slope, a in zip(slopes, fields)
     ]
-    return sp.csr_matrix(sp.bmat(blocks))
+    if point.is_shared:
+        return blocks[0][0]
+    return sp.csr_matrix(sp.bmat([[block.as_csr() for block in row] for row in blocks]))
 
 
-def _matrix(form: StepForm) -> sp.csr_matrix:
+def _matrix(form: StepForm) -> StepMatrix:
     if form.depends - {"dt", "t"}:
         raise InputError("functional", "one whose second derivative is not constant", "a quadratic functional")
-    pattern = form.sparsity
-    return sp.csr_matrix((form.values(), (pattern.rows, pattern.cols)), shape=pattern.shape)
+    return StepMatrix(form.sparsity, form.values()[None])
 
 
 def inner_product(point: StepPoint, functions: Sequence[Any], given: Any) -> Any:

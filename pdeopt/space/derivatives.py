@@ -6,7 +6,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
+from pdeopt.core.arrays import Array
 from pdeopt.space.fenicsx import packages, with_degrees
 from pdeopt.space.stepforms import BlockForm, StepForm, evaluate
 from pdeopt.space.steppoint import POINT, Field, StepPoint
@@ -36,7 +38,7 @@ class FormDerivatives:
         self.residual = StepForm(F, point, point.new)
         self.A, self.B = self._first(point.new), self._first(point.old)
         if point.z is not None:
-            point.z.dofs = self._controls(point.z)
+            point.z.choose(self._controls(point.z))
         self.C = None if point.z is None else self._first(point.z)
         self.is_affine = not any(form.depends & POINT for form in self.jacobian)
 
@@ -45,6 +47,11 @@ class FormDerivatives:
         """A and B, and C where there is a control."""
         return [form for form in (self.A, self.B, self.C) if form is not None]
 
+    @cached_property
+    def has_curvature(self) -> bool:
+        """Whether the Hessian of lam.F has entries, on any of the ranks that share the mesh. Collective."""
+        return not self.point.new.layout.all(not self.W.sparsity.nnz)
+
     def depends_on(self, field: Field) -> bool:
         """Whether F has the function of a field."""
         return any(coefficient is field.function for coefficient in self._F.coefficients())
@@ -52,34 +59,39 @@ class FormDerivatives:
     def _first(self, field: Field) -> StepForm:
         return StepForm(packages().ufl.derivative(self._F, field.function), self.point, self.point.new, field)
 
-    def _controls(self, z: Field) -> np.ndarray[Any, Any]:
-        """Coefficients of z with a nonzero column of C at a random point: on a boundary, say, few of them."""
-        generator, form = np.random.default_rng(0), self._first(z)
+    def _controls(self, z: Field) -> Array:
+        """Which owned coefficients of z have a nonzero column of C at a random point: on a boundary, say, few."""
+        generator, ufl, layout = np.random.default_rng(0), packages().ufl, z.layout
+        slope = ufl.derivative(self._F, z.function)
+        form = StepForm(slope, self.point, self.point.new, z, whole=False)
+        seen = torch.zeros(1, layout.n_all, dtype=torch.float64)
         if form.is_zero:
-            return np.array([], dtype=int)
+            return np.zeros(layout.n_owned, dtype=bool)
         for field in (self.point.old, self.point.new, z, *self.point.p):
             field.set(generator.uniform(0.5, 1.5, len(field)))
         self.point.set_time(SAMPLE_TIME - SAMPLE_LENGTH, SAMPLE_TIME, SAMPLE_LENGTH)
-        entries = np.abs(form.values())
-        seen = np.zeros(z.size)
-        np.maximum.at(seen, form.sparsity.cols, entries)
-        return np.flatnonzero(seen > 1e-14 * seen.max(initial=0.0))
+        np.maximum.at(seen[0].numpy(), form.sparsity.cols, np.abs(form.own_values()))
+        found = layout.collect(seen)[0]
+        largest = layout.max(found.amax().reshape(1) if len(found) else found.new_zeros(1))
+        is_unknown = np.zeros(layout.n_owned, dtype=bool)
+        is_unknown[z.owned] = (found > 1e-14 * largest).numpy()
+        return is_unknown
 
     @property
     def dims(self) -> tuple[int, int, int]:
-        """n, m and the number of parameters."""
+        """n and m, ghosts counted, and the number of parameters."""
         at = self.point
-        return len(at.new), 0 if at.z is None else len(at.z), sum(len(field) for field in at.p)
+        return at.new.layout.n_all, at.controls.n_all, sum(len(field) for field in at.p)
 
     @cached_property
     def F_p(self) -> BlockForm:
         """dF/dp, (n, P)."""
-        n, _, P = self.dims
+        n, P = self.point.new.layout.n_owned, self.dims[2]
         return BlockForm((n, P), [(self._first(f), 0, start) for f, start in self._parameters()])
 
     @cached_property
     def W(self) -> BlockForm:
-        """The Hessian of lam.F over [u_old | u_new | z]."""
+        """The Hessian of what this rank has of lam.F, over [u_old | u_new | z] with ghosts."""
         n, m, _ = self.dims
         return self._second((2 * n + m, 2 * n + m), self._variables(), self._variables())
 
@@ -117,14 +129,13 @@ class FormDerivatives:
                 continue
             for other, column in columns:
                 if not is_square or column >= row:
-                    form = StepForm(ufl.derivative(slope, other.function), self.point, field, other)
+                    form = StepForm(ufl.derivative(slope, other.function), self.point, field, other, whole=False)
                     blocks.append((form, row, column))
         return BlockForm(shape, blocks, mirrored=is_square)
 
     def pattern(self) -> StepPattern:
         """Of a step."""
-        n = self.dims[0]
-        C = Sparsity.empty(n, 0) if self.C is None else self.C.sparsity
+        C = Sparsity.empty(self.point.new.layout.n_owned, 0) if self.C is None else self.C.sparsity
         return StepPattern(self.A.sparsity, self.B.sparsity, C, self.W.sparsity)
 
     def parameter_pattern(self) -> ParameterPattern:

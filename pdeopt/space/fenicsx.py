@@ -1,6 +1,7 @@
 """DOLFINx, loaded when it is first needed, and what differs between its versions: 0.5 of Debian, and 0.9 and later.
 
-Forms are assembled on the calling rank alone: every rank of a time grid has the whole mesh.
+Forms are assembled over the cells of the calling rank, without messages: what ranks that share a mesh have of rows of
+others is exchanged by `entries` and `Layout`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from petsc4py import PETSc
 
-from pdeopt.core.arrays import Array
+from pdeopt.core.arrays import Array, index_array
 from pdeopt.core.errors import InputError
 
 #: Seconds that a rank waits for another one to compile the same form.
@@ -47,7 +49,7 @@ def function_space(mesh: Any, element: Any) -> Any:
     """A space of functions on a mesh, whatever the version of DOLFINx.
 
     Args:
-        mesh: of DOLFINx, made with MPI.COMM_SELF.
+        mesh: of DOLFINx, made with MPI.COMM_SELF, or with `grid.space_comm` where ranks share a step.
         element: ("Lagrange", 1), or an element of UFL or Basix.
     """
     fem = packages().fem
@@ -55,9 +57,67 @@ def function_space(mesh: Any, element: Any) -> Any:
         return fem.functionspace(mesh, element) if hasattr(fem, "functionspace") else fem.FunctionSpace(mesh, element)
 
 
+def coefficients(space: Any) -> tuple[Any, int, Array]:
+    """The ranks that share the mesh of a space, how many coefficients this one owns, all components counted, and the
+    global numbers of its ghosts."""
+    rows, size = space.dofmap.index_map, space.dofmap.index_map_bs
+    ghosts = np.asarray(rows.ghosts, dtype=np.int64)[:, None] * size + np.arange(size)
+    return space.mesh.comm, int(rows.size_local * size), ghosts.ravel()
+
+
 def dimension(space: Any) -> int:
-    """Unknowns of a function space, those of all components counted."""
-    return int(space.dofmap.index_map.size_local * space.dofmap.index_map_bs)
+    """Coefficients that this rank has of a function of a space: owned ones and ghosts, all components."""
+    _, owned, ghosts = coefficients(space)
+    return owned + len(ghosts)
+
+
+def cell_coefficients(space: Any) -> Array:
+    """The coefficients of each cell that this rank has, local numbers, (cells, k)."""
+    dofs, size = space.dofmap.list, space.dofmap.index_map_bs
+    blocks = dofs.array.reshape(dofs.num_nodes, -1) if hasattr(dofs, "num_nodes") else np.asarray(dofs)
+    found: Array = (blocks[:, :, None].astype(np.int64) * size + np.arange(size)).reshape(len(blocks), -1)
+    return found
+
+
+def node_places(space: Any) -> Array | None:
+    """Where the coefficients of this rank stand, (coefficients, 4): the point, and the number of the component.
+
+    None for elements whose coefficients are no values at points.
+    """
+    size = space.dofmap.index_map_bs
+    if size == 1 and space.num_sub_spaces:
+        out, first = np.zeros((dimension(space), 4)), 0
+        for k in range(space.num_sub_spaces):
+            part, dofs = space.sub(k).collapse()
+            places = node_places(part)
+            if places is None:
+                return None
+            out[np.asarray(dofs)] = places + np.array([0, 0, 0, first])
+            first += 1 + int(places[:, -1].max(initial=0.0))
+        return out
+    try:
+        points = np.repeat(space.tabulate_dof_coordinates(), size, axis=0)
+    except RuntimeError:
+        return None
+    return np.c_[points, np.arange(len(points)) % size]
+
+
+def default_partitioner() -> Any:
+    """What cuts the cells of a mesh for ranks, as DOLFINx does unless told otherwise."""
+    from dolfinx import mesh
+
+    try:
+        return mesh.create_cell_partitioner(mesh.GhostMode.shared_facet)
+    except TypeError:  # of DOLFINx 0.5, which says how to its partitioner
+        return mesh.create_cell_partitioner()
+
+
+def list_of(values: Array, offsets: Array) -> Any:
+    """A list of lists as DOLFINx has it: values[offsets[k] : offsets[k + 1]] is the k-th."""
+    from dolfinx import graph
+
+    make = getattr(graph, "adjacencylist", None) or graph.create_adjacencylist
+    return make(values.astype(np.int32), offsets.astype(np.int32))
 
 
 def with_degrees(form: Any) -> Any:
@@ -96,30 +156,33 @@ def _quiet() -> Iterator[None]:
 
 
 def scalar(form: Any) -> float:
-    """The value of a compiled functional."""
+    """The value of a compiled functional over the cells of this rank."""
     return float(packages().fem.assemble_scalar(form))
 
 
 def vector(form: Any, size: int) -> Array:
-    """A compiled linear form applied to all basis functions, (size,)."""
+    """A compiled linear form applied to all basis functions over the cells of this rank, (size,)."""
     out = np.zeros(size)
     packages().fem.assemble_vector(out, form)  # native assembly adds
     return out
 
 
 class AssembledMatrix:
-    """The matrix of a compiled bilinear form, assembled again and again.
+    """The matrix of a compiled bilinear form over the cells of this rank, assembled again and again.
 
     Args:
         form: compiled.
+        spaces: of its test and trial functions.
 
     Attributes:
-        pattern: all entries that the form may have, as a scipy matrix; `values` are in the order of its data.
+        pattern: all entries that the form may have, as a scipy matrix over the coefficients that this rank has;
+            `values` are in the order of its data.
     """
 
-    def __init__(self, form: Any) -> None:
+    def __init__(self, form: Any, spaces: tuple[Any, Any]) -> None:
         self._form, self._assemble = form, packages().fem.petsc.assemble_matrix
-        self._matrix = packages().fem.petsc.create_matrix(form)
+        is_shared = spaces[0].mesh.comm.size > 1
+        self._matrix = _local_matrix(*spaces) if is_shared else packages().fem.petsc.create_matrix(form)
         # entries that are not filled before the first assembly would leave the pattern
         starts, columns, data = (part.copy() for part in self._filled().getValuesCSR())
         self.pattern = sp.csr_matrix((np.ones(len(data)), columns, starts), shape=self._matrix.getSize())
@@ -136,8 +199,34 @@ class AssembledMatrix:
         return self._matrix
 
 
+def _local_matrix(rows: Any, columns: Any) -> PETSc.Mat:
+    """An empty matrix of this rank alone over the coefficients that it has, with room for what its cells couple."""
+    incidences = [_incidence(space) for space in (rows, columns)]
+    room = np.diff(sp.csr_matrix(incidences[0].T @ incidences[1]).indptr)
+    matrix = PETSc.Mat().create(PETSc.COMM_SELF)
+    sizes = [dimension(space) for space in (rows, columns)]
+    blocks = [space.dofmap.index_map_bs for space in (rows, columns)]
+    matrix.setSizes([(size, size) for size in sizes])
+    matrix.setType(PETSc.Mat.Type.AIJ)
+    matrix.setBlockSizes(*blocks)
+    matrix.setPreallocationNNZ(index_array(room))
+    matrix.setLGMap(*(_identity(size, block) for size, block in zip(sizes, blocks)))
+    return matrix
+
+
+def _incidence(space: Any) -> sp.csr_matrix:
+    """Which cells have which coefficients, (cells, coefficients)."""
+    lists = cell_coefficients(space)
+    starts = np.arange(0, lists.size + 1, lists.shape[1])
+    return sp.csr_matrix((np.ones(lists.size), lists.ravel(), starts), shape=(len(lists), dimension(space)))
+
+
+def _identity(size: int, block: int) -> PETSc.LGMap:
+    return PETSc.LGMap().create(index_array(np.arange(size // block)), bsize=block, comm=PETSc.COMM_SELF)
+
+
 def fixed_dofs(bcs: Sequence[Any], space: Any) -> Array:
-    """The unknowns of a space that Dirichlet conditions fix, sorted. Raises `InputError` for those of another space."""
+    """Coefficients of this rank that Dirichlet conditions fix. Raises `InputError` for those of another space."""
     found = []
     for k, bc in enumerate(bcs):
         its = getattr(bc, "function_space", None)
@@ -157,7 +246,7 @@ def _contains(space: Any, other: Any) -> bool:
 
 
 def set_fixed(bcs: Sequence[Any], values: Array) -> None:
-    """Write what the Dirichlet conditions say now into values of all unknowns, (dimension,)."""
+    """Write what the Dirichlet conditions say now into values of all coefficients of this rank, (dimension,)."""
     fem = packages().fem
     if hasattr(fem, "set_bc"):
         fem.set_bc(values, bcs)

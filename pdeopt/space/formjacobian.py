@@ -7,20 +7,48 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pdeopt.control.stepjacobian import SparseStepJacobian, StepCurvature
+from pdeopt.control.stepjacobian import Curvature, SparseStepJacobian, StepCurvature
 from pdeopt.core.autodiff import is_transformed
 from pdeopt.space.derivatives import FormDerivatives, block_values
+from pdeopt.space.layouts.layout import Layout
 from pdeopt.steps.sparse import StepMatrix
 
 
 class FormJacobian(SparseStepJacobian):
     """F' = [B A C] and dF/dp of a weak form at a batch of steps; second derivatives are assembled, too.
 
+    Where ranks share the mesh, its point has ghosts; directions and cotangents are those of owned unknowns. Every verb
+    is collective over the ranks of a step.
+
     Attributes:
         derivatives: the compiled forms; set by `FormConstraint.linearize`.
     """
 
     derivatives: FormDerivatives
+
+    @cached_property
+    def layouts(self) -> tuple[Layout, Layout]:
+        """Of states and of controls."""
+        at = self.derivatives.point
+        return at.new.layout, at.controls
+
+    @cached_property
+    def residual(self) -> Tensor:
+        """F at the point, (batch, n)."""
+        (u_old, u_new, z, _), (layout, controls) = self.point, self.layouts
+        own = u_old[:, : layout.n_owned], u_new[:, : layout.n_owned], z[:, : controls.n_owned]
+        return self.constraint.residual(*own, self.steps)
+
+    def jvp(
+        self,
+        d_old: Tensor | None = None,
+        d_new: Tensor | None = None,
+        dz: Tensor | None = None,
+        dp: Tensor | None = None,
+    ) -> Tensor:
+        if (d_old is None and d_new is None and dz is None) and (dp is None or not dp.numel()):
+            return self.point[1].new_zeros(len(self.steps), self.layouts[0].n_owned)
+        return super().jvp(d_old, d_new, dz, dp)
 
     @cached_property
     def F_p(self) -> StepMatrix:
@@ -33,6 +61,7 @@ class FormJacobian(SparseStepJacobian):
         return self.F_p
 
     def curvature(self, lam: Tensor) -> FormCurvature:
+        lam = self.layouts[0].extend(lam)
         if not isinstance(self._curvature, FormCurvature) or not torch.equal(self._curvature.lam, lam):
             self._curvature = FormCurvature(self, lam.clone())
         return self._curvature
@@ -44,14 +73,16 @@ class FormJacobian(SparseStepJacobian):
         d_new: Tensor | None = None,
         dz: Tensor | None = None,
         dp: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        directions = self._directions(d_old, d_new, dz, dp)
-        if not self.derivatives.W.sparsity.nnz and not len(self.point[3]):
-            u_old, u_new, z, p = (torch.zeros_like(x) for x in directions)
-            return u_old, u_new, z, p
+    ) -> Curvature:
+        layout, controls = self.layouts
+        if not self.derivatives.has_curvature and not len(self.point[3]):
+            return None, None, None, None
+        old, new = (None if d is None else layout.extend(d) for d in (d_old, d_new))
+        directions = self._directions(old, new, None if dz is None else controls.extend(dz), dp)
         found = (self._curvature if is_transformed() and self._curvature else self.curvature(lam)).product(*directions)
         assert found is not None  # the entries of forms are all known
-        return found
+        h_old, h_new, h_z, h_p = found
+        return layout.collect(h_old), layout.collect(h_new), controls.collect(h_z), h_p
 
 
 class FormCurvature(StepCurvature):
@@ -59,7 +90,7 @@ class FormCurvature(StepCurvature):
 
     Args:
         jacobian: at the point.
-        lam: multipliers of the steps, (batch, n).
+        lam: multipliers of the steps with ghosts, (batch, n).
     """
 
     def __init__(self, jacobian: FormJacobian, lam: Tensor) -> None:

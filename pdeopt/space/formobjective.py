@@ -42,6 +42,8 @@ class FormObjective(Objective):
         >>> J = FormObjective(heat, state=0.5 * (u - d) ** 2 * dx, control=0.5 * alpha * z**2 * ds)
     """
 
+    adds_up = True  # each rank integrates over its own cells
+
     def __init__(
         self, constraint: FormConstraint, state: Any = None, control: Any = None, terminal: Any = None
     ) -> None:
@@ -55,6 +57,7 @@ class FormObjective(Objective):
                 self.terms.append((name, FormTerm(name, form, constraint, field)))
         if not self.terms:
             raise InputError("FormObjective", "no functional", "state, control or terminal")
+        self.is_quadratic = all(term.is_quadratic for _, term in self.terms)
         self.is_convex = all(term.is_convex for _, term in self.terms)
 
     def check(self, n: int, m: int, grid: TimeGrid) -> None:
@@ -138,7 +141,7 @@ class FormTerm:
         self._last: tuple[Tensor, StepMatrix] | None = None
         self._matrix: StepMatrix | None = None
         if self.is_quadratic:
-            self._matrix = StepMatrix(self.second.sparsity, torch.from_numpy(self.second.values())[None])
+            self._matrix = StepMatrix(self.second.sparsity, self.second.values()[None])
         self.is_convex = self.second.is_zero or (self._matrix is not None and _is_semidefinite(self._matrix))
 
     def value(self, x: Tensor, steps: Steps) -> Tensor:
@@ -169,8 +172,9 @@ class FormTerm:
 
     def assembled(self, form: StepForm, x: Tensor, steps: Steps) -> Tensor:
         """The entries of one of the forms at each step, (batch, k)."""
-        n, m, rows = self._constraint.state_dim, self._constraint.control_dim, len(steps)
-        u, z = torch.zeros(rows, n, dtype=torch.float64), torch.zeros(rows, m, dtype=torch.float64)
+        layout, controls, rows = self._constraint.layout, self._constraint.controls, len(steps)
+        u, z = (torch.zeros(rows, each.n_all, dtype=torch.float64) for each in (layout, controls))
+        x = self.field.layout.extend(x)
         point = (u, u, x) if self.field is self._constraint._point.z else (u, x, z)
         (found,) = evaluate([form], point, steps) if form.depends & POINT else [form.at_times(steps)]
         return found.expand(rows, -1)

@@ -19,6 +19,7 @@ from pdeopt.space import border
 from pdeopt.space.derivatives import FormDerivatives
 from pdeopt.space.fenicsx import packages
 from pdeopt.space.formjacobian import FormJacobian
+from pdeopt.space.layouts.layout import extended
 from pdeopt.space.stepforms import evaluate
 from pdeopt.space.steppoint import StepPoint
 from pdeopt.steps.sparse import StepMatrix, StepPattern
@@ -34,9 +35,10 @@ class FormConstraint(TimeDependentConstraint):
 
     UFL differentiates the form, to second order; DOLFINx compiles and assembles it: once for all steps of a length
     where the equation is linear, else once a step. Every rank of the time grid has the whole mesh, made with
-    `MPI.COMM_SELF`, and its steps. Rows of states, (batch, n), have the coefficients of u_new that no Dirichlet
-    condition fixes; those of controls, (batch, m), the coefficients of z that F depends on: all of them for a source,
-    those on a part of the boundary where z stands in an integral over it.
+    `MPI.COMM_SELF`, and its steps; or ranks share the mesh, made with `grid.space_comm`, and have their unknowns of
+    the steps. Rows of states, (batch, n), have the coefficients of u_new that no Dirichlet condition fixes; those of
+    controls, (batch, m), the coefficients of z that F depends on: all of them for a source, those on a part of the
+    boundary where z stands in an integral over it.
 
     Args:
         F: residual of a step, a `ufl.Form` linear in one test function of the space of u_new.
@@ -56,11 +58,14 @@ class FormConstraint(TimeDependentConstraint):
         conservative: see `TimeDependentConstraint`.
 
     Attributes:
-        state_dofs, control_dofs: numbers of the coefficients of u_new and z that are unknowns, (n,) and (m,).
+        state_dofs, control_dofs: numbers of the coefficients of u_new and z that are unknowns, (n,) and (m,); of those
+            that this rank has, the ones that it owns.
+        layout, controls: of the unknowns of states and controls.
 
     Raises:
-        InputError: no DOLFINx; a mesh of several ranks; arguments that are no functions or constants, or that F does
-            not depend on; a form that is not linear in one test function; conditions on another space.
+        InputError: no DOLFINx; arguments that are no functions or constants, or that F does not depend on; a form that
+            is not linear in one test function; conditions on another space, or not the same on all ranks; parameters
+            or integrals over interior facets on a mesh of several ranks.
 
     Example:
         >>> F = (u - u_old) * v * dx + dt * (inner(grad(u), grad(v)) - z * v) * dx
@@ -91,9 +96,11 @@ class FormConstraint(TimeDependentConstraint):
         self._point = StepPoint(u_old, u_new, z, lam, p, dt, t, bcs, at_time)
         self._forms = FormDerivatives(F, self._point)
         border.require_dependence(self._forms, z, initial)
-        self.state_dim, self.control_dim, self.param_dim = self._forms.dims
-        self.state_dofs = self._point.free
-        self.control_dofs = np.array([], dtype=int) if z is None else self._point.z.dofs  # type: ignore[union-attr]
+        self.layout, self.controls = self._point.new.layout, self._point.controls
+        self.state_dim, self.control_dim = self.layout.n_owned, self.controls.n_owned
+        self.param_dim, field = self._forms.dims[2], self._point.z
+        self.state_dofs = self._point.new.owned
+        self.control_dofs = np.array([], dtype=int) if field is None else field.owned
         self.conservative = conservative
         self._initial = _initial(self, initial)
         self._matrices: dict[tuple[bytes, ...], dict[str, StepMatrix]] = {}
@@ -118,16 +125,18 @@ class FormConstraint(TimeDependentConstraint):
         return _Residual.apply(u_old, u_new, z, steps.p, self, steps)  # type: ignore[no-any-return, no-untyped-call]
 
     def _assembled(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
-        return evaluate([self._forms.residual], (u_old, u_new, z), steps)[0].expand(len(steps), -1)
+        point = extended(self.layout, self.controls, u_old, u_new, z)
+        return evaluate([self._forms.residual], point, steps)[0].expand(len(steps), -1)
 
     def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> FormJacobian:
-        jacobian = FormJacobian(self, (u_old, u_new, z), steps, self.pattern, {})
+        point = extended(self.layout, self.controls, u_old, u_new, z)
+        jacobian = FormJacobian(self, point, steps, self.pattern, {})
         jacobian.derivatives = self._forms
         if self._forms.is_affine:
             jacobian.blocks = self._linear(steps)
             return jacobian
         forms = [*self._forms.jacobian, self._forms.residual]
-        *blocks, residual = evaluate(forms, (u_old, u_new, z), steps)
+        *blocks, residual = evaluate(forms, point, steps)
         jacobian.blocks = self._named(blocks)
         jacobian.residual = residual
         return jacobian
@@ -167,23 +176,25 @@ class FormConstraint(TimeDependentConstraint):
             t: times of the rows, (batch,), where conditions depend on time.
 
         Returns:
-            (batch, coefficients), as `Function.x.array` has them.
+            (batch, coefficients), as `Function.x.array` has them. Collective where ranks share the mesh.
         """
         rows = np.atleast_2d(np.asarray(rows))
         if of not in ("state", "control"):
             raise InputError("of", of, "state | control")
         field = self._point.new if of == "state" else self._point.z
-        if field is None or rows.shape[1] != len(field):
-            legal = f"(batch, {0 if field is None else len(field)})"
+        if field is None or rows.shape[1] != field.layout.n_owned:
+            legal = f"(batch, {0 if field is None else field.layout.n_owned})"
             raise InputError(f"rows of a {of}", f"shape {rows.shape}", legal)
         out = np.zeros((len(rows), field.size))
         for k in range(len(rows)) if of == "state" else ():
             out[k] = self._point.boundary(0.0 if t is None else float(t[k]))
-        out[:, field.dofs] = rows
+        out[:, field.dofs] = field.layout.extend(torch.from_numpy(rows)).numpy()[:, : len(field)]
         return out
 
-    def hessian(self, functional: Any, of: Any) -> sp.csr_matrix:
+    def hessian(self, functional: Any, of: Any) -> sp.csr_matrix | StepMatrix:
         """The second derivative of a quadratic functional over the unknowns of one function: a mass, say.
+
+        A sparse matrix; where ranks share the mesh a `StepMatrix` of the owned rows.
 
         Args:
             functional: form without arguments, as 1/2 u^2 dx.
@@ -192,13 +203,13 @@ class FormConstraint(TimeDependentConstraint):
         return border.hessian(self._point, functional, [of])
 
     def coefficients(self, values: Any, of: Any) -> Array:
-        """The unknowns of a function of x, a number or a `Function`, interpolated: a target, say.
+        """The owned unknowns of a function of x, a number or a `Function`, interpolated: a target, say.
 
         Args:
             values: x (3, points) -> (points,), or a number, or a `Function` of the space.
             of: u_new, z, or a function of p.
         """
-        return border.interpolated(values, of.function_space)[border.field_of(self._point, of).dofs]
+        return border.interpolated(values, of.function_space)[border.field_of(self._point, of).owned]
 
 
 def _initial(constraint: FormConstraint, initial: Any) -> Tensor:
@@ -207,9 +218,9 @@ def _initial(constraint: FormConstraint, initial: Any) -> Tensor:
     start = 0
     for field in at.p:
         if field.function is initial:
-            return torch.from_numpy(start + at.free)
+            return torch.from_numpy(start + at.new.owned)
         start += len(field)
-    return torch.from_numpy(border.interpolated(initial, at.new.function.function_space)[at.free])
+    return torch.from_numpy(border.interpolated(initial, at.new.function.function_space)[at.new.owned])
 
 
 class _Residual(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pdeopt.control.constraint import DETECTION_LIMIT, TimeDependentConstraint, _Sample
 from pdeopt.core.errors import InputError
-from pdeopt.space.layouts.layout import Layout
+from pdeopt.space.layouts.layout import Layout, extended
 from pdeopt.space.spacejacobian import LocalEquation, SpaceStepJacobian
 from pdeopt.steps.sparse import StepMatrix, StepPattern
 from pdeopt.steps.sparsity import Sparsity
@@ -75,13 +75,7 @@ class SpaceConstraint(TimeDependentConstraint):
 
     def residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
         """F of owned rows, (batch, n_owned), from owned unknowns. Collective over the ranks of a step."""
-        return self.local_residual(*self.extended(u_old, u_new, z), steps)
-
-    def extended(self, u_old: Tensor, u_new: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """States and controls with their ghosts: one message to a neighbor for both states. Collective."""
-        u = torch.cat([u_old.expand(len(u_new), -1), u_new]) if not self.layout.is_silent else None
-        states = (u_old, u_new) if u is None else self.layout.extend(u).split(len(u_new))
-        return states[0], states[1], self.controls.extend(z)
+        return self.local_residual(*extended(self.layout, self.controls, u_old, u_new, z), steps)
 
     def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> SpaceStepJacobian:
         """The step Jacobian, its blocks found from the rows of each rank alone. Collective over the ranks of a step.
@@ -93,7 +87,7 @@ class SpaceConstraint(TimeDependentConstraint):
         if pattern is None:
             legal = "self.pattern = StepPattern(A, B, C, W) with rows of this rank and columns of its layout"
             raise InputError("the pattern of a SpaceConstraint", f"{self.layout.n_all} unknowns without one", legal)
-        point = self.extended(u_old, u_new, z)
+        point = extended(self.layout, self.controls, u_old, u_new, z)
         if not self.is_affine:
             return cast(SpaceStepJacobian, SpaceStepJacobian.colored(self.local, *point, steps, pattern))
         dt = steps.lengths
@@ -161,9 +155,3 @@ class SpaceConstraint(TimeDependentConstraint):
         whole, width = super()._sample(samples), 2 * self.layout.n_all + self.controls.n_all
         x = torch.randn(samples, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         return _Sample(self.local_residual, self.layout.n_all, x, whole.lam, whole.steps)
-
-    def norms(self, r: Tensor) -> Tensor:
-        return self.layout.sum(r.square().sum(-1, keepdim=True)).sqrt()
-
-    def largest(self, sizes: Tensor) -> Tensor:
-        return self.layout.max(sizes)

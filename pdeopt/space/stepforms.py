@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from pdeopt.core.arrays import Array
+from pdeopt.core.errors import InputError
+from pdeopt.space.entries import SharedEntries
 from pdeopt.space.fenicsx import AssembledMatrix, compiled, packages, scalar, vector
 from pdeopt.space.steppoint import POINT, Field, StepPoint
 from pdeopt.steps.sparsity import Sparsity
@@ -31,15 +33,26 @@ class StepForm:
         form: of UFL, with derivatives; one that vanishes is not compiled.
         point: what it depends on.
         rows, columns: the fields of its test and trial function; none for a functional.
+        whole: the entries are those of owned rows, sums of what the ranks that share a mesh find; else those that this
+            rank has over its own cells, of all unknowns that it sees. Numbers are those of this rank always.
 
     Attributes:
         depends: names of what it depends on, as `StepPoint.names` has them.
         sparsity: of a bilinear form, over the unknowns of its fields.
+
+    Raises:
+        InputError: integrals over interior facets on a mesh that ranks share.
     """
 
-    def __init__(self, form: Any, point: StepPoint, rows: Field | None = None, columns: Field | None = None) -> None:
-        self.point, self.rows, self.columns = point, rows, columns
+    def __init__(
+        self, form: Any, point: StepPoint, rows: Field | None = None, columns: Field | None = None, whole: bool = True
+    ) -> None:
+        self.point, self.rows, self.columns, self._whole = point, rows, columns, whole
+        self._shared: SharedEntries | None = None
         self.is_zero = packages().expand(form).empty()
+        if point.is_shared and any(part.integral_type() == "interior_facet" for part in form.integrals()):
+            legal = "integrals over cells and the boundary, or a mesh made with MPI.COMM_SELF and space_ranks 1"
+            raise InputError("form", "an integral over interior facets, dS, on a mesh of several ranks", legal)
         self.depends = frozenset() if self.is_zero else point.names(form)
         self._form = None if self.is_zero else compiled(form)
         self._kept: dict[bytes, Tensor] = {}
@@ -49,18 +62,31 @@ class StepForm:
 
     def _of_fields(self, rows: Field, columns: Field) -> None:
         """Which entries of the assembled matrix are those of unknowns."""
-        self.sparsity = Sparsity.empty(len(rows), len(columns))
+        layout, num_rows = columns.layout, rows.layout.n_owned if self._whole else rows.layout.n_all
         if self.is_zero:
+            nothing = sp.csr_matrix((num_rows, layout.n_all))
+            self.sparsity = Sparsity(nothing, layout if self._whole else None)
             return
-        self._matrix = AssembledMatrix(self._form)
+        self._matrix = AssembledMatrix(self._form, (rows.function.function_space, columns.function.function_space))
         numbered = self._matrix.pattern
         numbered.data = np.arange(1.0, numbered.nnz + 1)
         inner = sp.csr_matrix(numbered[rows.dofs][:, columns.dofs])
         inner.sort_indices()
-        self.sparsity, self._entries = Sparsity(inner), inner.data.astype(np.int64) - 1
+        self._entries = inner.data.astype(np.int64) - 1
+        inner.resize(rows.layout.n_all, layout.n_all)
+        if self._whole and self.point.is_shared:
+            self._shared = SharedEntries(rows.layout, layout, inner)
+        self.sparsity = Sparsity(inner) if self._shared is None else self._shared.sparsity
 
-    def values(self) -> Array:
-        """The entries: those of `sparsity`, (nnz,); of the unknowns of `rows`; or one number, (1,)."""
+    def values(self) -> Tensor:
+        """The entries at what the functions hold: those of `sparsity`, (nnz,), of the owned rows, or one number, (1,).
+
+        Collective where ranks share the mesh.
+        """
+        return self.gathered(torch.from_numpy(self.own_values())[None])[0]
+
+    def own_values(self) -> Array:
+        """What this rank has of the entries."""
         if self._matrix is not None:
             entries: Array = self._matrix.values()[self._entries]
             return entries
@@ -70,6 +96,19 @@ class StepForm:
             return np.array([scalar(self._form)])
         of_rows: Array = vector(self._form, self.rows.size)[self.rows.dofs]
         return of_rows
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """What ranks have of the entries of a batch of steps, summed for the owners of rows: one message. Collective.
+
+        Args:
+            values: of steps, (batch, own values); numbers of functionals stay parts of a sum over ranks.
+        """
+        if self._shared is not None:
+            return self._shared.collect(values)
+        if self.rows is None or self.columns is not None or not self.point.is_shared:
+            return values
+        layout = self.rows.layout
+        return layout.collect(torch.nn.functional.pad(values, (0, layout.n_all - values.shape[1])))
 
     def at_times(self, steps: Steps) -> Tensor:
         """The entries at a point of zeros, (batch, k), or (1, k) where all steps have the same; kept."""
@@ -98,8 +137,8 @@ class StepForm:
                 field.set(np.zeros(len(field)), others)
             if self.point.z is not None:
                 self.point.z.set(np.zeros(len(self.point.z)))
-            values.append(self.values())
-        found = torch.from_numpy(np.stack(values))
+            values.append(self.own_values())
+        found = self.gathered(torch.from_numpy(np.stack(values)))
         return found if len(found) == 1 else found[torch.from_numpy(place.ravel())]
 
     def _times(self, steps: Steps) -> Array:
@@ -119,9 +158,9 @@ def evaluate(
 
     Args:
         forms: whose entries are wanted.
-        point: u_old (batch, n), u_new (batch, n), z (batch, m).
+        point: u_old (batch, n), u_new (batch, n), z (batch, m), with ghosts.
         steps: the steps, with the global parameters.
-        lam: multipliers, (batch, n), where a form has them.
+        lam: multipliers, (batch, n), with ghosts, where a form has them.
     """
     by_step = [form for form in forms if form.depends & POINT]
     found = {id(form): form.at_times(steps) for form in forms if not form.depends & POINT}
@@ -133,9 +172,9 @@ def evaluate(
         values = []
         for k in range(len(steps)):
             at.set_step(steps, k, rows, weights)  # type: ignore[arg-type]
-            values.append([form.values() for form in by_step])
+            values.append([form.own_values() for form in by_step])
         for form, entries in zip(by_step, zip(*values)):
-            found[id(form)] = torch.from_numpy(np.stack(entries))
+            found[id(form)] = form.gathered(torch.from_numpy(np.stack(entries)))
     return [found[id(form)] for form in forms]
 
 

@@ -9,7 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from pdeopt.core.arrays import Array
-from pdeopt.space.fenicsx import dimension, fixed_dofs, packages, set_fixed
+from pdeopt.space.fenicsx import packages, set_fixed
+from pdeopt.space.layouts.layout import Layout
+from pdeopt.space.unknowns import Unknowns
 from pdeopt.steps.timegrid import Steps
 
 #: Names of what differs from step to step for one linearization; a form with none of them depends on time and p alone.
@@ -21,21 +23,43 @@ class Field:
 
     Args:
         function: of DOLFINx.
-        dofs: numbers of the unknowns among all coefficients; default all.
+        unknowns: of its space.
+
+    Attributes:
+        size: coefficients that this rank has.
+        layout: of the unknowns.
     """
 
-    def __init__(self, function: Any, dofs: Array | None = None) -> None:
-        self.function, self.size = function, dimension(function.function_space)
-        self.dofs = np.arange(self.size) if dofs is None else dofs
+    def __init__(self, function: Any, unknowns: Unknowns) -> None:
+        self.function, self.size, self._unknowns = function, unknowns.size, unknowns
+
+    @property
+    def layout(self) -> Layout:
+        return self._unknowns.layout
+
+    @property
+    def dofs(self) -> Array:
+        """Numbers of the unknowns among the coefficients of this rank, owned ones before ghosts."""
+        return self._unknowns.dofs
+
+    @property
+    def owned(self) -> Array:
+        """Numbers of those that this rank owns."""
+        return self.dofs[: self.layout.n_owned]
 
     def __len__(self) -> int:
+        """Unknowns that functions of this rank have, ghosts among them."""
         return len(self.dofs)
 
+    def choose(self, is_unknown: Array) -> None:
+        """Take these of the owned coefficients as unknowns. Collective."""
+        self._unknowns.choose(is_unknown)
+
     def set(self, row: Array, others: Array | float = 0.0) -> None:
-        """Write the unknowns, (len,), over values of all coefficients, (size,)."""
+        """Write unknowns, owned ones and ghosts, over values of all coefficients, (size,)."""
         values = self.function.x.array
         values[:] = others
-        values[self.dofs] = row
+        values[self.dofs] = row[: len(self.dofs)]
 
 
 class StepPoint:
@@ -52,6 +76,7 @@ class StepPoint:
         old, new, lam: their fields, without what conditions fix.
         z: the field of the control, whose unknowns are chosen later.
         p: the fields of the parameters, one after the other in `steps.p`.
+        is_shared: whether several ranks share the mesh.
     """
 
     def __init__(
@@ -67,13 +92,20 @@ class StepPoint:
         at_time: Callable[[float], Any] | None,
     ) -> None:
         self._dt, self._t, self._bcs, self._at_time = dt, t, bcs, at_time
-        size = dimension(u_new.function_space)
-        self.free = np.setdiff1d(np.arange(size), fixed_dofs(bcs, u_new.function_space))
-        self.old, self.new, self.lam = (Field(f, self.free) for f in (u_old, u_new, lam))
-        self.z = None if z is None else Field(z)
-        self.p = [Field(f) for f in p]
+        of_states = Unknowns(u_new.function_space)
+        of_states.exclude(bcs)
+        self.old, self.new, self.lam = (Field(f, of_states) for f in (u_old, u_new, lam))
+        rows = (u_new.function_space,)  # of matrices, beside those of masses
+        self.z = None if z is None else Field(z, Unknowns(z.function_space, rows))
+        self.p = [Field(f, Unknowns(f.function_space)) for f in p]
+        self.is_shared = of_states.layout.mpi.size > 1
         self._names = [(u_old, "u_old"), (u_new, "u_new"), (z, "z"), (lam, "lam"), *((f, "p") for f in p)]
-        self._values = np.zeros(size)
+        self._values = np.zeros(of_states.size)
+
+    @property
+    def controls(self) -> Layout:
+        """The layout of the controls, an empty one where there are none."""
+        return Layout(self.new.layout.mpi, 0) if self.z is None else self.z.layout
 
     def names(self, form: Any) -> frozenset[str]:
         """What a form depends on: u_old, u_new, z, lam, p, dt and t, as far as its expanded derivatives have them."""
@@ -116,7 +148,7 @@ class StepPoint:
         return self._values.copy()
 
     def set_step(self, steps: Steps, k: int, rows: tuple[Array, Array, Array], lam: Array | None = None) -> None:
-        """Write step k of a batch: rows of u_old (batch, n), u_new (batch, n), z (batch, m), and of the multiplier."""
+        """Write step k of a batch: rows of u_old, u_new, z and of the multiplier, with ghosts."""
         g_old, g_new = self.set_time(float(steps.t_old[k]), float(steps.t_new[k]), float(steps.dt[k]))
         u_old, u_new, z = rows
         self.old.set(u_old[k], g_old)

@@ -1,21 +1,138 @@
-"""Run under mpiexec: a weak form in parallel over time, and a mesh of all ranks, which is refused."""
+"""Run under mpiexec: a weak form in parallel over time, and on a mesh that the ranks share."""
 
+import numpy as np
+import pytest
 import torch
 from mpi4py import MPI
 
 import pdeopt as po
+from pdeopt.core.arrays import assign, copy
 from tests.helpers.forms import Functions, burgers, tracking
+from tests.helpers.krylov import options
 
-from dolfinx.mesh import create_interval  # isort: skip (after the cache is chosen)
-from ufl import dx  # isort: skip
+import ufl  # isort: skip (after the cache is chosen)
+from dolfinx import fem  # isort: skip
+from dolfinx.mesh import create_interval, create_unit_square, locate_entities_boundary  # isort: skip
+from ufl import dS, ds, dx, grad, inner  # isort: skip
 
-constraint, _ = burgers(32)
-u0 = constraint.initial_state(torch.empty(0, dtype=torch.float64))
-J = [po.solve(tracking(constraint, u0, 0.05, 8, comm=comm)).objective for comm in (None, MPI.COMM_SELF)]
-assert abs(J[0] - J[1]) <= 1e-10 * J[1], J
+WORLD, SELF = MPI.COMM_WORLD, MPI.COMM_SELF
 
-on = Functions(create_interval(MPI.COMM_WORLD, 32, [0.0, 1.0]))
-try:
-    on.constraint((on.dt * on.u - on.z) * on.v * dx, bcs=[])
-except po.InputError as error:
-    print(error)
+
+def over_time():
+    constraint, _ = burgers(32)
+    u0 = constraint.initial_state(torch.empty(0, dtype=torch.float64))
+    J = [po.solve(tracking(constraint, u0, 0.05, 8, comm=comm)).objective for comm in (None, SELF)]
+    assert abs(J[0] - J[1]) <= 1e-10 * J[1], J
+
+
+def problem_of(comm):
+    """Nonlinear conduction, held at the left, heated through the right edge; a cost in UFL."""
+    grid = po.TimeGrid.uniform(4, 1.0, comm, comm.size)
+    on = Functions(create_unit_square(grid.space, 4, 4, partitioner=po.mesh_partitioner(grid)), ("Lagrange", 2))
+    right = ufl.conditional(ufl.gt(ufl.SpatialCoordinate(on.mesh)[0], 0.99), 1.0, 0.0)
+    flow = (1 + on.u**2) * inner(grad(on.u), grad(on.v)) * dx - on.z * (1 + on.u) * on.v * right * ds
+    left = fem.locate_dofs_geometrical(on.V, lambda x: np.isclose(x[0], 0))
+    bcs = [fem.dirichletbc(0.5, left, on.V)]
+    mass = 0.5 * on.z**2 * right * ds
+    constraint = on.constraint(
+        (on.u - on.u_old) * on.v * dx + on.dt * flow, bcs=bcs, control_mass=mass, initial=lambda x: 0.5 + x[0] * x[1]
+    )
+    x = ufl.SpatialCoordinate(on.mesh)
+    objective = po.FormObjective(constraint, state=0.5 * (on.u - x[0]) ** 2 * dx, control=5e-3 * on.z**2 * right * ds)
+    return po.ControlProblem(constraint, objective, grid), on
+
+
+def natural(layout, rows):
+    """Rows of all unknowns in their natural order, on all ranks."""
+    whole = torch.from_numpy(np.concatenate(layout.mpi.allgather(rows.numpy()), axis=1))
+    return whole[:, np.argsort(layout.natural_order)]
+
+
+def point(problem, seed):
+    """A vector whose entries do not depend on the ranks."""
+    draw, constraint = torch.Generator().manual_seed(seed), problem.constraint
+    rows = [
+        torch.rand(4, layout.size, generator=draw, dtype=torch.float64)[:, layout.natural]
+        for layout in (constraint.layout, constraint.controls)
+    ]
+    return problem.layout.pack(problem.create_primal(), rows[0], rows[1].reshape(-1), torch.empty(0).double())
+
+
+def found(problem):
+    """Values and derivatives at a point, in natural order."""
+    constraint, lin, dx_ = problem.constraint, problem.at(point(problem, 1)), point(problem, 2)
+    lam, out = problem.create_multiplier(), problem.create_primal()
+    assign(lam, problem.fields(point(problem, 3))[0])
+    F, JF = (copy(v).reshape(4, -1) for v in (lin.residual, lin.jvp(dx_, problem.create_multiplier())))
+    rows = [(constraint.layout, F), (constraint.layout, JF)]
+    for function in (lambda: lin.vjp(lam, out), lambda: lin.hvp(lam, dx_, out)):
+        u, z, _ = problem.fields(function())
+        rows += [(constraint.layout, u), (constraint.controls, z.reshape(4, -1))]
+    value = torch.tensor([[lin.value, po.RieszMetric(problem).norm(dx_)]])
+    return [value, *(natural(*each) for each in rows)]
+
+
+def over_space():
+    """Values, derivatives and optima are those of a rank alone."""
+    (shared, on), (alone, _) = problem_of(WORLD), problem_of(SELF)
+    for one, two in zip(found(shared), found(alone)):
+        assert one.shape == two.shape and (one - two).abs().max() <= 1e-11 * (1 + two.abs().max())
+    for precond in ("direct", "reduced"):
+        with options(sqp_kkt_precond=precond):
+            results = [po.SQPSolver(each, type="newton", opt_tol=1e-9).solve() for each in (shared, alone)]
+        assert abs(results[0].objective / results[1].objective - 1) <= 1e-9, precond
+        assert results[0].iterations == results[1].iterations and results[0].message == results[1].message
+    whole = shared.constraint.values(shared.unpack(results[0])[0].numpy())
+    assert whole.shape == (4, len(on.u.x.array)) and np.isclose(whole, 0.5).any()
+
+
+def function_layout():
+    """Owners and ghosts of a mixed space: all have the values of the same unknowns."""
+    mesh = create_unit_square(WORLD, 3, 3)
+    cell = mesh.ufl_cell()
+    pair = ufl.MixedElement(ufl.VectorElement("Lagrange", cell, 2), ufl.FiniteElement("Lagrange", cell, 1))
+    V = po.function_space(mesh, pair)
+    layout, dofs = po.function_layout(V)
+    f = fem.Function(V)
+    f.sub(0).interpolate(lambda x: np.stack([x[0] + 3 * x[1], x[0] - x[1]]))
+    f.sub(1).interpolate(lambda x: 7 + x[0] * x[1])
+    f.x.scatter_forward()
+    seen = layout.extend(torch.from_numpy(f.x.array[dofs[: layout.n_owned]])[None])[0].numpy()
+    assert np.allclose(seen[: len(dofs)], f.x.array[dofs])
+    assert sorted(layout.natural_order) == list(range(layout.size)) and layout.size == V.dofmap.index_map.size_global
+    alone = po.function_space(create_unit_square(SELF, 3, 3), pair)
+    own, _ = po.function_layout(alone)
+    g = fem.Function(alone)
+    g.sub(0).interpolate(lambda x: np.stack([x[0] + 3 * x[1], x[0] - x[1]]))
+    g.sub(1).interpolate(lambda x: 7 + x[0] * x[1])
+    assert np.allclose(
+        g.x.array[np.argsort(own.natural)], natural(layout, torch.from_numpy(seen[None, : layout.n_owned]))
+    )
+
+
+def refused():
+    """What would be wrong in silence, by name."""
+    on = Functions(create_interval(WORLD, 32, [0.0, 1.0]))
+    heat = (on.u - on.u_old) * on.v * dx + on.dt * (inner(grad(on.u), grad(on.v)) - on.z * on.v) * dx
+    constraint = on.constraint(heat, bcs=[])
+    objective = po.ControlCost(1.0, constraint.control_mass)
+    for grid in (po.TimeGrid.uniform(4, 1.0, SELF), po.TimeGrid.uniform(4, 1.0, WORLD)):
+        with pytest.raises(po.InputError, match="a mesh, made with"):
+            po.ControlProblem(constraint, objective, grid)
+    alone, _ = burgers(32)
+    with pytest.raises(po.InputError, match="a mesh, made with"):
+        po.ControlProblem(alone, objective, po.TimeGrid.uniform(4, 1.0, WORLD, WORLD.size))
+    with pytest.raises(po.InputError, match="interior facets"):
+        on.constraint(heat + on.dt * on.u("+") * on.v("-") * dS, bcs=[])
+    with pytest.raises(po.InputError, match="parameters on a mesh of"):
+        on.constraint(heat, bcs=[], p=[fem.Function(on.Z)])
+    square = Functions(create_unit_square(WORLD, 4, 4))
+    facets = locate_entities_boundary(square.mesh, 1, lambda x: np.isclose(x[1], 0))
+    held = fem.locate_dofs_topological(square.V, 1, facets)[: 0 if WORLD.rank else None]  # by one of the ranks alone
+    with pytest.raises(po.InputError, match=r"bcs.*remote=True"):
+        F = (square.dt * square.u - square.z) * square.v * dx
+        square.constraint(F, bcs=[fem.dirichletbc(0.0, held, square.V)])
+
+
+for part in (over_time, over_space, function_layout, refused):
+    part()

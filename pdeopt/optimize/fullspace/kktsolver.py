@@ -367,7 +367,8 @@ class KKTSolver:
         """
         if not (self._is_factored and self._coupled is None and self._ksp.getPC().getType() == "cholesky"):
             return None
-        return int(self._ksp.getPC().getFactorMatrix().getMumpsInfog(12)) - self.problem.grid.num_steps * self.problem.n
+        rows = self.problem.grid.sum(self.problem.layout.state_size)
+        return int(self._ksp.getPC().getFactorMatrix().getMumpsInfog(12)) - int(rows)
 
     def norm(self, k: PETSc.Vec) -> float:
         """The dual norm of a right-hand side or residual [g | c]."""

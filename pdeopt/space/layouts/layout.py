@@ -55,14 +55,15 @@ class Layout:
         n_owned: unknowns of a step that this rank owns, maybe none.
         ghosts: global numbers of unknowns of other ranks that it sees, (n_ghost,), each once, in any order.
         natural: for each owned unknown its number in a numbering of the whole that does not depend on the ranks, for
-            files and checkpoints; default the global number.
+            files and checkpoints; default the global number. A function that finds them is called when they are first
+            asked for, by all ranks.
 
     Attributes:
         mpi, comm: the communicator of mpi4py and of PETSc.
         n_owned, n_ghost, n_all: unknowns of this rank, ghosts, and both.
         size: unknowns of all ranks.
         starts: first global number of each rank, and `size` at the end, (ranks + 1,).
-        ghosts, natural: as given.
+        ghosts: as given.
         global_numbers: of all local unknowns, owned ones and ghosts, (n_all,).
         digest: of the local numbering.
         neighbors: ranks to which a message goes or from which one comes.
@@ -86,9 +87,8 @@ class Layout:
         own = np.arange(*self.starts[self.mpi.rank : self.mpi.rank + 2])
         self.comm, self.global_numbers = PETSc.Comm(self.mpi), np.concatenate([own, self.ghosts])
         self.digest = sha256(self.global_numbers.tobytes() + self.starts.tobytes()).digest()
-        self.natural = own if natural is None else np.asarray(natural, dtype=np.int64)
-        if self.natural.shape != own.shape:
-            raise InputError("natural numbers", f"shape {self.natural.shape}", f"shape ({self.n_owned},)")
+        self._natural = own if natural is None else natural
+        _ = None if callable(natural) else self.natural  # which is checked
         self._owners = np.searchsorted(self.starts, self.ghosts, side="right") - 1
         self._connect()
 
@@ -118,6 +118,14 @@ class Layout:
         """n unknowns that rank 0 owns and all others see: a few controls of a step, for instance. Collective."""
         mpi = comm.tompi4py() if isinstance(comm, PETSc.Comm) else comm
         return cls(mpi, *((n, ()) if mpi.rank == 0 else (0, np.arange(n))))
+
+    @cached_property
+    def natural(self) -> Array:
+        """For each owned unknown its number in the numbering of the whole, (n_owned,)."""
+        found = np.asarray(self._natural() if callable(self._natural) else self._natural, dtype=np.int64)
+        if found.shape != (self.n_owned,):
+            raise InputError("natural numbers", f"shape {found.shape}", f"shape ({self.n_owned},)")
+        return found
 
     @cached_property
     def owners(self) -> tuple[Array, Array]:
@@ -223,3 +231,12 @@ class Exchange(torch.autograd.Function):
 def exchange(x: Tensor, layout: Layout, back: bool) -> Tensor:
     """Rows extended by ghosts, or, `back`, collected from them. Collective."""
     return cast(Tensor, Exchange.apply(x, layout, back))  # type: ignore[no-untyped-call]
+
+
+def extended(
+    layout: Layout, controls: Layout, u_old: Tensor, u_new: Tensor, z: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """States and controls of steps with their ghosts: one message to a neighbor for both states. Collective."""
+    u = torch.cat([u_old.expand(len(u_new), -1), u_new]) if not layout.is_silent else None
+    states = (u_old, u_new) if u is None else layout.extend(u).split(len(u_new))
+    return states[0], states[1], controls.extend(z)
