@@ -93,23 +93,19 @@ class FormDerivatives:
     def W(self) -> BlockForm:
         """The Hessian of what this rank has of lam.F, over [u_old | u_new | z] with ghosts."""
         n, m, _ = self.dims
-        return self._second((2 * n + m, 2 * n + m), self._variables(), self._variables())
+        return self._second((2 * n + m, 2 * n + m), _variables(self.point), _variables(self.point))
 
     @cached_property
     def W_p(self) -> BlockForm:
         """Its mixed second derivatives, rows over [u_old | u_new | z], columns over p."""
         n, m, P = self.dims
-        return self._second((2 * n + m, P), self._variables(), self._parameters())
+        return self._second((2 * n + m, P), _variables(self.point), self._parameters())
 
     @cached_property
     def W_pp(self) -> BlockForm:
         """Its second derivatives in p."""
         P = self.dims[2]
         return self._second((P, P), self._parameters(), self._parameters())
-
-    def _variables(self) -> list[tuple[Field, int]]:
-        at, (n, _, _) = self.point, self.dims
-        return [(at.old, 0), (at.new, n)] + ([] if at.z is None else [(at.z, 2 * n)])
 
     def _parameters(self) -> list[tuple[Field, int]]:
         starts = np.cumsum([0, *(len(field) for field in self.point.p)])
@@ -146,3 +142,9 @@ class FormDerivatives:
 def block_values(block: BlockForm, *where: Any) -> Any:
     """The entries of a block at steps, `where` as `evaluate` has it."""
     return block.values(evaluate(block.forms, *where))
+
+
+def _variables(point: StepPoint) -> list[tuple[Field, int]]:
+    """u_old, u_new and z, and where they begin in a row of all."""
+    n = point.new.layout.n_all
+    return [(point.old, 0), (point.new, n)] + ([] if point.z is None else [(point.z, 2 * n)])

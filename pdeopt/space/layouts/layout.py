@@ -153,25 +153,17 @@ class Layout:
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over the ranks of a tensor of equal shape. Collective."""
-        return self._reduced(x, MPI.SUM)
+        return _reduced(self.mpi, x, MPI.SUM)
 
     def max(self, x: Tensor) -> Tensor:
         """The maximum over the ranks, entry by entry; NaN where a rank has NaN. Collective."""
-        nan = self._reduced(x.isnan().double(), MPI.MAX) > 0
-        found = self._reduced(x.nan_to_num(nan=0.0), MPI.MAX)
+        nan = _reduced(self.mpi, x.isnan().double(), MPI.MAX) > 0
+        found = _reduced(self.mpi, x.nan_to_num(nan=0.0), MPI.MAX)
         return torch.where(nan, torch.nan, found)
 
     def all(self, flag: bool) -> bool:
         """Whether a flag is set on all ranks. Collective."""
         return bool(self.mpi.allreduce(int(flag), MPI.MIN)) if self.mpi.size > 1 else bool(flag)
-
-    def _reduced(self, x: Tensor, operation: MPI.Op) -> Tensor:
-        if self.mpi.size == 1:
-            return x
-        total = x.detach().to(torch.float64).clone().contiguous()
-        if total.numel():
-            self.mpi.Allreduce(MPI.IN_PLACE, total.numpy(), operation)
-        return total
 
     def _extend(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.n_owned) if self.n_owned else x.new_zeros(x.shape[:-1].numel(), 0)
@@ -240,3 +232,12 @@ def extended(
     u = torch.cat([u_old.expand(len(u_new), -1), u_new]) if not layout.is_silent else None
     states = (u_old, u_new) if u is None else layout.extend(u).split(len(u_new))
     return states[0], states[1], controls.extend(z)
+
+
+def _reduced(mpi: Any, x: Tensor, operation: MPI.Op) -> Tensor:
+    if mpi.size == 1:
+        return x
+    total = x.detach().to(torch.float64).clone().contiguous()
+    if total.numel():
+        mpi.Allreduce(MPI.IN_PLACE, total.numpy(), operation)
+    return total
