@@ -35,7 +35,7 @@ from pdeopt.optimize.descent.minimizer import Minimizer
 from pdeopt.optimize.descent.quasinewton import LBFGS, SSBroyden
 from pdeopt.optimize.descent.schwarz import SPQN
 from problems.benchmarks import pinn_rivals
-from problems.benchmarks.processes import Row, bar, execute, measure, plain, table
+from problems.benchmarks.processes import Row, bar, execute, measure, plain, show, table
 from problems.shared.equations import EQUATIONS
 
 #: The defaults of the scripts: three levels of points, one sweep of local solves at the start, dense matrices in both.
@@ -242,7 +242,7 @@ class Benchmark:
                 first, *others = curves.items()
                 for name, curve in others:
                     text = f"{problem}, seed {seed}: {first[0]} is ahead of {name} from then on"
-                    rows.append(plain(text, _crossing(first[1], curve), "CPU s"))
+                    rows.append(show(Row(text, crossing(first[1], curve), "CPU s")))
         return rows
 
     def long(self) -> list[Row]:
@@ -276,12 +276,12 @@ def _time_to(curve: dict[str, list[float]], error: float) -> float:
     return next((time for time, each in zip(curve["cpu_seconds"], curve["relative_l2"]) if each <= error), 0.0)
 
 
-def _crossing(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float:
-    """From when on the best error so far of one curve is below that of another to the end; infinite for never."""
+def crossing(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float | None:
+    """From when on the best error so far of one curve is below that of another to the end; None for never."""
     times = sorted({*ours["cpu_seconds"], *theirs["cpu_seconds"]})
     behind = [time for time in times if _best(ours, time) >= _best(theirs, time)]
     later = [time for time in times if not behind or time > behind[-1]]
-    return later[0] if later else math.inf
+    return later[0] if later else None
 
 
 def _best(curve: dict[str, list[float]], seconds: float) -> float:

@@ -82,10 +82,12 @@ def _around_corner(x: Tensor) -> Tensor:
 _CIRCLE = tuple(10.0 * turn for turn in range(-3, 4))
 #: Modes of what is missing, with the kink.
 _KINK_MODES = 80
+#: The mean of 2 |h|^2, which does not change in time: short waves pass the soliton often, and turn as in this field.
+_MEAN_FIELD = 1.6
 
 
 def _schroedinger_lift(x: Tensor) -> Tensor:
-    """The initial values: 2 sech x on a circle of length 10, and the rest, of size 0.03, which moves as free waves do.
+    """The initial values: 2 sech x on a circle of length 10, and the rest, of size 0.03, as waves in a constant field.
 
     The rest is -8 sum_j (-1)^j cosh(a x) / (exp(10 a) - 1), a = 2j + 1, as a series of cosines.
     """
@@ -95,7 +97,7 @@ def _schroedinger_lift(x: Tensor) -> Tensor:
     for j, a in enumerate((1.0, 3.0, 5.0)):
         kink -= 1.6 * (-1.0) ** (n + j) * a * math.exp(-5.0 * a) / (a * a + k.square())
     kink[0] *= 0.5
-    waves, phase = torch.cos(x[:, :1] * k) * kink, x[:, 1:] * (0.5 * k.square())
+    waves, phase = torch.cos(x[:, :1] * k) * kink, x[:, 1:] * (0.5 * k.square() - _MEAN_FIELD)
     return torch.stack([smooth + (waves * torch.cos(phase)).sum(1), -(waves * torch.sin(phase)).sum(1)], 1)
 
 

@@ -56,7 +56,7 @@ class Optimizers:
 
 
 #: Optimizers whose work a team of ranks shares.
-SHARING = (po.SPQN, po.APTS, po.TrustRegionMinimizer)
+SHARING = (po.SPQN, po.APTS, po.TrustRegionMinimizer, po.LevenbergMarquardt)
 
 
 def method_options(kind: type[Minimizer], **defaults: Any) -> list[Section]:

@@ -44,6 +44,9 @@ def optimizers(parts: int) -> Optimizers:
 #: Optimizers that begin on fewer points, unless the options say otherwise.
 LEVELED = ("ssbroyden", "spqn")
 
+#: Optimizers whose work the ranks share: rows of least squares, local solves.
+SHARED = ("lm", "spqn")
+
 OPTIMIZERS = tuple(optimizers(1))
 
 

@@ -1,6 +1,6 @@
 """What the scripts `problems.pinn_*` share: options, training, resampling, checkpoints, and what is written.
 
-Every rank has the network and its points; the ranks share the local solves of additive SPQN.
+Every rank has the network and its points; the ranks share the rows of `lm`, and the local solves of additive SPQN.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from problems.shared.command_line import command_line, finish
 from problems.shared.equation import Equation, NoisyData
 from problems.shared.equations import EQUATIONS
 from problems.shared.files import CheckpointFiles, ReportFiles, check_targets, versions, write_report
-from problems.shared.pinn_settings import LEVELED, PinnSettings, chosen, optimizers, require_room
+from problems.shared.pinn_settings import LEVELED, SHARED, PinnSettings, chosen, optimizers, require_room
 
 
 def options(name: str) -> list[Section]:
@@ -133,7 +133,7 @@ class PinnTraining:
     def _minimizer(self) -> Minimizer:
         name, limit = self.settings.optimizer, self.settings.max_gradients
         offered = optimizers(min(self.equation.parts, self.function.network.depth))
-        team = MPI.COMM_WORLD if name == "spqn" else None
+        team = MPI.COMM_WORLD if name in SHARED else None
         return offered.make(name, self._levels(), team, max_gradients=limit, **self._seed())
 
     def _seed(self) -> dict[str, int]:

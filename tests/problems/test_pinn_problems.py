@@ -4,12 +4,16 @@ import importlib
 import json
 
 import pytest
+from mpi4py import MPI
 
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import Reason
 from problems import pinn_burgers, pinn_inverse_burgers
+from problems.benchmarks.pinns import crossing
 from problems.shared.equations import EQUATIONS
+from problems.shared.files import CheckpointFiles
 from problems.shared.pinn_settings import OPTIMIZERS, PinnSettings, chosen
+from problems.shared.pinn_training import PinnTraining
 
 SMALL = ["-points", "200", "-layers", "2", "-width", "6", "-error_every", "10"]
 
@@ -31,6 +35,13 @@ def test_every_equation_is_trained(name, tmp_path):
     assert 30 <= found["gradients"] <= 50 and found["work"] >= 30 and found["reason"] == Reason.WORK_DONE
     measured = [e for e in found["history"]["relative_l2"] if e is not None]
     assert 3 <= len(measured) <= 4 and found["history"]["work"][-1] == found["work"]
+
+
+@pytest.mark.parametrize("optimizer", ["lm", "spqn", "lbfgs"])
+def test_ranks_share_what_an_optimizer_can_share(optimizer):
+    settings = PinnSettings(points=60, layers=2, width=4, optimizer=optimizer)
+    minimizer = PinnTraining(EQUATIONS["burgers"], settings, CheckpointFiles()).minimizer
+    assert getattr(minimizer, "team", None) is (None if optimizer == "lbfgs" else MPI.COMM_WORLD)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -127,3 +138,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     pinn_burgers.main([*SMALL, "-opt_max_it", "1", "-checkpoint", file, "-checkpoint_every", "1"])
     with pytest.raises(InputError, match="width of the checkpoint"):
         pinn_burgers.main([*SMALL, "-width", "7", "-restart", file])
+
+
+def test_one_curve_is_ahead_of_another_from_when_on_it_stays_so():
+    fast = {"cpu_seconds": [1.0, 4.0], "relative_l2": [0.5, 0.1]}
+    late = {"cpu_seconds": [1.0, 2.0, 3.0, 6.0], "relative_l2": [0.9, 0.2, 0.3, 0.01]}
+    assert crossing(late, fast) == 6.0 and crossing(fast, late) is None
+    assert crossing(fast, {"cpu_seconds": [5.0], "relative_l2": [0.2]}) == 1.0
