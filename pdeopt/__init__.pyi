@@ -7,7 +7,7 @@ from pdeopt.control.objective import (
     ControlCost as ControlCost,
     TerminalLoss as TerminalLoss,
 )
-from pdeopt.control.controlmap import ControlMap as ControlMap
+from pdeopt.control.controlmap import ControlMap as ControlMap, Jumps as Jumps, SmoothCost as SmoothCost
 from pdeopt.control.problem import ControlProblem as ControlProblem
 from pdeopt.control.timeless import stationary as stationary
 from pdeopt.space.forms import FormConstraint as FormConstraint

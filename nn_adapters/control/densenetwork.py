@@ -20,6 +20,7 @@ from nn_adapters.control.designcost import DesignCost
 from nn_adapters.control.factors import DenseFactors
 from nn_adapters.layers.constraint import LayerConstraint
 from nn_adapters.layers.densestep import DENSE_ACTIVATIONS, is_dense
+from pdeopt.control.controlmap import Jumps
 from pdeopt.control.problem import ControlProblem
 from pdeopt.functions.curved import EMPTY, Curvature, CurvatureFactors, CurvedFunction, CurvedPoint, Tangent
 from pdeopt.functions.smooth import Costs
@@ -45,7 +46,9 @@ def fits(problem: ControlProblem, loss: Any) -> bool:
         loss: its `ScoreLoss`.
     """
     constraint = problem.constraint
-    if not isinstance(constraint, LayerConstraint) or problem.control_map is not None or loss.fixed_head is not None:
+    if not isinstance(constraint, LayerConstraint) or loss.fixed_head is not None:
+        return False
+    if type(problem.control_map) is not (Jumps if constraint.is_smooth else type(None)):
         return False
     opening = constraint.opening
     has_opening = opening is None or is_affine(opening) or is_dense(opening)

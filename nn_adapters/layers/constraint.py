@@ -32,9 +32,13 @@ class LayerConstraint(TimeDependentConstraint):
         features: u_0 of all samples, (samples, ...); with an opening, its inputs.
         opening: a module before the layers that is trained; None for none.
         head: a module after them that is trained, see `classification_loss`; None for none.
+        smooth: whether a step's control is followed by what it differs by from that of the layer before, as `Jumps`
+            makes it and `SmoothCost` prices it; control_dim is twice as large then.
 
     Attributes:
         shape: of the features of all samples after a layer, (samples, ...).
+        weights: parameters of a layer.
+        is_smooth: whether steps see by how much they differ.
 
     Raises:
         InputError: no samples; a block with buffers or random numbers.
@@ -49,7 +53,12 @@ class LayerConstraint(TimeDependentConstraint):
     parameter_pattern = None
 
     def __init__(
-        self, block: nn.Module, features: Tensor, opening: nn.Module | None = None, head: nn.Module | None = None
+        self,
+        block: nn.Module,
+        features: Tensor,
+        opening: nn.Module | None = None,
+        head: nn.Module | None = None,
+        smooth: bool = False,
     ) -> None:
         if features.numel() == 0:
             raise InputError("features of LayerConstraint", f"shape {tuple(features.shape)}", "at least one sample")
@@ -62,7 +71,8 @@ class LayerConstraint(TimeDependentConstraint):
         self._end_sizes, self._opening_count = [shape.numel() for shape in self._end_shapes], len(ends[0])
         self._opening = None if opening is None else with_parameters(opening)
         self._head = None if head is None else with_parameters(head)
-        self.param_dim, self.control_dim = sum(self._end_sizes), sum(self.sizes)
+        self.is_smooth, self.weights = smooth, sum(self.sizes)
+        self.param_dim, self.control_dim = sum(self._end_sizes), self.weights * (1 + smooth)
         self._value, self._is_direct = batched(block), isinstance(block, Direct)
         first = self._entry(torch.zeros(self.param_dim, dtype=torch.float64))
         self.shape, self.state_dim = first.shape, first.numel()
@@ -93,7 +103,8 @@ class LayerConstraint(TimeDependentConstraint):
 
     def parameters(self, z: Tensor) -> list[Tensor]:
         """The parameters of each step's module, (steps, ...), from controls (steps, control_dim)."""
-        return [part.reshape(-1, *shape) for part, shape in zip(z.split(self.sizes, 1), self.shapes)]
+        parts = z[:, : self.weights].split(self.sizes, 1)
+        return [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes)]
 
     def layer(self, u_old: Tensor, z: Tensor, steps: Steps) -> Tensor:
         """The features after the layers, (steps, state_dim)."""

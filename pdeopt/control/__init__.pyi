@@ -4,7 +4,12 @@ from pdeopt.control.checkpointing import (
     ReducedPoint as ReducedPoint,
 )
 from pdeopt.control.constraint import TimeDependentConstraint as TimeDependentConstraint
-from pdeopt.control.controlmap import ControlMap as ControlMap, StepControls as StepControls
+from pdeopt.control.controlmap import (
+    ControlMap as ControlMap,
+    Jumps as Jumps,
+    SmoothCost as SmoothCost,
+    StepControls as StepControls,
+)
 from pdeopt.control.metric import DesignForm as DesignForm, RieszMetric as RieszMetric
 from pdeopt.control.objective import (
     ControlCost as ControlCost,

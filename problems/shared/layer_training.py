@@ -111,7 +111,7 @@ class LayerTraining:
         samples = on_root(MPI.COMM_WORLD, lambda: load(own, files, settings.seed))
         torch.manual_seed(settings.seed)
         network = self.make(own, None, mgrit, samples)
-        training = SqpTraining(network, control, samples, settings.samples)
+        training = SqpTraining(network, control, samples, settings.samples, settings.smoothness)
         po.require_all_read()
         parameters = {**vars(own), **vars(files), **vars(report), "samples": settings.samples, "seed": settings.seed}
         accuracy, failure = train(self.name, training, report, parameters)

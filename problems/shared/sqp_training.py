@@ -71,7 +71,7 @@ class AsControl:
 
 
 def dense_control(
-    opening: nn.Module, layers: Any, head: nn.Module, x: Tensor, y: Tensor, weight: float
+    opening: nn.Module, layers: Any, head: nn.Module, x: Tensor, y: Tensor, weight: float, smoothness: float = 0.0
 ) -> tuple[po.ControlProblem, Tensor]:
     """The control problem of a dense residual network on the ranks of MPI, and its first design on this rank.
 
@@ -80,12 +80,14 @@ def dense_control(
         layers: a `LayerParallel` on one process, whose weights are the first ones.
         x, y: samples and classes.
         weight: price of the weights.
+        smoothness: price of how they change from layer to layer, see `SmoothCost`; 0 for none.
     """
     stack = layers.serial()
-    constraint = nna.LayerConstraint(stack.layers[0], x, opening, head)
-    objective = nna.classification_loss(constraint, None, y) + po.ControlCost(weight) + nna.ParameterCost(weight)
-    problem = po.ControlProblem(constraint, objective, po.TimeGrid.uniform(len(stack), stack.dt * len(stack)))
-    grid = problem.grid
+    grid = po.TimeGrid.uniform(len(stack), stack.dt * len(stack))
+    constraint = nna.LayerConstraint(stack.layers[0], x, opening, head, smooth=smoothness > 0.0)
+    price = po.SmoothCost(weight, smoothness) if smoothness else po.ControlCost(weight)
+    objective = nna.classification_loss(constraint, None, y) + price + nna.ParameterCost(weight)
+    problem = po.ControlProblem(constraint, objective, grid, po.Jumps(grid, constraint.weights) if smoothness else None)
     own = nna.control_of(stack.layers)[grid.begin : grid.end].reshape(-1)
     return problem, torch.cat([own, constraint.first_parameters()[: problem.layout.param_size]])
 
@@ -98,19 +100,27 @@ class SqpTraining:
         how: what the script says.
         data: samples.
         samples: for training; 0 for all.
+        smoothness: price of how weights change from layer to layer.
+
+    Raises:
+        InputError: a price of what a network without dense layers has not.
     """
 
-    def __init__(self, network: nn.Module, how: AsControl, data: nna.Dataset, samples: int) -> None:
+    def __init__(
+        self, network: nn.Module, how: AsControl, data: nna.Dataset, samples: int, smoothness: float = 0.0
+    ) -> None:
         self.settings, self.data = po.read(ControlSettings), data
         rows = slice(0, samples or None)
         x, y, weight = data.x_train[rows], data.y_train[rows], self.settings.control_weight
         self.problem: po.ControlProblem | None = None
         self.function: CurvedFunction
         if how.parts is None:
+            if smoothness:
+                raise po.InputError("-smoothness", f"{smoothness:g} with -solver sqp", "0, for this network")
             self.function = nna.NetworkFunction(network, nna.CrossEntropy(), x, y, weight)
             self.start = self.function.parameters()
         else:
-            self.problem, self.start = dense_control(*how.parts(network), x, y, weight)
+            self.problem, self.start = dense_control(*how.parts(network), x, y, weight, smoothness)
             self.function = curved_function(self.problem)
         self.method = po.GaussNewton(self.function, **how.stop, **how.method)
         self.curve: list[dict[str, float]] = []

@@ -16,12 +16,13 @@ import nn_adapters as nna
 import pdeopt as po
 from nn_adapters.control.densenetwork import DenseNetwork
 from nn_adapters.control.scoreloss import classification_loss
+from pdeopt.control.controlmap import Jumps, SmoothCost
 from pdeopt.optimize.curvedproblem import curved_function
 
 WIDTH, CLASSES = 3, 4
 
 
-def dense_problem(layers=8, samples=12, act="tanh", opening="dense", T=2.0, seed=0):
+def dense_problem(layers=8, samples=12, act="tanh", opening="dense", T=2.0, seed=0, smoothness=0.0):
     """A problem, its first design (whole), and the network of PyTorch's modules."""
     torch.manual_seed(seed)
     x = torch.randn(samples, WIDTH if opening == "none" else 2, dtype=torch.float64)
@@ -30,9 +31,13 @@ def dense_problem(layers=8, samples=12, act="tanh", opening="dense", T=2.0, seed
     first = {"none": None, "affine": affine, "dense": nn.Sequential(affine, nna.activation(act))}[opening]
     stack = nna.LayerStack(lambda: nna.dense(WIDTH, act), layers, T)
     head = nn.Linear(WIDTH, CLASSES)
-    constraint = nna.LayerConstraint(stack.layers[0], x, first, head)
-    objective = classification_loss(constraint, None, labels) + po.ControlCost(1e-2) + nna.ParameterCost(2e-2)
-    problem = po.ControlProblem(constraint, objective, po.TimeGrid.uniform(layers, T))
+    constraint, grid = (
+        nna.LayerConstraint(stack.layers[0], x, first, head, smoothness > 0),
+        po.TimeGrid.uniform(layers, T),
+    )
+    price = SmoothCost(1e-2, smoothness) if smoothness else po.ControlCost(1e-2)
+    objective = classification_loss(constraint, None, labels) + price + nna.ParameterCost(2e-2)
+    problem = po.ControlProblem(constraint, objective, grid, Jumps(grid, constraint.weights) if smoothness else None)
     rows, p = nna.control_of(stack.layers), constraint.first_parameters()
     network = nn.Sequential(*([] if first is None else [first]), stack, head).double()
     return problem, (rows, p), network, labels
@@ -48,7 +53,7 @@ def own(problem, start):
 def main(file):
     found = {}
     for states, sweeps in (("eliminated", "serial"), ("unknown", "mgrit")):
-        problem, start, *_ = dense_problem(layers=16)
+        problem, start, *_ = dense_problem(layers=16, smoothness=1e-3 * (sweeps == "serial"))
         if sweeps == "mgrit":
             PETSc.Options().setValue("layer_mgrit_coarsening", "4,2")
             PETSc.Options().setValue("layer_mgrit_levels", "3")

@@ -26,7 +26,7 @@ FUSED_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh
 RATIOS = {8: 0.3, 16: 0.4, 32: 0.6, 64: 1.1}
 
 #: Multiplications of a pass below which compiling, or loading what was compiled, does not pay.
-LEAST_WORK = 1 << 23
+LEAST_WORK = 1 << 21
 
 #: Passes through all layers that values and gradients take: states, cotangents, gradients of weights.
 PASSES = 3

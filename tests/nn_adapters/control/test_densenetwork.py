@@ -49,6 +49,33 @@ def test_value_gradient_and_products_are_those_of_autograd(act, opening, layers)
     assert float(d @ by_hand) > 0
 
 
+@pytest.mark.parametrize("layers", [1, 5])
+def test_a_price_of_jumps_from_layer_to_layer(layers):
+    """By hand, through the control map, and by its formula; the preconditioner knows its diagonal."""
+    gamma, T = 0.3, 2.0
+    problem, start, *_ = dense_problem(layers, T=T, smoothness=gamma)
+    plain = dense_problem(layers, T=T)[0]
+    x, function = own(problem, start), curved_function(problem)
+    assert isinstance(function, DenseNetwork)
+    d = torch.randn(len(x), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rows = [v[: problem.layout.control_size].view(layers, -1).diff(dim=0) * (layers / T) for v in (x, d)]
+    point, without, generic = function.at(x), curved_function(plain).at(x), CurvedObjective(problem).at(x)
+    assert point.value == pytest.approx(without.value + 0.5 * gamma * float(rows[0].square().sum()), rel=1e-13)
+    assert generic.value == pytest.approx(point.value, rel=1e-13)
+    assert torch.allclose(generic.gradient, point.gradient, atol=1e-12)
+    products = [each.curvature().product(d).image for each in (point, generic, without)]
+    assert torch.allclose(products[0], products[1], atol=1e-11)
+    assert float(d @ products[0]) == pytest.approx(float(d @ products[2] + gamma * rows[1].square().sum()), rel=1e-12)
+    unit = torch.zeros_like(d)
+    unit[0] = 1.0
+    found = function.terms.product(unit)[0]
+    assert found == pytest.approx(float(function.terms.layers[0]), rel=1e-14)
+
+
+def test_smooth_controls_pass_the_taylor_test():
+    po.assert_consistent(dense_problem(2, samples=4, opening="none", smoothness=0.1)[0])
+
+
 def test_states_follow_a_step_with_second_order():
     problem, start, *_ = dense_problem()
     x, function = own(problem, start), curved_function(problem, states="unknown")

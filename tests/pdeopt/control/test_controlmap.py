@@ -2,7 +2,7 @@ import pytest
 import torch
 from petsc4py import PETSc
 
-from pdeopt.control.controlmap import ControlMap
+from pdeopt.control.controlmap import ControlMap, Jumps, SmoothCost
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.errors import InputError
 from pdeopt.steps.timegrid import TimeGrid
@@ -16,10 +16,19 @@ def test_a_step_sees_the_nodes_at_both_ends():
     assert torch.equal(rows, torch.tensor([[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]], dtype=torch.float64))
 
 
-def test_the_adjoint_is_the_transpose():
-    grid = TimeGrid.uniform(5, 1.0)
-    E, draw = ControlMap.nodal(grid, 3), torch.Generator().manual_seed(0)
-    z, w = (torch.randn(k, generator=draw, dtype=torch.float64) for k in (18, 30))
+def test_a_step_sees_its_control_and_the_jump_to_it():
+    z = torch.tensor([[1.0, 2.0], [4.0, 8.0], [5.0, 0.0]], dtype=torch.float64)
+    rows = Jumps(TimeGrid.uniform(3, 1.0), 2)(z.reshape(-1)).reshape(3, 4)
+    jumps = [[0, 0], [3, 6], [1, -8]]
+    assert torch.equal(rows, torch.cat([z, torch.tensor(jumps, dtype=torch.float64)], 1))
+    with pytest.raises(InputError, match="even number"):
+        SmoothCost(1.0, 1.0).check(4, 3, TimeGrid.uniform(3, 1.0))
+
+
+@pytest.mark.parametrize("E", [ControlMap.nodal(TimeGrid.uniform(5, 1.0), 3), Jumps(TimeGrid.uniform(6, 1.0), 3)])
+def test_the_adjoint_is_the_transpose(E):
+    draw = torch.Generator().manual_seed(0)
+    z, w = (torch.randn(k, generator=draw, dtype=torch.float64) for k in reversed(E.matrix.getSize()))
     assert float(E(z) @ w - z @ E.adjoint(w)) == pytest.approx(0, abs=1e-13)
 
 
