@@ -131,6 +131,13 @@ ENTRIES = [
         "-epochs 20 -lr 3e-3",
     ),
     Entry(
+        "transformer",
+        "A transformer",
+        "networks.md#transformers-dropout-masks",
+        "A pre-LN transformer of 8 blocks, solved in parallel, reads digits row by row.",
+        "-data digits -layers 8 -epochs 6",
+    ),
+    Entry(
         "indian_pines",
         "Spectra",
         "networks.md",

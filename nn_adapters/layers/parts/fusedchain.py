@@ -22,8 +22,9 @@ from nn_adapters.layers.parts.fusedkernels import BLOCK, TILE, compiled
 #: Activations that the loops know, by their modules.
 FUSED_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.SiLU: "silu"}
 
-#: Widths up to which the loops were measured, and the time of a multiplication in them over that in a batched step.
-RATIOS = {8: 0.3, 16: 0.4, 32: 0.6, 64: 1.1}
+#: Widths up to which the loops were measured, and the time of a multiplication in them over that in a batched step: the
+#: larger one of ReLU and tanh, see docs/benchmarks.md.
+RATIOS = {8: 0.3, 16: 0.5, 32: 0.8, 48: 0.9, 64: 1.5}
 
 #: Multiplications of a pass below which compiling, or loading what was compiled, does not pay.
 LEAST_WORK = 1 << 21
