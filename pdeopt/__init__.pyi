@@ -17,6 +17,7 @@ from pdeopt.space.layouts.layout import Layout as Layout
 from pdeopt.space.unknowns import function_layout as function_layout, mesh_partitioner as mesh_partitioner
 from pdeopt.space.layouts.partition import grid_layout as grid_layout, pattern_layout as pattern_layout
 from pdeopt.space.spaceconstraint import SpaceConstraint as SpaceConstraint
+from pdeopt.space.spreadconstraint import SpreadConstraint as SpreadConstraint
 from pdeopt.steps.timegrid import TimeGrid as TimeGrid, Steps as Steps
 from pdeopt.steps.sparse import StepMatrix as StepMatrix, StepPattern as StepPattern
 from pdeopt.steps.sparsity import ParameterPattern as ParameterPattern, Sparsity as Sparsity

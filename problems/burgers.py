@@ -40,6 +40,7 @@ class BurgersSettings(po.Settings):
     control: str = po.setting(
         "interval", "control constant on intervals, or linear between the nodes in time", choices=("interval", "nodal")
     )
+    space_ranks: int = po.setting(1, "ranks that share each time step", at_least=1)
 
 
 def mass_matrix(elements: int) -> sp.csr_matrix:
@@ -207,14 +208,17 @@ class BurgersCase:
         self.elements = settings.nx + 1 if nodal else settings.nx
         theta = (0.5 if nodal else 1.0) if settings.theta is None else settings.theta
         self.parameters = {**asdict(settings), "theta": theta}
+        self.parameters.pop("space_ranks")  # a restart may split the ranks in another way
         self.nodes = np.arange(self.elements + 1) / self.elements
         self.target = (self.nodes[1:-1] <= 0.5).astype(float)
-        grid = po.TimeGrid.uniform(settings.nt, settings.T, comm)
-        initial = torch.from_numpy(self.target)
+        grid = po.TimeGrid.uniform(settings.nt, settings.T, comm, settings.space_ranks)
+        target = initial = torch.from_numpy(self.target)
+        constraint: po.TimeDependentConstraint
         constraint = Burgers(self.elements, settings.nu, theta, settings.flux, initial, nodal)
-        objective = po.Tracking(initial, constraint.state_mass) + po.ControlCost(
-            settings.alpha, constraint.control_mass
-        )
+        if settings.space_ranks > 1:
+            constraint = spread = po.SpreadConstraint(constraint, grid)
+            target = target[spread.own]
+        objective = po.Tracking(target, constraint.state_mass) + po.ControlCost(settings.alpha, constraint.control_mass)
         control_map = po.ControlMap.nodal(grid, self.elements + 1) if nodal else None
         self.problem = po.ControlProblem(constraint, objective, grid, control_map)
 
@@ -223,7 +227,10 @@ class BurgersCase:
         problem = self.problem
         u, z, _ = problem.fields(problem.join(result.state, result.design))
         lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
-        rows = [problem.grid.gather(part) for part in (u, z.reshape(-1, self.elements + 1), lam)]
+        is_whole = problem.grid.space_ranks == 1  # also of controls at nodes in time, one more than steps
+        steps, width = (-1, self.elements + 1) if is_whole else (len(u), problem.m)
+        fields = (u, "state"), (z.reshape(steps, width), "control"), (lam, "state")
+        rows = [case.gather(problem, *each) for each in fields]
         if rows[0] is None:
             return None
         state = torch.cat([torch.from_numpy(self.target)[None], rows[0]])

@@ -60,6 +60,7 @@ class HeatSettings(po.Settings):
         "a source everywhere, or the flux through the boundary at the least y",
         choices=("distributed", "boundary"),
     )
+    space_ranks: int = po.setting(1, "ranks that share each time step", at_least=1)
 
 
 class Space:
@@ -194,6 +195,7 @@ class HeatCase:
             sizes = {"-nx": settings.nx, "-ny": settings.ny, "-nt": settings.nt}
             case.require_room(sizes, settings.nt, 2 * settings.nx * settings.ny, comm)
         self.settings, self.parameters = settings, asdict(settings)
+        self.parameters.pop("space_ranks")  # a restart may split the ranks in another way
         space = self.space = Space(
             read_mesh(settings.mesh) if settings.mesh else rectangle(settings),
             settings.heat_boundary == "dirichlet",
@@ -204,11 +206,14 @@ class HeatCase:
             self.parameters["mesh_content"] = digest(*cells)
         S = settings.kappa * space.A + settings.reaction * space.M
         f = settings.source * space.load(lambda x, y: np.hypot(x - SOURCE[0], y - SOURCE[1]) <= RADIUS)
-        constraint = Heat(space.M, S, space.Q, space.B, f, settings.theta)
-        objective = po.Tracking(self.target, constraint.state_mass) + po.ControlCost(
-            settings.alpha, constraint.control_mass
-        )
-        self.problem = po.ControlProblem(constraint, objective, po.TimeGrid.uniform(settings.nt, settings.T, comm))
+        grid = po.TimeGrid.uniform(settings.nt, settings.T, comm, settings.space_ranks)
+        constraint: po.TimeDependentConstraint = Heat(space.M, S, space.Q, space.B, f, settings.theta)
+        target = self.target
+        if settings.space_ranks > 1:
+            constraint = spread = po.SpreadConstraint(constraint, grid, is_affine=True)
+            target = lambda t: self.target(t)[:, spread.own]  # noqa: E731
+        objective = po.Tracking(target, constraint.state_mass) + po.ControlCost(settings.alpha, constraint.control_mass)
+        self.problem = po.ControlProblem(constraint, objective, grid)
 
     def target(self, t: Tensor) -> Tensor:
         """d at the free nodes: times (batch,) -> (batch, n)."""
@@ -226,7 +231,8 @@ class HeatCase:
         problem, space = self.problem, self.space
         u, z, _ = problem.fields(problem.join(result.state, result.design))
         lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
-        rows = [problem.grid.gather(part) for part in (u, z.reshape(-1, problem.m), lam)]
+        fields = (u, "state"), (z.reshape(len(u), problem.m), "control"), (lam, "state")
+        rows = [case.gather(problem, *each) for each in fields]
         if rows[0] is None:
             return None
         return {

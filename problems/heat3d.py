@@ -153,21 +153,20 @@ class Heat3dCase:
 
         Those of the control are n + 2 along each edge with `elements`, for it has the nodes of the boundary, too.
         """
-        problem, constraint = self.problem, self.constraint
+        problem = self.problem
         u, z, _ = problem.fields(problem.join(result.state, result.design))
         lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
         target = self.target(problem.grid.steps.t_new)
-        rows = {"state": u, "control": z.reshape(len(u), -1), "multiplier": lam, "target": target}
-        orders = {
-            name: (constraint.controls if name == "control" else constraint.layout).natural_order for name in rows
+        rows = {"state": u, "control": z.reshape(len(u), problem.m), "multiplier": lam, "target": target}
+        whole = {
+            name: case.gather(problem, part, "control" if name == "control" else "state") for name, part in rows.items()
         }
-        whole = {name: problem.grid.gather(part) for name, part in rows.items()}
         if whole["state"] is None:
             return None
         natural = {}
         for name, part in whole.items():
             side = round(part.shape[1] ** (1 / 3))
-            natural[name] = part.numpy()[:, np.argsort(orders[name])].reshape(-1, side, side, side)
+            natural[name] = part.numpy().reshape(-1, side, side, side)
         return {"t": problem.grid.times, **natural, "objective": np.array(result.objective)}
 
     def write(self, result: po.Result) -> None:

@@ -42,6 +42,7 @@ class KleinGordonSettings(po.Settings):
     variant: str = po.setting(
         "boundary", "moving boundary values and g u^2, or fixed ends and g u^3", choices=("boundary", "cubic")
     )
+    space_ranks: int = po.setting(1, "ranks that share each time step", at_least=1)
 
 
 class KleinGordon(po.TimeDependentConstraint):
@@ -264,17 +265,23 @@ class KleinGordonCase:
         cubic = settings.variant == "cubic"
         self.T = (1.0 if cubic else 12.0) if settings.T is None else settings.T
         self.parameters = {**asdict(settings), "T": self.T}
-        grid = po.TimeGrid.uniform(settings.nt, self.T, comm)
+        self.parameters.pop("space_ranks")  # a restart may split the ranks in another way
+        grid = po.TimeGrid.uniform(settings.nt, self.T, comm, settings.space_ranks)
         if cubic:
             self.constraint: KleinGordon = CubicKleinGordon(settings.nx + 1, settings.g)
         else:
             self.constraint = KleinGordon(settings.nx, settings.g)
         free = self.constraint.free
         target = self.target = partial(zero if cubic else swinging, self.constraint.nodes, self.T)
+        constraint: po.TimeDependentConstraint = self.constraint
         tracking = po.Tracking(lambda t: target(t)[:, 1:-1], self.constraint.tracked_mass, np.arange(free))
-        objective = tracking + po.ControlCost(settings.alpha, self.constraint.control_mass)
+        if settings.space_ranks > 1:
+            constraint = spread = po.SpreadConstraint(self.constraint, grid)
+            mass = sp.block_diag([self.constraint.tracked_mass.as_csr(), sp.csr_matrix((free, free))])
+            tracking = po.Tracking(lambda t: with_zeros(target(t)[:, 1:-1])[:, spread.own], spread.form(mass))
+        objective = tracking + po.ControlCost(settings.alpha, constraint.control_mass)
         control_map = po.ControlMap.nodal(grid, free + 2) if cubic else None
-        self.problem = po.ControlProblem(self.constraint, objective, grid, control_map)
+        self.problem = po.ControlProblem(constraint, objective, grid, control_map)
 
     def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
         """x, t, and over all nodes: target, state u, velocity v, control, multipliers; on rank 0.
@@ -284,7 +291,10 @@ class KleinGordonCase:
         problem, kg = self.problem, self.constraint
         u, z, _ = problem.fields(problem.join(result.state, result.design))
         lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
-        rows = [problem.grid.gather(part) for part in (u, z.reshape(-1, kg.free + 2), lam)]
+        is_whole = problem.grid.space_ranks == 1  # also of controls at nodes in time, one more than steps
+        steps, width = (-1, kg.free + 2) if is_whole else (len(u), problem.m)
+        fields = (u, "state"), (z.reshape(steps, width), "control"), (lam, "state")
+        rows = [case.gather(problem, *each) for each in fields]
         if rows[0] is None:
             return None
         t = torch.from_numpy(problem.grid.times)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 from petsc4py import PETSc
 
 import pdeopt as po
@@ -35,6 +34,7 @@ class FlowSettings(po.Settings):
     reynolds: float = po.setting(50.0, "Reynolds number of the lid, 1 / nu", above=0)
     alpha: float = po.setting(1e-2, "control weight", above=0)
     tol: float = po.setting(1e-6, "gradient at the end", above=0)
+    space_ranks: int = po.setting(1, "ranks that share each time step", at_least=1)
 
 
 def two_cells(x: np.ndarray) -> np.ndarray:
@@ -101,7 +101,9 @@ class Cavity:
             from dolfinx import fem, mesh
         except ImportError:
             raise po.InputError("navier_stokes", "no DOLFINx", "make setup-fenicsx") from None
-        square = mesh.create_unit_square(MPI.COMM_SELF, settings.n, settings.n)
+        grid = po.TimeGrid.uniform(settings.nt, settings.T, comm, settings.space_ranks)
+        cut = po.mesh_partitioner(grid)
+        square = mesh.create_unit_square(grid.space, settings.n, settings.n, partitioner=cut)
         V, Z = po.function_space(square, taylor_hood(square)), po.function_space(square, ("Lagrange", 1))
         w, w_old, z, dt = fem.Function(V), fem.Function(V), fem.Function(Z), fem.Constant(square, 0.0)
         (u, p), (u_old, _), (v, q) = ufl.split(w), ufl.split(w_old), ufl.TestFunctions(V)
@@ -116,7 +118,7 @@ class Cavity:
         mass = self.constraint.hessian(0.5 * ufl.inner(u, u) * ufl.dx, w)
         objective = po.Tracking(self.constraint.coefficients(target, w), mass)
         objective += po.ControlCost(settings.alpha, self.constraint.control_mass)
-        self.problem = po.ControlProblem(self.constraint, objective, po.TimeGrid.uniform(settings.nt, settings.T, comm))
+        self.problem = po.ControlProblem(self.constraint, objective, grid)
 
     def solve(self, **settings: Any) -> po.Result:
         """From the flow without control."""
@@ -135,7 +137,8 @@ def main(argv: Sequence[str] | None = None) -> float:
         po.require_all_read()
         seconds, why = time.process_time() - begin, result.message.split(":")[0]
         say, krylov = PETSc.Sys.Print, " ".join(str(record.krylov) for record in result.history[1:])
-        say(f"navier_stokes: {problem.n} unknowns, {problem.m} controls a step")
+        states, controls = problem.constraint.layout.size, problem.constraint.controls.size
+        say(f"navier_stokes: {states} unknowns, {controls} controls a step")
         say(f"navier_stokes: objective {result.objective:.14g}, {why} ({seconds:.1f} CPU s)")
         say(f"{result.iterations} Newton iterations, of CG in each: {krylov}")
         finish("navier_stokes", result.reason > 0, result.message)

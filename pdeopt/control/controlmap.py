@@ -16,7 +16,7 @@ from torch import Tensor
 from pdeopt.control.objective import Objective
 from pdeopt.core.arrays import assign, copy, index_array, real_number
 from pdeopt.core.errors import InputError
-from pdeopt.steps.timegrid import Steps, TimeGrid
+from pdeopt.steps.timegrid import Steps, TimeGrid, require_whole_steps
 
 
 class ControlMap:
@@ -57,6 +57,7 @@ class ControlMap:
             grid: the time steps.
             dim: components of a nodal value.
         """
+        require_whole_steps(grid, "control_map", "one control a step, or space_ranks 1")
         nodes = grid.n_local + grid.is_first
         size = ((grid.n_local * 2 * dim, grid.num_steps * 2 * dim), (nodes * dim, (grid.num_steps + 1) * dim))
         step = np.arange(grid.begin, grid.end)[:, None]

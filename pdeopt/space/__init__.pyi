@@ -4,4 +4,5 @@ from pdeopt.space.fenicsx import function_space as function_space
 from pdeopt.space.unknowns import function_layout as function_layout, mesh_partitioner as mesh_partitioner
 from pdeopt.space.series import write_series as write_series
 from pdeopt.space.spaceconstraint import SpaceConstraint as SpaceConstraint
+from pdeopt.space.spreadconstraint import SpreadConstraint as SpreadConstraint
 from pdeopt.space.spacejacobian import SpaceStepJacobian as SpaceStepJacobian

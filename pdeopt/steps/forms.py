@@ -129,9 +129,10 @@ def require_spread_form(matrix: Any, columns: Layout, what: str, semidefinite: b
     for _ in range(TRIED_DIRECTIONS):  # of conjugate gradients, which turn to where the form is small or negative
         product = matrix(d)
         curvature = columns.sum((d * product).sum())
-        if not curvature > (LEAST_SEMIDEFINITE * size * columns.sum(d.square().sum()) if semidefinite else 0.0):
+        largest = size * columns.sum(d.square().sum())
+        if not curvature > (LEAST_SEMIDEFINITE * largest if semidefinite else 0.0):
             raise InputError(what, "an indefinite matrix, in rows over ranks", legal)
-        if curvature <= 0:
+        if curvature <= LEAST_DEFINITE * largest:  # flat: the next step would be of rounding
             break
         r = r - square / curvature * product
         last, square = square, columns.sum(r.square().sum())

@@ -93,7 +93,7 @@ class InnerProduct:
 
     def solve(self, r: Tensor) -> Tensor:
         """The inverse applied to rows. Raises `SolveFailure` where a step's form is singular."""
-        if not r.numel():  # a problem without controls
+        if not r.numel() and self.matrix.sparsity.columns is None:  # no controls: on any of the ranks that would solve
             return r
         if not bool(self.weight.all()):
             step = int((self.weight == 0).nonzero()[0])

@@ -197,7 +197,7 @@ class StepKrylov:
         Raises:
             StepFailure: not converged.
         """
-        right = np.ascontiguousarray(rows.detach().numpy()).reshape(-1, rows.shape[-1])
+        right = np.ascontiguousarray(rows.detach().numpy()).reshape(rows.shape[:-1].numel(), rows.shape[-1])
         each = [right] if len(self._solvers) == 1 else right[:, None]
         try:
             left = [solver.solve(some, transpose) for solver, some in zip(self._solvers, each)]

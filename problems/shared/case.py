@@ -137,6 +137,15 @@ def require_room(sizes: Mapping[str, int], steps: int, unknowns: int, comm: Any 
     require_memory(DOUBLE * COPIES * steps * unknowns / ranks, "sizes", given, "smaller ones, or more machines")
 
 
+def gather(problem: po.ControlProblem, rows: Any, of: str = "state") -> Any:
+    """All rows of states or controls, (N, dim), in their order on one rank, on rank 0; None elsewhere. Collective."""
+    constraint = problem.constraint
+    layout = constraint.layout if of == "state" else constraint.controls
+    order = None if layout is None else np.argsort(layout.natural_order)
+    whole = problem.grid.gather(rows)
+    return whole if whole is None or order is None else whole[:, order]
+
+
 @dataclass
 class Run:
     """One solve of a case as the options say: start or restart, solver, checkpoints, files.

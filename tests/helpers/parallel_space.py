@@ -25,8 +25,12 @@ from pdeopt.space.layouts.layout import without_messages
 from pdeopt.space.layouts.matrix import spread_aij
 from pdeopt.space.spacejacobian import SpaceStepJacobian
 from pdeopt.steps import stepsolve
+from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.stepsolve import StepKrylov
+from problems.burgers import BurgersCase, BurgersSettings
+from problems.heat import HeatCase, HeatSettings
 from problems.heat3d import Heat3dCase, Heat3dSettings
+from problems.klein_gordon import KleinGordonCase, KleinGordonSettings
 from tests.helpers.krylov import options
 from tests.helpers.support import python
 
@@ -247,6 +251,13 @@ def solvers():
                 x = StepKrylov(A).solve(right, transpose)
                 torch.testing.assert_close((A.transpose if transpose else A)(x), right, rtol=0, atol=1e-8)
         assert torch.equal(A.values, values)
+    controls, three = po.Layout.replicated(WORLD, 3), 2 * np.eye(3) + 1  # which one of the ranks owns
+    mass = po.Sparsity(three[: controls.n_owned], controls)
+    form = InnerProduct(
+        torch.ones(2).double(), po.StepMatrix(mass, torch.from_numpy(three[: controls.n_owned]).reshape(1, -1))
+    )
+    r = torch.ones(2, controls.n_owned, dtype=torch.float64)
+    torch.testing.assert_close(form.multiply(form.solve(r)), r, rtol=0, atol=1e-12)
     csr = constraint.pattern.A.csr
     rows = sp.csr_matrix((np.arange(1.0, 1 + csr.nnz), csr.indices, csr.indptr), shape=csr.shape)
     spread_aij(rows, constraint.pattern.A.columns)
@@ -277,23 +288,45 @@ def optima():
             assert results[0].reason > 0 and results[0].iterations == results[1].iterations, (k, words)
 
 
+def spread():
+    """Constraints that are written for whole steps: the same solution, in as many iterations."""
+    conduction = {"heat_control": "boundary", "heat_boundary": "neumann", "source": 1.0, "theta": 0.5}
+    makes = (
+        lambda k, comm: HeatCase(HeatSettings(nx=5, ny=3, nt=4, space_ranks=k, **conduction), comm),
+        lambda k, comm: BurgersCase(BurgersSettings(nx=8, nt=4, nu=0.05, space_ranks=k), comm),
+        lambda k, comm: KleinGordonCase(KleinGordonSettings(nx=6, nt=4, T=1.0, space_ranks=k), comm),
+    )
+    for alone, make in ((make(1, SELF), make) for make in makes):
+        expected = po.SQPSolver(alone.problem, type="newton", opt_tol=1e-9).solve()
+        arrays = alone.arrays(expected)
+        for k in splits()[1:]:
+            case = make(k, WORLD)
+            result = po.SQPSolver(case.problem, type="newton", opt_tol=1e-9).solve()
+            assert result.iterations == expected.iterations and result.message == expected.message
+            for name, values in (case.arrays(result) or {}).items():
+                assert np.abs(values - arrays[name]).max() <= 1e-10 * (1 + np.abs(values).max()), (case.name, k, name)
+    with pytest.raises(po.InputError, match="without a pattern"):
+        po.SpreadConstraint(Reaction(SELF), po.TimeGrid.uniform(4, 1.0, SELF))
+    with pytest.raises(po.InputError, match="control_map"):
+        BurgersCase(BurgersSettings(nx=8, nt=4, control="nodal", space_ranks=WORLD.size))
+
+
 def kkt():
     """The assembled KKT matrix is the matrix-free one, and that of one rank."""
-    for make in (lambda comm, k: Heat3dCase(Heat3dSettings(n=4, nt=6, space_ranks=k), comm).problem,):
-        for k in splits():
-            problem = make(WORLD, k)
-            for hessian in ("metric", "design", "full", "gauss-newton"):
-                operator = KKTOperator(RieszMetric(problem), hessian)
-                lam = problem.create_multiplier()
-                assign(lam, problem.fields(point(problem, 3))[0])
-                operator.set_point(problem.at(point(problem, 1)), lam)
-                x = problem.layout.join_kkt(point(problem, 2), lam, problem.create_kkt())
-                out, expected = x.duplicate(), x.duplicate()
-                operator.assemble().mult(x, out)
-                operator.mult(None, x, expected)
-                out.axpy(-1.0, expected)
-                assert out.norm() <= 1e-12 * (1 + expected.norm()), (k, hessian)
-                operator.free()
+    for k in splits():
+        problem = Heat3dCase(Heat3dSettings(n=4, nt=6, space_ranks=k), WORLD).problem
+        for hessian in ("metric", "design", "full", "gauss-newton"):
+            operator = KKTOperator(RieszMetric(problem), hessian)
+            lam = problem.create_multiplier()
+            assign(lam, problem.fields(point(problem, 3))[0])
+            operator.set_point(problem.at(point(problem, 1)), lam)
+            x = problem.layout.join_kkt(point(problem, 2), lam, problem.create_kkt())
+            out, expected = x.duplicate(), x.duplicate()
+            operator.assemble().mult(x, out)
+            operator.mult(None, x, expected)
+            out.axpy(-1.0, expected)
+            assert out.norm() <= 1e-12 * (1 + expected.norm()), (k, hessian)
+            operator.free()
 
 
 def errors():
@@ -346,7 +379,7 @@ def failures():
         problem.solve_state(problem.create_design())
 
 
-PARTS = (exchange, layouts, derivatives, coloring, solvers, kkt, optima, errors, failures)
+PARTS = (exchange, layouts, derivatives, coloring, solvers, kkt, optima, spread, errors, failures)
 
 
 def main(names):

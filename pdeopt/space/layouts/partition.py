@@ -165,20 +165,41 @@ def pattern_layout(comm: Any, pattern: Any, seen: Any = None) -> tuple[Layout, A
     n = graph.shape[0]
     if graph.shape != (n, n) or n < mpi.size:
         raise InputError("pattern of a layout", f"shape {graph.shape} on {mpi.size} ranks", "(n, n), a row a rank")
-    parts = _partition(mpi, sp.csr_matrix(graph + graph.T))
-    order = np.argsort(parts, kind="stable")  # numbers in the matrix by global numbers
-    place = np.empty(n, dtype=np.int64)
-    place[order] = np.arange(n)
+    parts = partition(mpi, graph)
+    return parts_layout(mpi, parts, [(parts, graph)])
+
+
+def parts_layout(comm: Any, parts: Array, rows: Sequence[tuple[Array, Any]]) -> tuple[Layout, Array]:
+    """Unknowns whose ranks are known, and what rows of matrices see of them. Collective.
+
+    Args:
+        comm: of the ranks that share a step.
+        parts: the rank of each unknown, (n,).
+        rows: matrices, (k, n), each with the ranks of its rows, (k,).
+
+    Returns:
+        As `pattern_layout`.
+    """
+    mpi, order = petsc_comm(comm).tompi4py(), np.argsort(parts, kind="stable")  # numbers in the whole by global numbers
+    place = np.empty(len(parts), dtype=np.int64)
+    place[order] = np.arange(len(parts))
     own = np.flatnonzero(parts == mpi.rank)
-    seen_columns = np.unique(graph[own].indices)
-    ghosts = seen_columns[parts[seen_columns] != mpi.rank]
+    seen = np.unique(np.concatenate([sp.csr_matrix(matrix)[ranks == mpi.rank].indices for ranks, matrix in rows]))
+    ghosts = seen[parts[seen] != mpi.rank]
     layout = Layout(mpi, len(own), place[ghosts], natural=own)
     return layout, np.r_[own, ghosts]
 
 
+def partition(comm: Any, graph: Any) -> Array:
+    """The rank of each row of a square matrix, the same on all ranks, so that few of its couplings are cut. Collective.
+
+    By PETSc's MatPartitioning: `-mat_partitioning_type`, default PT-Scotch or ParMETIS, else equal shares in the given
+    order.
+    """
+    return _partition(petsc_comm(comm).tompi4py(), sp.csr_matrix(graph + graph.T))
+
+
 def _partition(mpi: Any, graph: sp.csr_matrix) -> Array:
-    """The rank of each row, the same on all ranks, by PETSc's MatPartitioning: `-mat_partitioning_type`, default
-    PT-Scotch or ParMETIS, else shares of equal length in the given order."""
     n = graph.shape[0]
     if mpi.size == 1:
         return np.zeros(n, dtype=np.int64)
