@@ -134,6 +134,12 @@ def mesh_partitioner(grid: TimeGrid) -> Callable[..., Any]:
     DOLFINx's own cuts differ from run to run, and between the groups of ranks that share steps. All ranks of the grid
     make their meshes at the same time.
 
+    Args:
+        grid: whose ranks share each step.
+
+    Returns:
+        A function for the argument `partitioner` of what makes or reads a mesh.
+
     Example:
         >>> cube = create_box(grid.space, corners, [8, 8, 8], partitioner=po.mesh_partitioner(grid))
     """
