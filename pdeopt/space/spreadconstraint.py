@@ -12,7 +12,7 @@ from torch import Tensor
 from pdeopt.control.constraint import TimeDependentConstraint
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import InputError
-from pdeopt.space.layouts.partition import partition, parts_layout
+from pdeopt.space.layouts.partition import parts_layout, row_ranks
 from pdeopt.space.spaceconstraint import SpaceConstraint
 from pdeopt.steps.sparse import StepMatrix, StepPattern
 from pdeopt.steps.sparsity import Sparsity
@@ -52,7 +52,7 @@ class SpreadConstraint(SpaceConstraint):
         self.param_dim, self.param_mass, self.conservative = whole.param_dim, whole.param_mass, whole.conservative
         A, B, C, W = (each.csr for each in (pattern.A, pattern.B, pattern.C, pattern.W))
         M, Q = _form(whole.state_mass, A.shape[0]), _form(whole.control_mass, C.shape[1])
-        parts = grid.time.bcast(partition(grid.space_comm, A + B + abs(M)))  # one cut for all steps
+        parts = grid.time.bcast(row_ranks(grid.space_comm, A + B + abs(M)))  # one cut for all steps
         of_controls = parts[_first_rows(C)]
         layout, self._seen = parts_layout(grid.space_comm, parts, [(parts, A), (parts, B), (parts, M)])
         controls, seen_controls = parts_layout(grid.space_comm, of_controls, [(parts, C), (of_controls, Q)])

@@ -1,7 +1,7 @@
 from pdeopt.space.layouts.layout import Layout as Layout, extended as extended, without_messages as without_messages
 from pdeopt.space.layouts.matrix import spread_aij as spread_aij
 from pdeopt.space.layouts.partition import (
-    partition as partition,
+    row_ranks as row_ranks,
     parts_layout as parts_layout,
     Patch as Patch,
     grid_layout as grid_layout,

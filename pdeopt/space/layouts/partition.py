@@ -165,7 +165,7 @@ def pattern_layout(comm: Any, pattern: Any, seen: Any = None) -> tuple[Layout, A
     n = graph.shape[0]
     if graph.shape != (n, n) or n < mpi.size:
         raise InputError("pattern of a layout", f"shape {graph.shape} on {mpi.size} ranks", "(n, n), a row a rank")
-    parts = partition(mpi, graph)
+    parts = row_ranks(mpi, graph)
     return parts_layout(mpi, parts, [(parts, graph)])
 
 
@@ -190,7 +190,7 @@ def parts_layout(comm: Any, parts: Array, rows: Sequence[tuple[Array, Any]]) -> 
     return layout, np.r_[own, ghosts]
 
 
-def partition(comm: Any, graph: Any) -> Array:
+def row_ranks(comm: Any, graph: Any) -> Array:
     """The rank of each row of a square matrix, the same on all ranks, so that few of its couplings are cut. Collective.
 
     By PETSc's MatPartitioning: `-mat_partitioning_type`, default PT-Scotch or ParMETIS, else equal shares in the given
