@@ -3,6 +3,7 @@
 A first layer relu(W x + b), depth - 1 residual layers u + relu(W u + b), and a linear head.
 
     python -m problems.function_regression -init box -method lsgd -depth 16 -plot regression.png
+    python -m problems.function_regression -method lm -steps 50
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from torch import Tensor, nn
 import nn_adapters as nna
 import pdeopt as po
 from nn_adapters.training import load_checkpoint, save_checkpoint
-from pdeopt.core import Interrupted, interruptible, require_memory, sections
+from pdeopt.core import Interrupted, Section, interruptible, require_memory, sections
 from pdeopt.core.memory import DOUBLE
+from pdeopt.optimize.descent import StopSettings
 from problems.shared import pictures
+from problems.shared.checkpoints import DescentCheckpoints, method_fingerprint
 from problems.shared.command_line import command_line, finish, start
 from problems.shared.files import CheckpointFiles, ReportFiles, check_targets, tell_finished, versions, write_report
+from problems.shared.optimizers import method_options, under
 
 #: Steps from checkpoint to checkpoint.
 EVERY = 100
@@ -55,12 +59,14 @@ class RegressionSettings(po.Settings):
     function: str = po.setting("sine", "what to learn on [0, 1]", choices=tuple(FUNCTIONS))
     init: str = po.setting("box", "where the weights start", choices=nna.INITIALIZATIONS)
     method: str = po.setting(
-        "lsgd", "Adam for the hidden layers and least squares for the head, or Adam for all", choices=("adam", "lsgd")
+        "lsgd",
+        "Adam for the hidden layers and least squares for the head; Adam for all; Levenberg-Marquardt for all",
+        choices=("adam", "lsgd", "lm"),
     )
     depth: int = po.setting(4, "hidden layers", at_least=1)
     width: int = po.setting(16, "neurons of a layer", at_least=1)
     points: int = po.setting(256, "samples, equally spaced", at_least=2)
-    steps: int = po.setting(200, "gradient steps", at_least=0)
+    steps: int = po.setting(200, "gradient steps, or iterations of lm at most", at_least=0)
     lr: float = po.setting(1e-3, "learning rate of Adam", above=0)
     seed: int = po.setting(0, "seed of the random numbers", at_least=0)
 
@@ -78,7 +84,9 @@ class Regression:
         given = f"{width}, {depth}, {settings.points}"
         needed = DOUBLE * width * (width + settings.points) * depth
         require_memory(needed, "-width, -depth, -points", given, "smaller ones")
-        self.settings = settings
+        self.settings, self._lm = settings, list[Any]()
+        if settings.method == "lm":
+            self._lm = [po.read(po.LevenbergMarquardt.Settings), po.read(StopSettings, max_it=settings.steps)]
         self.x = torch.linspace(0.0, 1.0, settings.points, dtype=torch.float64)[:, None]
         self.y = FUNCTIONS[settings.function](self.x)
         self.hidden, self.head = make_network(settings.width, settings.depth)
@@ -96,6 +104,8 @@ class Regression:
             InputError: a file to restart from that is none of this problem.
         """
         settings, network = self.settings, nn.Sequential(self.hidden, self.head)
+        if settings.method == "lm":
+            return self._least_squares(network, kept)
         lsgd = nna.LSGD(self.hidden, self.head, self.x, self.y, settings.lr) if settings.method == "lsgd" else None
         optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr) if lsgd is None else lsgd.optimizer
         self.files = kept.of_run(MPI.COMM_WORLD, "step")
@@ -119,6 +129,19 @@ class Regression:
         if kept.restart and len(losses) == before and not self.files.signal:
             tell_finished("function_regression")
         return losses if lsgd is not None else [*losses, float(nn.functional.mse_loss(self.fit(), self.y))]
+
+    def _least_squares(self, network: nn.Module, kept: CheckpointFiles) -> list[float]:
+        """Levenberg-Marquardt for all weights."""
+        loss = nna.NetworkLoss(network, nn.functional.mse_loss, self.x, self.y)
+        method = po.LevenbergMarquardt(nna.NetworkSquares(loss), *self._lm)
+        own = {name: value for name, value in asdict(self.settings).items() if name != "steps"}
+        print_of = {"problem": "function_regression", **own, **method_fingerprint(method)}
+        checkpoints = DescentCheckpoints(kept, MPI.COMM_WORLD, print_of, kind=method.Record)
+        result = method.minimize(loss.parameters(), observers=[checkpoints.observe], **checkpoints.resume())
+        checkpoints.end("function_regression", result)
+        self.files = checkpoints.file
+        loss.assign(result.design)
+        return [float(value) for value in result.history["objective"]]
 
     def _adam_step(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> float:
         """A step for all weights; the error before it."""
@@ -148,7 +171,14 @@ def make_network(width: int, depth: int) -> tuple[nn.Sequential, nn.Linear]:
     return hidden.double(), nn.Linear(width, 1).double()
 
 
-OPTIONS = [*sections(RegressionSettings), *sections(ReportFiles), *sections(CheckpointFiles, checkpoint_every=EVERY)]
+#: What Levenberg-Marquardt reads.
+LEAST_SQUARES = [Section(StopSettings, defaults={"max_it": None}), *method_options(po.LevenbergMarquardt)]
+OPTIONS = [
+    *sections(RegressionSettings),
+    *under((("method", "lm"),), LEAST_SQUARES),
+    *sections(ReportFiles),
+    *sections(CheckpointFiles, checkpoint_every=EVERY),
+]
 
 
 def main(argv: Sequence[str] | None = None) -> float:
@@ -156,10 +186,10 @@ def main(argv: Sequence[str] | None = None) -> float:
     with command_line(argv, __doc__, OPTIONS):
         settings, report = po.read(RegressionSettings), po.read(ReportFiles)
         kept = po.read(CheckpointFiles, checkpoint_every=EVERY)
-        po.require_all_read()
         check_targets(MPI.COMM_WORLD, report, kept)
         begin = time.perf_counter()
         regression = Regression(settings)
+        po.require_all_read()
         with interruptible():
             losses = regression.train(kept)
         seconds = time.perf_counter() - begin

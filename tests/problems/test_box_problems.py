@@ -60,7 +60,7 @@ def test_adam_alone_is_far_behind():
 
 
 @pytest.mark.parametrize("init", ["he", "glorot", "box"])
-@pytest.mark.parametrize("method", ["adam", "lsgd"])
+@pytest.mark.parametrize("method", ["adam", "lsgd", "lm"])
 def test_every_choice_runs_and_learns(init, method, tmp_path):
     words = ("-function", "discontinuous", "-init", init, "-method", method, "-steps", 20, "-depth", 3)
     found = rms(*words, "-summary", tmp_path / "s.json")
@@ -102,7 +102,7 @@ def test_the_picture_is_one(tmp_path):
     "main, words, legal",
     [
         (function_regression.main, ("-init", "xavier"), r"he \| glorot \| box"),
-        (function_regression.main, ("-method", "sgd"), r"adam \| lsgd"),
+        (function_regression.main, ("-method", "sgd"), r"adam \| lsgd \| lm"),
         (function_regression.main, ("-function", "cosine"), r"sine \| discontinuous"),
         (function_regression.main, ("-depth", "0"), ">= 1"),
         (function_regression.main, ("-dpth", "3"), "-depth"),

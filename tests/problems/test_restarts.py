@@ -25,6 +25,7 @@ RUNS = {
     "windows": ("burgers", "-nx 8 -nt 8 -solver admm -admm_windows 3 -admm_max_it 5"),
     "lsgd": ("function_regression", "-steps 8"),
     "regression by adam": ("function_regression", "-method adam -steps 8"),
+    "regression by lm": ("function_regression", "-method lm -width 6 -steps 8 -lm_resample_every 2 -lm_rows 100"),
     "box": ("box_init", "-depth 4 -seeds 2 -points 3"),
     "admm": ("admm_mnist", "-data digits -samples 100 -widths 8 -split_batch 25 -epochs 2"),
     "admm, seed": ("admm_mnist", "-data digits -samples 100 -widths 8 -form seed -activation hard_sigmoid -epochs 5"),
