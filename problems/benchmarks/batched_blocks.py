@@ -12,6 +12,40 @@ import nn_adapters as nna
 from nn_adapters.layers import EncoderBlock
 from problems.benchmarks.fused import milliseconds
 
+
+class Mixer(nn.Module):
+    """A dense network over tokens, then one over features, each after a LayerNorm; the second sees the first's sum."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.over_tokens = nn.Sequential(nn.Linear(tokens, 2 * tokens), nn.GELU(), nn.Linear(2 * tokens, tokens))
+        self.over_features = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        """The sum of what both add to u."""
+        v = self.over_tokens(self.norms[0](u).mT).mT
+        found: torch.Tensor = v + self.over_features(self.norms[1](u + v))
+        return found
+
+
+class OwnAttention(nn.Module):
+    """Attention as a user writes it, after a LayerNorm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm, self.split, self.join = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.heads = heads
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        """What it adds to u."""
+        parts = self.split(self.norm(u)).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for part in parts)
+        out = nn.functional.scaled_dot_product_attention(q, k, v).transpose(-2, -3).flatten(-2)
+        found: torch.Tensor = self.join(out)
+        return found
+
+
 #: Blocks, and the shape of their features.
 CASES = {
     "pre-LN transformer": (lambda: EncoderBlock(64, 4, 128), (16, 32, 64)),
@@ -27,6 +61,16 @@ CASES = {
         lambda: nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64)),
         (16, 32, 64),
     ),
+    "convolution, BatchNorm, ReLU": (
+        lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        (32, 8, 14, 14),
+    ),
+    "dense layer, BatchNorm, tanh": (
+        lambda: nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Tanh()),
+        (256, 64),
+    ),
+    "mixer, by vmap": (lambda: Mixer(32, 64), (16, 32, 64)),
+    "attention of one's own, by vmap": (lambda: OwnAttention(64, 4), (16, 32, 64)),
 }
 
 
