@@ -7,6 +7,7 @@ from mpi4py import MPI
 
 import pdeopt as po
 from pdeopt.core.arrays import assign, copy
+from problems.heat3d import Heat3dCase, Heat3dSettings
 from tests.helpers.forms import Functions, burgers, tracking
 from tests.helpers.krylov import options
 
@@ -86,6 +87,17 @@ def over_space():
     assert whole.shape == (4, len(on.u.x.array)) and np.isclose(whole, 0.5).any()
 
 
+def cube():
+    """Trilinear elements with integrals by values at nodes are finite differences, on any number of ranks."""
+    words = {"n": 3, "nt": 4, "alpha": 1e-2}
+    shared = Heat3dCase(Heat3dSettings(**words, space_ranks=WORLD.size, discretization="lumped"))
+    alone = Heat3dCase(Heat3dSettings(**words), SELF)
+    results = [po.SQPSolver(case.problem, type="newton", opt_tol=1e-10).solve() for case in (shared, alone)]
+    found, expected = (case.arrays(result) for case, result in zip((shared, alone), results))
+    for name, values in (found or {}).items():
+        assert np.abs(values - expected[name]).max() <= 1e-9 * (1 + np.abs(values).max()), name
+
+
 def function_layout():
     """Owners and ghosts of a mixed space: all have the values of the same unknowns."""
     mesh = create_unit_square(WORLD, 3, 3)
@@ -134,5 +146,5 @@ def refused():
         square.constraint(F, bcs=[fem.dirichletbc(0.0, held, square.V)])
 
 
-for part in (over_time, over_space, function_layout, refused):
+for part in (over_time, over_space, cube, function_layout, refused):
     part()
