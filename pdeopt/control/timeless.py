@@ -41,7 +41,7 @@ class SingleNode(TimeGrid):
     def _steps(self, index: Array) -> Steps:
         return replace(super()._steps(index), weight=torch.ones(len(index), dtype=torch.float64))
 
-    def coarsen(self, factor: int) -> TimeGrid | None:
+    def coarsen(self, factor: int, counts: Array | None = None) -> TimeGrid | None:
         """Itself: there is no coarser one."""
         return self
 

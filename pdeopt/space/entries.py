@@ -41,7 +41,8 @@ class SharedEntries:
         keys = self.sparsity.rows * shape[1] + self.sparsity.cols
 
         def place(pairs: Array) -> Array:
-            return np.searchsorted(keys, pairs[0] * shape[1] + pairs[1])
+            places: Array = np.searchsorted(keys, pairs[0] * shape[1] + pairs[1])
+            return places
 
         self._place = torch.from_numpy(place(own))
         answers = rows.mpi.alltoall([place(theirs[r]) if r in theirs else None for r in range(rows.mpi.size)])

@@ -99,7 +99,8 @@ def node_places(space: Any) -> Array | None:
         points = np.repeat(space.tabulate_dof_coordinates(), size, axis=0)
     except RuntimeError:
         return None
-    return np.c_[points, np.arange(len(points)) % size]
+    found: Array = np.c_[points, np.arange(len(points)) % size]
+    return found
 
 
 def default_partitioner() -> Any:

@@ -19,7 +19,7 @@ from pdeopt.space import border
 from pdeopt.space.derivatives import FormDerivatives
 from pdeopt.space.fenicsx import packages
 from pdeopt.space.formjacobian import FormJacobian
-from pdeopt.space.layouts.layout import extended
+from pdeopt.space.layouts.layout import Layout, extended
 from pdeopt.space.stepforms import evaluate
 from pdeopt.space.steppoint import StepPoint
 from pdeopt.steps.sparse import StepMatrix, StepPattern
@@ -71,6 +71,9 @@ class FormConstraint(TimeDependentConstraint):
         >>> F = (u - u_old) * v * dx + dt * (inner(grad(u), grad(v)) - z * v) * dx
         >>> heat = FormConstraint(F, u, u_old, z, dt, bcs=[dirichletbc(0.0, dofs, V)])
     """
+
+    layout: Layout
+    controls: Layout
 
     def __init__(
         self,

@@ -59,24 +59,25 @@ class SpreadConstraint(SpaceConstraint):
         super().__init__(layout, controls)
         self.own, self.own_controls = self._seen[: layout.n_owned], seen_controls[: controls.n_owned]
         every = np.r_[self._seen, A.shape[0] + self._seen, 2 * A.shape[0] + seen_controls]
-        local = (part[self.own][:, seen] for part, seen in ((A, self._seen), (B, self._seen), (C, seen_controls)))
-        self.pattern: StepPattern | None = self.step_pattern(*local, W[every][:, every])
+        A, B = (part[self.own][:, self._seen] for part in (A, B))
+        C, W = C[self.own][:, seen_controls], W[every][:, every]
+        self.pattern: StepPattern | None = self.step_pattern(A, B, C, W)
         self.state_mass = _spread(M[self.own][:, self._seen], self._own(M[self.own][:, self._seen]))
         self.control_mass = _spread(
             Q[self.own_controls][:, seen_controls], Sparsity(Q[self.own_controls][:, seen_controls], controls)
         )
         self._places = [torch.from_numpy(each) for each in (self._seen, seen_controls, self.own)]
         start = whole.initial_state(torch.zeros(whole.param_dim, dtype=torch.float64)).detach()
-        self._elsewhere = start, start.new_zeros(C.shape[1])
+        self._elsewhere = start, start.new_zeros(Q.shape[1])
 
     def local_residual(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> Tensor:
         states, controls, own = self._places
         (u, none), rows = self._elsewhere, len(u_new)
-        whole = [
+        x_old, x_new, every_z = (
             base.expand(rows, -1).index_copy(1, place, x.expand(rows, -1))
             for base, place, x in ((u, states, u_old), (u, states, u_new), (none, controls, z))
-        ]
-        return self.whole.residual(*whole, steps)[:, own]
+        )
+        return self.whole.residual(x_old, x_new, every_z, steps)[:, own]
 
     def initial_state(self, p: Tensor) -> Tensor:
         return self.whole.initial_state(p)[self._places[2]]

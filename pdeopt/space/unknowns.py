@@ -62,7 +62,7 @@ class Unknowns:
             np.sort(part[part >= 0]) for part in np.split(seen[whole.n_owned :], [self.size - whole.n_owned])
         )
         place = whole.n_owned + np.argsort(seen[whole.n_owned : self.size])
-        self.dofs = np.r_[own, place[len(place) - len(known) :]]
+        self.dofs: Array = np.r_[own, place[len(place) - len(known) :]]
         self.layout = Layout(whole.mpi, len(own), np.r_[known, more], natural=self._natural)
 
     @cached_property
@@ -76,7 +76,8 @@ class Unknowns:
             return np.zeros((self.size, 4))
         corner = abs(places[:, :3]).max(initial=0.0)
         scale = RESOLUTION / (mpi.allreduce(corner, MPI.MAX) or 1.0)
-        return np.c_[np.round(places[:, 2::-1] * scale), places[:, 3]]
+        keys: Array = np.c_[np.round(places[:, 2::-1] * scale), places[:, 3]]
+        return keys
 
     def exclude(self, bcs: Sequence[Any]) -> None:
         """Take what no Dirichlet condition fixes as unknowns. Collective.

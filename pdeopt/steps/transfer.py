@@ -158,7 +158,8 @@ class Move:
         return found.to(rows.device)
 
     def _send(self, part: Tensor, rank: int) -> MPI.Request:
-        return self.mpi.Isend(as_bytes(part), rank)
+        request: MPI.Request = self.mpi.Isend(as_bytes(part), rank)
+        return request
 
 
 def _shared(owned: Array, rank: int, others: Array) -> list[tuple[int, int, int]]:
