@@ -148,9 +148,10 @@ class Linearization:
     def residual(self) -> PETSc.Vec:
         """F at the point, in the layout of the multiplier."""
         out = self.layout.create_multiplier()
-        if "jacobian" in self.__dict__:
-            assign(out, self.jacobian.residual)
-        else:
+        known = self.__dict__.get("jacobian")
+        if known is not None and "residual" in known.__dict__:
+            assign(out, known.residual)
+        else:  # here alone: kept, it would be there twice
             assign(out, self.constraint.residual(self.u_old, self.u, self.z_step, self.steps))
         return out
 
@@ -201,9 +202,8 @@ class Linearization:
 
     def lagrangian_gradient(self, lam: PETSc.Vec) -> PETSc.Vec:
         """J' + F'^T lam, in the layout of x, a new vector."""
-        gradient = self.vjp(lam, self.layout.create_primal())
-        gradient.axpy(1.0, self.gradient)
-        return gradient
+        parts = zip(self.gradient_fields, self.vjp_fields(self.layout.rows(lam)))
+        return self.layout.pack(self.layout.create_primal(), *(one + other for one, other in parts))
 
     def hvp(self, lam: PETSc.Vec | None, dx: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = L'' dx with the multiplier `lam`; None leaves the constraint out (Gauss-Newton)."""
@@ -341,9 +341,9 @@ class Elimination:
         """
         z, p = self._fields(design)
         u = self.state(design, c)
-        rest_u, rest_z, rest_p = (-w for w in self.hessian(u, z, p))
-        if g is not None:
-            rest_u, rest_z, rest_p = rest_u + g[0], rest_z + g[1], rest_p + g[2]
+        w_u, w_z, w_p = self.hessian(u, z, p)
+        rest_u, rest_z, rest_p = (-w_u, -w_z, -w_p) if g is None else (g[0] - w_u, g[1] - w_z, g[2] - w_p)
+        del w_u, w_z  # of all steps, as what follows
         lam = self.multiplier(rest_u)
         return Eliminated(u, lam, self.design_part(rest_z, rest_p, lam))
 

@@ -24,8 +24,9 @@ from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.objective import Objective
 from pdeopt.control.stepjacobian import SparseStepJacobian
-from pdeopt.core.arrays import copy, index_array, writable
+from pdeopt.core.arrays import copy, index_array, readonly, writable
 from pdeopt.core.errors import InputError
+from pdeopt.core.ranks import freed
 from pdeopt.kkt.assembly import KKTAssembly, require_pattern
 from pdeopt.kkt.layout import KKTLayout, spaces
 from pdeopt.kkt.parameters import Parameters, ParameterValues
@@ -66,8 +67,6 @@ class KKTOperator:
         self.metric, self.problem, self.hessian = metric, metric.problem, hessian
         self.layout = KKTLayout(self.problem)
         self._masses = (metric.state_mass, metric.control_mass)
-        self._x, self._w = self.problem.create_primal(), self.problem.create_primal()
-        self._lam, self._c = self.problem.create_multiplier(), self.problem.create_multiplier()
         self._assembly: KKTAssembly | None = None
         self._assembled: PETSc.Mat | None = None
 
@@ -94,38 +93,49 @@ class KKTOperator:
         """1'Wzz 1 / 1'1 without the constraint's curvature, or that of the metric where controls have no price.
 
         Of the parameters where there are no controls."""
-        layout, (u, z, p) = self.problem.layout, self.problem.fields(self._x)
+        layout, ones, image = self.problem.layout, self.problem.create_primal(), self.problem.create_primal()
+        u, z, p = self.problem.fields(ones)
         has_controls = float(self.problem.grid.max(torch.tensor(float(layout.control_size)))) > 0
         z, p = torch.full_like(z, float(has_controls)), torch.full_like(p, float(not has_controls))
-        ones = layout.pack(self._x, torch.zeros_like(u), z, p)
-        size = 0.0 if self.is_metric else ones.dot(self.lin.hvp(None, ones, self._w))
-        if not size > 0:
-            size = self.problem.split(ones)[1].dot(self.metric.design_lumped())
-        return float(size / ones.dot(ones))
+        with freed(ones, image):
+            layout.pack(ones, u, z, p)
+            size = 0.0 if self.is_metric else ones.dot(self.lin.hvp(None, ones, image))
+            if not size > 0:
+                size = self.problem.split(ones)[1].dot(self.metric.design_lumped())
+            return float(size / ones.dot(ones))
 
     def mult(self, matrix: PETSc.Mat | None, k: PETSc.Vec, out: PETSc.Vec) -> None:
         """out = K k; the verb of a PETSc shell matrix."""
-        x, lam = self._x, self._lam
-        self.problem.layout.split_kkt(k, x, lam)
-        held = self._exchange_fixed(x)
-        Wx = self.apply_hessian(x, self._w)
-        JT_lam = self.lin.vjp(lam, self.problem.create_primal())
-        Wx.axpy(1.0, JT_lam)
-        JT_lam.destroy()
-        self._exchange_fixed(Wx, held)
-        self.problem.layout.join_kkt(Wx, self.lin.jvp(x, self._c), out)
+        layout, lin = self.problem.layout, self.lin
+        held = self._take_fixed(k)
+        (u, z, p), lam = layout.kkt_fields(k if held is None else held)
+        c = lin.jacobian.jvp(lin.old_direction(u, p), u, lin.controls(z), p)
+        Wx, JT_lam = self.hessian_fields(u, z, p), lin.vjp_fields(lam)
+        layout.pack(out, *(one + other for one, other in zip(Wx, JT_lam)), c)
+        if held is not None:
+            self._pin(k, out)
+            held.destroy()
 
     multTranspose = mult  # K is symmetric
 
-    def _exchange_fixed(self, x: PETSc.Vec, values: Tensor | None = None) -> Tensor | None:
-        """Write zeros, or the pin times values, into the fixed design variables of x; returns what they were."""
+    def _take_fixed(self, k: PETSc.Vec) -> PETSc.Vec | None:
+        """A new vector with zeros in the fixed design variables; None where none is fixed. Collective."""
         if self.fixed is None:
             return None
-        place = torch.nonzero(self.fixed)[:, 0] + self.problem.layout.state_size
-        with writable(x) as entries:
-            before = entries[place]
-            entries[place] = 0.0 if values is None else self.pin * values
-        return before
+        taken = k.copy()
+        with writable(taken) as entries:
+            entries[self._place_of_fixed] = 0.0
+        return taken
+
+    def _pin(self, k: PETSc.Vec, out: PETSc.Vec) -> None:
+        """Write the pin times the fixed design variables of k into those of `out`."""
+        with readonly(k) as given, writable(out) as entries:
+            entries[self._place_of_fixed] = self.pin * given[self._place_of_fixed]
+
+    @property
+    def _place_of_fixed(self) -> Tensor:
+        assert self.fixed is not None
+        return torch.nonzero(self.fixed)[:, 0] + self.problem.layout.state_size
 
     def apply_hessian(self, x: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = W x, whatever is fixed."""

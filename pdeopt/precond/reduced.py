@@ -28,6 +28,9 @@ from pdeopt.steps.linear_mgrit import EXACT_RTOL
 from pdeopt.steps.matrices.krylov import keeping_few
 from pdeopt.steps.vectorlayout import Fields
 
+#: Controls of a rank above which the directions of conjugate gradients are freed after a solve.
+LARGE = 1 << 19
+
 #: The share of a tolerance that is left to errors of sweeps, and the relative residual that these always reach.
 SWEEP_SHARE, LOOSEST_RTOL = 0.1, 1e-2
 
@@ -129,7 +132,8 @@ class ReducedPC(Preconditioner):
         self.operator = operator_of(pc.getOperators()[1])
         self.hessian = ReducedHessian(self.operator)
         self._matrix, self._ksp = self.hessian.shell(), PETSc.KSP().create(pc.getComm())
-        self.own(self._matrix.destroy, self._ksp.destroy)
+        self._right, self._left = self._matrix.createVecs()
+        self.own(*(each.destroy for each in (self._matrix, self._right, self._left, self._ksp)))
         self._ksp.setOptionsPrefix(self.prefix + "reduced_")
         self._ksp.setOperators(self._matrix)
         self._choose_type()
@@ -140,11 +144,11 @@ class ReducedPC(Preconditioner):
             self._ksp.setFromOptions()
         self._max_it = self._ksp.getTolerances()[3]
         self._ksp.setUp()  # now, where a failure reaches all ranks
-        self._right, self._left = self._matrix.createVecs()
         self._is_flexible = self._ksp.getType() == "fcg"
         self._carrying = self._ksp.getPythonContext() if self._ksp.getType() == "python" else None
         if self._is_flexible:
             self._before = self._left.duplicate()
+            self.own(self._before.destroy)
             self._ksp.setConvergenceTest(self._watch)
 
     def _choose_type(self) -> None:
@@ -170,14 +174,19 @@ class ReducedPC(Preconditioner):
             return self._project(g, c, y)
         sweep_rtol = SWEEP_SHARE * self._rtol if self._is_flexible else EXACT_RTOL
         elimination.rtol = sweep_rtol
-        start = eliminate(torch.zeros(layout.design_size, dtype=torch.float64), g, c)
+        start: Eliminated | None = eliminate(torch.zeros(layout.design_size, dtype=torch.float64), g, c)
         size, self.size = self._size(g, c) if self.size is None else self.size, None
-        design = self._solve(start.rest, size)
+        assign(self._right, start.rest)
+        if self._carrying is None:  # of all steps; states and multipliers are found anew in the end
+            start = g = c = None
+        design = self._solve(size)
         if self.gave_up:
             y.set(0.0)
             return
         elimination.rtol = sweep_rtol
-        if isinstance(self._carrying, CarryingCG) and not self.curves_down and 0 < self.iterations <= MOST_CARRIED:
+        if start is None:
+            found = eliminate(design, *layout.kkt_fields(x))
+        elif isinstance(self._carrying, CarryingCG) and not self.curves_down and 0 < self.iterations <= MOST_CARRIED:
             state, multiplier, rest = self._carrying.found
             del self._carrying.found  # it is as large as all states
             found = Eliminated(start.state + state, start.multiplier + multiplier, rest)
@@ -192,6 +201,15 @@ class ReducedPC(Preconditioner):
     def is_exact(self) -> bool:
         """Whether the reduced Hessian is the metric of the design, whose inverse is at hand."""
         return self.operator.hessian == "design" and self.operator.fixed is None
+
+    def rest(self) -> None:
+        """Free the directions of conjugate gradients, where they are large; made anew when needed. Collective.
+
+        They are as large as a dozen vectors of all controls, and what follows a solve evaluates the next point.
+        """
+        if self._matrix.getSize()[0] > LARGE * self._matrix.getComm().getSize():
+            self._ksp.reset()
+            self._ksp.setOperators(self._matrix)
 
     def _project(self, g: Fields, c: Tensor, y: PETSc.Vec) -> None:
         """lam = T^-T g_u, d = R_d^-1 (g_d - C'lam), u = T^-1 (c - C d)."""
@@ -208,15 +226,16 @@ class ReducedPC(Preconditioner):
         assign(multiplier, c)
         return math.hypot(metric.dual_norm(primal), metric.residual_norm(multiplier))
 
-    def _solve(self, r: Tensor, size: float) -> Tensor:
-        """d with |r - H d| <= rtol min(size, |r|) in the dual norm, or the last one before H curved down."""
-        assign(self._right, r)
-        preconditioned = self._right.duplicate()
-        self._ksp.getPC().apply(self._right, preconditioned)
-        natural = self._right.dot(preconditioned)
+    def _solve(self, size: float) -> Tensor:
+        """d with |r - H d| <= rtol min(size, |r|) in the dual norm, or the last one before H curved down.
+
+        r is in the vector of right-hand sides.
+        """
+        self._ksp.getPC().apply(self._right, self._left)
+        natural = self._right.dot(self._left)
         self.iterations, self.curves_down, self.hessian.curves_down, self.gave_up = 0, False, False, False
         if natural == 0.0:
-            return torch.zeros_like(r)
+            return torch.zeros(self._right.getLocalSize(), dtype=torch.float64)
         if not (math.isfinite(natural) and natural > 0):
             raise SolveFailure(
                 "the control block of the KKT system is not positive", "add ControlCost to the objective"
@@ -227,14 +246,14 @@ class ReducedPC(Preconditioner):
         if self.foresees:
             self._ksp.setConvergenceTest(self._watch)
         if isinstance(self._carrying, CarryingCG):
-            self._carrying.first = copy(preconditioned)
+            self._carrying.first = copy(self._left)
         self._ksp.solve(self._right, self._left)
         self.iterations = self._ksp.getIterationNumber()
         self.curves_down = self.hessian.curves_down
         if self.curves_down and self._is_flexible:
             self._before.copy(self._left)
         if self.curves_down and self._left.norm() == 0.0:
-            return copy(preconditioned)
+            self._ksp.getPC().apply(self._right, self._left)
         return copy(self._left)
 
     def _watch(self, ksp: PETSc.KSP, iteration: int, norm: float) -> PETSc.KSP.ConvergedReason:

@@ -15,7 +15,7 @@ from pdeopt.core.errors import InputError
 from pdeopt.space.layouts.layout import Layout, extended
 from pdeopt.space.spacejacobian import LocalEquation, SpaceStepJacobian
 from pdeopt.steps.sparse import StepMatrix, StepPattern
-from pdeopt.steps.sparsity import Sparsity
+from pdeopt.steps.sparsity import Sparsity, widened
 from pdeopt.steps.timegrid import Steps
 
 
@@ -96,23 +96,30 @@ class SpaceConstraint(TimeDependentConstraint):
         return SpaceStepJacobian(self.local, point, steps, pattern, self._blocks[1])
 
     def _affine_blocks(self, steps: Steps, pattern: StepPattern) -> dict[str, StepMatrix]:
-        """The blocks of an affine residual by colored differences, which are exact."""
-        widths = [self.layout.n_all, self.layout.n_all, self.controls.n_all]
+        """The blocks of an affine residual by colored differences, which are exact; one block after the other.
 
-        def residual(d: Tensor) -> Tensor:
-            u_old, u_new, z = (part.expand(len(steps), -1) for part in d.split(widths))
-            return self.local_residual(u_old, u_new, z, steps)
+        Their stacked pattern, and its colors, would take more memory than the blocks.
+        """
+        widths = {"B": self.layout.n_all, "A": self.layout.n_all, "C": self.controls.n_all}
+        zero = {name: torch.zeros(len(steps), width, dtype=torch.float64) for name, width in widths.items()}
+        start, found = self.local_residual(zero["B"], zero["A"], zero["C"], steps), {}
+        for name in "BAC":
+            declared: Sparsity = getattr(pattern, name)
+            whole = widened(declared, self.controls if name == "C" else self.layout)
 
-        start = residual(torch.zeros(sum(widths), dtype=torch.float64))
+            def product(d: Tensor, name: str = name) -> Tensor:
+                moved = zero | {name: d.expand(len(steps), -1)}
+                return self.local_residual(moved["B"], moved["A"], moved["C"], steps) - start
 
-        def product(d: Tensor) -> Tensor:
-            return residual(d) - start
-
-        values, are_all = pattern.jacobian.fill(product, at_once=False)
-        if not are_all:
-            what, got = f"{type(self).__name__}.pattern", "a sparsity that misses nonzero derivatives, or a residual"
-            raise InputError(what, f"{got} that is not affine", "step_pattern(A, B, C), or is_affine = False")
-        return pattern.split(values)
+            values, are_all = whole.fill(product, at_once=False)
+            if not are_all:
+                what, got = (
+                    f"{type(self).__name__}.pattern",
+                    "a sparsity that misses nonzero derivatives, or a residual",
+                )
+                raise InputError(what, f"{got} that is not affine", "step_pattern(A, B, C), or is_affine = False")
+            found[name] = StepMatrix(declared, values)
+        return found
 
     @cached_property
     def pattern(self) -> StepPattern | None:

@@ -19,6 +19,7 @@ from pdeopt.steps.mgrit import (
     whole_intervals as whole_intervals,
 )
 from pdeopt.steps.observation import Measurements as Measurements, Observation as Observation, SeenForm as SeenForm
+from pdeopt.steps.products import DiagonalProduct as DiagonalProduct, PaddedProduct as PaddedProduct
 from pdeopt.steps.sparse import (
     StepMatrix as StepMatrix,
     StepPattern as StepPattern,
@@ -27,12 +28,7 @@ from pdeopt.steps.sparse import (
     dense as dense,
     serial_aij as serial_aij,
 )
-from pdeopt.steps.sparsity import (
-    DiagonalProduct as DiagonalProduct,
-    PaddedProduct as PaddedProduct,
-    ParameterPattern as ParameterPattern,
-    Sparsity as Sparsity,
-)
+from pdeopt.steps.sparsity import ParameterPattern as ParameterPattern, Sparsity as Sparsity
 from pdeopt.steps.stepsolve import (
     StagedSubstitution as StagedSubstitution,
     StepFactor as StepFactor,

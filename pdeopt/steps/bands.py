@@ -19,8 +19,9 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import StepFailure
+from pdeopt.steps.products import evenly
 from pdeopt.steps.sparse import StepMatrix
-from pdeopt.steps.sparsity import Sparsity, evenly
+from pdeopt.steps.sparsity import Sparsity
 
 #: What happened and what to try, where a step cannot be solved.
 NOT_FINITE = ("a step matrix dF/du_new is not finite", "check the residual for NaN, log and division")

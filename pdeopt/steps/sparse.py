@@ -21,7 +21,8 @@ from pdeopt.core.arrays import Array, index_array
 from pdeopt.core.autodiff import is_plain, is_recorded, plainly
 from pdeopt.core.errors import InputError
 from pdeopt.steps.forms import real_matrix, require_form, require_spread_form
-from pdeopt.steps.sparsity import DiagonalProduct, PaddedProduct, Sparsity, has_few_diagonals, widened
+from pdeopt.steps.products import DiagonalProduct, PaddedProduct
+from pdeopt.steps.sparsity import KEPT_ENTRIES, Sparsity, has_few_diagonals, widened
 
 #: Steps of so many entries, zeros counted, and so many entries of all steps are multiplied as dense matrices.
 SMALL_STEP, SMALL_STEPS = 64, 1 << 18
@@ -51,6 +52,7 @@ class StepMatrix:
         self._matrices: dict[bool, PETSc.Mat] = {}
         self._products: dict[bool, DiagonalProduct] = {}
         self._form: dict[bool, StepMatrix] = {}  # what `form` has found
+        self.solver: tuple[Any, Any] | None = None  # what `step_solver` has made of one matrix, and for what
 
     @classmethod
     @plainly
@@ -118,7 +120,7 @@ class StepMatrix:
         """The one matrix of all steps for scipy, on the same memory. Raises `InputError` where steps differ."""
         if not self.is_constant:
             raise InputError(what, f"{len(self.values)} matrices", "one matrix for all steps")
-        pattern = self.sparsity.csr
+        pattern = self.sparsity
         return sp.csr_matrix((self.values[0].numpy(), pattern.indices, pattern.indptr), shape=pattern.shape)
 
     @property
@@ -180,6 +182,8 @@ class StepMatrix:
         if not self.is_constant:
             blocks = self._blocks.T if transpose else self._blocks
             return torch.from_numpy(blocks @ x.numpy().ravel()).reshape(len(self.values), width)
+        if transpose and self.sparsity.nnz > KEPT_ENTRIES:  # slower, but a transpose is as large as the matrix
+            return torch.from_numpy(np.ascontiguousarray((self.as_csr().T @ x.numpy().T).T))
         right = np.ascontiguousarray(x.numpy())
         left = np.empty((len(right), width))
         with dense(right) as X, dense(left) as Y:
@@ -222,11 +226,11 @@ class StepMatrix:
 
     @cached_property
     def _by_row(self) -> PaddedProduct:
-        return PaddedProduct(self.values, *self.sparsity.padded)
+        return PaddedProduct(self.values, self.sparsity.padded)
 
     @cached_property
     def _by_column(self) -> PaddedProduct:
-        return PaddedProduct(self.values, *self.sparsity.padded_transpose)
+        return PaddedProduct(self.values, self.sparsity.padded_transpose)
 
 
 class Recorded(torch.autograd.Function):
@@ -273,10 +277,10 @@ def dense(rows: Array) -> Iterator[PETSc.Mat]:
 
 
 def serial_aij(csr: sp.csr_matrix) -> PETSc.Mat:
-    """A scipy matrix with sorted indices as a PETSc matrix of this rank alone."""
+    """A scipy matrix, whose indices are sorted, as a PETSc matrix of this rank alone, on the same memory."""
     csr.sort_indices()
     arrays = (index_array(csr.indptr), index_array(csr.indices), csr.data)
-    return PETSc.Mat().createAIJ(csr.shape, csr=arrays, comm=PETSc.COMM_SELF)
+    return PETSc.Mat().createAIJWithArrays(csr.shape, arrays, comm=PETSc.COMM_SELF)
 
 
 def block_diagonal(matrix: StepMatrix, batch: int | None = None, lag: int = 0) -> sp.csr_matrix:

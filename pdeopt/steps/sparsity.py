@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,9 +21,40 @@ from pdeopt.core.arrays import Array
 from pdeopt.core.autodiff import columns
 from pdeopt.core.errors import InputError
 from pdeopt.space.layouts.layout import Layout
+from pdeopt.steps.products import Padded, pad
 
 #: Colors of the parameters up to which their derivatives are kept as sparse matrices.
 MOST_COLORS = 32
+
+#: Entries up to which a pattern keeps what follows from it; of larger ones that is found anew, in less time than a few
+#: products take: kept, it would be several times as large as the matrix.
+KEPT_ENTRIES = 1 << 18
+
+#: Numbers in the directions of a coloring, and in the products with those that are taken at once.
+FEW_NUMBERS = 1 << 20
+
+T = TypeVar("T")
+
+
+class kept_if_small(Generic[T]):
+    """`cached_property` of a pattern with at most `KEPT_ENTRIES` entries, a plain property of a larger one."""
+
+    def __init__(self, function: Callable[[Any], T]) -> None:
+        self.function, self.__doc__ = function, function.__doc__
+
+    @overload
+    def __get__(self, pattern: None, owner: Any) -> kept_if_small[T]: ...
+
+    @overload
+    def __get__(self, pattern: object, owner: Any) -> T: ...
+
+    def __get__(self, pattern: Any, owner: Any) -> Any:
+        if pattern is None:
+            return self
+        value = self.function(pattern)
+        if pattern.nnz <= KEPT_ENTRIES:
+            pattern.__dict__[self.function.__name__] = value
+        return value
 
 
 class Sparsity:
@@ -39,18 +70,37 @@ class Sparsity:
 
     def __init__(self, pattern: Any, columns: Layout | None = None) -> None:
         csr = sp.csr_matrix(pattern)  # copied: sorting a user's indices in place would leave the values behind
-        csr = sp.csr_matrix((np.ones(csr.nnz), csr.indices, csr.indptr), shape=csr.shape, copy=True)
+        csr = sp.csr_matrix((np.ones(csr.nnz, dtype=np.int8), csr.indices, csr.indptr), shape=csr.shape, copy=True)
         csr.sum_duplicates()
-        self.csr = csr
         self.shape: tuple[int, int] = csr.shape
         self.nnz: int = csr.nnz
-        self.rows = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
-        self.cols = csr.indices.astype(np.int64)
+        small = max(self.nnz, *self.shape) <= np.iinfo(np.int32).max
+        self.indptr, self.indices = (x.astype(np.int32 if small else np.int64) for x in (csr.indptr, csr.indices))
         self.columns = None if columns is None or columns.is_silent else columns
         if self.columns is not None and self.columns.n_all != self.shape[1]:
             raise InputError("columns of a pattern", self.shape[1], f"{self.columns.n_all} owned unknowns and ghosts")
         #: entries of what a matrix with this pattern is multiplied by on this rank: owned columns
         self.domain: int = self.shape[1] if self.columns is None else self.columns.n_owned
+
+    @kept_if_small
+    def csr(self) -> sp.csr_matrix:
+        """The pattern as a matrix of ones."""
+        return sp.csr_matrix((np.ones(self.nnz), self.indices, self.indptr), shape=self.shape)
+
+    @kept_if_small
+    def rows(self) -> Array:
+        """The row of each entry, (nnz,)."""
+        return np.repeat(np.arange(self.shape[0]), np.diff(self.indptr))
+
+    @kept_if_small
+    def cols(self) -> Array:
+        """The column of each entry, (nnz,)."""
+        return self.indices.astype(np.int64)
+
+    @property
+    def on_diagonal(self) -> Array:
+        """Numbers of the entries that stand on the diagonal."""
+        return np.flatnonzero(self.rows == self.cols)
 
     @classmethod
     def banded(cls, n: int, width: int = 1) -> Sparsity:
@@ -78,7 +128,7 @@ class Sparsity:
         """Where the entries of `other`, which this pattern covers, stand among its own. Shape (other.nnz,)."""
         return torch.from_numpy(np.searchsorted(self._keys, widened(other, self.columns)._keys))
 
-    @cached_property
+    @kept_if_small
     def _keys(self) -> Array:
         keys: Array = self.rows * self.shape[1] + self.cols
         return keys
@@ -93,38 +143,44 @@ class Sparsity:
     def _digest(self) -> bytes:
         """Of the entries: what is kept for a pattern serves all that are equal."""
         of_columns = b"" if self.columns is None else self.columns.digest
-        return sha256(repr(self.shape).encode() + self._keys.tobytes() + of_columns).digest()
+        found = sha256(repr(self.shape).encode())
+        for part in (self.indptr, self.indices, of_columns):
+            found.update(part)
+        return found.digest()
 
     def fill(self, product: Callable[[Tensor], Tensor], at_once: bool = True) -> tuple[Tensor, bool]:
         """Values of the entries, (batch, nnz), and whether they are all: whether they give a product with no zeros.
 
         `product` maps a direction, (columns,), to the batch of products, (batch, rows); it is vectorized over those of
-        the coloring, or, not `at_once`, called for one after the other.
+        the coloring, or, not `at_once`, called for one after the other. So it is where they are long.
         """
-        directions = self.coloring.directions
+        coloring = self.coloring
+        if coloring.directions is None:
+            return coloring.fill(product)
+        directions = coloring.directions
         products = columns(product, directions) if at_once else torch.stack([product(d) for d in directions])
-        return self.coloring.recover(products)
+        return coloring.recover(products)
 
-    @cached_property
+    @kept_if_small
     def coloring(self) -> Coloring:
         """Which columns are differentiated at once."""
         return Coloring(self)
 
-    @cached_property
+    @kept_if_small
     def transposed(self) -> Sparsity:
         """The pattern of the transpose; its colors are those of the rows."""
         return Sparsity(self.csr.T)
 
-    @cached_property
-    def padded(self) -> tuple[Tensor, Tensor]:
-        """Row-padded form: entry and column numbers, each (width, rows); padding has entry nnz, column 0."""
-        return _pad(self.rows, self.cols, np.arange(self.nnz), self.shape[0])
+    @kept_if_small
+    def padded(self) -> Padded:
+        """The entries by rows."""
+        return pad(self.rows, self.cols, np.arange(self.nnz), self.shape[0])
 
-    @cached_property
-    def padded_transpose(self) -> tuple[Tensor, Tensor]:
-        """`padded` of the transpose: entry and row numbers, each (width, columns)."""
+    @kept_if_small
+    def padded_transpose(self) -> Padded:
+        """`padded` of the transpose."""
         order = np.lexsort((self.rows, self.cols))
-        return _pad(self.cols[order], self.rows[order], order, self.shape[1])
+        return pad(self.cols[order], self.rows[order], order, self.shape[1])
 
 
 def widened(pattern: Sparsity, columns: Layout | None) -> Sparsity:
@@ -150,24 +206,44 @@ class Coloring:
 
     Attributes:
         colors: of the columns, by a greedy choice; -1 for one without entries. Shape (columns,).
-        seeds: the sum of the unit vectors of each color, shape (colors, columns).
-        directions: the seeds, and one without zeros, unless each column has a color of its own and shows all its
-            entries. Shape (directions, columns).
+        number: of colors.
+        directions: the sum of the unit vectors of each color, and a direction without zeros, unless each column has a
+            color of its own and shows all its entries. Shape (directions, columns). None where these are more than
+            `FEW_NUMBERS` numbers: with 3 n columns, they would be the largest that a pattern has.
     """
 
     def __init__(self, pattern: Sparsity) -> None:
         width = pattern.shape[1]
         self.colors = _greedy_colors(pattern)
-        number = int(self.colors.max(initial=-1)) + 1
-        probe = torch.linspace(1.0, 2.0, width, dtype=torch.float64)[None]
-        self._is_probed = number < width
-        self.directions = torch.zeros(number + int(self._is_probed), width, dtype=torch.float64)
-        self.seeds = self.directions[:number]  # the same memory: with 3 n columns, these are the largest of a pattern
-        seen = np.flatnonzero(self.colors >= 0)
-        self.seeds[self.colors[seen], seen] = 1.0
-        self.directions[number:] = probe
-        self._color, self._row = torch.from_numpy(self.colors[pattern.cols]), torch.from_numpy(pattern.rows)
-        self._weights = probe[0, torch.from_numpy(pattern.cols)]
+        self.number = int(self.colors.max(initial=-1)) + 1
+        self._pattern, is_large = pattern, self.number * width > FEW_NUMBERS
+        self._is_probed = is_large or self.number < width
+        self.directions: Tensor | None = None
+        if not is_large:
+            which = range(self.number + int(self._is_probed))
+            each = [self.direction(color) for color in which]
+            self.directions = torch.stack(each) if each else torch.zeros(0, width, dtype=torch.float64)
+            self._color, self._row = torch.from_numpy(self.colors[pattern.cols]), torch.from_numpy(pattern.rows)
+            self._weights = self.direction(self.number)[torch.from_numpy(pattern.cols)]
+
+    def direction(self, color: int) -> Tensor:
+        """The sum of the unit vectors of a color, or, of the number after the last, a direction without zeros."""
+        if color == self.number:
+            return torch.linspace(1.0, 2.0, len(self.colors), dtype=torch.float64)
+        return torch.from_numpy(self.colors == color).double()
+
+    def fill(self, product: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
+        """`Sparsity.fill` with one direction after the other."""
+        pattern, probe = self._pattern, self.direction(self.number)
+        missed = product(probe)
+        size, values = 1 + float(missed.abs().amax()), missed.new_empty(len(missed), pattern.nnz)
+        color_of_entry, starts = self.colors[pattern.indices], pattern.indptr
+        for color in range(self.number):
+            entries, one = np.flatnonzero(color_of_entry == color), product(self.direction(color))
+            rows = torch.from_numpy(np.searchsorted(starts, entries, side="right") - 1)
+            values[:, entries] = part = one[:, rows]
+            missed.index_add_(1, rows, part * probe[pattern.indices[entries]], alpha=-1)
+        return values, not bool(missed.abs().amax() > 1e-8 * size)
 
     def recover(self, products: Tensor) -> tuple[Tensor, bool]:
         """Values of the entries, (batch, nnz), and whether they are all, from products (directions, batch, rows)."""
@@ -182,10 +258,12 @@ class Coloring:
 
 def _greedy_colors(pattern: Sparsity) -> Array:
     """Each column in turn takes the first color that none of its neighbors has, in compiled code of SciPy."""
-    colors = np.full(pattern.shape[1], -1)
+    colors = np.full(pattern.shape[1], -1, dtype=np.int32)
     if pattern.nnz:
-        colors = np.asarray(group_columns(pattern.csr, order=np.arange(pattern.shape[1])), dtype=colors.dtype)
-        colors[np.bincount(pattern.cols, minlength=pattern.shape[1]) == 0] = -1
+        ones = sp.csr_matrix((np.ones(pattern.nnz, dtype=np.int8), pattern.indices, pattern.indptr), pattern.shape)
+        seen = np.zeros(pattern.shape[1], dtype=bool)
+        seen[pattern.indices] = True
+        colors[seen] = group_columns(ones, order=np.arange(pattern.shape[1]))[seen]
     return colors
 
 
@@ -204,92 +282,19 @@ def _places_in_transpose(pattern: Sparsity) -> Tensor:
 @lru_cache(maxsize=64)
 def has_fewer_row_colors(pattern: Sparsity) -> bool:
     """Whether the rows need no more colors than the columns."""
-    largest, number = int(np.bincount(pattern.cols).max(initial=0)), len(pattern.coloring.seeds)
-    return largest <= number and len(pattern.transposed.coloring.seeds) <= number  # rows of one column differ in color
-
-
-def _pad(rows: Array, cols: Array, entries: Array, num_rows: int) -> tuple[Tensor, Tensor]:
-    counts = np.bincount(rows, minlength=num_rows)
-    position = np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts)
-    width = int(counts.max(initial=0))
-    entry, col = np.full((width, num_rows), rows.size), np.zeros((width, num_rows), dtype=np.int64)
-    entry[position, rows], col[position, rows] = entries, cols
-    return torch.from_numpy(entry), torch.from_numpy(col)
-
-
-class PaddedProduct:
-    """Products of sparse matrices with rows as a sum of a few gathers: as many as the widest row has entries.
-
-    All its operations are torch's, so it works under every transform of torch.func.
-
-    Args:
-        values: of the entries, (batch, nnz).
-        entries, columns: the row-padded form of the pattern, each (width, rows).
-    """
-
-    def __init__(self, values: Tensor, entries: Tensor, columns: Tensor) -> None:
-        extended = torch.cat([values, torch.zeros_like(values[:, :1])], dim=1)  # the value of the padding
-        self.values, self.columns = [extended[:, e].contiguous() for e in entries], columns
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The product with each row of x, (..., columns) -> (..., rows)."""
-        terms = (v * x[..., c] for v, c in zip(self.values, self.columns))
-        total = next(terms, None)
-        if total is None:
-            return torch.zeros((*x.shape[:-1], self.columns.shape[-1]), dtype=x.dtype)
-        for term in terms:
-            total = total + term
-        return total
-
-
-def evenly(places: Array) -> slice | Array:
-    """Numbers as a slice where they are equally far apart, as those of a band's diagonal: it is read much faster."""
-    step = int(places[1] - places[0]) if len(places) > 1 else 1
-    is_slice = step > 0 and bool((np.diff(places) == step).all())
-    return slice(int(places[0]), int(places[-1]) + 1, step) if is_slice and len(places) else places
+    largest, number = int(np.bincount(pattern.indices).max(initial=0)), pattern.coloring.number
+    return largest <= number and pattern.transposed.coloring.number <= number  # rows of one column differ in color
 
 
 #: Diagonals on which entries stand up to which a product takes one multiplication for each.
 FEW_DIAGONALS = 4
 
 
-class DiagonalProduct:
-    """Products of matrices whose entries stand on a few diagonals with rows.
-
-    Args:
-        num_rows: of a matrix.
-        rows, cols: of the entries, (nnz,).
-        values: of them, (batch, nnz).
-    """
-
-    def __init__(self, num_rows: int, rows: Array, cols: Array, values: Tensor) -> None:
-        self._rows, self._diagonals, distance = num_rows, list[tuple[slice, slice, Tensor]](), cols - rows
-        for k in np.unique(distance):
-            place = np.flatnonzero(distance == k)
-            begin, end = int(rows[place].min()), int(rows[place].max()) + 1
-            if len(place) == end - begin:
-                entries = values[:, evenly(place)].contiguous()
-            else:
-                entries = values.new_zeros(len(values), end - begin)
-                entries[:, rows[place] - begin] = values[:, place]
-            self._diagonals.append((slice(begin, end), slice(begin + k, end + k), entries))
-        self._diagonals.sort(key=lambda each: each[0].start - each[0].stop)  # the longest first
-
-    def __call__(self, x: Tensor) -> Tensor:
-        whole, rest = self._diagonals[:1], self._diagonals[1:]
-        if whole and whole[0][0] == slice(0, self._rows):
-            out = x[:, whole[0][1]] * whole[0][2]
-        else:
-            out, rest = x.new_zeros(len(x), self._rows), self._diagonals
-        for rows, cols, entries in rest:
-            out[:, rows].addcmul_(x[:, cols], entries)
-        return out
-
-
 @lru_cache(maxsize=64)
 def has_few_diagonals(pattern: Sparsity) -> bool:
     """Whether a `DiagonalProduct` is the fastest."""
-    return len(np.unique(pattern.cols - pattern.rows)) <= FEW_DIAGONALS
+    widest = int(np.diff(pattern.indptr).max(initial=0))
+    return widest <= FEW_DIAGONALS and len(np.unique(pattern.cols - pattern.rows)) <= FEW_DIAGONALS
 
 
 class ParameterPattern(NamedTuple):
@@ -317,6 +322,6 @@ class ParameterPattern(NamedTuple):
     def is_sparse(self) -> bool:
         """Whether products with entries are cheaper than differentiation: few colors."""
         return all(
-            int(np.bincount(part.rows).max(initial=0)) <= MOST_COLORS and len(part.coloring.seeds) <= MOST_COLORS
+            int(np.diff(part.indptr).max(initial=0)) <= MOST_COLORS and part.coloring.number <= MOST_COLORS
             for part in self
         )

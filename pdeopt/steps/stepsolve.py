@@ -20,8 +20,9 @@ from pdeopt.core.settings import read
 from pdeopt.space.layouts.matrix import spread_aij
 from pdeopt.steps.bands import SINGULAR_STEP, BandFactor, band_of, require_finite
 from pdeopt.steps.matrices.krylov import MatrixSolver, StepSettings
+from pdeopt.steps.products import evenly
 from pdeopt.steps.sparse import StepMatrix, block_diagonal, dense, serial_aij
-from pdeopt.steps.sparsity import Sparsity, evenly
+from pdeopt.steps.sparsity import Sparsity
 
 #: Unknowns up to which the inverse of one matrix for all steps is the fastest factor, where it is a narrow band or not,
 #: and the largest condition number at which it is as exact.
@@ -47,12 +48,32 @@ class StepSolver(Protocol):
 def step_solver(A: StepMatrix) -> StepSolver:
     """Solves with the matrices of all steps, as `-step_pc_type` says; factors are those of the fastest kind.
 
+    One matrix for all steps keeps its solver, so that linear equations, which have the same at all their points, are
+    factored once.
+
     Args:
         A: the matrices, (n, n), one a step or one for all.
 
     Raises:
         StepFailure: a step is singular or not finite, where it is factored.
     """
+    if not A.is_constant:
+        return _new_solver(A)
+    words = A.values._version, *_words(A)
+    if A.solver is None or A.solver[0] != words:
+        A.solver = words, _new_solver(A)
+    found: StepSolver = A.solver[1]
+    return found
+
+
+def _words(A: StepMatrix) -> tuple[object, ...]:
+    """The options that count; all of them take as long to read as a small matrix to factor."""
+    chosen = read(StepSettings).pc_type
+    is_factored = chosen == "lu" or (chosen == "auto" and A.shape[0] <= FEWEST_SHARED)
+    return (chosen,) if is_factored else (chosen, PETSc.Options("step_").getAll())
+
+
+def _new_solver(A: StepMatrix) -> StepSolver:
     if A.sparsity.columns is not None or is_krylov(A):
         return StepKrylov(A)
     require_finite(A)
@@ -71,7 +92,7 @@ def is_krylov(A: StepMatrix) -> bool:
     are factored.
     """
     chosen = read(StepSettings).pc_type
-    columns, on_diagonal = A.sparsity.columns, A.values[:, A.sparsity.rows == A.sparsity.cols]
+    columns = A.sparsity.columns
     if columns is None and A.sparsity.nnz <= A.shape[0]:
         return False  # a diagonal
     if columns is not None:  # of all ranks of a step, the same on each
@@ -80,6 +101,7 @@ def is_krylov(A: StepMatrix) -> bool:
         few = chosen != "auto" or A.shape[0] <= FEWEST_KRYLOV or front(A.sparsity) ** 2 <= MOST_FILL * A.sparsity.nnz
     if few:
         return chosen not in ("auto", "lu")
+    on_diagonal = A.values[:, A.sparsity.on_diagonal]
     is_full = on_diagonal.shape[1] == A.shape[0]
     signs = is_full and bool((on_diagonal > 0).all()), is_full and bool((on_diagonal < 0).all())
     return any(signs) if columns is None else any(columns.all(sign) for sign in signs)
@@ -182,8 +204,8 @@ class StepKrylov:
         else:
             together(columns.mpi, lambda: require_finite(A))
         numbers = [None] if A.is_constant else list(range(len(A.values)))
-        csr, values = A.sparsity.csr, A.values.detach().numpy()
-        rows = (sp.csr_matrix((entries, csr.indices, csr.indptr), shape=csr.shape) for entries in values)
+        at, values = A.sparsity, A.values.detach().numpy()
+        rows = (sp.csr_matrix((entries, at.indices, at.indptr), shape=at.shape) for entries in values)
         matrices = [serial_aij(each) if columns is None else spread_aij(each, columns) for each in rows]
         by_krylov, size = is_krylov(A), A.shape[0] if columns is None else columns.size
         self._solvers = [MatrixSolver(*each, None if by_krylov else "lu") for each in zip(matrices, numbers)]
@@ -226,6 +248,8 @@ class StagedSubstitution:
         lengths = np.diff(np.r_[starts, batch])
         #: the rows of each stage
         self._stages = [evenly(starts[lengths > k] + k) for k in range(int(lengths.max()))]
+        #: those of its rows after which another one follows
+        self._go_on = [evenly(np.flatnonzero(lengths[lengths > k] > k + 1)) for k in range(len(self._stages))]
         unlike = self._stages[:1] if A.is_constant else self._stages
         self._solvers = [step_solver(A[rows]) for rows in unlike]
 
@@ -238,20 +262,22 @@ class StagedSubstitution:
 
     def forward(self, rows: Tensor) -> Tensor:
         """x for the right-hand sides r, both (batch, n)."""
-        known, x = rows.clone(), torch.empty_like(rows)
+        x = torch.empty_like(rows)
         for k, now in enumerate(self._stages):
-            if k:
-                known[now] -= self._B[now](x[_before(now)])
-            x[now] = self._solve(k, known[now], transpose=False)
+            known = rows[now] - self._B[now](x[_before(now)]) if k else rows[now]
+            x[now] = self._solve(k, known, transpose=False)
         return x
 
     def backward(self, rows: Tensor) -> Tensor:
         """x with A_i'x_i + B_{i+1}'x_{i+1} = r_i in each window, x = 0 after it."""
-        known, x = rows.clone(), torch.empty_like(rows)
+        x, known = torch.empty_like(rows), None
         for k, now in reversed(list(enumerate(self._stages))):
-            x[now] = self._solve(k, known[now], transpose=True)
-            if k:
-                known[_before(now)] -= self._B[now].transpose(x[now])
+            right = rows[now]
+            if known is not None:
+                right = right.clone()
+                right[self._go_on[k]] -= known
+            x[now] = self._solve(k, right, transpose=True)
+            known = self._B[now].transpose(x[now]) if k else None
         return x
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from pdeopt.control.linearization import Linearization
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
+from pdeopt.core.arrays import free_garbage
 from pdeopt.core.errors import SolveFailure
 from pdeopt.core.monitor import History, Reason, Record
 from pdeopt.core.ranks import freed
@@ -97,6 +98,7 @@ class NewtonKKT(FullSpaceMethod):
         self._enough = enough if enough > 0 and is_linear_quadratic(self.lin) else math.inf
 
     def record(self, iteration: int) -> Record:
+        free_garbage(self.problem.grid.comm)  # the step, and points that were tried
         self._evaluate()
         krylov = self._krylov = sum(solver.take_iterations() for solver in self._solvers.values())
         feasibility, optimality = self.metric.feasibility(self.lin), self._optimality

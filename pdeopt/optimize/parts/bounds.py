@@ -118,4 +118,6 @@ def _filled(problem: ControlProblem, values: Bound, free: float, what: str) -> T
     if len(given) == 1 and size != 1:
         given = given.expand(size)
     given = given[: layout.design_size]
+    if len(given) == layout.design_size:
+        return given  # one number for all of them takes no memory
     return torch.cat([given, given.new_full((layout.design_size - len(given),), free)])

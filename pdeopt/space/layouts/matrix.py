@@ -17,7 +17,7 @@ def spread_aij(csr: sp.csr_matrix, columns: Layout) -> PETSc.Mat:
         csr: the rows of this rank, columns in local numbers, owned unknowns before ghosts: (rows, columns.n_all).
         columns: whose owned unknowns the vectors have with which the matrix is multiplied.
     """
-    numbers = columns.global_numbers
+    numbers = index_array(columns.global_numbers)
     entries = csr.data.copy()  # they are sorted in place, and belong to the caller
     rows = sp.csr_matrix((entries, numbers[csr.indices], csr.indptr), shape=(csr.shape[0], columns.size))
     rows.sort_indices()

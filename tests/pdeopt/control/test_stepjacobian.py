@@ -153,7 +153,7 @@ def test_sparse_derivatives_in_a_field_of_parameters_are_those_of_differentiatio
         for part, expected in zip(found, [free.jvp(*d, dp), free.vjp(lam)[3], *free.hvp(lam, *d, dp)]):
             assert torch.allclose(part, expected, rtol=1e-12, atol=1e-12)
     assert sparse.F_p is not None and sparse.F_p.sparsity.nnz == 2 * n
-    assert len(sparse.F_p.sparsity.coloring.seeds) == 2
+    assert sparse.F_p.sparsity.coloring.number == 2
 
 
 def test_a_pattern_that_misses_derivatives_in_the_parameters_is_refused():

@@ -110,7 +110,7 @@ def test_columns_of_one_color_share_no_row(seed):
 
 
 def test_a_tridiagonal_matrix_needs_three_colors():
-    assert len(Sparsity.banded(50).coloring.seeds) == 3
+    assert Sparsity.banded(50).coloring.number == 3
 
 
 def test_coloring_recovers_every_entry():
