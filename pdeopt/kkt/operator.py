@@ -111,7 +111,8 @@ class KKTOperator:
         (u, z, p), lam = layout.kkt_fields(k if held is None else held)
         c = lin.jacobian.jvp(lin.old_direction(u, p), u, lin.controls(z), p)
         Wx, JT_lam = self.hessian_fields(u, z, p), lin.vjp_fields(lam)
-        layout.pack(out, *(one + other for one, other in zip(Wx, JT_lam)), c)
+        w_u, w_z, w_p = (one + other for one, other in zip(Wx, JT_lam))
+        layout.pack(out, w_u, w_z, w_p, c)
         if held is not None:
             self._pin(k, out)
             held.destroy()

@@ -19,7 +19,7 @@ from pdeopt.steps.mgrit import (
     whole_intervals as whole_intervals,
 )
 from pdeopt.steps.observation import Measurements as Measurements, Observation as Observation, SeenForm as SeenForm
-from pdeopt.steps.products import DiagonalProduct as DiagonalProduct, PaddedProduct as PaddedProduct
+from pdeopt.steps.matrices.products import DiagonalProduct as DiagonalProduct, PaddedProduct as PaddedProduct
 from pdeopt.steps.sparse import (
     StepMatrix as StepMatrix,
     StepPattern as StepPattern,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import StepFailure
-from pdeopt.steps.products import evenly
+from pdeopt.steps.matrices.products import evenly
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.sparsity import Sparsity
 

@@ -21,7 +21,7 @@ from pdeopt.core.arrays import Array, index_array
 from pdeopt.core.autodiff import is_plain, is_recorded, plainly
 from pdeopt.core.errors import InputError
 from pdeopt.steps.forms import real_matrix, require_form, require_spread_form
-from pdeopt.steps.products import DiagonalProduct, PaddedProduct
+from pdeopt.steps.matrices.products import DiagonalProduct, PaddedProduct
 from pdeopt.steps.sparsity import KEPT_ENTRIES, Sparsity, has_few_diagonals, widened
 
 #: Steps of so many entries, zeros counted, and so many entries of all steps are multiplied as dense matrices.

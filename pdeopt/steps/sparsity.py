@@ -21,7 +21,7 @@ from pdeopt.core.arrays import Array
 from pdeopt.core.autodiff import columns
 from pdeopt.core.errors import InputError
 from pdeopt.space.layouts.layout import Layout
-from pdeopt.steps.products import Padded, pad
+from pdeopt.steps.matrices.products import Padded, pad
 
 #: Colors of the parameters up to which their derivatives are kept as sparse matrices.
 MOST_COLORS = 32

@@ -20,7 +20,7 @@ from pdeopt.core.settings import read
 from pdeopt.space.layouts.matrix import spread_aij
 from pdeopt.steps.bands import SINGULAR_STEP, BandFactor, band_of, require_finite
 from pdeopt.steps.matrices.krylov import MatrixSolver, StepSettings
-from pdeopt.steps.products import evenly
+from pdeopt.steps.matrices.products import evenly
 from pdeopt.steps.sparse import StepMatrix, block_diagonal, dense, serial_aij
 from pdeopt.steps.sparsity import Sparsity
 
