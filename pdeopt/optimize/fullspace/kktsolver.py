@@ -191,19 +191,20 @@ class KKTSolver:
         if self._is_projection:
             return self._by_sweeps(rhs, solution)
         solution.set(0.0)
-        first = self.norm(rhs) if size is None else size
+        remainder, first = rhs.copy(), self.norm(rhs) if size is None else size
         left = first
         while True:
             self._use(self.choice.way)
             try:
-                left = self._refine(rhs, solution, left, rtol * first)
+                left = self._refine(rhs, solution, remainder, left, rtol * first)
             except (InputError, SolveFailure):
                 if not self._give_up():
                     raise
-                left = first
+                left = self.norm(remainder)
                 continue
             enough = rtol if self.choice.present.patience is not None else max(rtol, ROUNDING_RTOL)
             if left <= enough * first or self.curves_down:
+                remainder.destroy()
                 if self._reduced is not None:
                     self._reduced.rest()
                 return solution
@@ -230,16 +231,12 @@ class KKTSolver:
             return f"INFOG(1) of MUMPS is {code}"
         return f"the matrix is singular or nearly so; -{self.prefix}precond wathen iterates"
 
-    def _refine(self, rhs: PETSc.Vec, solution: PETSc.Vec, size: float, target: float) -> float:
-        """Improve a solution in the present way, of which `size` is left of the right-hand side; what is left then.
+    def _refine(self, rhs: PETSc.Vec, solution: PETSc.Vec, remainder: PETSc.Vec, size: float, target: float) -> float:
+        """Improve a solution and its remainder, whose norm is `size`, in the present way; the norm of the latter.
 
-        Corrections follow where PETSc's norm and the problem's disagree. The first one is the solution itself, which
-        is zero before: vectors of all unknowns are what large problems need most memory for.
+        Corrections follow where PETSc's norm and the problem's disagree.
         """
-        remainder, is_first = None, solution.norm() == 0.0
-        if not is_first:
-            remainder = rhs.duplicate()
-            size = self._remainder(rhs, solution, remainder)
+        correction = rhs.duplicate()
         left = self.choice.present.limit(min(1.0, target / max(size, TINY)))
         for _ in range(1 + MAX_REFINEMENTS):
             if size <= target or left <= 0:
@@ -248,33 +245,19 @@ class KKTSolver:
             self._ksp.setTolerances(rtol=min(0.1, 0.5 * target / size), max_it=int(min(left, self._max_it)))
             if self._reduced is not None:
                 self._reduced.size, self._reduced.foresees = size, self.choice.present.foresees
-            correction = solution if is_first else rhs.duplicate()
-            try:
-                self._correct(rhs if remainder is None else remainder, correction)
-            except (InputError, SolveFailure):
-                correction.set(0.0)
-                raise
+            self._correct(remainder, correction)
             left -= self._count()
             if self._reduced is not None and self._reduced.gave_up:
-                break  # with what is no correction, but zero
-            if not is_first:
-                solution.axpy(1.0, correction)
-            remainder = remainder or rhs.duplicate()
+                break  # with what is no correction
+            solution.axpy(1.0, correction)
             known = math.inf if self._reduced is None else self._reduced.missed
             last, size = size, known if known <= target else self._remainder(rhs, solution, remainder)
             if not (size < last or self.curves_down):  # also for NaN: what was there is better
-                if is_first or not math.isfinite(size):
-                    solution.set(0.0)
-                else:
-                    solution.axpy(-1.0, correction)
+                solution.axpy(-1.0, correction) if math.isfinite(size) else solution.set(0.0)
                 size = self._remainder(rhs, solution, remainder)
-            if not is_first:
-                correction.destroy()
-            is_first = False
             if self.curves_down or not (size < 0.9 * last or (is_alone and not self._take_krylov())):
                 break
-        if remainder is not None:
-            remainder.destroy()
+        correction.destroy()
         return size
 
     def _take_krylov(self) -> bool:
