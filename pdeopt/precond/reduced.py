@@ -180,6 +180,7 @@ class ReducedPC(Preconditioner):
         if self._carrying is None:  # of all steps; states and multipliers are found anew in the end
             start = g = c = None
         design = self._solve(size)
+        self._rest()
         if self.gave_up:
             y.set(0.0)
             return
@@ -202,7 +203,7 @@ class ReducedPC(Preconditioner):
         """Whether the reduced Hessian is the metric of the design, whose inverse is at hand."""
         return self.operator.hessian == "design" and self.operator.fixed is None
 
-    def rest(self) -> None:
+    def _rest(self) -> None:
         """Free the directions of conjugate gradients, where they are large; made anew when needed. Collective.
 
         They are as large as a dozen vectors of all controls, and what follows a solve evaluates the next point.

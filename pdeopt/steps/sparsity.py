@@ -57,30 +57,18 @@ class kept_if_small(Generic[T]):
         return value
 
 
-class Sparsity:
-    """The pattern of a sparse matrix, entries sorted by row, then column.
+class Entries:
+    """Where the entries of a pattern stand, in the forms in which it is asked for.
 
-    Where a step's unknowns are spread over ranks, a pattern is that of the rows of this rank. Its columns are local
-    numbers of a layout, owned unknowns before ghosts; without a layout no row sees an unknown of another rank.
-
-    Args:
-        pattern: a scipy sparse or dense matrix; its stored (dense: nonzero) entries count.
-        columns: layout of what the columns stand for; one without ghosts on any rank counts as None.
+    Attributes:
+        shape, nnz: rows and columns; entries.
+        indptr, indices: the first entry of each row, and the column of each entry, of 4 bytes where these do.
     """
 
-    def __init__(self, pattern: Any, columns: Layout | None = None) -> None:
-        csr = sp.csr_matrix(pattern)  # copied: sorting a user's indices in place would leave the values behind
-        csr = sp.csr_matrix((np.ones(csr.nnz, dtype=np.int8), csr.indices, csr.indptr), shape=csr.shape, copy=True)
-        csr.sum_duplicates()
-        self.shape: tuple[int, int] = csr.shape
-        self.nnz: int = csr.nnz
-        small = max(self.nnz, *self.shape) <= np.iinfo(np.int32).max
-        self.indptr, self.indices = (x.astype(np.int32 if small else np.int64) for x in (csr.indptr, csr.indices))
-        self.columns = None if columns is None or columns.is_silent else columns
-        if self.columns is not None and self.columns.n_all != self.shape[1]:
-            raise InputError("columns of a pattern", self.shape[1], f"{self.columns.n_all} owned unknowns and ghosts")
-        #: entries of what a matrix with this pattern is multiplied by on this rank: owned columns
-        self.domain: int = self.shape[1] if self.columns is None else self.columns.n_owned
+    shape: tuple[int, int]
+    nnz: int
+    indptr: Array
+    indices: Array
 
     @kept_if_small
     def csr(self) -> sp.csr_matrix:
@@ -101,6 +89,31 @@ class Sparsity:
     def on_diagonal(self) -> Array:
         """Numbers of the entries that stand on the diagonal."""
         return np.flatnonzero(self.rows == self.cols)
+
+
+class Sparsity(Entries):
+    """The pattern of a sparse matrix, entries sorted by row, then column.
+
+    Where a step's unknowns are spread over ranks, a pattern is that of the rows of this rank. Its columns are local
+    numbers of a layout, owned unknowns before ghosts; without a layout no row sees an unknown of another rank.
+
+    Args:
+        pattern: a scipy sparse or dense matrix; its stored (dense: nonzero) entries count.
+        columns: layout of what the columns stand for; one without ghosts on any rank counts as None.
+    """
+
+    def __init__(self, pattern: Any, columns: Layout | None = None) -> None:
+        csr = sp.csr_matrix(pattern)  # copied: sorting a user's indices in place would leave the values behind
+        csr = sp.csr_matrix((np.ones(csr.nnz, dtype=np.int8), csr.indices, csr.indptr), shape=csr.shape, copy=True)
+        csr.sum_duplicates()
+        self.shape, self.nnz = csr.shape, csr.nnz
+        small = max(self.nnz, *self.shape) <= np.iinfo(np.int32).max
+        self.indptr, self.indices = (x.astype(np.int32 if small else np.int64) for x in (csr.indptr, csr.indices))
+        self.columns = None if columns is None or columns.is_silent else columns
+        if self.columns is not None and self.columns.n_all != self.shape[1]:
+            raise InputError("columns of a pattern", self.shape[1], f"{self.columns.n_all} owned unknowns and ghosts")
+        #: entries of what a matrix with this pattern is multiplied by on this rank: owned columns
+        self.domain: int = self.shape[1] if self.columns is None else self.columns.n_owned
 
     @classmethod
     def banded(cls, n: int, width: int = 1) -> Sparsity:

@@ -205,8 +205,6 @@ class KKTSolver:
             enough = rtol if self.choice.present.patience is not None else max(rtol, ROUNDING_RTOL)
             if left <= enough * first or self.curves_down:
                 remainder.destroy()
-                if self._reduced is not None:
-                    self._reduced.rest()
                 return solution
             if not self._give_up():
                 break
