@@ -16,6 +16,7 @@ from torch import Tensor
 from pdeopt.core.errors import InputError
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.steps.innerproduct import InnerProduct
+from pdeopt.steps.matrices.products import PaddedProduct
 from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.sparsity import Sparsity, at_columns
 from pdeopt.steps.timegrid import TimeGrid
@@ -86,13 +87,13 @@ def _largest(grid: TimeGrid, rows: Tensor) -> Tensor:
 
 def _outer(C: StepMatrix, weight: Tensor, pattern: Sparsity) -> Tensor:
     """Those entries of C diag(weight) C' that stand in a pattern, (batch, nnz)."""
-    entries, rows = C.sparsity.padded_transpose  # of each column, (width, columns)
-    values = torch.cat([C.values, torch.zeros_like(C.values[:, :1])], dim=1)[:, entries]
+    form, every = C.sparsity.padded_transpose, torch.arange(C.shape[0])
+    values, rows = PaddedProduct(C.values, form).values, [every[place] for place in form.columns]  # of each column
     keys = torch.from_numpy(pattern.rows * pattern.shape[1] + pattern.cols)
     out = torch.zeros(max(len(C.values), len(weight)), pattern.nnz, dtype=torch.float64)
     for i, k in itertools.product(range(len(rows)), repeat=2):
         key = rows[i] * pattern.shape[1] + rows[k]
         place = torch.searchsorted(keys, key).clamp(max=pattern.nnz - 1)
         found = keys[place] == key
-        out.index_add_(1, place[found], (values[:, i] * values[:, k] * weight)[:, found])
+        out.index_add_(1, place[found], (values[i] * values[k] * weight)[:, found])
     return out

@@ -174,25 +174,23 @@ class ReducedPC(Preconditioner):
             return self._project(g, c, y)
         sweep_rtol = SWEEP_SHARE * self._rtol if self._is_flexible else EXACT_RTOL
         elimination.rtol = sweep_rtol
-        start: Eliminated | None = eliminate(torch.zeros(layout.design_size, dtype=torch.float64), g, c)
+        start = eliminate(torch.zeros(layout.design_size, dtype=torch.float64), g, c)
         size, self.size = self._size(g, c) if self.size is None else self.size, None
         assign(self._right, start.rest)
-        if self._carrying is None:  # of all steps; states and multipliers are found anew in the end
-            start = g = c = None
+        if self._carrying is None:  # they are of all steps, and found anew in the end
+            del start, g, c
         design = self._solve(size)
         self._rest()
         if self.gave_up:
             y.set(0.0)
             return
         elimination.rtol = sweep_rtol
-        if start is None:
-            found = eliminate(design, *layout.kkt_fields(x))
-        elif isinstance(self._carrying, CarryingCG) and not self.curves_down and 0 < self.iterations <= MOST_CARRIED:
+        if isinstance(self._carrying, CarryingCG) and not self.curves_down and 0 < self.iterations <= MOST_CARRIED:
             state, multiplier, rest = self._carrying.found
             del self._carrying.found  # it is as large as all states
             found = Eliminated(start.state + state, start.multiplier + multiplier, rest)
         else:
-            found = eliminate(design, g, c)
+            found = eliminate(design, *layout.kkt_fields(x))
         assign(y, found.state, design, found.multiplier)
         if not self._is_flexible:  # of inexact sweeps there is more that is missed
             assign(self._right, found.rest)

@@ -157,7 +157,7 @@ class Sparsity(Entries):
         """Of the entries: what is kept for a pattern serves all that are equal."""
         of_columns = b"" if self.columns is None else self.columns.digest
         found = sha256(repr(self.shape).encode())
-        for part in (self.indptr, self.indices, of_columns):
+        for part in (self.indptr.data, self.indices.data, of_columns):
             found.update(part)
         return found.digest()
 

@@ -41,10 +41,11 @@ def pad(rows: Array, cols: Array, entries: Array, num_rows: int) -> Padded:
     width = int(counts.max(initial=0))
     entry, col = np.full((width, num_rows), rows.size), np.zeros((width, num_rows), dtype=np.int64)
     entry[position, rows], col[position, rows] = entries, cols
-    places = (
-        [each if isinstance(each, slice) else torch.from_numpy(each) for each in map(evenly, x)] for x in (entry, col)
-    )
-    return Padded(*places, num_rows, bool((counts < width).any()))
+    return Padded(_evenly(entry), _evenly(col), num_rows, bool((counts < width).any()))
+
+
+def _evenly(rows: Array) -> list[slice | Tensor]:
+    return [each if isinstance(each, slice) else torch.from_numpy(each) for each in map(evenly, rows)]
 
 
 class PaddedProduct:

@@ -5,6 +5,7 @@ import torch
 from torch.func import jvp, vmap
 
 from pdeopt.core.errors import InputError
+from pdeopt.steps import sparse, sparsity
 from pdeopt.steps.sparse import StepMatrix, StepPattern, block_diagonal, combination
 from pdeopt.steps.sparsity import Sparsity, fill_by_rows
 from tests.helpers.matrices import densify, randn, random_pattern, random_steps
@@ -117,6 +118,29 @@ def test_coloring_recovers_every_entry():
     matrix = random_steps(random_pattern(8, 6), 3)
     values, are_all = matrix.sparsity.fill(lambda d: matrix(d.expand(3, -1)))
     assert are_all and torch.allclose(values, matrix.values, atol=1e-15)
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """All patterns count as large: nothing that follows from them is kept."""
+    for module, name in ((sparsity, "KEPT_ENTRIES"), (sparse, "KEPT_ENTRIES"), (sparsity, "FEW_NUMBERS")):
+        monkeypatch.setattr(module, name, 0)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_large_patterns_keep_nothing_and_give_the_same(large, batch):
+    """Entries from one direction after the other, products with rows, and entries that a pattern misses."""
+    pattern = random_pattern(8, 6)
+    matrix, x, y = random_steps(pattern, batch), randn(batch, 6), randn(batch, 8)
+    before, whole = set(pattern.__dict__), densify(matrix)
+    values, are_all = pattern.fill(lambda d: matrix(d.expand(batch, -1)))
+    assert are_all and torch.allclose(values, matrix.values, atol=1e-15)
+    assert torch.allclose(matrix(x), (whole @ x[:, :, None])[..., 0], atol=1e-14)
+    assert torch.allclose(matrix.transpose(y), (whole.mT @ y[:, :, None])[..., 0], atol=1e-14)
+    assert set(pattern.__dict__) <= before | {"_digest"} and pattern.coloring is not pattern.coloring
+    csr = pattern.csr.tolil()
+    csr[pattern.rows[0], pattern.cols[0]] = 0
+    assert not Sparsity(csr.tocsr()).fill(lambda d: matrix(d.expand(batch, -1)))[1]
 
 
 @pytest.mark.parametrize("lag", [0, 1, 2])
