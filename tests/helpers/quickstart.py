@@ -1,9 +1,9 @@
 """Starts of processes that cost a tenth: a server that has imported what is slow forks each of them.
 
 `python shim.py SOCKET words...` is `python words...`, for words that begin with -m or -c: the server gives a process
-the shim's environment, folder and streams, so that mpiexec may start shims as it starts any program. What is there
-already is PyTorch, SciPy and the like; MPI and PETSc start in each process. A shim ends as its process does, and a
-process is killed where its shim is.
+the shim's environment, folder, streams and cores, so that mpiexec may start shims as it starts any program. What is
+there already is PyTorch, SciPy and the like; MPI and PETSc start in each process. A shim ends as its process does, and
+a process is killed where its shim is.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def keep(shim: socket.socket) -> None:
         os._exit(0)
 
 
-def become(streams: list[int], words: list[str], folder: str, environment: dict[str, str]) -> None:
+def become(streams: list[int], words: list[str], folder: str, environment: dict[str, str], cores: list[int]) -> None:
     """Be `python words...`."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -86,6 +86,7 @@ def become(streams: list[int], words: list[str], folder: str, environment: dict[
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    os.sched_setaffinity(0, cores)
     kind, program, *rest = words
     sys.argv = [kind, *rest]  # as Python has it while it looks for the module
     if kind == "-m":
