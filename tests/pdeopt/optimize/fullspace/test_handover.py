@@ -106,7 +106,8 @@ DECISIONS = """
 import pdeopt as po
 from problems.burgers import BurgersCase, BurgersSettings
 from tests.pdeopt.optimize.fullspace.test_curvature import hanging
-problems = [BurgersCase(BurgersSettings(nx=32, nt=32, nu=nu)).problem for nu in (1e-2, 1e-3)] + [hanging(20)]
+sizes = (16, 1e-2), (24, 1e-3)
+problems = [BurgersCase(BurgersSettings(nx=n, nt=n, nu=nu)).problem for n, nu in sizes] + [hanging(20)]
 for problem in problems:
     solver = po.SQPSolver(problem)
     result = solver.solve()
