@@ -246,12 +246,13 @@ class SparseStepJacobian(StepJacobian):
         dz: Tensor | None = None,
         dp: Tensor | None = None,
     ) -> Tensor:
-        pairs = zip("BAC", (d_old, d_new, dz))
-        terms = [self.blocks[name](d) for name, d in pairs if d is not None]
+        terms = [self.blocks[name](d) for name, d in zip("BAC", (d_old, d_new, dz)) if d is not None]
         if dp is not None and dp.numel() > 0:
             F_p = self._parameters()
             terms.append(super().jvp(dp=dp) if F_p is None else F_p(dp.expand(len(self.point[1]), -1)))
-        return sum(terms[1:], terms[0]) if terms else torch.zeros_like(self.point[1])
+        if not terms:
+            return self.point[1].new_zeros(len(self.steps), self.constraint.state_dim)
+        return sum(terms[1:], terms[0])
 
     def vjp(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         p_part = self.point[3]

@@ -39,17 +39,6 @@ class FormJacobian(SparseStepJacobian):
         own = u_old[:, : layout.n_owned], u_new[:, : layout.n_owned], z[:, : controls.n_owned]
         return self.constraint.residual(*own, self.steps)
 
-    def jvp(
-        self,
-        d_old: Tensor | None = None,
-        d_new: Tensor | None = None,
-        dz: Tensor | None = None,
-        dp: Tensor | None = None,
-    ) -> Tensor:
-        if (d_old is None and d_new is None and dz is None) and (dp is None or not dp.numel()):
-            return self.point[1].new_zeros(len(self.steps), self.layouts[0].n_owned)
-        return super().jvp(d_old, d_new, dz, dp)
-
     @cached_property
     def F_p(self) -> StepMatrix:
         """dF/dp of each step."""

@@ -53,17 +53,6 @@ class SpaceStepJacobian(SparseStepJacobian):
 
     constraint: LocalEquation
 
-    def jvp(
-        self,
-        d_old: Tensor | None = None,
-        d_new: Tensor | None = None,
-        dz: Tensor | None = None,
-        dp: Tensor | None = None,
-    ) -> Tensor:
-        if (d_old is None and d_new is None and dz is None) and (dp is None or not dp.numel()):
-            return self.point[1].new_zeros(len(self.steps), self.constraint.state_dim)
-        return super().jvp(d_old, d_new, dz, dp)
-
     def hvp(
         self,
         lam: Tensor,

@@ -1,6 +1,6 @@
 """Heat in a cube, ranks split into time x space: the same optimum, memory and CPU seconds of a rank, messages.
 
-    python -m problems.benchmarks.space_time split memory speed messages -json build/space_time.json
+    python -m problems.benchmarks.space_time split memory large speed messages -json build/space_time.json
 
 Each run is under mpiexec of its own. CPU seconds are those of the busiest rank, memory is that above the imports.
 """
@@ -47,6 +47,18 @@ def memory(size: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def large(size: argparse.Namespace) -> list[Row]:
+    """Memory of large steps by reduced conjugate gradients, multigrid in space, on two ranks: 1.5 GiB for 10^6 x 4."""
+    words = ("-step_pc_type", "hypre", "-sqp_kkt_precond", "reduced", "-alpha", 0.1)
+    found = _solve(1, 2, size.large_n, 4, *words)
+    name = f"heat3d {size.large_n}^3, nt 4, reduced, hypre, 1x2"
+    return [
+        plain(f"{name}: memory a rank", found["memory"], "MB"),
+        bar(f"{name}: memory for an unknown of the rank", found["memory"] * 2**11 / size.large_n**3, "KiB", 2.4),
+        plain(f"{name}: CPU seconds of a rank", found["cpu"], "s"),
+    ]
+
+
 def speed(size: argparse.Namespace) -> list[Row]:
     """CPU seconds of a rank with multigrid in space."""
     words = ("-step_pc_type", "hypre")
@@ -66,7 +78,7 @@ def messages(size: argparse.Namespace) -> list[Row]:
     return rows
 
 
-CASES = {"split": split, "memory": memory, "speed": speed, "messages": messages}
+CASES = {"split": split, "memory": memory, "large": large, "speed": speed, "messages": messages}
 
 
 def _solve(time: int, space: int, n: int, nt: int, *words: object) -> dict[str, Any]:
@@ -138,6 +150,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("-nt", type=int, default=32)
     parser.add_argument("-memory_n", type=int, default=48)
     parser.add_argument("-memory_nt", type=int, default=8)
+    parser.add_argument("-large_n", type=int, default=46)
     parser.add_argument("-speed_n", type=int, default=32)
     parser.add_argument("-speed_nt", type=int, default=8)
     parser.add_argument("-json", default="")
