@@ -22,7 +22,7 @@ from nn_adapters.layers.coarsening import add_scaled, two_stages
 from nn_adapters.layers.densestep import DenseStep, is_dense
 from nn_adapters.layers.layerstep import AutogradStep, LayerStep, StepLength
 from nn_adapters.layers.parts.batchnorm import Statistics, is_batch_norm, note_batch_norms
-from nn_adapters.layers.parts.context import autocast_state
+from nn_adapters.layers.parts.context import autocast_state, outside_compilation, refuse_transforms
 from nn_adapters.layers.parts.dropout import layer_keys, seed_dropout
 from nn_adapters.layers.parts.stacking import Shelf
 from pdeopt.core.errors import InputError
@@ -134,7 +134,7 @@ def layer_step(
     """
     if by_hand and not prepared and is_dense(block):
         return DenseStep(block)  # type: ignore[arg-type]
-    changes_features = any(getattr(part, "inplace", False) for part in block.modules())
+    changes_features = is_in_place(block)
 
     def own(u: Tensor) -> Tensor:  # what a block changes in place are the features of its own layer
         return u.clone() if changes_features else u
@@ -158,6 +158,43 @@ def layer_step(
         return two_stages(lambda v, rows: value(v, rows, shared), shortest, u, theta, dt)
 
     return AutogradStep(step, None if changes_features else over)
+
+
+def is_in_place(block: nn.Module) -> bool:
+    """Whether a block may change the features that it gets."""
+    return any(getattr(part, "inplace", False) for part in block.modules())
+
+
+@outside_compilation
+def in_series(places: Sequence[tuple[Shelf, int]], u: Tensor, args: Sequence[Any], dt: float) -> Tensor:
+    """u_N, one layer after the other on this process: the blocks' own `forward`, and PyTorch's own gradients.
+
+    Batch norms move their running averages. Blocks must not draw random numbers.
+
+    Args:
+        places: the shelf and the row of each layer.
+        u: u_0.
+        args: of the blocks.
+        dt: length of a layer.
+    """
+    refuse_transforms()
+    shelves = {id(shelf): shelf for shelf, _ in places}
+    kinds = {key: (*_rows_in_series(shelf), is_in_place(shelf.template.module)) for key, shelf in shelves.items()}
+    for shelf, row in places:
+        block, (named, tensors, changes_features) = shelf.template.module, kinds[id(shelf)]
+        u = u.clone() if changes_features else u
+        value = exchanged(block, {name: tensors[k][row] for name, k in named}, (u, *args))
+        u = (value if isinstance(block, Direct) else torch.add(u, value, alpha=dt)).to(u.dtype)
+    return u
+
+
+def _rows_in_series(shelf: Shelf) -> tuple[list[tuple[str, int]], list[Sequence[Tensor]]]:
+    """The names of a block's parameters and buffers, and indices of their rows in the list that follows."""
+    template, block = shelf.template, shelf.template.module
+    parameters = template.find(shelf.stack)
+    at = {id(buffer): len(parameters) + k for k, buffer in enumerate(block.buffers())}
+    named = [*parameter_places(block), *((name, at[id(buffer)]) for name, buffer in each_buffer(block))]
+    return named, [*(p.unbind() for p in parameters), *template.find_buffers(shelf.stack).values()]
 
 
 @dataclass

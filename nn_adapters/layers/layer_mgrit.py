@@ -35,6 +35,7 @@ from nn_adapters.layers.parts.context import (
     refuse_transforms,
     sum_over_ranks,
 )
+from nn_adapters.layers.parts.costs import mgrit_cost, serial_cost
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import Mgrit, MgritSettings, whole_intervals
 from pdeopt.steps.timegrid import TimeGrid, as_bytes
@@ -117,6 +118,21 @@ class LayerMgrit:
         grid, cycles = self.grid, (self.forward.cycles, self.adjoint.cycles, self.is_serial)
         where = (communicator_name(grid.mpi), grid.begin, grid.end)
         return _rebuild, (grid.num_steps, float(grid.times[-1]), self.settings, where, cycles)
+
+    def look(self, u0: Tensor, parameters: Sequence[Tensor], is_shared: bool = False) -> None:
+        """Take note, before a solve, of how much a layer has to do.
+
+        Args:
+            u0: a state.
+            parameters: of the layers, (layers, ...) each, or those that all layers share.
+            is_shared: which of the two.
+        """
+        self.seen = u0.numel(), [p.shape if is_shared else p.shape[1:] for p in parameters]
+
+    def is_dear(self) -> bool:
+        """Whether the cycles, on this one rank, have no less to do than one layer after the other, by counts."""
+        is_alone = self.grid.mpi.size == 1 and self.settings.serial == "auto"
+        return bool(self.factors) and is_alone and mgrit_cost(self) >= serial_cost(self)
 
     @contextmanager
     def one_by_one(self) -> Iterator[None]:
@@ -232,7 +248,6 @@ def solve_layers(
     refuse_transforms()
     solvers = mgrit.exact if exact or mgrit.is_serial else mgrit.solvers
     autocast = autocast_state(u0.device.type)
-    mgrit.seen = u0.numel(), [p.shape for p in shared] or [z.shape[1:] for z in controls]
     call = _LayerCall(mgrit, solvers, step, trajectory, len(controls), torch.is_grad_enabled(), autocast)
     found: tuple[Tensor, Tensor] = _LayerSolve.apply(call, u0, *controls, *shared)  # type: ignore[no-untyped-call]
     if call.misfit > LARGEST_MISFIT:

@@ -16,6 +16,7 @@ from nn_adapters.layers.given import (
     GivenCall,
     PreparedBlock,
     draw_seed,
+    in_series,
     layer_numbers,
     layer_step,
     numbers_of,
@@ -143,7 +144,15 @@ class LayerList(StackedLayers):
         packing = Packing(self.shelves, begin)
         for look in self._looks:
             u = u.to(look.dtype(u, args))
-        seed = draw_seed(self.grid.mpi) if self.training and any(each.drops for each in self._prepared) else None
+        most = max(self.shelves, key=lambda shelf: shelf.total)
+        solver.look(u, most.template.find(most.stack))
+        exact = self.is_exact or not solver.factors or solver.is_serial or solver.is_dear()
+        drops = self.training and any(each.drops for each in self._prepared)
+        if exact and not (drops or trajectory or self.grid.mpi.size > 1):
+            solver.residuals, solver.misfits = ([], []), (0.0, 0.0)
+            places = [self._place(i) for i in range(self.num_steps)]
+            return in_series(places, u, args, self.Tf / self.num_steps), u.new_empty(0)
+        seed = draw_seed(self.grid.mpi) if drops else None
         rows = torch.tensor([self._place(i)[1] for i in range(begin, self.grid.end)], device=u.device)
         steps, statistics = [], []
         for shelf, prepared in zip(self.shelves, self._prepared):
@@ -155,7 +164,7 @@ class LayerList(StackedLayers):
         kinds = torch.tensor(self.kinds)
         step = AutogradStep(partial(_mixed, steps, packing, kinds))  # nothing over intervals: injection
         controls = [packing.pack(), numbers_of(range(begin, self.grid.end), u.device)]
-        words = {"trajectory": trajectory, "exact": self.is_exact}
+        words = {"trajectory": trajectory, "exact": exact}
         ends = solve_layers(solver, step, u, controls, call.shared, **words)
         for each in statistics if self.training else []:
             each.move_averages()

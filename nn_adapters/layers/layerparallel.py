@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nn_adapters.layers.blocks import make_layers
 from nn_adapters.layers.densestep import DenseStep
-from nn_adapters.layers.given import FirstLooks, GivenCall, PreparedBlock, draw_seed, layer_step, numbers_of
+from nn_adapters.layers.given import FirstLooks, GivenCall, PreparedBlock, draw_seed, in_series, layer_step, numbers_of
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
 from nn_adapters.layers.parts.batchnorm import Statistics
 from nn_adapters.layers.parts.context import autocast_state, refuse_transforms
@@ -129,6 +129,7 @@ class LayerParallel(StackedLayers):
         is_special = self._prepared.is_special
         self.step = layer_step(self._prepared.block if is_special else block, prepared=is_special)
         self.step_by_autograd = self.step if is_special else layer_step(block, by_hand=False)
+        self.solvers[0].stages = 1 + int(self.step_by_autograd.over_intervals(1.0) is not self.step_by_autograd)
 
     def __getstate__(self) -> dict[str, Any]:
         left = ("step", "step_by_autograd", "_prepared")
@@ -151,21 +152,28 @@ class LayerParallel(StackedLayers):
 
     def _solve(self, u: Tensor, args: Sequence[Any], trajectory: bool) -> tuple[Tensor, Tensor]:
         (solver,), (shelf,), u = self.solvers, self.shelves, u.to(self._looks.dtype(u, args))
-        if args or shelf.template.buffers or (self._prepared.drops and self.training):
-            return self._solve_given(u, args, trajectory)
-        if self._is_fused(u, trajectory):
+        solver.look(u, self.stacks)
+        exact = self.is_exact or not solver.factors or solver.is_serial or solver.is_dear()
+        step = self.step_by_autograd if autocast_state(u.device.type)["enabled"] else self.step
+        drops = self._prepared.drops and self.training
+        if self._is_fused(u, trajectory, exact) and not args:
             refuse_transforms()
             solver.residuals, solver.misfits = ([], []), (0.0, 0.0)
             end = FusedChain.apply(self._fused_kind, self.Tf / self.num_steps, _samples_last(u), *self.stacks)
             return end.mT.reshape(u.shape), u.new_empty(0)
-        words = {"trajectory": trajectory, "exact": self.is_exact}
-        step = self.step_by_autograd if autocast_state(u.device.type)["enabled"] else self.step
+        if exact and not (drops or trajectory or self.grid.mpi.size > 1 or isinstance(step, DenseStep)):
+            solver.residuals, solver.misfits = ([], []), (0.0, 0.0)
+            places = [(shelf, row) for row in range(self.num_steps)]
+            return in_series(places, u, args, self.Tf / self.num_steps), u.new_empty(0)
+        if args or shelf.template.buffers or drops:
+            return self._solve_given(u, args, trajectory, exact)
+        words = {"trajectory": trajectory, "exact": exact}
         if not isinstance(step, DenseStep):
             return solve_layers(solver, step, u, self.stacks, **words)
         end, states = solve_layers(solver, step, _samples_last(u), self.stacks, **words)
         return end.mT.reshape(u.shape), states.mT.reshape(-1, *u.shape) if trajectory else states
 
-    def _solve_given(self, u: Tensor, args: Sequence[Any], trajectory: bool) -> tuple[Tensor, Tensor]:
+    def _solve_given(self, u: Tensor, args: Sequence[Any], trajectory: bool, exact: bool) -> tuple[Tensor, Tensor]:
         """As `_solve`, with what this call gives to all layers: arguments, buffers, and a seed for dropout."""
         (solver,), (shelf,), prepared, begin = self.solvers, self.shelves, self._prepared, self.grid.begin
         buffers = shelf.template.find_buffers(shelf.stack)
@@ -174,19 +182,18 @@ class LayerParallel(StackedLayers):
         call = GivenCall(args, self.training, seed, statistics, begin)
         step = layer_step(prepared.block if prepared.is_special else self.template, False, prepared.is_special, call)
         numbers = [numbers_of(range(begin, self.grid.end), u.device)] if call.numbered else []
-        words = {"trajectory": trajectory, "exact": self.is_exact}
+        words = {"trajectory": trajectory, "exact": exact}
         found = solve_layers(solver, step, u, [*self.stacks, *numbers], call.shared, **words)
         if statistics is not None and self.training:
             statistics.move_averages()
         return found
 
-    def _is_fused(self, u: Tensor, trajectory: bool) -> bool:
+    def _is_fused(self, u: Tensor, trajectory: bool, exact: bool) -> bool:
         """Whether all layers go through one compiled loop: exact, on one rank, where that is cheaper."""
         if self._fused_kind is None or self.settings.fused == "never" or trajectory or self.grid.mpi.size > 1:
             return False
         (solver,) = self.solvers
-        approximates = not self.is_exact and not solver.is_serial and solver.factors
-        cycles = (solver.forward.cycles, solver.adjoint.cycles) if approximates else None
+        cycles = None if exact else (solver.forward.cycles, solver.adjoint.cycles)
         return is_cheaper(u, self.stacks, cycles) and not autocast_state(u.device.type)["enabled"]
 
     def extra_repr(self) -> str:

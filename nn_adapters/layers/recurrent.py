@@ -207,6 +207,7 @@ class GRUParallel(ParallelModule):
             gates, shared = gates_of_inputs(self, layer, rows, self.grid.mpi)
             gates = hold_where_padded(gates, mask)
             more = layer < self.num_layers - 1
+            solver.look(hidden, shared, is_shared=True)
             end, rows = solve_layers(solver, step, hidden, [gates], shared, more, exact)
         return end
 

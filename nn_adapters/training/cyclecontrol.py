@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from nn_adapters.layers.layer_mgrit import LayerMgrit
 from nn_adapters.layers.parallelmodule import measure_bias, mgrit_solvers
+from nn_adapters.layers.parts.costs import mgrit_cost, serial_cost
 
 #: Batches from the first measurement to the second; the distance doubles up to `every`.
 FIRST_WAIT = 25
@@ -35,13 +36,6 @@ ENOUGH, MUCH, LITTLE = 0.5, 0.75, 0.05
 
 #: The error of gradients whose solves had to be repeated, or that are not finite.
 DIVERGED = 1e9
-
-#: Multiplications that a call of a few operations of PyTorch, and the arithmetic of a feature, are worth. Costs are
-#: counts of calls and of layers in them; `problems.benchmarks.layer_model` has messages, too.
-CALL, ENTRY = 200_000, 40
-
-#: Units of a layer: forward, its adjoint by the state, its adjoint by state and weights.
-FORWARD, BACK, GRADIENT = 1, 1, 2
 
 
 @dataclass
@@ -156,10 +150,10 @@ class CycleControl:
         found = self._measure(batch, rate, loss)
         if self.limit is None:
             return
-        if found.error == found.misfit == 0.0:  # nothing is approximated, as in a fused chain
-            self._wait = min(2 * self._wait, self.every)
-        elif not pays(self.solvers, self.team):
+        if not pays(self.solvers, self.team):
             self._go_serial("as many operations as one layer after the other")
+        elif found.error == found.misfit == 0.0:  # nothing is approximated, as in a fused chain
+            self._wait = min(2 * self._wait, self.every)
         elif found.error > ENOUGH * found.allowed:
             while found.error > ENOUGH * found.allowed and self._add_cycle():
                 found = self._measure(batch, rate, loss)
@@ -268,47 +262,3 @@ def pays(solvers: Sequence[LayerMgrit], team: Any) -> bool:
     """Whether cycles have less to do, on the rank that has most, than one layer after the other. Collective."""
     is_dear = any(mgrit_cost(solver) >= serial_cost(solver) for solver in solvers)
     return largest(team, float(is_dear)) == [0.0]
-
-
-def layer_work(mgrit: LayerMgrit) -> float:
-    """Multiplications of a layer as it was last called, and what its entries are worth.
-
-    Weights are matrices and kernels (outputs, inputs, ...), of one layer, or for all of them in a GRU.
-    """
-    numbers, shapes = mgrit.seen
-    products = sum(math.prod(s) * numbers / max(min(s[:2]), 1) for s in shapes if len(s) >= 2)
-    return float(products) + ENTRY * numbers
-
-
-def serial_cost(mgrit: LayerMgrit) -> float:
-    """Of a gradient, one layer after the other, in units of a call; the same on any number of ranks."""
-    return mgrit.grid.num_steps * (FORWARD + GRADIENT) * (1 + layer_work(mgrit) / CALL)
-
-
-def mgrit_cost(mgrit: LayerMgrit) -> float:
-    """Of a gradient by the cycles of a `LayerMgrit`, on the rank that has most, in units of a call."""
-    row, stages = layer_work(mgrit) / CALL, mgrit.stages
-    ways = (mgrit.forward, FORWARD, FORWARD), (mgrit.adjoint, BACK, GRADIENT)
-    return sum(_solve(solver, row, stages, unit, last) for solver, unit, last in ways)
-
-
-def _solve(solver: Any, row: float, stages: int, unit: int, last_unit: int) -> float:
-    """Of one solve: the start, its cycles, and the last run through the intervals."""
-    rows = [int(np.diff(offsets).max()) for offsets in solver.offsets]
-    last, factors = solver.last, solver.factors
-    march = int(solver.offsets[last][-1]) * (1 + row) * stages * unit
-
-    def travel(level: int) -> float:
-        return (factors[level] + rows[level] * row) * (stages if level else 1) * unit
-
-    def cycle(level: int, kind: str) -> float:
-        coarse = level + 1
-        own = (1 + solver.settings.relaxation.count("C")) * travel(level) + (1 + rows[coarse] * row) * stages * unit
-        if coarse == last:
-            return own + march
-        visits = ("F", "V") if kind == "F" else ("V",)
-        return own + sum(cycle(coarse, again) for again in visits) + travel(coarse)
-
-    start = march + sum(travel(level) for level in range(1, last))
-    final = travel(0) * last_unit / unit
-    return start + solver.cycles * cycle(0, solver.settings.cycle) + final

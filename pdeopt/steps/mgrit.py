@@ -70,6 +70,12 @@ class MgritSettings(Settings, prefix="layer_mgrit_"):
         choices=("auto", "never"),
     )
 
+    serial: str = setting(
+        "auto",
+        "layers on one rank: exact, one after the other, where cycles have no less to do, or never",
+        choices=("auto", "never"),
+    )
+
     def factors(self, num_steps: int) -> list[int]:
         """The coarsening factor of each level but the coarsest, as many as the steps allow.
 

@@ -65,7 +65,7 @@ def smooth_weights(network: LayerParallel, noise: float = 0.1, seed: int = 0) ->
 
 def parallel(o: argparse.Namespace, comm: Any = None, **words: Any) -> LayerParallel:
     """A layer-parallel network with smooth weights."""
-    network = LayerParallel(comm, lambda: dense(o.width, o.activation), o.layers, o.Tf, **words)
+    network = LayerParallel(comm, lambda: dense(o.width, o.activation), o.layers, o.Tf, serial="never", **words)
     return smooth_weights(network)
 
 

@@ -25,7 +25,7 @@ X = torch.randn(6, 4, generator=torch.Generator().manual_seed(5))
 def converged(block=lambda: dense(4), layers=11, **words):
     """Layers in parallel with as many cycles as it takes."""
     torch.manual_seed(0)
-    words = {"coarsening": "4", "cycles": 4, "adjoint_cycles": 4, **words}
+    words = {"coarsening": "4", "cycles": 4, "adjoint_cycles": 4, "serial": "never", **words}
     return LayerParallel(None, block, layers, 2.0, **words)
 
 

@@ -46,7 +46,7 @@ class Classifier(nn.Module):
     def __init__(self, comm, block, features, opening, **words):
         super().__init__()
         self.opening = opening
-        self.layers = LayerParallel(comm, block, 40, 2.0, **words)
+        self.layers = LayerParallel(comm, block, 40, 2.0, serial="never", **words)
         self.closing = nn.Linear(features, 3)
 
     def forward(self, x):
@@ -119,7 +119,7 @@ def given():
 
     for comm, cycles, levels in ((MPI.COMM_SELF, 0, 1), (WORLD, 4, 2), (WORLD, 0, 1), (WORLD, 0, 2)):
         torch.manual_seed(0)
-        words = {"coarsening": "4", "cycles": cycles, "adjoint_cycles": cycles, "levels": levels}
+        words = {"coarsening": "4", "cycles": cycles, "adjoint_cycles": cycles, "levels": levels, "serial": "never"}
         network, masks = LayerParallel(comm, block, 16, 2.0, **words).double(), {}
 
         def noted(x, p, keys, place, masks=masks):
@@ -150,7 +150,7 @@ def unlike():
     x, found = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64), []
     for comm, cycles in ((MPI.COMM_SELF, 8), (WORLD, 8), (MPI.COMM_SELF, 1), (WORLD, 1)):
         torch.manual_seed(0)
-        words = {"coarsening": "2", "cycles": cycles, "adjoint_cycles": cycles, "levels": 2}
+        words = {"coarsening": "2", "cycles": cycles, "adjoint_cycles": cycles, "levels": 2, "serial": "never"}
         network = LayerList(comm, [kinds[k] for k in (0,) * 7 + (1, 0) * 3 + (1,) * 3], 2.0, **words).double()
         value = network(x).square().sum()
         whole = [np.concatenate(network.grid.mpi.allgather(g.numpy())) for g in gradients(network, value)]

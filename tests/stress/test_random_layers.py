@@ -61,7 +61,7 @@ def check():
     def check(name, layers, batch, settings, seed, Tf):
         block, shape = LAYERS[name]
         torch.manual_seed(seed)
-        settings = {**settings, "cycles": layers + 1, "adjoint_cycles": layers + 1}
+        settings = {**settings, "cycles": layers + 1, "adjoint_cycles": layers + 1, "serial": "never"}
         network = LayerParallel(None, block, layers, Tf, **settings).double()
         serial = network.serial()
         x = torch.randn(batch, *shape, dtype=torch.float64)

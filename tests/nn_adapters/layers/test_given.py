@@ -12,7 +12,7 @@ from nn_adapters.layers.parallelmodule import exactly, measure_bias
 from nn_adapters.layers.parts.attention import EncoderBlock, later_tokens
 from nn_adapters.layers.parts.dropout import drop, layer_keys
 
-TO_CONVERGENCE = {"coarsening": "2", "cycles": 4, "adjoint_cycles": 4}
+TO_CONVERGENCE = {"coarsening": "2", "cycles": 4, "adjoint_cycles": 4, "serial": "never"}
 
 
 def network(block, layers=8, **words):

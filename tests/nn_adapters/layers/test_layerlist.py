@@ -23,7 +23,7 @@ KINDS = {
 
 def network(order, cycles=8, **words):
     torch.manual_seed(0)
-    words = {"coarsening": "4", "cycles": cycles, "adjoint_cycles": cycles, **words}
+    words = {"coarsening": "4", "cycles": cycles, "adjoint_cycles": cycles, "serial": "never", **words}
     return LayerList(None, [KINDS[kind] for kind in order], 2.0, **words).double()
 
 

@@ -331,3 +331,28 @@ def test_long_steps_of_the_classic_unit_are_stable():
     network(30 * x).sum().backward()
     assert max(network.solvers[0].misfits) < 0.5
     assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+NORMALIZED = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Tanh())
+
+
+def test_wide_layers_on_one_rank_are_the_serial_network_to_the_last_bit():
+    x, found = torch.randn(128, 64), []
+    layers = LayerParallel(None, lambda: copy.deepcopy(NORMALIZED), 8, 1.0, cycles=2)
+    serial = layers.serial()
+    for network in (layers, serial):
+        found.append(network(x))
+        found[-1].square().sum().backward()
+    assert layers.solvers[0].is_dear() and layers.solvers[0].misfits == (0.0, 0.0) and torch.equal(*found)
+    stacks = dict(layers.stack.named_parameters())
+    gradients = [stacks[name].grad[i] for i in range(8) for name, _ in serial.layers[i].named_parameters()]
+    assert all(torch.equal(a, b.grad) for a, b in zip(gradients, serial.parameters(), strict=True))
+    state = layers.state_dict()  # running averages have moved alike
+    assert all(torch.equal(state[key], value) for key, value in serial.state_dict().items())
+
+
+def test_narrow_layers_on_one_rank_go_by_cycles_and_wide_ones_do_if_told_to():
+    for width, words in ((4, {}), (64, {"serial": "never"})):
+        layers = LayerParallel(None, lambda width=width: nn.Sequential(nn.Linear(width, width), nn.GELU()), 16, **words)
+        layers(torch.randn(32, width))
+        assert layers.solvers[0].misfits[0] > 0 and not layers.solvers[0].is_dear()

@@ -12,13 +12,14 @@ import torch
 from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import measure_bias
+from nn_adapters.layers.parts.costs import mgrit_cost, serial_cost
 from nn_adapters.layers.recurrent import GRUParallel
-from nn_adapters.training.cyclecontrol import DIVERGED, CycleControl, mgrit_cost, serial_cost
+from nn_adapters.training.cyclecontrol import DIVERGED, CycleControl
 
 
 def network(scale=1.0, layers=128, act="tanh", **words):
     torch.manual_seed(0)
-    found = LayerParallel(None, lambda: dense(4, act), layers, 2.0, **words).double()
+    found = LayerParallel(None, lambda: dense(4, act), layers, 2.0, serial="never", **words).double()
     found.scale(scale)
     return found
 

@@ -42,7 +42,7 @@ SMALL = [
 
 def test_the_summary_holds_what_the_run_found(tmp_path):
     words = ["-summary", str(tmp_path / "run.json"), "-plot", str(tmp_path / "run.png"), "-layer_mgrit_rtol", "1e-9"]
-    words += ["-layer_mgrit_adjoint_cycles", "1", "-bias_limit", "0"]
+    words += ["-layer_mgrit_adjoint_cycles", "1", "-layer_mgrit_serial", "never", "-bias_limit", "0"]
     accuracy = script.main([*SMALL, *words])
     summary = json.loads((tmp_path / "run.json").read_text())
     assert summary["test_accuracy"] == accuracy and 0.2 < accuracy <= 1
