@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nn_adapters.layers.coarsening import add_scaled, column, half_way, two_stages
 from nn_adapters.layers.layerstep import LayerSteps, LinearizedSteps, StepLength
+from nn_adapters.layers.parts.fusedchain import FusedIntervals
 
 aten = torch.ops.aten
 
@@ -45,9 +46,11 @@ class DenseStep:
     Args:
         block: a block for which `is_dense` holds. States are (layers, width, batch), W (layers, width, width), b
             (layers, width).
+        fused: name of the activation, where compiled loops go through whole intervals; empty where none do.
     """
 
-    def __init__(self, block: nn.Sequential) -> None:
+    def __init__(self, block: nn.Sequential, fused: str = "") -> None:
+        self.fused = fused
         self.act, self.backward = DENSE_ACTIVATIONS[type(block[1])]
 
     def __call__(self, u: Tensor, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
@@ -61,7 +64,10 @@ class DenseStep:
     def linearize(
         self, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: Callable[[slice], StepLength]
     ) -> LayerSteps:
-        return DenseLinearized(self, controls, shared, dt)
+        found = DenseLinearized(self, controls, shared, dt)
+        if self.fused:
+            found.intervals = FusedIntervals(self.fused, dt(slice(None)), *controls)
+        return found
 
     def over_intervals(self, shortest: float) -> LongDenseStep:
         """The step of coarse levels."""

@@ -37,8 +37,9 @@ from nn_adapters.layers.parts.context import (
 )
 from nn_adapters.layers.parts.costs import mgrit_cost, serial_cost
 from pdeopt.core.errors import InputError
-from pdeopt.steps.mgrit import Mgrit, MgritSettings, whole_intervals
+from pdeopt.steps.mgrit import IntervalMap, Mgrit, MgritSettings, StepMap
 from pdeopt.steps.timegrid import TimeGrid, as_bytes
+from pdeopt.steps.transfer import whole_intervals
 
 #: A solve whose last run misses its C-points by more than half of their size has diverged. In training that goes well
 #: they are missed by less than a twentieth.
@@ -300,15 +301,18 @@ class _LayerSolve(torch.autograd.Function):
         states = u0.new_empty((mgrit.grid.n_local, *u0.shape)) if call.trajectory else u0.new_empty(0)
         wanted, is_coarse = call.grad and any(ctx.needs_input_grad), len(levels) > 1
 
-        def final(u: Tensor, rows: slice) -> Tensor:
-            value = levels[0].remember(u, rows) if wanted else levels[0].advance(u, rows)
-            if call.trajectory:
-                states[rows] = value
-            return value
+        phis = [level.advance for level in levels]
+        final: StepMap = levels[0].remember if wanted else levels[0].advance
+        if levels[0].intervals is not None:
+            inside = levels[0].intervals
+            phis[0] = IntervalMap(phis[0], inside.advance)
+            final = IntervalMap(final, inside.remember if wanted else inside.advance)
+        if call.trajectory:
+            final = partial(_kept, states, final)
 
         with torch.no_grad(), torch.autocast(**call.autocast):
             guess = mgrit.warm(u0) if is_coarse else None
-            outcome = solver.solve([level.advance for level in levels], u0, guess=guess, final=final)
+            outcome = solver.solve(phis, u0, guess=guess, final=final)
         if is_coarse:
             mgrit.guess = outcome.points
         call.misfit, mgrit.residuals, mgrit.misfits = outcome.misfit, (outcome.residuals, []), (outcome.misfit, 0.0)
@@ -335,6 +339,12 @@ class _LayerSolve(torch.autograd.Function):
         return (None, *found)
 
 
+def _kept(states: Tensor, step: StepMap, u: Tensor, rows: slice) -> Tensor:
+    """The states after these steps, which are kept in `states`, too."""
+    states[rows] = value = step(u, rows)
+    return value
+
+
 def _adjoint(ctx: Any, w: Tensor, w_states: Tensor) -> tuple[list[Tensor], float]:
     """The gradients at the states that the forward solve remembers, and the misfit."""
     mgrit, levels, count = ctx.call.mgrit, ctx.levels, ctx.call.count
@@ -356,9 +366,18 @@ def _adjoint(ctx: Any, w: Tensor, w_states: Tensor) -> tuple[list[Tensor], float
         before: Tensor = found[0]
         return before
 
+    def through(w: Tensor, m: int) -> Tensor:
+        before, *found = fine.intervals.gradients(w, m)
+        for all_rows, g in zip(of_controls, found):
+            all_rows.copy_(g)
+        return before
+
+    phis, last = [level.pullback for level in levels], final
+    if fine.intervals is not None:
+        phis[0], last = IntervalMap(phis[0], fine.intervals.pullback), IntervalMap(final, through)
     g = _sources(mgrit, w_states) if ctx.call.trajectory else None
     entry = w if g is None else w + mgrit.last_to_all(w_states[-1])
-    outcome = adjoint.solve([level.pullback for level in levels], entry, g, final=final)
+    outcome = adjoint.solve(phis, entry, g, final=last)
     mgrit.residuals = (mgrit.residuals[0], outcome.residuals)
     mgrit.misfits = (mgrit.misfits[0], outcome.misfit)
     first = mgrit.first_to_all(outcome.ends[0])

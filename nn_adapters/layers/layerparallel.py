@@ -14,7 +14,7 @@ from nn_adapters.layers.given import FirstLooks, GivenCall, PreparedBlock, draw_
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
 from nn_adapters.layers.parts.batchnorm import Statistics
 from nn_adapters.layers.parts.context import autocast_state, refuse_transforms
-from nn_adapters.layers.parts.fusedchain import FusedChain, fused_kind, is_cheaper
+from nn_adapters.layers.parts.fusedchain import FusedChain, fused_kind, is_cheaper, is_cheaper_inside
 from nn_adapters.layers.parts.stacking import Shelf, Template, check_fresh, stack_modules
 from nn_adapters.layers.stackedlayers import StackedLayers
 from pdeopt.core.errors import InputError
@@ -156,12 +156,15 @@ class LayerParallel(StackedLayers):
         exact = self.is_exact or not solver.factors or solver.is_serial or solver.is_dear()
         step = self.step_by_autograd if autocast_state(u.device.type)["enabled"] else self.step
         drops = self._prepared.drops and self.training
-        if self._is_fused(u, trajectory, exact) and not args:
+        cycles = None if exact else (solver.forward.cycles, solver.adjoint.cycles)
+        fits = not (trajectory or args) and self._fits_loops(u)
+        is_alone = self.grid.mpi.size == 1
+        if fits and is_alone and self.settings.fused == "auto" and is_cheaper(u, self.stacks, cycles):
             refuse_transforms()
             solver.residuals, solver.misfits = ([], []), (0.0, 0.0)
             end = FusedChain.apply(self._fused_kind, self.Tf / self.num_steps, _samples_last(u), *self.stacks)
             return end.mT.reshape(u.shape), u.new_empty(0)
-        if exact and not (drops or trajectory or self.grid.mpi.size > 1 or isinstance(step, DenseStep)):
+        if exact and is_alone and not (drops or trajectory or isinstance(step, DenseStep)):
             solver.residuals, solver.misfits = ([], []), (0.0, 0.0)
             places = [(shelf, row) for row in range(self.num_steps)]
             return in_series(places, u, args, self.Tf / self.num_steps), u.new_empty(0)
@@ -170,6 +173,8 @@ class LayerParallel(StackedLayers):
         words = {"trajectory": trajectory, "exact": exact}
         if not isinstance(step, DenseStep):
             return solve_layers(solver, step, u, self.stacks, **words)
+        if fits and (is_cheaper(u, self.stacks, None) if exact else is_cheaper_inside(u, self.stacks)):
+            step = DenseStep(self.template, self._fused_kind)  # type: ignore[arg-type]
         end, states = solve_layers(solver, step, _samples_last(u), self.stacks, **words)
         return end.mT.reshape(u.shape), states.mT.reshape(-1, *u.shape) if trajectory else states
 
@@ -188,13 +193,10 @@ class LayerParallel(StackedLayers):
             statistics.move_averages()
         return found
 
-    def _is_fused(self, u: Tensor, trajectory: bool, exact: bool) -> bool:
-        """Whether all layers go through one compiled loop: exact, on one rank, where that is cheaper."""
-        if self._fused_kind is None or self.settings.fused == "never" or trajectory or self.grid.mpi.size > 1:
-            return False
-        (solver,) = self.solvers
-        cycles = None if exact else (solver.forward.cycles, solver.adjoint.cycles)
-        return is_cheaper(u, self.stacks, cycles) and not autocast_state(u.device.type)["enabled"]
+    def _fits_loops(self, u: Tensor) -> bool:
+        """Whether compiled loops know the layers."""
+        is_wanted = self._fused_kind is not None and self.settings.fused != "never"
+        return is_wanted and not autocast_state(u.device.type)["enabled"]
 
     def extra_repr(self) -> str:
         block = " ".join(repr(self.template).split())

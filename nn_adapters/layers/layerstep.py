@@ -96,8 +96,30 @@ class LinearizedSteps(ABC):
         """The cotangents of the states before these steps from those of the states after them, (rows, ...)."""
 
 
+class Intervals(Protocol):
+    """Whole intervals of m steps at once, all of a rank's: states where they begin to those where they end."""
+
+    def advance(self, starts: Tensor, m: int) -> Tensor:
+        """The states at the ends, (intervals, ...)."""
+
+    def remember(self, starts: Tensor, m: int) -> Tensor:
+        """As `advance`, and be ready for derivatives there."""
+
+    def pullback(self, w: Tensor, m: int) -> Tensor:
+        """The cotangents of the states at the starts from those at the ends, (intervals, ...)."""
+
+    def gradients(self, w: Tensor, m: int) -> tuple[Tensor, ...]:
+        """As `pullback`, then the cotangents of the controls of all steps."""
+
+
 class LayerSteps(LinearizedSteps):
-    """The steps of the finest level."""
+    """The steps of the finest level.
+
+    Attributes:
+        intervals: what goes through whole intervals of them, where they share nothing; None where nothing does.
+    """
+
+    intervals: Intervals | None = None
 
     @abstractmethod
     def gradients(self, w: Tensor, rows: slice) -> tuple[Tensor, ...]:

@@ -30,10 +30,28 @@ from pdeopt.core.arrays import Array
 from pdeopt.core.errors import InputError
 from pdeopt.core.settings import Settings, setting
 from pdeopt.steps.timegrid import TimeGrid
-from pdeopt.steps.transfer import Move, interval_sums
+from pdeopt.steps.transfer import Move, interval_sums, level_offsets
 
 #: (rows of states, the steps of this rank that take them on) -> rows of states, one step later.
 StepMap = Callable[[Tensor, slice], Tensor]
+
+
+@dataclass(frozen=True)
+class IntervalMap:
+    """A `StepMap` that goes through whole intervals by itself, where nothing enters between steps.
+
+    Args:
+        step: one step of each interval.
+        through: (states where the intervals of this rank begin, steps of an interval) -> states where they end; the
+            last interval may be shorter. For an adjoint begin and end are the other way round.
+    """
+
+    step: StepMap
+    through: Callable[[Tensor, int], Tensor]
+
+    def __call__(self, u: Tensor, rows: slice) -> Tensor:
+        return self.step(u, rows)
+
 
 #: As the steps of a `StepMap`.
 ALL_STEPS = slice(None)
@@ -66,8 +84,9 @@ class MgritSettings(Settings, prefix="layer_mgrit_"):
 
     fused: str = setting(
         "auto",
-        "dense layers on one rank: exact, by one compiled loop, where that is cheaper, or never",
-        choices=("auto", "never"),
+        "dense layers by compiled loops, where they are cheaper: exactly on one rank, inside of intervals on several; "
+        "inside of intervals on any number; never",
+        choices=("auto", "intervals", "never"),
     )
 
     serial: str = setting(
@@ -101,63 +120,6 @@ class MgritSettings(Settings, prefix="layer_mgrit_"):
             factors.append(factor)
             num_steps = -(-num_steps // factor)
         return factors
-
-
-def whole_intervals(num_steps: int, factors: Sequence[int], ranks: int) -> Array:
-    """Offsets of the ranks' steps such that each has whole intervals, on as many levels as that is possible on.
-
-    Args:
-        num_steps: of the finest level.
-        factors: coarsening factors, finest level first.
-        ranks: how many.
-
-    Returns:
-        (ranks + 1,): rank r owns the 0-based steps offsets[r] to offsets[r + 1] - 1, as evenly as whole intervals can.
-
-    Raises:
-        InputError: more ranks than intervals of the finest level.
-    """
-    sizes = np.cumprod(np.asarray([1, *factors]))[min(1, len(factors)) :]
-    fits = [int(size) for size in sizes if -(-num_steps // size) >= ranks]
-    if not fits:
-        most = -(-num_steps // int(sizes[0]))
-        raise InputError("ranks", f"{ranks} for {num_steps} steps in intervals of {sizes[0]}", f"at most {most}")
-    size = fits[-1]
-    parts = -(-num_steps // size)
-    shares = np.array([r * (parts // ranks) + min(r, parts % ranks) for r in range(ranks + 1)])
-    return np.minimum(size * shares, num_steps)
-
-
-def level_offsets(offsets: Array, factors: Sequence[int]) -> list[tuple[Array, Array]]:
-    """Who owns which steps of each level: as the level before leaves them, and where they are solved.
-
-    Args:
-        offsets: of the finest level, whole intervals of it on each rank.
-        factors: coarsening factors, finest level first.
-
-    Returns:
-        Two arrays (ranks + 1,) a level, equal where nothing moves. A rank without steps has an empty range.
-    """
-    found = [(offsets, offsets)]
-    for level, factor in enumerate(factors):
-        left, rest = -(-found[-1][1] // factor), factors[level + 1 :]
-        starts = left[:-1][np.diff(left) > 0]
-        found.append((left, _on_fewer(left, rest) if rest and (starts % rest[0]).any() else left))
-    return found
-
-
-def _on_fewer(left: Array, factors: Sequence[int]) -> Array:
-    """Offsets with whole intervals on each rank that has steps: the first owner of its first step, where it can be."""
-    ranks, num_steps = len(left) - 1, int(left[-1])
-    few = min(int((np.diff(left) > 0).sum()), -(-num_steps // factors[0]))
-    shares = whole_intervals(num_steps, factors, few)
-    owners, counts = np.searchsorted(left, shares[:-1], side="right") - 1, np.zeros(ranks, dtype=int)
-    able = np.flatnonzero(np.diff(left) > 0)
-    place = -1
-    for j, owner in enumerate(owners):  # each has a rank of its own, among those that had steps
-        place = min(max(int(np.searchsorted(able, owner)), place + 1), len(able) - few + j)
-        counts[able[place]] = shares[j + 1] - shares[j]
-    return np.concatenate([[0], np.cumsum(counts)])
 
 
 @dataclass
@@ -313,6 +275,8 @@ class Mgrit:
 
     def _travel(self, level: int, phi: StepMap, starts: Tensor, g: Tensor | None) -> Tensor:
         """The states at the ends of all intervals, from those at their starts: F-relaxation and the C-step."""
+        if isinstance(phi, IntervalMap) and g is None:
+            return phi.through(starts, self.factors[level])
         size = max(1024 * self.settings.cache // max(starts[0].numel() * starts.element_size(), 1), 1)
         if size >= len(starts):
             return self._through(level, phi, starts, g, 0)
@@ -352,6 +316,10 @@ class Mgrit:
         grid = _present(self.grids[level])
         received = (grid.neighbors.receive_after if self.adjoint else grid.neighbors.receive_before)(entry)
         u = (entry if received is None else received)[None]
+        if isinstance(phi, IntervalMap) and g is None and not keep:
+            u = phi.through(u, grid.n_local)
+            (grid.neighbors.send_before if self.adjoint else grid.neighbors.send_after)(u[0])
+            return u
         states: list[Tensor] = []
         for i in reversed(range(grid.n_local)) if self.adjoint else range(grid.n_local):
             rows = slice(i, i + 1)

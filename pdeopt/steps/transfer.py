@@ -2,7 +2,7 @@
 
 A coarse step is a window of fine ones and ends at its last node. Vectors of rows are moved by `transfer_matrix`, the
 matrix kron(transfer, identity) between PETSc layouts, so that PETSc sends what must be sent. `Move` brings rows of one
-grid to other ranks.
+grid to other ranks; who owns which steps of each level says `level_offsets`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.core.arrays import Array, index_array
+from pdeopt.core.errors import InputError
 from pdeopt.steps.timegrid import TimeGrid, as_bytes, require_whole_steps
 
 
@@ -166,3 +167,60 @@ def _shared(owned: Array, rank: int, others: Array) -> list[tuple[int, int, int]
     """The ranks that own steps of this one in another distribution: (rank, first step, the one after the last)."""
     first, last = np.maximum(others[:-1], owned[rank]), np.minimum(others[1:], owned[rank + 1])
     return [(int(r), int(first[r]), int(last[r])) for r in np.flatnonzero(first < last)]
+
+
+def whole_intervals(num_steps: int, factors: Sequence[int], ranks: int) -> Array:
+    """Offsets of the ranks' steps such that each has whole intervals, on as many levels as that is possible on.
+
+    Args:
+        num_steps: of the finest level.
+        factors: coarsening factors, finest level first.
+        ranks: how many.
+
+    Returns:
+        (ranks + 1,): rank r owns the 0-based steps offsets[r] to offsets[r + 1] - 1, as evenly as whole intervals can.
+
+    Raises:
+        InputError: more ranks than intervals of the finest level.
+    """
+    sizes = np.cumprod(np.asarray([1, *factors]))[min(1, len(factors)) :]
+    fits = [int(size) for size in sizes if -(-num_steps // size) >= ranks]
+    if not fits:
+        most = -(-num_steps // int(sizes[0]))
+        raise InputError("ranks", f"{ranks} for {num_steps} steps in intervals of {sizes[0]}", f"at most {most}")
+    size = fits[-1]
+    parts = -(-num_steps // size)
+    shares = np.array([r * (parts // ranks) + min(r, parts % ranks) for r in range(ranks + 1)])
+    return np.minimum(size * shares, num_steps)
+
+
+def level_offsets(offsets: Array, factors: Sequence[int]) -> list[tuple[Array, Array]]:
+    """Who owns which steps of each level: as the level before leaves them, and where they are solved.
+
+    Args:
+        offsets: of the finest level, whole intervals of it on each rank.
+        factors: coarsening factors, finest level first.
+
+    Returns:
+        Two arrays (ranks + 1,) a level, equal where nothing moves. A rank without steps has an empty range.
+    """
+    found = [(offsets, offsets)]
+    for level, factor in enumerate(factors):
+        left, rest = -(-found[-1][1] // factor), factors[level + 1 :]
+        starts = left[:-1][np.diff(left) > 0]
+        found.append((left, _on_fewer(left, rest) if rest and (starts % rest[0]).any() else left))
+    return found
+
+
+def _on_fewer(left: Array, factors: Sequence[int]) -> Array:
+    """Offsets with whole intervals on each rank that has steps: the first owner of its first step, where it can be."""
+    ranks, num_steps = len(left) - 1, int(left[-1])
+    few = min(int((np.diff(left) > 0).sum()), -(-num_steps // factors[0]))
+    shares = whole_intervals(num_steps, factors, few)
+    owners, counts = np.searchsorted(left, shares[:-1], side="right") - 1, np.zeros(ranks, dtype=int)
+    able = np.flatnonzero(np.diff(left) > 0)
+    place = -1
+    for j, owner in enumerate(owners):  # each has a rank of its own, among those that had steps
+        place = min(max(int(np.searchsorted(able, owner)), place + 1), len(able) - few + j)
+        counts[able[place]] = shares[j + 1] - shares[j]
+    return np.concatenate([[0], np.cumsum(counts)])

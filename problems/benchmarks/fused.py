@@ -1,10 +1,12 @@
 """Narrow dense layers on one core: one compiled loop through all of them, against cycles, PyTorch and a loop in C.
 
 python -m problems.benchmarks.fused                      # 1024 and 4096 layers of width 8, 256 of 16, 32 and 64
+python -m problems.benchmarks.fused -intervals           # cycles with and without the loop inside of intervals
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import shutil
 import subprocess
@@ -26,6 +28,13 @@ CASES = [
     *((256, width, "relu") for width in (16, 32, 64)),
 ]
 SAMPLES, REPEATS = 500, 7
+
+#: Of cycles, with the loop inside of intervals.
+INSIDE = [
+    (1024, 8, "relu"),
+    (1024, 8, "tanh"),
+    *((256, width, act) for width in (16, 32, 48, 64) for act in ("relu", "tanh")),
+]
 
 #: Settings of layer-parallel solves that are tried; the fastest counts.
 RIVALS = [{"cycles": c, "adjoint_cycles": c, "coarsening": str(m)} for c in (0, 1) for m in (16, 32)] + [{"levels": 1}]
@@ -83,9 +92,31 @@ def _pointers(*arrays: np.ndarray) -> list[ctypes.c_void_p]:
     return [array.ctypes.data_as(ctypes.c_void_p) for array in arrays]
 
 
+def intervals() -> None:
+    """Print what cycles cost with the loop inside of intervals and without it, on one rank, in turn."""
+    fusedchain.RATIOS_INSIDE = dict.fromkeys(fusedchain.RATIOS_INSIDE, 0.9)  # so that it serves for all widths
+    print(f"{SAMPLES} samples, single precision, CPU ms of value and gradient by cycles")
+    print("layers width act   cycles  with  without  ratio  difference of gradients")
+    for layers, width, act in INSIDE:
+        x = torch.randn(SAMPLES, width, generator=torch.Generator().manual_seed(1))
+        for cycles in ((1, 0), (1, 1)):
+            words = {"cycles": cycles[0], "adjoint_cycles": cycles[1], "serial": "never"}
+            pair = [network(layers, width, act, fused=fused, **words) for fused in ("intervals", "never")]
+            a, b = (gradient(each, x) for each in pair)
+            rounds = [[milliseconds(gradient, each, x) for each in pair] for _ in range(2)]
+            own, other = np.min(rounds, axis=0)
+            columns = f"{cycles[0]}/{cycles[1]} {own:8.1f} {other:8.1f} {own / other:6.2f}"
+            print(f"{layers:6d} {width:4d} {act:5s}  {columns}   {float((a - b).norm() / b.norm()):.0e}", flush=True)
+
+
 def main() -> None:
     """Print the table: milliseconds of CPU for values and gradients of a batch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-intervals", action="store_true", help="cycles with and without the loop inside of intervals")
     fusedchain.LEAST_WORK = 1
+    if parser.parse_args().intervals:
+        intervals()
+        return
     print(f"{SAMPLES} samples, single precision, CPU ms of value and gradient; error: of the gradient, relative")
     print("layers width act   chosen  error    C      best cycles or series      PyTorch")
     for layers, width, act in CASES:

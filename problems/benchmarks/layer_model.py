@@ -18,7 +18,8 @@ import torch
 
 from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.layerparallel import LayerParallel
-from pdeopt.steps.mgrit import MgritSettings, level_offsets, whole_intervals
+from pdeopt.steps.mgrit import MgritSettings
+from pdeopt.steps.transfer import level_offsets, whole_intervals
 from problems.benchmarks.processes import Row, bar, median_seconds, plain, write
 
 WIDTH, BATCH = 8, 500

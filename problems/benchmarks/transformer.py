@@ -16,7 +16,7 @@ import torch
 
 import nn_adapters as nna
 from nn_adapters.layers import EncoderBlock
-from pdeopt.steps.mgrit import level_offsets, whole_intervals
+from pdeopt.steps.transfer import level_offsets, whole_intervals
 from problems.benchmarks.fused import milliseconds
 from problems.benchmarks.layer_model import LayerClocks, LayerCosts, schedule
 

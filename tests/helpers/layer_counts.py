@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from mpi4py import MPI
 
-from pdeopt.steps.mgrit import Mgrit, MgritSettings, whole_intervals
+from pdeopt.steps.mgrit import Mgrit, MgritSettings
 from pdeopt.steps.timegrid import Neighbors, TimeGrid
-from pdeopt.steps.transfer import Move
+from pdeopt.steps.transfer import Move, whole_intervals
 
 STEPS = 64
 SETTINGS = [("2", 4, "F", "V"), ("4", 2, "FCF", "V"), ("2", 3, "F", "F"), ("8", 1, "F", "V"), ("4", 3, "FCF", "F")]

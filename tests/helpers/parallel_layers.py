@@ -19,6 +19,7 @@ from nn_adapters.layers.blocks import conv, dense
 from nn_adapters.layers.layerlist import LayerList
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import clip_grad_norm_, measure_bias, parameter_groups
+from nn_adapters.layers.parts import fusedchain
 from nn_adapters.layers.parts.dropout import drop
 from nn_adapters.layers.recurrent import GRUParallel
 
@@ -96,8 +97,9 @@ def cycles():
     Layers are smooth in the first half of networks, so that long steps have mean weights, also where they move.
     """
     found = []
-    for comm in (WORLD, MPI.COMM_SELF):
-        for network, shape in networks(comm, coarsening="3", levels=5, cycles=1, adjoint_cycles=1, cycle="F"):
+    words = {"coarsening": "3", "levels": 5, "cycles": 1, "adjoint_cycles": 1, "cycle": "F"}
+    for comm, fused in ((WORLD, "intervals"), (MPI.COMM_SELF, "never")):
+        for network, shape in networks(comm, fused=fused, **words):
             x = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
             value = network(x).square().sum() + trajectory_sum(network, x)
             own = gradients(network, value)
@@ -210,6 +212,8 @@ def manners():
 
 
 if __name__ == "__main__":
+    if WORLD.size == 2:  # the compiled loop inside of intervals, and from rank to rank, where there is a compiler
+        fusedchain.LEAST_WORK = 1
     for part in (layers, cycles, given, unlike, sequences, manners):
         try:
             part()

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from pdeopt.steps.mgrit import MgritSettings, level_offsets, whole_intervals
+from pdeopt.steps.mgrit import MgritSettings
+from pdeopt.steps.transfer import level_offsets, whole_intervals
 from problems.benchmarks.layer_model import LayerClocks, LayerCosts, predict, schedule
 from tests.helpers.layer_counts import SETTINGS, STEPS
 from tests.helpers.support import python

@@ -270,12 +270,25 @@ def _forward(load: Any, multiply: Any, activate: Any) -> Any:
 def _backward(zero: Any, load: Any, multiply_transposed: Any, outer: Any, derive: Any) -> Any:
     """Loops backward through the layers of chains.
 
-    `backward(u, w, W, dt, m, kept, G, g, x, bits, power, before)`: u are the states after the chains, w their
-    cotangents, `before` becomes the cotangents of the states before them. Those of W and b are added to G and g.
+    `backward(u, w, W, dt, m, kept, of_weights, G, g, x, bits, power, before)`: u are the states after the chains, w
+    their cotangents, `before` becomes the cotangents of the states before them. Those of W and b are added to G and
+    g, where `of_weights` is true.
     """
 
     def backward(
-        u: Any, w: Any, W: Any, dt: Any, m: int, kept: Any, G: Any, g: Any, x: Any, bits: Any, power: Any, before: Any
+        u: Any,
+        w: Any,
+        W: Any,
+        dt: Any,
+        m: int,
+        kept: Any,
+        of_weights: bool,
+        G: Any,
+        g: Any,
+        x: Any,
+        bits: Any,
+        power: Any,
+        before: Any,
     ) -> None:
         chains, width, samples = u.shape
         tile, cotangent = np.empty((width, TILE), u.dtype), np.empty((width, TILE), u.dtype)
@@ -288,7 +301,10 @@ def _backward(zero: Any, load: Any, multiply_transposed: Any, outer: Any, derive
                 cotangent[:, count:] = zero
                 for i in range(min((k + 1) * m, W.shape[0]) - 1, k * m - 1, -1):
                     derive(kept[k, c, i - k * m], tile, dt[i], cotangent, s, x, bits, power)
-                    outer(s, tile, dt[i], zero, G[i], g[i])
+                    if of_weights:
+                        outer(s, tile, dt[i], zero, G[i], g[i])
+                    else:
+                        s *= dt[i]
                     multiply_transposed(W[i], s, cotangent)
                 for j in range(width):
                     for t in range(count):

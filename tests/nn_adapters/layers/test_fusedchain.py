@@ -99,3 +99,35 @@ def test_which_chains_they_take(network, monkeypatch):
         kinds == ["relu", "tanh", "silu", None]
         and fused_kind(nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU())) is None
     )
+
+
+@pytest.mark.parametrize(
+    "act, words",
+    [
+        ("relu", {"coarsening": "8", "adjoint_cycles": 0}),
+        ("tanh", {"coarsening": "4", "levels": 3, "relaxation": "FCF", "adjoint_cycles": 1}),
+        ("relu", {"levels": 1}),
+    ],
+)
+def test_cycles_with_the_loop_inside_of_intervals_are_those_without(act, words, monkeypatch):
+    monkeypatch.setattr(fusedchain, "LEAST_WORK", 1)
+    x, found = torch.randn(70, 11, dtype=torch.float64), []
+    for fused in ("intervals", "never"):
+        torch.manual_seed(0)
+        each = LayerParallel(None, lambda: dense(11, act), 37, 2.0, fused=fused, serial="never", **words).double()
+        served = []
+        monkeypatch.setattr(fusedchain.FusedIntervals, "_forward", counted(fusedchain.FusedIntervals._forward, served))
+        found.append(gradients(lambda u, net=each: net(u), x))
+        found[-1] += torch.autograd.grad(each(x).square().sum(), each.stacks)
+        assert bool(served) == (fused == "intervals")
+        assert (each.solvers[0].misfits[0] > 1e-6) == (words.get("levels") != 1)
+    for a, b in zip(*found, strict=True):
+        assert float((a - b).norm() / b.norm()) < 1e-14
+
+
+def counted(function, calls):
+    def call(*args, **words):
+        calls.append(1)
+        return function(*args, **words)
+
+    return call

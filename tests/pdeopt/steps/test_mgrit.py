@@ -8,8 +8,9 @@ import torch
 from mpi4py import MPI
 
 from pdeopt.core.errors import InputError
-from pdeopt.steps.mgrit import Mgrit, MgritSettings, level_offsets, whole_intervals
+from pdeopt.steps.mgrit import Mgrit, MgritSettings
 from pdeopt.steps.timegrid import TimeGrid
+from pdeopt.steps.transfer import level_offsets, whole_intervals
 from tests.helpers.support import python
 
 N, DIM = 12, 3
