@@ -121,7 +121,7 @@ ENTRIES = [
         "Motion of a telephone",
         "networks.md#sequences",
         "A GRU over 128 steps, solved in parallel, tells what a person does; generated signals.",
-        "-epochs 4",
+        "",
     ),
     Entry(
         "video_gru",

@@ -1,7 +1,7 @@
 """What a person does, from the motion of a telephone: 128 steps of 9 signals, 6 classes, by a GRU in parallel.
 
-python -m problems.har_gru -epochs 5                          # generated signals
-python -m problems.har_gru -data_dir DATA -epochs 8
+python -m problems.har_gru                                    # generated signals
+python -m problems.har_gru -data_dir DATA
 mpiexec -n 2 python -m problems.har_gru -kind classic
 """
 
@@ -15,9 +15,13 @@ from torch import Tensor, nn
 
 import nn_adapters as nna
 import pdeopt as po
+from nn_adapters.data import synthetic_har
 from problems.shared.command_line import start
 from problems.shared.files import DataFiles, choose
 from problems.shared.layer_training import LayerTraining
+
+#: Generated sequences for training: with fewer the epochs of the defaults are too few batches.
+GENERATED = 4000
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class SequenceSettings(po.Settings):
         "signals; auto: har with -data_dir or -fetch, else generated ones",
         choices=("auto", "synthetic_har", "har"),
     )
-    hidden: int = po.setting(100, "hidden units of a GRU", at_least=1)
+    hidden: int = po.setting(48, "hidden units of a GRU", at_least=1)
     gru_layers: int = po.setting(2, "GRUs that are stacked", at_least=1)
     kind: str = po.setting(
         "implicit", "update of a GRU: implicit in time, or the classic one", choices=("implicit", "classic")
@@ -58,7 +62,7 @@ def standardized(data: nna.Dataset) -> nna.Dataset:
 def signals(own: SequenceSettings, files: DataFiles, seed: int) -> nna.Dataset:
     """The signals that the settings name, standardized."""
     name = choose(own.data, files, "har", "synthetic_har")
-    return standardized(files.load(name, seed))
+    return standardized(synthetic_har(GENERATED, seed=seed) if name == "synthetic_har" else files.load(name, seed))
 
 
 SCRIPT = LayerTraining(
@@ -69,7 +73,7 @@ SCRIPT = LayerTraining(
     make=Classifier,
     second_order=(),
     numbers=lambda own, batch: own.gru_layers * own.hidden * (3 * own.hidden + 128 * batch),
-    defaults={nna.TrainingSettings: {"epochs": 4, "lr": 3e-3}, nna.MgritSettings: nna.layers.SEQUENCES},
+    defaults={nna.TrainingSettings: {"epochs": 3, "lr": 5e-3}, nna.MgritSettings: nna.layers.SEQUENCES},
 )
 OPTIONS = SCRIPT.options
 

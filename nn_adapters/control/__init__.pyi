@@ -7,8 +7,10 @@ from nn_adapters.control.scoreloss import (
 from nn_adapters.control.designcost import DesignCost as DesignCost, ParameterCost as ParameterCost
 
 # Dense residual networks by hand.
-from nn_adapters.control.chain import DenseChain as DenseChain, SweepCount as SweepCount, exact_cycles as exact_cycles
-from nn_adapters.control.densenetwork import DenseNetwork as DenseNetwork, dense_network as dense_network
+from nn_adapters.control.chain import DenseChain as DenseChain, SweepCount as SweepCount
+from nn_adapters.control.densenetwork import DenseNetwork as DenseNetwork
+from nn_adapters.control.intervals import exact_cycles as exact_cycles, few_cycles as few_cycles
+from nn_adapters.control.oneshot import OneShotNetwork as OneShotNetwork
 from nn_adapters.control.factors import DenseFactors as DenseFactors
 
 # Any network, by derivatives of PyTorch.

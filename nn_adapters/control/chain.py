@@ -4,26 +4,37 @@
 
 States are (layers, width, samples), samples last, as in `densestep`: what is not recursive is one batched operation
 over all layers, and a layer of a sweep takes two calls. Sweeps go one layer after the other, from rank to rank, or by
-MGRIT over intervals of layers, whose adjoint has the exact transposes of its operators on each level.
+MGRIT over intervals of layers, whose adjoint has the exact transposes of its operators on each level. A step of a
+coarse level has a matrix for each sample, to second order that of the product of its layers, see `interval_matrices`.
+States of another design are found from known ones by the same cycles, corrected by the layers linearized there: this is
+Newton's method for the C-points, as multiple shooting has it (`DenseChain.shoot`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from nn_adapters.control.intervals import (
+    CYCLES_RTOL,
+    Map,
+    cotangents,
+    interval_matrices,
+    product,
+    sums_of_layers,
+    tangents,
+    times,
+    times_transposed,
+    to_columns,
+)
 from nn_adapters.layers.densestep import DENSE_ACTIVATIONS
 from pdeopt.core.errors import SolveFailure
 from pdeopt.steps.mgrit import Mgrit, MgritSettings
 from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.transfer import interval_sums
-
-#: Relative residual of sweeps by cycles, as exact as conjugate gradients need it; and cycles that may be needed, beside
-#: those of the theorem: two-level FCF is exact after half as many as there are intervals.
-CYCLES_RTOL = 1e-11
 
 
 @dataclass
@@ -51,11 +62,12 @@ class DenseChain:
 
     Attributes:
         dt: of the layers, (n_local, 1, 1).
+        exact: whether sweeps must converge, see `exact_cycles`.
         count: what sweeps took.
     """
 
     def __init__(self, grid: TimeGrid, block: nn.Sequential, mgrit: MgritSettings | None = None) -> None:
-        self.grid, self.count = grid, SweepCount()
+        self.grid, self.count, self.exact = grid, SweepCount(), True
         self.act, self._backward = DENSE_ACTIVATIONS[type(block[1])]
         self.dt = grid.steps.dt[:, None, None]
         self.solvers: tuple[Mgrit, Mgrit] | None = None
@@ -84,6 +96,38 @@ class DenseChain:
         self.grid.neighbors.send_after(U[-1])
         return U, V
 
+    def shoot(self, u0: Tensor, W: Tensor, b: Tensor, near: LinearChain, points: Tensor) -> tuple[Tensor, float]:
+        """The states of a design by cycles of the layers themselves, from C-points nearby. Collective.
+
+        Args:
+            u0, W, b: as for `states`.
+            near: the layers linearized at states nearby, whose coarse levels correct.
+            points: the C-points to begin with, (intervals, width, samples).
+
+        Returns:
+            States before the layers of this rank, as its last run had them, and that after the last layer,
+            (n_local + 1, width, samples); and the misfit of the C-points.
+        """
+        solver, U = self.mgrit[0], u0.new_empty(len(W) + 1, *u0.shape)
+
+        def layer(u: Tensor, rows: slice) -> Tensor:
+            return torch.addcmul(u, self.values(u, W[rows], b[rows]), self.dt[rows])
+
+        def final(u: Tensor, rows: slice) -> Tensor:
+            U[:-1][rows] = u
+            return layer(u, rows)
+
+        outcome = solver.solve([layer, *near.maps(adjoint=False)[1:]], u0, guess=points, final=final)
+        U[-1] = outcome.ends[-1]
+        self.took_cycles(solver, solver.cycles, guessed=True)
+        return U, outcome.misfit
+
+    @property
+    def mgrit(self) -> tuple[Mgrit, Mgrit]:
+        """The solvers of sweeps by cycles, forward and adjoint."""
+        assert self.solvers is not None
+        return self.solvers
+
     def values(self, U: Tensor, W: Tensor, b: Tensor) -> Tensor:
         """act(W u + b) of all layers at once, at given states before them, (n_local, width, samples)."""
         return self.act(torch.baddbmm(b[:, :, None], W, U))
@@ -103,6 +147,13 @@ class DenseChain:
         self.count.sweeps += 1
         self.count.cycles += cycles
 
+    def took_cycles(self, solver: Mgrit, cycles: int, guessed: bool = False) -> None:
+        """Count a sweep by MGRIT: a start on the coarse levels, where none was given, its cycles, and the last run."""
+        travels, march = sum(solver.factors), int(solver.offsets[-1][-1])
+        first = 0 if guessed else march + travels - solver.factors[0]
+        cycle = (1 + solver.settings.relaxation.count("C")) * travels + march
+        self.took(first + cycles * cycle + solver.factors[0], cycles)
+
 
 class LinearChain:
     """Sweeps through linearized layers; tensors may have axes between width and samples.
@@ -111,20 +162,31 @@ class LinearChain:
         chain: the layers.
         W: (n_local, width, width).
         D: dt act', (n_local, width, samples).
+
+    Attributes:
+        left: C-points of the last sweep back by cycles; None before.
     """
 
     def __init__(self, chain: DenseChain, W: Tensor, D: Tensor) -> None:
         self.chain, self.W, self.D = chain, W, D
         self._rows = W.unbind(), W.mT.unbind(), D.unbind()
-        self._levels = [(W, D)]
-        if chain.solvers is not None:
-            dt = chain.dt
-            for factor, move in zip(chain.solvers[0].factors, chain.solvers[0].moves[1:]):
-                middle = torch.arange(factor // 2, len(W) + factor // 2, factor).clamp_max(max(len(W) - 1, 0))
-                long = interval_sums(dt, factor)
-                coarse = W[middle], D[middle] * (long / dt[middle]), long
-                W, D, dt = (move.there([part])[0] for part in coarse)
-                self._levels.append((W, D))
+        self.left: Tensor | None = None
+
+    @cached_property
+    def _coarse(self) -> list[Tensor]:
+        """The matrices of the steps of all levels but the finest."""
+        found: list[Tensor] = []
+        for factor, move in zip(self.chain.mgrit[0].factors, self.chain.mgrit[0].moves[1:]):
+            sums = interval_sums(found[-1], factor) if found else sums_of_layers(self.W, self.D, factor)
+            count = len(found[-1] if found else self.W)
+            found += move.there([interval_matrices(sums, count, factor)])
+        return found
+
+    def maps(self, adjoint: bool) -> list[Map]:
+        """The steps of each level, finest first; or their transposes."""
+        if adjoint:
+            return [cotangents(self.W, self.D), *map(times_transposed, self._coarse)]
+        return [tangents(self.W, self.D), *map(times, self._coarse)]
 
     def rows(self, samples: Tensor) -> LinearChain:
         """The same for some of the samples."""
@@ -143,7 +205,7 @@ class LinearChain:
         if self.chain.solvers is not None:
             source = None if pre is None else self.D * pre
             source = source if g is None else g if source is None else source.add_(g)
-            return self._cycles(self.chain.solvers[0], entry, source)
+            return self._cycles(entry, source)
         grid = self.chain.grid
         before = grid.neighbors.receive_before(entry)
         du = entry if before is None else before
@@ -160,18 +222,19 @@ class LinearChain:
         self.chain.took(grid.num_steps)
         return out
 
-    def backward(self, end: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(self, end: Tensor, guess: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Cotangents of W u + b of each layer, D_i w_i with w_{i-1} = w_i + W_i' D_i w_i, and that before the layers.
 
         Args:
             end: w_N, on all ranks, (width, ..., samples).
+            guess: C-points to begin cycles with, as an earlier sweep has `left` them.
 
         Returns:
             (n_local, width, ..., samples), and of the first layer of this rank, shaped as `end`. Collective.
         """
         S = end.new_empty(len(self.W), *end.shape)
         if self.chain.solvers is not None:
-            return S, self._adjoint_cycles(self.chain.solvers[1], end, S)
+            return S, self._adjoint_cycles(end, S, guess)
         grid = self.chain.grid
         after = grid.neighbors.receive_after(end)
         w = end if after is None else after
@@ -190,73 +253,37 @@ class LinearChain:
 
     # -- by cycles ---------------------------------------------------------------------------------------------
 
-    def _cycles(self, solver: Mgrit, entry: Tensor, g: Tensor | None) -> Tensor:
-        out = entry.new_empty(len(self.W), *entry.shape)
+    def _cycles(self, entry: Tensor, g: Tensor | None) -> Tensor:
+        out, maps = entry.new_empty(len(self.W), *entry.shape), self.maps(adjoint=False)
 
         def final(u: Tensor, rows: slice) -> Tensor:
-            found = tangents(self._levels[0])(u, rows)
+            found = maps[0](u, rows)
             out[rows] = found if g is None else found + g[rows]
             return found
 
-        self._solve(solver, [tangents(level) for level in self._levels], entry, g, final)
+        self._solve(self.chain.mgrit[0], maps, entry, g, final)
         return out
 
-    def _adjoint_cycles(self, solver: Mgrit, end: Tensor, S: Tensor) -> Tensor:
+    def _adjoint_cycles(self, end: Tensor, S: Tensor, guess: Tensor | None) -> Tensor:
         def final(w: Tensor, rows: slice) -> Tensor:
-            S[rows] = _broadcast(self.D[rows], w) * w
-            return w + _times(self.W[rows].mT, S[rows])
+            S[rows] = to_columns(self.D[rows], w) * w
+            return w + product(self.W[rows].mT, S[rows])
 
-        return self._solve(solver, [cotangents(level) for level in self._levels], end, None, final)[0]
+        self.left = self._solve(self.chain.mgrit[1], self.maps(adjoint=True), end, None, final, guess)
+        return self.left[0]
 
-    def _solve(self, solver: Mgrit, phis: list[Map], entry: Tensor, g: Tensor | None, final: Map) -> Tensor:
+    def _solve(
+        self, solver: Mgrit, maps: list[Map], entry: Tensor, g: Tensor | None, final: Map, guess: Tensor | None = None
+    ) -> Tensor:
         """The states at the ends of the intervals of this rank. Raises `SolveFailure` where cycles do not converge."""
-        outcome = solver.solve(phis, entry, g, final=final)
-        cycles, layers = len(outcome.residuals), sum(solver.factors[:-1]) + int(solver.offsets[-1][-1])
-        self.chain.took((cycles + 1) * layers, cycles)
+        outcome = solver.solve(maps, entry, g, guess=guess, final=final)
+        cycles = len(outcome.residuals) if self.chain.exact else solver.cycles
+        self.chain.took_cycles(solver, cycles, guess is not None)
         limit = 1e3 * CYCLES_RTOL
-        if not outcome.misfit <= limit and bool(entry.isfinite().all()):
+        if self.chain.exact and not outcome.misfit <= limit and bool(entry.isfinite().all()):
             raise SolveFailure(
                 f"sweeps by MGRIT over {self.chain.grid.num_steps} layers did not converge (misfit "
                 f"{outcome.misfit:.1e} after {cycles} cycles)",
                 "more cycles, or -gn_sweeps serial",
             )
         return outcome.ends
-
-
-#: (states, rows of layers) -> states.
-Map = Callable[[Tensor, slice], Tensor]
-
-
-def tangents(level: tuple[Tensor, Tensor]) -> Map:
-    """u + D W u of layers of a level."""
-    W, D = level
-
-    def step(u: Tensor, rows: slice) -> Tensor:
-        return torch.addcmul(u, _broadcast(D[rows], u), _times(W[rows], u))
-
-    return step
-
-
-def cotangents(level: tuple[Tensor, Tensor]) -> Map:
-    """Its transpose, w + W' D w."""
-    W, D = level
-
-    def step(w: Tensor, rows: slice) -> Tensor:
-        return w + _times(W[rows].mT, _broadcast(D[rows], w) * w)
-
-    return step
-
-
-def _times(W: Tensor, u: Tensor) -> Tensor:
-    return torch.bmm(W, u.flatten(2)).view_as(u)
-
-
-def _broadcast(D: Tensor, u: Tensor) -> Tensor:
-    return D if u.dim() == 3 else D[:, :, None]
-
-
-def exact_cycles(settings: MgritSettings, num_steps: int) -> MgritSettings:
-    """The settings with as many cycles as an exact sweep may take, and the tolerance that ends them earlier."""
-    factors = settings.factors(num_steps)
-    intervals = -(-num_steps // factors[0]) if factors else 1
-    return replace(settings, cycles=intervals, adjoint_cycles=intervals, rtol=CYCLES_RTOL, start="nested")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nn_adapters.control.chain import DenseChain, LinearChain, exact_cycles
+from nn_adapters.control.chain import DenseChain, LinearChain
 from nn_adapters.control.designcost import DesignCost
 from nn_adapters.control.factors import DenseFactors
 from nn_adapters.layers.constraint import LayerConstraint
@@ -85,6 +85,7 @@ class DenseNetwork(CurvedFunction):
     Attributes:
         chain: the layers, with the count of its sweeps.
         inputs: of all samples, (inputs, samples).
+        carries: whether a step asks how the states follow it.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class DenseNetwork(CurvedFunction):
         self.problem, self.loss, self.terms, self.unknown = problem, loss, costs, unknown
         self.constraint, self.samples, self.width = constraint, len(constraint.features), constraint.shape[1]
         self.chain = DenseChain(problem.grid, constraint.block, mgrit)  # type: ignore[arg-type]
+        self.carries = unknown
         self.inputs = constraint.features.T.contiguous()
         opening = constraint.opening
         kind = type(opening[1]) if isinstance(opening, nn.Sequential) else nn.Identity
@@ -151,7 +153,12 @@ class DensePoint(CurvedPoint):
         network: the function.
         x: its design, (size,).
         state: after each layer of this rank, flat; None for those of the design.
+
+    Attributes:
+        adjoint: C-points at which the cycles of the gradient's adjoint begin; None for those of coarser levels.
     """
+
+    adjoint: Tensor | None = None
 
     def __init__(self, network: DenseNetwork, x: Tensor, state: Tensor | None = None) -> None:
         self.network, self.x, chain, tally = network, x, network.chain, network.tally
@@ -163,26 +170,20 @@ class DensePoint(CurvedPoint):
         tally.values += 1
         tally.work += FORWARD
         self.state = EMPTY
-        if network.unknown:
-            end = self._restored(state, b)
-        else:
-            self.U, self.V = chain.states(self.first, self.W, b)
-            chain.took(chain.grid.num_steps)
-            end = self.U[-1]
-        self.end = chain.last_to_all(end)
+        self.end = chain.last_to_all(self._solve(b, state))
         self.outputs = torch.addmm(self.ends.h[:, None], self.ends.H, self.end).T
         loss = network.loss
         self.value = float(loss.likelihood(self.outputs, loss.targets)) + network.terms.value(x)
 
-    def _restored(self, state: Tensor | None, b: Tensor) -> Tensor:
-        """The last state of this rank, linearly restored; the unknowns are those of `state`."""
+    def _solve(self, b: Tensor, state: Tensor | None) -> Tensor:
+        """The last state of this rank, linearly restored where states are unknowns, those of `state`."""
         network, chain = self.network, self.network.chain
-        if state is None:  # a start on the constraint
-            U, self.V = chain.states(self.first, self.W, b)
+        if state is None or not network.unknown:  # a start on the constraint
+            self.U, self.V = chain.states(self.first, self.W, b)
             chain.took(chain.grid.num_steps)
-            self.U, self.step = U, torch.zeros_like(U[1:])
-            self.state = U[1:].reshape(-1)
-            return U[-1]
+            if network.unknown:
+                self.step, self.state = torch.zeros_like(self.U[1:]), self.U[1:].reshape(-1)
+            return self.U[-1]
         after = state.view(-1, *self.first.shape)
         before = chain.grid.neighbors.exchange(after[-1], toward=+1)
         self.U = torch.cat([(self.first if before is None else before)[None], after])
@@ -208,7 +209,7 @@ class DensePoint(CurvedPoint):
             return torch.full_like(self.x, torch.nan)
         weight = loss.likelihood.weight(network.samples)
         cotangent = weight * loss.likelihood.gradient(self.outputs, loss.targets)
-        return DenseCurvature(self).back(cotangent.T).add_(network.terms.gradient(self.x))
+        return DenseCurvature(self).back(cotangent.T, self.adjoint).add_(network.terms.gradient(self.x))
 
     def curvature(self, rows: Tensor | None = None) -> DenseCurvature:
         return DenseCurvature(self, rows)
@@ -259,7 +260,7 @@ class DenseCurvature(Curvature):
         moved = torch.addmm(step.h[:, None], step.H, self.end).addmm_(ends.H, network.chain.last_to_all(states[-1]))
         curved = network.loss.likelihood.times(self.outputs, moved.T).mul_(self.weight)
         image = self.back(curved.T).add_(network.terms.product(d))
-        return Tangent(image, states.reshape(-1) if network.unknown and self.share == 1.0 else EMPTY)
+        return Tangent(image, states.reshape(-1) if network.carries and self.share == 1.0 else EMPTY)
 
     def states(self, d: Tensor) -> tuple[Tensor, Ends]:
         """How the states of this rank follow a design, (n_local, width, samples), and its opening and head."""
@@ -269,9 +270,9 @@ class DenseCurvature(Curvature):
             entry = self.network.slope(torch.addmm(step.k[:, None], step.K, self.inputs), self.first)
         return self.linear.forward(entry, torch.baddbmm(db[:, :, None], dW, self.U)), step
 
-    def back(self, w: Tensor) -> Tensor:
-        """The gradient of w.scores, w (classes, samples), (size,)."""
-        S, first = self.linear.backward(self.ends.H.T @ w)
+    def back(self, w: Tensor, guess: Tensor | None = None) -> Tensor:
+        """The gradient of w.scores, w (classes, samples), (size,); cycles may begin with a guess."""
+        S, first = self.linear.backward(self.ends.H.T @ w, guess)
         parts = [w @ self.end.T, w.sum(1)]
         if self.ends.K is not None:
             s = self.network.slope(first, self.first)
@@ -302,15 +303,3 @@ def _with_ones(u: Tensor) -> Tensor:
 
 def _second(rows: Tensor) -> Tensor:
     return torch.bmm(rows, rows.mT)
-
-
-def dense_network(
-    problem: ControlProblem, loss: Any, unknown: bool = False, mgrit: MgritSettings | None = None
-) -> DenseNetwork | None:
-    """The objective of a problem as a `DenseNetwork`; None where the network, or a term, is of another kind."""
-    if not fits(problem, loss):
-        return None
-    costs = DesignCost.of(problem, loss)
-    if mgrit is not None:
-        mgrit = exact_cycles(mgrit, problem.grid.num_steps)
-    return None if costs is None else DenseNetwork(problem, loss, costs, unknown, mgrit)

@@ -8,13 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nn_adapters.control.densenetwork import dense_network
+from nn_adapters.control.densenetwork import DenseNetwork, fits
+from nn_adapters.control.designcost import DesignCost
+from nn_adapters.control.intervals import exact_cycles
+from nn_adapters.control.oneshot import OneShotNetwork
 from nn_adapters.curvature.likelihoods import CrossEntropy, Likelihood, SquaredError
 from nn_adapters.layers.constraint import LayerConstraint
 from pdeopt.control.objective import Objective, Rows, TerminalLoss
 from pdeopt.core.autodiff import jvp, vjp
 from pdeopt.core.errors import InputError
 from pdeopt.functions.curved import CurvedFunction, CurvedTerm
+from pdeopt.steps.mgrit import MgritSettings
 from pdeopt.steps.timegrid import Steps
 
 
@@ -62,7 +66,14 @@ class ScoreLoss(TerminalLoss, CurvedTerm):
         return h_u, h_z, h_p
 
     def curved(self, problem: Any, **settings: Any) -> CurvedFunction | None:
-        return dense_network(problem, self, **settings)
+        costs = DesignCost.of(problem, self) if fits(problem, self) else None
+        if costs is None:
+            return None
+        mgrit: MgritSettings | None = settings.get("mgrit")
+        if mgrit is not None and settings.get("one_shot"):
+            return OneShotNetwork(problem, self, costs, mgrit)
+        exact = None if mgrit is None else exact_cycles(mgrit, problem.grid.num_steps)
+        return DenseNetwork(problem, self, costs, bool(settings.get("unknown")), exact)
 
 
 def classification_loss(

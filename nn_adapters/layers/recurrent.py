@@ -13,7 +13,7 @@ classic unit's is often taken as Euler's, h + dt (1 - z) (n - h), which grows wi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +21,9 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
-from nn_adapters.layers.layerstep import AutogradStep, StepLength
+from nn_adapters.layers.layerstep import AutogradStep, LayerStep, LayerSteps, StepLength
 from nn_adapters.layers.parallelmodule import ParallelModule
-from nn_adapters.layers.parts.context import sum_over_ranks
+from nn_adapters.layers.parts.context import autocast_state, sum_over_ranks
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import MgritSettings
 
@@ -67,8 +67,8 @@ def in_series(network: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
         gates, shared = gates_of_inputs(network, layer, rows)
         gates = hold_where_padded(gates, present)
         h, states = rows.new_zeros((1, rows.shape[1], network.hidden_size)), []
-        for i in range(len(rows)):
-            h = GRU_STEPS[network.kind](h, (gates[i : i + 1],), shared, 1.0)
+        for row in gates.split(1):  # one node of autograd: gradients of slices would be as large as all steps, each
+            h = GRU_STEPS[network.kind](h, (row,), shared, 1.0)
             states.append(h)
         rows = torch.cat(states)
     return rows[-1]
@@ -202,7 +202,9 @@ class GRUParallel(ParallelModule):
         """
         hidden = rows.new_zeros((rows.shape[1], self.hidden_size))
         end = hidden
-        step, exact = AutogradStep(GRU_STEPS[self.kind]), self.is_exact
+        by_hand = not autocast_state(rows.device.type)["enabled"]
+        step: LayerStep = GRUStep(self.kind) if by_hand else AutogradStep(GRU_STEPS[self.kind])
+        exact = self.is_exact
         for layer, solver in enumerate(self.solvers):
             gates, shared = gates_of_inputs(self, layer, rows, self.grid.mpi)
             gates = hold_where_padded(gates, mask)
@@ -256,6 +258,9 @@ def sum_gradient_over_ranks(parameter: nn.Parameter, mpi: Any) -> None:
         parameter.register_hook(lambda gradient: sum_over_ranks(mpi, gradient))
 
 
+# -- steps, and their derivatives by hand -------------------------------------------------------------------
+
+
 def _gates(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The logit of 1 - z, and n."""
     U, c = p
@@ -298,3 +303,84 @@ def implicit_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: StepL
 
 #: Steps of a GRU by its kind.
 GRU_STEPS = {"implicit": implicit_step, "classic": classic_step}
+
+
+class GRUStep:
+    """A step of a GRU as a `LayerStep`: controls are the gates of the inputs, shared are U and its bias.
+
+    Args:
+        kind: one of `GRU_STEPS`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.function = kind, GRU_STEPS[kind]
+
+    def __call__(self, u: Tensor, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
+        return self.function(u, controls, shared, dt)
+
+    def linearize(
+        self, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: Callable[[slice], StepLength]
+    ) -> GRULinearized:
+        return GRULinearized(self, controls, shared, dt)
+
+    def over_intervals(self, shortest: float) -> GRUStep:
+        """Itself: it knows long steps."""
+        return self
+
+    def kept(self, z: Tensor, dt: StepLength) -> tuple[Tensor, Tensor]:
+        """q of h_t = n + q (h - n), and its derivative by the logit of z."""
+        k, is_short = 1.0 - z, isinstance(dt, float) and dt == 1.0
+        dt = _column(dt, z)
+        if self.kind == "classic":
+            q = z if is_short else torch.pow(z, dt)
+            return q, q * k * dt
+        long = 1.0 + k
+        q = long.reciprocal() if is_short else torch.pow(long, -dt)
+        return q, (q * k * z).div_(long).mul_(dt)
+
+
+class GRULinearized(LayerSteps):
+    """Steps of a GRU at their states. A piece is h, q, and the derivatives of h_t by the logits of z, and by the sum in
+    n; of that sum by the logit of r; and r.
+    """
+
+    step: GRUStep
+
+    def remember(self, u: Tensor, rows: slice) -> Tensor:
+        x, (U, c), size = self.controls[0][rows], self.shared, u.shape[-1]
+        a = torch.nn.functional.linear(u, U, c)
+        r, z = torch.sigmoid(x[..., : 2 * size] + a[..., : 2 * size]).split(size, -1)
+        a_n = a[..., 2 * size :]
+        n = torch.addcmul(x[..., 2 * size :], r, a_n).tanh_()
+        q, slope = self.step.kept(z, self.dt(rows))
+        ahead, less = u - n, q - 1.0
+        by_n = n.square().sub_(1.0).mul_(less)
+        by_r = (r * a_n).mul_(1.0 - r)
+        self.pieces[rows.start, rows.stop, rows.step] = u, q, slope.mul_(ahead), by_n, by_r, r
+        return torch.addcmul(u, less, ahead)  # u to the last bit where q is 1
+
+    def pullback(self, w: Tensor, rows: slice) -> Tensor:
+        _, q, by_z, by_n, by_r, r = self._piece(rows)
+        s = w * by_n
+        return self._before(w, q, torch.cat([s * by_r, w * by_z, s * r], -1))
+
+    def gradients(self, w: Tensor, rows: slice) -> tuple[Tensor, ...]:
+        u, q, by_z, by_n, by_r, r = self._piece(rows)
+        self.pieces.pop((rows.start, rows.stop, rows.step), None)
+        s = w * by_n
+        of_gates = torch.cat([s * by_r, w * by_z, s], -1)
+        of_hidden = torch.cat([of_gates[..., : 2 * u.shape[-1]], s * r], -1)
+        flat = of_hidden.flatten(0, 1)
+        return self._before(w, q, of_hidden), of_gates, flat.T @ u.flatten(0, 1), flat.sum(0)
+
+    def _before(self, w: Tensor, q: Tensor, of_hidden: Tensor) -> Tensor:
+        """The cotangent of h, (rows, batch, hidden), from that of U h + c."""
+        return torch.addmm((w * q).flatten(0, 1), of_hidden.flatten(0, 1), self.shared[0]).view_as(w)
+
+    def _piece(self, rows: slice) -> Sequence[Tensor]:
+        key = rows.start, rows.stop, rows.step
+        if self.states is None:
+            return self.pieces[key]  # type: ignore[no-any-return]
+        if (None, None, None) not in self.pieces:  # a coarse level: all its steps at once
+            self.remember(self.states, slice(None))
+        return [part[rows] for part in self.pieces[None, None, None]]

@@ -88,6 +88,10 @@ class CurvedPoint(ABC):
     def ahead(self, d: Tensor, state: Tensor) -> CurvedPoint:
         """The point x + d, where a step moves the states by `state`."""
 
+    def refined(self) -> CurvedPoint:
+        """The same x, evaluated more exactly where something is approximated: after a step that was refused."""
+        return self
+
 
 class CurvedFunction(SmoothFunction):
     """A `SmoothFunction` with Gauss-Newton products: values, gradients and products belong to points.

@@ -17,9 +17,12 @@ from pdeopt.control.problem import ControlProblem
 from pdeopt.control.reduced import SWEEP_COSTS
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import InputError, SolveFailure
-from pdeopt.core.settings import Settings, read, setting
+from pdeopt.core.settings import Section, Settings, read, setting
 from pdeopt.functions.curved import EMPTY, Curvature, CurvedFunction, CurvedPoint, CurvedTerm, Tangent
 from pdeopt.steps.mgrit import MgritSettings
+
+#: Cycles in one shot: with one, products are not symmetric enough to end with.
+ONE_SHOT: dict[str, Any] = {"cycles": 2, "adjoint_cycles": 2}
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,10 @@ class CurvedSettings(Settings, prefix="gn_"):
     )
     sweeps: str = setting(
         "serial",
-        "sweeps through linearized layers of a dense network: one after the other, or by MGRIT until they are exact",
-        choices=("serial", "mgrit"),
-        reads={"mgrit": (MgritSettings,)},
+        "sweeps through layers of a dense network: one after the other; linearized ones by MGRIT until they are exact; "
+        "or all in one shot with the weights, by -layer_mgrit_cycles and adjoint ones, from those of the last step",
+        choices=("serial", "mgrit", "one_shot"),
+        reads={"mgrit": (MgritSettings,), "one_shot": (Section(MgritSettings, defaults=ONE_SHOT),)},
     )
 
 
@@ -47,19 +51,22 @@ def curved_function(problem: ControlProblem, **given: Any) -> CurvedFunction:
         **given: defaults of `CurvedSettings`; options win.
 
     Raises:
-        InputError: sweeps by MGRIT of something else than a dense network: `-propagator mgrit` serves there.
+        InputError: sweeps by MGRIT of something else than a dense network: `-propagator mgrit` serves there; or in
+            one shot with states that are unknowns.
     """
     settings = read(CurvedSettings, **given)
-    is_unknown, mgrit = settings.states == "unknown", None
-    if settings.sweeps == "mgrit":
-        mgrit = read(MgritSettings)
-    objective = problem.objective
+    is_unknown, one_shot = settings.states == "unknown", settings.sweeps == "one_shot"
+    if one_shot and is_unknown:
+        raise InputError("-gn_sweeps", "one_shot with states unknown", "one_shot with eliminated ones, or mgrit")
+    mgrit = None if settings.sweeps == "serial" else read(MgritSettings, **(ONE_SHOT if one_shot else {}))
+    objective, words = problem.objective, {"unknown": is_unknown, "mgrit": mgrit, "one_shot": one_shot}
     for term in objective.terms if isinstance(objective, Sum) else [objective]:
-        found = term.curved(problem, unknown=is_unknown, mgrit=mgrit) if isinstance(term, CurvedTerm) else None
+        found = term.curved(problem, **words) if isinstance(term, CurvedTerm) else None
         if found is not None:
             return found
     if mgrit is not None:
-        raise InputError("-gn_sweeps", "mgrit", "serial, but for networks of dense layers; else -propagator mgrit")
+        legal = "serial, but for networks of dense layers; else -propagator mgrit"
+        raise InputError("-gn_sweeps", settings.sweeps, legal)
     return CurvedObjective(problem, is_unknown)
 
 

@@ -350,6 +350,11 @@ class Mgrit:
         return math.sqrt(float(_present(self.grids[0]).sum(rows.double().square().sum().cpu())))
 
 
+def points_among(states: Tensor, solver: Mgrit) -> Tensor:
+    """The C-points of a solver among the states after all finest steps of this rank (adjoint: before them)."""
+    return states[solver._arrivals(0)]
+
+
 def _sums(g: Tensor | None, factor: int) -> Tensor | None:
     """What enters in an interval, added up."""
     return None if g is None else interval_sums(g, factor)

@@ -209,6 +209,27 @@ def ranks() -> list[Row]:
     return rows
 
 
+def one_shot() -> list[Row]:
+    """Layers that wait for each other until J < 0.003: states solved for, states unknown, and all in one shot."""
+    rows = []
+    ways = {
+        "states eliminated": {},
+        "states unknown, exact sweeps by MGRIT": {"states": "unknown", "sweeps": "mgrit"},
+        "one shot, two cycles": {"sweeps": "one_shot"},
+    }
+    for layers in (64, 256):
+        for name, words in ways.items():
+            problem, x = Case(layers, 200, 0).problem()
+            function, begin = curved_function(problem, **words), time.process_time()
+            result = po.GaussNewton(function, target=min(TARGETS), max_work=1200, max_it=10_000).minimize(x)
+            seconds, case = time.process_time() - begin, f"{layers} layers, {name}"
+            rows.append(plain(f"{case}: layers one after the other", function.chain.count.layers, "layers"))
+            rows.append(plain(f"{case}: work", result.history[-1].work, "gradients"))
+            rows.append(plain(f"{case}: time on one core", seconds, "CPU s"))
+            rows.append(plain(f"{case}: J of solved states", curved_function(problem).value(result.design), ""))
+    return rows
+
+
 def summary(*words: object, ranks: int = 1) -> Any:
     """The summary of a run of `problems.peaks`, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -217,7 +238,7 @@ def summary(*words: object, ranks: int = 1) -> Any:
         return json.loads(file.read_text())
 
 
-CASES = {"price": price, "small": small, "deep": deep, "sampled": sampled, "ranks": ranks}
+CASES = {"price": price, "small": small, "deep": deep, "sampled": sampled, "ranks": ranks, "one_shot": one_shot}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

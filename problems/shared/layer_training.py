@@ -59,7 +59,7 @@ class LayerTraining:
         found = [section for group in groups for section in sections(group, **self.defaults.get(group, {}))]
         refused = {("optimizer", name) for name in SECOND_ORDER if name not in self.second_order}
         if self.control is not None and self.control.parts is None:  # states and sweeps are those of dense networks
-            refused.add(("gn_sweeps", "mgrit"))
+            refused |= {("gn_sweeps", "mgrit"), ("gn_sweeps", "one_shot")}
             found = [section for section in found if section.settings is not CurvedSettings]
         taken = [
             replace(section, when=tuple(path for path in section.when if not refused & set(path))) for section in found

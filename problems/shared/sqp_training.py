@@ -197,8 +197,8 @@ def _summary(name: str, training: SqpTraining, result: Any, parameters: dict[str
     if isinstance(function, DenseNetwork):
         count = function.chain.count
         found |= {"sequential_layers": count.layers, "sweeps": count.sweeps, "cycles": count.cycles}
-        if function.unknown and training.problem is not None:
-            found["reduced_objective"] = curved_function(training.problem, states="eliminated").value(result.design)
+        if function.carries and training.problem is not None:  # at a first point states are solved for
+            found["reduced_objective"] = curved_function(training.problem).value(result.design)
     return found
 
 

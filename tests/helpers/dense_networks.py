@@ -52,9 +52,9 @@ def own(problem, start):
 
 def main(file):
     found = {}
-    for states, sweeps in (("eliminated", "serial"), ("unknown", "mgrit")):
+    for states, sweeps in (("eliminated", "serial"), ("unknown", "mgrit"), ("eliminated", "one_shot")):
         problem, start, *_ = dense_problem(layers=16, smoothness=1e-3 * (sweeps == "serial"))
-        if sweeps == "mgrit":
+        if sweeps != "serial":
             PETSc.Options().setValue("layer_mgrit_coarsening", "4,2")
             PETSc.Options().setValue("layer_mgrit_levels", "3")
         function = curved_function(problem, states=states, sweeps=sweeps)

@@ -133,6 +133,9 @@ class GaussNewton(Minimizer):
             self._failed = 0
             self._go(trial)
             return Reason.ITERATING
+        better = self.at.refined()
+        if better is not self.at:
+            self._go(better)
         self.radius, self._failed = self.damping, self._failed + 1
         if self._failed < FAILURES:
             return Reason.ITERATING

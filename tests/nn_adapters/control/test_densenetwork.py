@@ -7,8 +7,9 @@ from torch import nn
 
 import nn_adapters as nna
 import pdeopt as po
-from nn_adapters.control.chain import DenseChain, exact_cycles
+from nn_adapters.control.chain import DenseChain
 from nn_adapters.control.densenetwork import DenseNetwork
+from nn_adapters.control.intervals import exact_cycles, interval_matrices, sums_of_layers
 from nn_adapters.control.scoreloss import classification_loss
 from nn_adapters.curvature.factors import KroneckerFactors
 from nn_adapters.curvature.layers import curved_layers
@@ -145,10 +146,55 @@ def test_sweeps_by_mgrit_are_exact_and_transposes(factor, layers):
     assert float((after * end).sum()) == pytest.approx(float((du * before).sum()), rel=1e-13)
 
 
-@pytest.mark.parametrize("states", ["eliminated", "unknown"])
-def test_a_restart_goes_on_to_the_last_bit(states):
+@pytest.mark.parametrize("factor, layers", [(4, 16), (3, 8)])
+def test_coarse_steps_are_products_of_layers_to_second_order(factor, layers):
+    g, errors = torch.Generator().manual_seed(4), []
+    W, D = (torch.randn(layers, 3, n, generator=g, dtype=torch.float64) for n in (3, 5))
+    sums, single = sums_of_layers(W, D, factor), D[:, :, None] * W[..., None]
+    assert torch.allclose(sums, torch.stack([part.sum(0) for part in single.split(factor)]), rtol=0, atol=1e-14)
+    for size in (2e-2, 1e-2):
+        alike = size * single[:1].expand_as(single)  # products of alike matrices need no order
+        found = interval_matrices(torch.stack([part.sum(0) for part in alike.split(factor)]), layers, factor)
+        for part, B in zip(alike.split(factor), found):
+            exact = torch.eye(3).double()[:, :, None].expand(3, 3, 5)
+            for A in part:
+                exact = exact + torch.einsum("abs,bcs->acs", A, exact)
+            errors.append(float((exact - torch.eye(3).double()[:, :, None] - B).norm()))
+    half = len(errors) // 2
+    assert all(fine < max(coarse / 6, 1e-14) for coarse, fine in zip(errors[:half], errors[half:]))  # third order: 8
+
+
+def test_one_shot_converges_to_solved_states_and_adjoints():
+    """Where steps end, values and gradients are those of solved equations: both have the same optima."""
+    problem, start, *_ = dense_problem(layers=16)
+    x, generator = own(problem, start), torch.Generator().manual_seed(5)
+    d = 0.3 * torch.randn(len(x), generator=generator, dtype=torch.float64)
+    exact, errors = curved_function(problem).at(x + d), []
+    first = curved_function(problem, sweeps="one_shot").at(x)
+    assert first.value == curved_function(problem).at(x).value
+    assert first.gradient.isfinite().all()
+    point = first.ahead(d, first.curvature().product(d).state)
+    for _ in range(4):
+        errors.append(float((point.gradient - exact.gradient).norm() / exact.gradient.norm()))
+        point = point.refined()
+    assert errors[0] > 1e-9 and errors[1] < 1e-2 * errors[0] and errors[-1] < 1e-11
+    assert point.value == pytest.approx(exact.value, rel=1e-13)
+
+
+def test_one_shot_trains_as_solved_states_do():
+    problem, start, *_ = dense_problem(layers=16)
+    function, x = curved_function(problem, sweeps="one_shot"), own(problem, start)
+    found, solved = (po.GaussNewton(f, max_it=8).minimize(x) for f in (function, curved_function(problem)))
+    assert found.objective == pytest.approx(solved.objective, rel=0.02)
+    assert found.objective < 0.9 * found.history[0].objective
+    assert curved_function(problem).value(found.design) == pytest.approx(found.objective, rel=1e-4)
+    assert function.chain.count.cycles >= 2 * (function.chain.count.sweeps - 1) > 0  # all but the first states
+
+
+@pytest.mark.parametrize("words", [{"states": "eliminated"}, {"states": "unknown"}, {"sweeps": "one_shot"}])
+def test_a_restart_goes_on_to_the_last_bit(words):
     problem, start, *_ = dense_problem(samples=40)
-    words, x = {"states": states}, own(problem, start)
+    x = own(problem, start)
     settings = {"samples": 10, "factors_every": 3}
     whole = po.GaussNewton(curved_function(problem, **words), max_it=9, **settings).minimize(x)
     kept = []
@@ -195,6 +241,8 @@ def test_what_is_no_network_is_refused_or_generic():
     assert isinstance(curved_function(problem), CurvedObjective)
     with pytest.raises(po.InputError, match="gn_sweeps"):
         curved_function(problem, sweeps="mgrit")
+    with pytest.raises(po.InputError, match="one_shot with states unknown"):
+        curved_function(problem, states="unknown", sweeps="one_shot")
 
 
 @pytest.mark.mpi

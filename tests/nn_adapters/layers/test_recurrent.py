@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from nn_adapters.layers.recurrent import GRUParallel
+from nn_adapters.layers.layerstep import AutogradStep
+from nn_adapters.layers.recurrent import GRU_STEPS, GRUParallel, GRUStep
 from pdeopt.core.errors import InputError
 
 
@@ -56,6 +57,29 @@ def test_parallel_solves_converge_to_serial_values_and_gradients(kind):
     assert torch.allclose(found, expected, atol=1e-13)
     pairs = zip(*(torch.autograd.grad(y.square().sum(), parameters) for y in (found, expected)))
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", GRU_STEPS)
+@pytest.mark.parametrize("dt", [1.0, 4.0, torch.tensor([1.0, 4.0, 2.5])])
+def test_derivatives_by_hand_are_those_of_autograd(kind, dt):
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    h, gates, shared, w = draw(3, 2, 4), draw(3, 2, 12), [draw(12, 4), draw(12)], draw(3, 2, 4)
+    gates[1, :, 4:8] = 1e4  # a padded step keeps the state
+    lengths = lambda rows: dt if isinstance(dt, float) else dt[rows]  # noqa: E731
+    own, reference = (
+        step.linearize([gates], shared, lengths) for step in (GRUStep(kind), AutogradStep(GRU_STEPS[kind]))
+    )
+    every = slice(0, None, 1)
+    found = own.remember(h, every)
+    assert torch.allclose(found, reference.remember(h, every), rtol=0, atol=1e-14)
+    assert torch.equal(found[1], h[1])
+    assert torch.allclose(own.pullback(w, every), reference.pullback(w, every), rtol=0, atol=1e-13)
+    for a, b in zip(own.gradients(w, every), reference.gradients(w, every)):
+        assert torch.allclose(a, b, rtol=0, atol=1e-13)
 
 
 def test_gradients_are_those_of_differences():
