@@ -34,7 +34,7 @@ python = PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python
 run = $(call python,.venv) -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-fenicsx demo test test-all test-modern stress bench reference lint docs clean distclean
+.PHONY: help setup setup-fenicsx demo test test-all test-modern stress bench bench-gpu reference lint docs clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -64,6 +64,9 @@ stress: setup  ## try all promises hundreds of times, for long; STRESS=0.25 for 
 
 bench: setup  ## time the main problem
 	$(run) problems.benchmarks.burgers
+
+bench-gpu: setup  ## time layer-parallel networks on a GPU, within five minutes; without one it says so
+	$(run) problems.benchmarks.gpu
 
 reference:  ## recompute the tests' reference values with Octave
 	@. .ci/lib.sh && { command -v octave >/dev/null || debian octave; }

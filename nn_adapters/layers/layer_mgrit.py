@@ -38,7 +38,7 @@ from nn_adapters.layers.parts.context import (
 from nn_adapters.layers.parts.costs import mgrit_cost, serial_cost
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import IntervalMap, Mgrit, MgritSettings, StepMap
-from pdeopt.steps.timegrid import TimeGrid, as_bytes
+from pdeopt.steps.timegrid import TimeGrid, as_bytes, host_rows
 from pdeopt.steps.transfer import whole_intervals
 
 #: A solve whose last run misses its C-points by more than half of their size has diverged. In training that goes well
@@ -192,9 +192,9 @@ class LayerMgrit:
     def _from(self, state: Tensor, rank: int) -> Tensor:
         if self.grid.mpi.size == 1:
             return state
-        buffer = state.detach().cpu().contiguous().clone()
+        buffer = host_rows(state).copy_(state.detach())
         self.grid.mpi.Bcast(as_bytes(buffer), rank)
-        return buffer.to(state.device)
+        return buffer.to(state.device, non_blocking=True)
 
 
 def _rebuild(

@@ -163,7 +163,7 @@ class LayerList(StackedLayers):
             statistics += [found] if found is not None else []
         kinds = torch.tensor(self.kinds)
         step = AutogradStep(partial(_mixed, steps, packing, kinds))  # nothing over intervals: injection
-        controls = [packing.pack(), numbers_of(range(begin, self.grid.end), u.device)]
+        controls = [packing.pack(), numbers_of(range(begin, self.grid.end), torch.device("cpu"))]
         words = {"trajectory": trajectory, "exact": exact}
         ends = solve_layers(solver, step, u, controls, call.shared, **words)
         for each in statistics if self.training else []:
@@ -194,6 +194,7 @@ class Packing:
         self.sizes = [[shape.numel() for shape in shapes] for shapes in self.shapes]
         self.order = [layer - begin for shelf in shelves for layer in shelf.layers]
         self.counts = [len(shelf.layers) for shelf in shelves]
+        self.device = next((p.device for stacks in self.stacks for p in stacks), torch.device("cpu"))
         self.dtypes = {p.dtype for stacks in self.stacks for p in stacks} or {torch.get_default_dtype()}
         if len(self.dtypes) > 1:
             raise InputError("blocks of LayerList", f"parameters of {sorted(map(str, self.dtypes))}", "one dtype")
@@ -203,9 +204,9 @@ class Packing:
         width, (dtype,), parts = max(map(sum, self.sizes)), self.dtypes, []
         for stacks, sizes, count in zip(self.stacks, self.sizes, self.counts):
             flat = [stack.flatten(1) for stack in stacks]
-            like = flat[0] if flat else torch.empty(0, dtype=dtype)
+            like = flat[0] if flat else torch.empty(0, dtype=dtype, device=self.device)
             parts.append(torch.cat([*flat, like.new_zeros(count, width - sum(sizes))], 1))
-        return torch.cat(parts)[torch.tensor(self.order).argsort()]
+        return torch.cat(parts)[torch.tensor(self.order).argsort().to(parts[0].device)]
 
     def unpack(self, kind: int, rows: Tensor) -> list[Tensor]:
         """The parameters of layers of one kind, (layers, ...) each, from their rows."""
@@ -222,13 +223,17 @@ def _mixed(
     shared: Sequence[Tensor],
     dt: StepLength,
 ) -> Tensor:
-    """Steps of layers of several kinds, `kinds` for all layers of the network: those of one kind together."""
+    """Steps of layers of several kinds, `kinds` for all layers of the network: those of one kind together.
+
+    Kinds and numbers of layers are in the memory of the host, so that no device is waited for.
+    """
     packed, numbers = controls
-    of_rows = kinds[layer_numbers(numbers).cpu()]
+    of_rows = kinds[layer_numbers(numbers)]
     parts, order = [], []
     for kind in of_rows.unique().tolist():
-        rows = (of_rows == kind).nonzero()[:, 0].to(u.device)
-        theta = [*packing.unpack(kind, packed[rows]), numbers[rows]]
-        parts.append(steps[kind](u[rows], theta, shared, dt if isinstance(dt, float) else dt[rows.to(dt.device)]))
-        order.append(rows)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.cat(order).argsort()]
+        own = (of_rows == kind).nonzero()[:, 0]
+        rows = own.to(u.device)
+        theta = [*packing.unpack(kind, packed[rows]), numbers[own].to(u.device)]
+        parts.append(steps[kind](u[rows], theta, shared, dt if isinstance(dt, float) else dt[own.to(dt.device)]))
+        order.append(own)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.cat(order).argsort().to(u.device)]

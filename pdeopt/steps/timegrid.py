@@ -99,6 +99,21 @@ def as_bytes(tensor: Tensor) -> Array:
     return tensor.detach().reshape(-1).view(torch.uint8).numpy()
 
 
+def host_rows(like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """Memory of the host for rows, which a GPU reads and writes at the speed of its bus.
+
+    Args:
+        like: has their dtype, and is on the device that they come from or go to.
+        shape: of the rows; by default that of `like`.
+    """
+    return torch.empty(like.shape if shape is None else shape, dtype=like.dtype, pin_memory=like.is_cuda)
+
+
+def on_host(rows: Tensor) -> Tensor:
+    """The rows in the memory of the host, contiguous, to be sent: the same memory, if they are there."""
+    return host_rows(rows).copy_(rows.detach()) if rows.is_cuda else rows.detach().cpu().contiguous()
+
+
 class Neighbors:
     """The rank that owns the steps before those of this rank, and the one that owns the steps after them.
 
@@ -119,7 +134,7 @@ class Neighbors:
         source, target = self.mpi.rank - toward, self.mpi.rank + toward
         request = None
         if 0 <= target < self.mpi.size:
-            request = self.mpi.Isend(as_bytes(row.cpu().contiguous()), target)
+            request = self.mpi.Isend(as_bytes(on_host(row)), target)
         received = self._receive(row, source) if 0 <= source < self.mpi.size else None
         if request is not None:
             request.Wait()
@@ -132,7 +147,7 @@ class Neighbors:
     def send_after(self, row: Tensor) -> None:
         """Send `row` to the rank after this one, if there is one."""
         if not self.is_last:
-            self.mpi.Send(as_bytes(row.cpu().contiguous()), self.mpi.rank + 1)
+            self.mpi.Send(as_bytes(on_host(row)), self.mpi.rank + 1)
 
     def receive_after(self, like: Tensor) -> Tensor | None:
         """Wait for the row that the rank after sends with `send_before`; None on the last rank."""
@@ -141,12 +156,12 @@ class Neighbors:
     def send_before(self, row: Tensor) -> None:
         """Send `row` to the rank before this one, if there is one."""
         if not self.is_first:
-            self.mpi.Send(as_bytes(row.cpu().contiguous()), self.mpi.rank - 1)
+            self.mpi.Send(as_bytes(on_host(row)), self.mpi.rank - 1)
 
     def _receive(self, like: Tensor, source: int) -> Tensor:
-        buffer = torch.empty(like.shape, dtype=like.dtype)
+        buffer = host_rows(like)
         self.mpi.Recv(as_bytes(buffer), source)
-        return buffer.to(like.device)
+        return buffer.to(like.device, non_blocking=True)
 
 
 class TimeGrid:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array, index_array
 from pdeopt.core.errors import InputError
-from pdeopt.steps.timegrid import TimeGrid, as_bytes, require_whole_steps
+from pdeopt.steps.timegrid import TimeGrid, as_bytes, host_rows, on_host, require_whole_steps
 
 
 def interpolation(grid: TimeGrid, factor: int) -> sp.csr_matrix:
@@ -145,7 +145,8 @@ class Move:
 
     def _move(self, rows: Tensor, owned: Array, wanted: Array) -> Tensor:
         rank, sent = self.mpi.rank, []
-        own, found = rows.cpu(), rows.new_empty((wanted[rank + 1] - wanted[rank], *rows.shape[1:]), device="cpu")
+        count = int(wanted[rank + 1] - wanted[rank])
+        own, found = on_host(rows), host_rows(rows, (count, *rows.shape[1:]))
         for other, first, last in _shared(owned, rank, wanted):
             part = own[first - owned[rank] : last - owned[rank]].contiguous()
             if other == rank:
@@ -156,7 +157,7 @@ class Move:
             if other != rank:
                 self.mpi.Recv(as_bytes(found[first - wanted[rank] : last - wanted[rank]]), other)
         MPI.Request.Waitall([request for _, request in sent])
-        return found.to(rows.device)
+        return found.to(rows.device, non_blocking=True)
 
     def _send(self, part: Tensor, rank: int) -> MPI.Request:
         request: MPI.Request = self.mpi.Isend(as_bytes(part), rank)

@@ -1,0 +1,140 @@
+"""Dense networks on a GPU, value and gradient: eager, compiled, one CUDA graph of the serial chain, and MGRIT.
+
+python -m problems.benchmarks.gpu                        # make bench-gpu: within five minutes
+python -m problems.benchmarks.gpu -device cpu -layers 64 -widths 8 -samples 50
+
+Milliseconds by the clock between two synchronizations, the least of a few calls. The chain in series has stacked
+weights, as MGRIT has, so that all columns differentiate by the same tensors; what is compiled are 16 layers at a time.
+A row whose turn comes after `-seconds` is left out, and said to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import nn_adapters as nna
+
+#: Layers that are compiled together: a loop over thousands would be unrolled for hours.
+CHUNK = 16
+
+Gradient = Callable[[], Tensor]
+
+
+def chain(u: Tensor, W: Tensor, b: Tensor, dt: float) -> Tensor:
+    """u_i = u_{i-1} + dt ReLU(W_i u_{i-1} + b_i) through all rows of W (layers, width, width) and b (layers, width)."""
+    for weight, bias in zip(W.unbind(), b.unbind()):
+        u = torch.add(u, torch.relu(torch.addmm(bias, u, weight.T)), alpha=dt)
+    return u
+
+
+def in_chunks(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The chain by a function of `CHUNK` layers."""
+
+    def call(u: Tensor, W: Tensor, b: Tensor, dt: float) -> Tensor:
+        for weights, biases in zip(W.split(CHUNK), b.split(CHUNK)):
+            u = function(u, weights, biases, dt)
+        return u
+
+    return call
+
+
+def gradient_of(forward: Callable[[], Tensor], parameters: list[Tensor]) -> Gradient:
+    """The gradient of a loss by the first parameter; that by the others is computed, too."""
+    return lambda: torch.autograd.grad(forward().square().mean(), parameters)[0]
+
+
+def as_graph(gradient: Gradient) -> Gradient:
+    """The same kernels as one CUDA graph, captured once and replayed."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # PyTorch asks for calls on another stream before a capture
+        for _ in range(2):
+            gradient()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = gradient()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return found
+
+    return replay
+
+
+def milliseconds(gradient: Gradient, device: torch.device) -> float:
+    """The least time of a few calls, or of one where that takes more than two seconds."""
+    found: list[float] = []
+    gradient()
+    while len(found) < 5 and sum(found) < 2000:
+        _wait(device)
+        begin = time.perf_counter()
+        gradient()
+        _wait(device)
+        found.append(1e3 * (time.perf_counter() - begin))
+    return min(found)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def row(layers: int, width: int, samples: int, device: torch.device, compiles: bool) -> str:
+    """The columns of one network: milliseconds, and for MGRIT the error of the gradient, relative."""
+    torch.manual_seed(0)
+    words = {"serial": "never", "fused": "never"}
+    network = nna.LayerParallel(None, lambda: nna.dense(width, "relu"), layers, 1.0, **words).to(device)
+    x, (W, b), dt = torch.randn(samples, width, device=device), network.stacks, 1.0 / layers
+    eager = gradient_of(lambda: chain(x, W, b, dt), [W, b])
+    expected, columns = eager(), [f"{milliseconds(eager, device):9.1f}"]
+    compiled = in_chunks(torch.compile(chain)) if compiles and layers % CHUNK == 0 else None
+    columns.append(_column(compiled and gradient_of(lambda: compiled(x, W, b, dt), [W, b]), device))
+    columns.append(_column(as_graph(eager) if device.type == "cuda" else None, device))
+    for cycles, adjoint_cycles in ((0, 0), (1, 0), (1, 1)):
+        (solver,) = network.solvers
+        solver.forward.cycles, solver.adjoint.cycles = cycles, adjoint_cycles
+        gradient = gradient_of(lambda: network(x), [W, b])
+        error = float((gradient() - expected).norm() / expected.norm())
+        columns.append(f"{milliseconds(gradient, device):9.1f} {error:.0e}")
+    return f"{layers:6d} {width:5d} " + " ".join(columns)
+
+
+def _column(gradient: Gradient | None, device: torch.device) -> str:
+    return f"{'-':>9s}" if gradient is None else f"{milliseconds(gradient, device):9.1f}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the table, or that there is no device."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-device", default="cuda", help="where to compute (default %(default)s)")
+    parser.add_argument("-layers", type=int, nargs="+", default=[1024, 4096, 16_384], help="depths")
+    parser.add_argument("-widths", type=int, nargs="+", default=[8, 64, 256], help="widths")
+    parser.add_argument("-samples", type=int, default=500, help="of a batch (default %(default)s)")
+    parser.add_argument("-seconds", type=float, default=270.0, help="after which no row begins (default %(default)s)")
+    options = parser.parse_args(argv)
+    device, begin = torch.device(options.device), time.perf_counter()
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("bench-gpu: no CUDA device that PyTorch can use; nothing was measured")
+        return
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    print(f"{name}, PyTorch {torch.__version__}, {options.samples} samples, single precision; ms of value and gradient")
+    print("layers width     eager  compiled     graph       0/0 error       1/0 error       1/1 error")
+    for layers in options.layers:
+        for width in options.widths:
+            if time.perf_counter() - begin > options.seconds:
+                print(f"{layers:6d} {width:5d}   left out: the time is over")
+                continue
+            try:
+                print(row(layers, width, options.samples, device, device.type == "cuda"), flush=True)
+            except torch.OutOfMemoryError:
+                print(f"{layers:6d} {width:5d}   more memory than the device has", flush=True)
+
+
+if __name__ == "__main__":
+    main()
