@@ -36,14 +36,14 @@ from pdeopt.optimize.descent.trust import TrustRegionMinimizer
 from pdeopt.optimize.fullspace.composite import CompositeSettings
 from pdeopt.optimize.fullspace.kktchoice import KKTSettings
 from pdeopt.optimize.fullspace.method import with_price
-from pdeopt.optimize.fullspace.sqp import SQPSettings, SQPSolver
+from pdeopt.optimize.fullspace.sqp import ON_PATHS, SQPSettings, SQPSolver
 from pdeopt.optimize.parts.bounds import Bound
 from pdeopt.optimize.parts.inequalities import Limit
 from pdeopt.optimize.squares.gaussnewton import GaussNewton, GaussNewtonSettings
 from pdeopt.optimize.tao import CONTROL_DEFAULTS, TaoSettings, TaoSolver
 
 #: Full-space methods, and what `-sqp_type` calls them.
-FULL_SPACE = {"sqp": "composite", **{name: name for name in ("newton", "feasible", "active_set", "interior")}}
+FULL_SPACE = {"sqp": "composite", **{name: name for name in ("newton", "feasible", "active_set", *ON_PATHS)}}
 
 #: The other way round.
 NAMES = {kind: name for name, kind in FULL_SPACE.items()}
@@ -66,7 +66,7 @@ DESCENT: dict[str, type[Minimizer]] = {
 GAUSS_NEWTON = "gauss_newton"
 
 #: Methods that honor bounds.
-BOUNDED = ("auto", "active_set", "interior", *TAO)
+BOUNDED = ("auto", "active_set", *ON_PATHS, *TAO)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def solve(
         method: `auto` is newton, sqp from where its steps are poor, active_set with bounds, and interior with
             inequalities on states or paths; or
 
-            - `sqp`, `newton`, `active_set`, `interior`: state, design and multiplier as unknowns, see `SQPSolver`;
+            - `sqp`, `newton`, `active_set`, `interior`, `moreau_yosida`: state, design and multiplier as unknowns, see
+              `SQPSolver`;
             - `feasible`: Newton's method on the design alone, in a trust region;
             - `tao`, `reduced`: TAO on the reduced objective z -> J(u(z), z), by `-tao_type` or its default, a
               quasi-Newton method with limited memory, see `TaoSolver`;
@@ -157,8 +158,8 @@ def solve(
     name = chosen.method
     on_path = {"state_lower": state_lower, "state_upper": state_upper, "path": path}
     is_on_path = any(each is not None for each in on_path.values())
-    if is_on_path and name not in ("auto", "interior"):
-        raise InputError("inequalities on states", f"method {name}", "auto | interior")
+    if is_on_path and name not in ("auto", *ON_PATHS):
+        raise InputError("inequalities on states", f"method {name}", " | ".join(("auto", *ON_PATHS)))
     if is_bounded and name not in BOUNDED:
         raise InputError("bounds on the design", f"method {name}", " | ".join(BOUNDED))
     _check_settings(name, settings)

@@ -1,6 +1,7 @@
-"""Bounds on states and paths by the interior point method: six problems with optima of IPOPT; a process solves one.
+"""Bounds on states and paths by both methods for them: six problems with optima of IPOPT; a process solves one.
 
     python -m problems.benchmarks.inequalities heat
+    python -m problems.benchmarks.inequalities heat moreau_yosida
 
 The cases are heat, bounded, free, burgers, oscillator and mixed, and burgers32, burgers128 and burgers256 on other
 meshes (two more, in the plane: `plates.py`). The last line is JSON: the objective and its distance
@@ -14,14 +15,17 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from torch import Tensor
 
 import pdeopt as po
+from pdeopt.optimize.fullspace import KKTSolver
 from problems.benchmarks.small import ReactionDiffusion, VanDerPol
 from problems.burgers import BurgersCase, BurgersSettings
 from problems.heat import HeatCase, HeatSettings
@@ -68,20 +72,36 @@ CASES: dict[str, tuple[Callable[[], po.ControlProblem], dict[str, Any], float]] 
 }
 
 
-def measure(name: str) -> dict[str, Any]:
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """The number of KKT matrices that are made inside, in a list of one entry."""
+    count, made = [0], KKTSolver.set_point
+
+    def set_point(solver: KKTSolver, *point: Any) -> None:
+        count[0] += 1
+        made(solver, *point)
+
+    with patch.object(KKTSolver, "set_point", set_point):
+        yield count
+
+
+def measure(name: str, method: str = "auto") -> dict[str, Any]:
     """Solve a case; what is measured by name."""
     make, words, expected = CASES[name]
     problem, begin = make(), time.process_time()
-    result = po.solve(problem, **words)
+    with counted() as count:
+        result = po.solve(problem, method, **words)
     assert isinstance(result, po.InequalityResult)
-    inside = [record for record in result.history.records if record.note.startswith("mu")]
+    free = sum("without" in record.note for record in result.history.records)
+    inside = result.history.records[free:]
     reports = result.inequalities.values()
     return {
         "case": name,
+        "method": result.method,
         "message": result.message,
         "objective": result.objective,
         "beside_ipopt": result.objective - expected,
-        "matrices": len(inside) - 1,
+        "matrices": count[0] - free,
         "krylov": sum(record.krylov for record in inside),
         "violation": max(report.violation for report in reports),
         "integrals": {report.name: report.integral for report in reports},
@@ -92,4 +112,4 @@ def measure(name: str) -> dict[str, Any]:
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in CASES:
         raise SystemExit(f"cases: {' | '.join(CASES)}")
-    print(json.dumps(measure(sys.argv[1])))
+    print(json.dumps(measure(*sys.argv[1:3])))

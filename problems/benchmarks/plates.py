@@ -1,6 +1,7 @@
-"""Two problems on the unit square with inequalities, by the interior point method and by CasADi and IPOPT at 1e-12.
+"""Two problems on the unit square with inequalities, by pdeopt's methods for them and by CasADi and IPOPT at 1e-12.
 
     python -m problems.benchmarks.plates
+    python -m problems.benchmarks.plates moreau_yosida
 
 `plate` reacts, has a control in each node and bounds on state and control. `wind` is carried along with four heaters,
 which together have a limit, and a bound that moves with time. Both are 12 by 12 nodes and 24 steps of implicit Euler;
@@ -10,6 +11,7 @@ both programs see the same matrices. CasADi needs `pip install casadi`.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from torch import Tensor
 
 import pdeopt as po
 from pdeopt.core.arrays import Array
+from problems.benchmarks.inequalities import counted
 
 SIDE, STEPS, T = 12, 24, 1.0
 
@@ -126,21 +129,22 @@ def by_ipopt(case: Bounded) -> tuple[float, float]:
     return float(found["f"]) / 100, time.process_time() - begin
 
 
-def main() -> None:
-    """Both problems by both programs, a line of JSON each."""
+def main(method: str = "auto") -> None:
+    """Both problems by a method of pdeopt and by IPOPT, a line of JSON each."""
     for make in (plate, wind):
         case = make()
         problem, begin = case.problem(), time.process_time()
-        result = po.solve(problem, **case.words())
+        with counted() as count:
+            result = po.solve(problem, method, **case.words())
         assert isinstance(result, po.InequalityResult)
         seconds, reports = time.process_time() - begin, result.inequalities.values()
         J, other = by_ipopt(case)
         row = {"case": make.__name__, "message": result.message, "objective": result.objective, "ipopt": J}
         row |= {"beside_ipopt": result.objective - J, "violation": max(report.violation for report in reports)}
-        inside = [record for record in result.history.records if record.note.startswith("mu")]
-        row |= {"matrices": len(inside) - 1, "active": {report.name: report.active for report in reports}}
+        free = sum("without" in record.note for record in result.history.records)
+        row |= {"matrices": count[0] - free, "active": {report.name: report.active for report in reports}}
         print(json.dumps(row | {"cpu": seconds, "cpu_ipopt": other}))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2])

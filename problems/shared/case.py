@@ -20,7 +20,7 @@ from pdeopt.control import CheckpointSettings, PropagatorSettings
 from pdeopt.core import Section, SplitRecord, freed, interruptible, on_root, require_memory, sections, unread
 from pdeopt.core.memory import DOUBLE
 from pdeopt.optimize import TaoSettings, read_memory, write_memory
-from pdeopt.optimize.fullspace import SQPSettings, said
+from pdeopt.optimize.fullspace import ON_PATHS, SQPSettings, said
 from pdeopt.optimize.splitting import ADMM, CONTROL_DEFAULTS, AdmmSettings, TimeSplitting, TimeSplittingSettings
 from pdeopt.steps import StepSettings
 from problems.shared import pictures
@@ -37,10 +37,10 @@ from problems.shared.files import (
 from problems.shared.pictures import Panel
 
 #: Solvers that honor bounds on the control.
-BOUNDED = ("auto", "active_set", "interior", "tao")
+BOUNDED = ("auto", "active_set", *ON_PATHS, "tao")
 
 #: Solvers that honor bounds on the state.
-BOUNDED_STATE = ("auto", "interior")
+BOUNDED_STATE = ("auto", *ON_PATHS)
 
 #: Ends of a run by ADMM other than converged from which it can go on: not in the middle of an iteration.
 GOES_ON = (po.Reason.DIVERGED_MAX_IT, po.Reason.INTERRUPTED)
@@ -54,23 +54,23 @@ class SolverSettings(po.Settings, includes=(PropagatorSettings,)):
         "auto",
         "Newton, and from where its steps are poor a feasible path or the composite step (auto); one of them (newton, "
         "feasible, sqp); Newton with bounds (active_set, which auto is where there are some); an interior point method "
-        "(which auto is with bounds on the state); any TAO solver; or windows of time",
-        choices=("auto", "sqp", "newton", "feasible", "active_set", "interior", "tao", "admm"),
+        "(which auto is with bounds on the state), or Moreau-Yosida path-following; any TAO solver; or windows of time",
+        choices=("auto", "sqp", "newton", "feasible", "active_set", *ON_PATHS, "tao", "admm"),
         reads={
             "auto": (SQPSettings,),
             "sqp": (SQPSettings,),
             "newton": (SQPSettings,),
             "feasible": (SQPSettings,),
             "active_set": (SQPSettings,),
-            "interior": (SQPSettings,),
+            **dict.fromkeys(ON_PATHS, (SQPSettings,)),
             "tao": (TaoSettings, StepSettings, CheckpointSettings),
             "admm": (Section(AdmmSettings, defaults=CONTROL_DEFAULTS), TimeSplittingSettings),
         },
     )
-    lower: float = po.setting(None, "lower bound on the control (-solver auto, active_set, interior, tao)", kind=float)
-    upper: float = po.setting(None, "upper bound on the control (-solver auto, active_set, interior, tao)", kind=float)
-    state_lower: float = po.setting(None, "lower bound on the state (-solver auto or interior)", kind=float)
-    state_upper: float = po.setting(None, "upper bound on the state (-solver auto or interior)", kind=float)
+    lower: float = po.setting(None, f"lower bound on the control (-solver {', '.join(BOUNDED)})", kind=float)
+    upper: float = po.setting(None, f"upper bound on the control (-solver {', '.join(BOUNDED)})", kind=float)
+    state_lower: float = po.setting(None, f"lower bound on the state (-solver {', '.join(BOUNDED_STATE)})", kind=float)
+    state_upper: float = po.setting(None, f"upper bound on the state (-solver {', '.join(BOUNDED_STATE)})", kind=float)
 
 
 class Case(Protocol):

@@ -46,7 +46,7 @@ def small(script, path):
         given["-admm_max_it"] = given.pop("-sqp_max_it")
     if chosen.get("solver") == "sqp":
         given |= {"-samples": "6", "-max_cpu_seconds": "1e-6"}
-    if "interior" in chosen.values():  # which needs inequalities
+    if {"interior", "moreau_yosida"} & set(chosen.values()):  # which needs inequalities
         given["-upper"] = "100"
     if chosen.get("tao_type") == "python":  # which needs a name
         given["-tao_python_type"] = chosen.get("tao_python_type", "pdeopt.optimize.LBFGS")

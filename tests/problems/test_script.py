@@ -183,7 +183,11 @@ BAD = {
     "T 0": (("-T", 0), "-T", "> 0"),
     "flux inf": (("-flux", "inf"), "-flux", "finite"),
     "control": (("-control", "splines"), "-control", "interval | nodal"),
-    "solver": (("-solver", "lbfgs"), "-solver", "sqp | newton | feasible | active_set | interior | tao | admm"),
+    "solver": (
+        ("-solver", "lbfgs"),
+        "-solver",
+        "sqp | newton | feasible | active_set | interior | moreau_yosida | tao | admm",
+    ),
     "sqp_type": (("-sqp_max_it", -1), "-sqp_max_it", ">= 0"),
     "misspelt": (("-aplha", 0.1), "-aplha", "-alpha"),
     "misspelt later": (("-sqp_max_itt", 3), "-sqp_max_itt", "-sqp_max_it"),
@@ -191,7 +195,7 @@ BAD = {
     "bounds without a solver for them": (
         ("-solver", "newton", "-lower", 0),
         "-lower",
-        "auto | -solver active_set | -solver interior | -solver tao",
+        "auto | -solver active_set | -solver interior | -solver moreau_yosida | -solver tao",
     ),
     "bounds on Newton": (("-solver", "active_set", "-sqp_type", "newton", "-lower", 0), "bounds", "active_set"),
     "crossed bounds of active sets": (("-solver", "active_set", "-lower", 1, "-upper", 0), "bound", "lower <= upper"),

@@ -27,9 +27,9 @@ from pdeopt.core.settings import Settings, setting
 from pdeopt.kkt.operator import Hessian
 from pdeopt.optimize.fullspace.kktchoice import solves_by_sweeps
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
-from pdeopt.optimize.fullspace.merit import augmented_lagrangian
 from pdeopt.optimize.fullspace.method import FullSpaceMethod
 from pdeopt.optimize.fullspace.quadraticmodel import QuadraticModel, Tangential
+from pdeopt.optimize.parts.merit import augmented_lagrangian
 from pdeopt.optimize.parts.trustregion import TrustRegion
 
 

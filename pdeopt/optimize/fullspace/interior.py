@@ -21,6 +21,7 @@ constrained elliptic optimal control problems, Comput. Optim. Appl. 48 (2011).
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -80,7 +81,36 @@ class InequalityResult(ControlResult):
     inequalities: dict[str, InequalityReport] = field(default_factory=dict)
 
 
-class InteriorPoint(FullSpaceMethod):
+class InequalityMethod(FullSpaceMethod):
+    """What the methods for inequalities c <= 0 share: their results, and where these miss what was asked for.
+
+    Attributes:
+        rows: c.
+        tol: violations below it are none.
+    """
+
+    rows: Inequalities
+    tol: float
+
+    @abstractmethod
+    def pair(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Slacks and multipliers, (n_local, K) each, where c has these values."""
+
+    def remedy(self, reason: Reason) -> str:
+        told, c = super().remedy(reason), self.rows.value(self.lin)
+        if reason >= Reason.ITERATING or self.rows.largest(c) <= self.tol:
+            return told
+        name, step, time, component = self.rows.where(c)
+        missed = f"{name} is missed by {self.rows.largest(c):.3g} in component {component}"
+        return "; ".join(filter(None, [f"{missed} at step {step}, t = {time:.6g}", told]))
+
+    def result(self, reason: Reason, message: str, history: History) -> ControlResult:
+        found, c = super().result(reason, message, history), self.rows.value(self.lin)
+        parts = found.design, reason, found.message, history, found.state, found.multiplier
+        return InequalityResult(*parts, inequalities=self.rows.reports(c, *self.pair(c)))
+
+
+class InteriorPoint(InequalityMethod):
     """See the module. With negative curvature, or where no step is found, it is repeated with the Gauss-Newton Hessian.
 
     The first iterations are those of Newton's method without inequalities (`InteriorSettings.start`). Optimality is the
@@ -96,7 +126,6 @@ class InteriorPoint(FullSpaceMethod):
         kkt: settings of the linear solver, by the names of `KKTSettings`.
 
     Attributes:
-        rows: the inequalities.
         point: with slacks and multipliers; None while inequalities are left out.
     """
 
@@ -260,19 +289,8 @@ class InteriorPoint(FullSpaceMethod):
 
     # -- the end -----------------------------------------------------------------------------------------------
 
-    def remedy(self, reason: Reason) -> str:
-        told, c = super().remedy(reason), self.rows.value(self.lin)
-        if reason >= Reason.ITERATING or self.rows.largest(c) <= self.tol:
-            return told
-        name, step, time, component = self.rows.where(c)
-        missed = f"{name} is missed by {self.rows.largest(c):.3g} in component {component}"
-        return "; ".join(filter(None, [f"{missed} at step {step}, t = {time:.6g}", told]))
-
-    def result(self, reason: Reason, message: str, history: History) -> ControlResult:
-        found, c = super().result(reason, message, history), self.rows.value(self.lin)
-        slack, nu = (-c, torch.zeros_like(c)) if self.point is None else (self.point.slack, self.point.nu)
-        parts = found.design, reason, found.message, history, found.state, found.multiplier
-        return InequalityResult(*parts, inequalities=self.rows.reports(c, slack, nu))
+    def pair(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        return (-c, torch.zeros_like(c)) if self.point is None else (self.point.slack, self.point.nu)
 
     def curves_down(self, history: History) -> bool:
         """Whether the last step had to leave the constraint's curvature out, for the Hessian was not positive."""

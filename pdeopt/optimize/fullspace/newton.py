@@ -31,9 +31,9 @@ from pdeopt.core.ranks import freed
 from pdeopt.kkt.operator import Hessian
 from pdeopt.optimize.fullspace.curvature import PRODUCTS, curves_down, is_linear_quadratic
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
-from pdeopt.optimize.fullspace.merit import Merit, Point
 from pdeopt.optimize.fullspace.method import FullSpaceMethod
 from pdeopt.optimize.parts.linesearch import Backtracking
+from pdeopt.optimize.parts.merit import Merit, Point
 
 #: The Hessians in the order in which they are tried, and the step size below which the next one is.
 SHORTEST_STEP: dict[Hessian, float] = {"full": 0.1, "gauss-newton": 1e-10}
@@ -61,6 +61,7 @@ class NewtonKKT(FullSpaceMethod):
         precond: its default preconditioner; see `KKTSolver`.
         kkt: settings of the linear solver, by the names of `KKTSettings`.
         gauss_newton: take the Gauss-Newton Hessian alone.
+        loosest: largest relative tolerance of a KKT solve.
 
     Attributes:
         is_poor: whether the last step was below half its length, or fell back to the Gauss-Newton Hessian.
@@ -82,11 +83,13 @@ class NewtonKKT(FullSpaceMethod):
         precond: str = "auto",
         kkt: Mapping[str, Any] | None = None,
         gauss_newton: bool = False,
+        loosest: float = LOOSEST_RTOL,
     ) -> None:
         self.problem, self.x, self.lam, self.is_poor = problem, x, lam, False
         self._hessians = SHORTEST_STEP.copy()
         if gauss_newton:
             del self._hessians["full"]
+        self.loosest = loosest
         self.step_size, self.rtol, self.outer, self.precond = 1.0, rtol, outer, precond
         self._kkt = dict(kkt or {})
         self.metric = RieszMetric(problem)
@@ -151,7 +154,7 @@ class NewtonKKT(FullSpaceMethod):
         one system decides is solved at once: a second one would begin its Krylov space again.
         """
         reduction = self._residual / self._previous if math.isfinite(self._previous) else 1.0
-        return max(self.rtol, min(LOOSEST_RTOL, 0.9 * reduction**2, self._enough / self._size))
+        return max(self.rtol, min(self.loosest, 0.9 * reduction**2, self._enough / self._size))
 
     def _move(self, dx: PETSc.Vec, dlam: PETSc.Vec, slope: float, search: Backtracking) -> Reason:
         here = Point(self.x, self.lam, self.lin)
@@ -220,6 +223,22 @@ class NewtonKKT(FullSpaceMethod):
     def _held(self) -> Tensor | None:
         """Which design variables do not move, see `KKTOperator.set_point`. Collective."""
         return None
+
+    def go_on_with(self, problem: ControlProblem) -> float:
+        """Take the present point as the start for another objective, with all linear solvers. Collective.
+
+        Args:
+            problem: the same but for the objective, whose Hessian has the pattern of the one before.
+
+        Returns:
+            |(L_x, F)|.
+        """
+        self.problem, self.lin = problem, problem.at(self.x)
+        self.merit = Merit(RieszMetric(problem), self.merit.penalty)
+        self.step_size, self._looked_at = 1.0, None
+        self._evaluate()
+        self._residual, self._previous = self._size, math.inf
+        return self._size
 
     def memory(self) -> dict[str, Any]:
         """What a restart needs beside x and lam."""

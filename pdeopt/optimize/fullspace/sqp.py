@@ -1,5 +1,5 @@
 """Full-space solvers of a `ControlProblem`, from options: `-sqp_type auto | composite | newton | feasible |
-active_set | interior`."""
+active_set | interior | moreau_yosida`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,17 @@ from pdeopt.optimize.fullspace.handover import NewtonThenComposite, Single
 from pdeopt.optimize.fullspace.interior import InteriorPoint, InteriorSettings
 from pdeopt.optimize.fullspace.kktchoice import KKTSettings
 from pdeopt.optimize.fullspace.method import full_space_test
+from pdeopt.optimize.fullspace.moreauyosida import MoreauYosida, MoreauYosidaSettings
 from pdeopt.optimize.fullspace.newton import NewtonKKT
 from pdeopt.optimize.parts.bounds import Bound, Bounds
 from pdeopt.optimize.parts.inequalities import Inequalities, Limit
 from pdeopt.optimize.parts.loop import Observer, iterate
+
+#: The methods for inequalities on states and paths, and their settings.
+ON_PATHS: dict[str, tuple[type[InteriorPoint | MoreauYosida], type[Any]]] = {
+    "interior": (InteriorPoint, InteriorSettings),
+    "moreau_yosida": (MoreauYosida, MoreauYosidaSettings),
+}
 
 #: The part of its tolerances to which a linear-quadratic problem is solved at once.
 NEARLY = 0.1
@@ -45,15 +52,15 @@ class SQPSettings(Settings, prefix="sqp_"):
         "method: Newton, and from where its steps are poor a feasible path or the composite step (auto); one of them; "
         "or "
         "Newton with bounds on controls and parameters, which auto is where there are some; or an interior point "
-        "method, which auto is with inequalities on states and paths",
-        choices=("auto", "composite", "newton", "feasible", "active_set", "interior"),
+        "method, which auto is with inequalities on states and paths, or Moreau-Yosida path-following for these",
+        choices=("auto", "composite", "newton", "feasible", "active_set", *ON_PATHS),
         reads={
             "auto": (CompositeSettings, KKT),
             "composite": (CompositeSettings, KKT),
             "newton": (KKT,),
             "feasible": (),
             "active_set": (KKT,),
-            "interior": (InteriorSettings, KKT),
+            **{name: (settings, KKT) for name, (_, settings) in ON_PATHS.items()},
         },
     )
     max_it: int = setting(100, "largest number of outer iterations", at_least=0)
@@ -80,13 +87,14 @@ class SQPSolver:
     region with inexact solves; `feasible`, Newton's method in the design alone, with the state solved for at each
     point; `auto`, the first, the third where the equations bend too much for it, the second where states are not
     found; `active_set`, Newton with bounds on controls and parameters, which is what bounds choose; `interior`, which
-    inequalities on states and paths choose, and bounds on controls where active sets come back.
+    inequalities on states and paths choose, and bounds on controls where active sets come back; `moreau_yosida`,
+    path-following for the same inequalities.
 
     Args:
         problem: the control problem.
         prefix: of the options, before `sqp_`; those of the linear solver are `-{prefix}sqp_kkt_ksp_type` and so on.
         lower, upper: bounds on the design variables (active_set), as for `Bounds.of`, or on the controls of the steps
-            (interior); None for none.
+            (interior, moreau_yosida); None for none.
         state_lower, state_upper, path: bounds on states, and functions c(u, z, steps) <= 0, see `Inequalities`.
         **defaults: settings that replace the defaults, `type="newton"` or `precond="direct"` for instance; those of
             `SQPSettings`, `CompositeSettings` and `KKTSettings`. Options win.
@@ -131,16 +139,18 @@ class SQPSolver:
             self.settings = replace(self.settings, type="interior" if is_on_path else "active_set")
         is_composite = self.settings.type in ("auto", "composite")
         self.composite = read(CompositeSettings, prefix, **own) if is_composite else None
-        self.interior = read(InteriorSettings, prefix) if self.settings.type == "interior" else None
-        if self.interior is None:
+        is_for_paths = self.settings.type in ON_PATHS
+        self.on_path = read(ON_PATHS[self.settings.type][1], prefix) if is_for_paths else None
+        if self.on_path is None:
             self.bounds = Bounds.of(problem, lower, upper)
         else:
             self.inequalities = Inequalities(problem, lower, upper, state_lower, state_upper, path)
         self.kind, self.ways = self.settings.type, dict[str, list[str]]()
-        if is_on_path and self.interior is None:
-            raise InputError("inequalities on states", f"-{prefix}sqp_type {self.settings.type}", "auto | interior")
-        if is_bounded and self.settings.type not in ("active_set", "interior"):
-            legal = "auto | active_set | interior"
+        if is_on_path and self.on_path is None:
+            legal = " | ".join(("auto", *ON_PATHS))
+            raise InputError("inequalities on states", f"-{prefix}sqp_type {self.settings.type}", legal)
+        if is_bounded and self.settings.type not in ("active_set", *ON_PATHS):
+            legal = " | ".join(("auto", "active_set", *ON_PATHS))
             raise InputError("bounds on the design", f"-{prefix}sqp_type {self.settings.type}", legal)
 
     @in_turn
@@ -236,14 +246,14 @@ class SQPSolver:
                 pass
         return self.problem.join(self.problem.constant_state(design), design)
 
-    def _method(self, x: PETSc.Vec, lam: PETSc.Vec) -> NewtonThenComposite | Single | InteriorPoint:
+    def _method(self, x: PETSc.Vec, lam: PETSc.Vec) -> NewtonThenComposite | Single | InteriorPoint | MoreauYosida:
         settings, kind = self.settings, self.settings.type
         words: dict[str, Any] = {"outer": self.prefix + SQPSettings.prefix, "kkt": self.kkt}
         if kind == "active_set":
             return ActiveSetKKT(self.problem, x, lam, self.bounds, rtol=settings.kkt_rtol, **words)
-        if self.interior is not None:
+        if self.on_path is not None:
             words |= {"tol": settings.opt_tol, "rtol": settings.kkt_rtol}
-            return InteriorPoint(self.problem, x, lam, self.inequalities, self.interior, **words)
+            return ON_PATHS[kind][0](self.problem, x, lam, self.inequalities, self.on_path, **words)
         words["gauss_newton"] = settings.gauss_newton
 
         def composite(x: PETSc.Vec, lam: PETSc.Vec) -> CompositeStep:
@@ -268,7 +278,7 @@ class SQPSolver:
 
     def _view(self, result: Result) -> None:
         lines = [f"SQP object ({self.prefix}sqp_): type {self.settings.type}"]
-        for settings in (self.settings, self.composite, self.interior):
+        for settings in (self.settings, self.composite, self.on_path):
             if settings is not None:
                 lines += [f"  {name}: {value}" for name, value in vars(settings).items()]
         lines.append(f"  method {self.kind}; KKT systems by {said(self.ways)}")

@@ -176,10 +176,21 @@ class Inequalities:
             term = term + InequalityTerm(group, self.problem.grid.begin, part, bend)
         return lin.with_objective(term)
 
-    def penalty(self, gamma: float) -> Objective:
-        """gamma/2 sum w max(c / scale, 0)^2, a term for the objective, with multipliers gamma max(c, 0) / scale^2."""
+    def penalty(self, gamma: float, nu: Tensor | None = None) -> Objective:
+        """gamma/2 sum w max(c / scale + a, 0)^2, a term for the objective whose multipliers are `pressed`.
+
+        Args:
+            gamma: the price of violations.
+            nu: multipliers that are known, (n_local, K), a = scale nu / gamma; None for none.
+        """
         parts = (gamma * self.weight / self.scale.square()).split(self._sizes, dim=1)
-        return Sum(*(Excess(group, self.problem.grid.begin, part) for group, part in zip(self.groups, parts)))
+        ahead = [None] * len(parts) if nu is None else (self.scale.square() * nu / gamma).split(self._sizes, dim=1)
+        begin = self.problem.grid.begin
+        return Sum(*(Excess(group, begin, part, a) for group, part, a in zip(self.groups, parts, ahead)))
+
+    def pressed(self, gamma: float, c: Tensor, nu: Tensor | None = None) -> Tensor:
+        """The multipliers max(nu + gamma c / scale^2, 0) of `penalty`, (n_local, K)."""
+        return torch.where(self.kept, torch.relu(gamma * c / self.scale.square() + (0.0 if nu is None else nu)), 0.0)
 
     @property
     def are_bounds(self) -> bool:

@@ -121,6 +121,12 @@ class BoundGroup(Group):
         out[self.field] = self.sign * w
         return out[0], out[1], out[2]
 
+    def blocks(self, sigma: Tensor, u: Tensor, z: Tensor) -> tuple[InnerProduct, InnerProduct]:
+        """c' diag(sigma) c' as forms of states and of controls of a batch of steps, by (batch, k)."""
+        own = InnerProduct.from_values(Sparsity(sp.eye(self.size)), sigma)
+        other = InnerProduct.zero((z, u)[self.field].shape[1], len(sigma))
+        return (own, other) if self.field == 0 else (other, own)
+
     def scale(self, c: Tensor) -> Tensor:
         return self._scale
 
@@ -227,14 +233,14 @@ class InequalityTerm(Objective):
     def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
         if not isinstance(self.group, BoundGroup):
             return super().hessian_blocks(u, z, steps)
-        own = InnerProduct.from_values(Sparsity(sp.eye(self.group.size)), self.sigma[steps.index - self.begin - 1])
-        other = InnerProduct.zero((z, u)[self.group.field].shape[1], len(steps))
-        return (own, other) if self.group.field == 0 else (other, own)
+        return self.group.blocks(self.sigma[steps.index - self.begin - 1], u, z)
 
 
 class Excess(Objective):
-    """gamma/2 sum w max(c, 0)^2 of one group: the Moreau-Yosida penalty of c <= 0, with multipliers gamma max(c, 0).
+    """gamma/2 sum w max(c + a, 0)^2 of one group, the Moreau-Yosida penalty of c <= 0.
 
+    gamma max(c + a, 0) are its multipliers.
+    Its Hessian is that of the entries with c + a > 0, a derivative in the sense of semismooth Newton's method.
     (M. Hintermueller, K. Kunisch, Feasible and noninterior path-following in constrained minimization with low
     multiplier regularity, SIAM J. Control Optim. 45, 2006.)
 
@@ -242,15 +248,39 @@ class Excess(Objective):
         group: c.
         begin: 0-based number of the first step of this rank.
         weight: gamma w, zero for entries that ask for nothing, (n_local, k).
+        ahead: a, a multiplier that is known over gamma, (n_local, k); None for zero.
     """
 
-    def __init__(self, group: Group, begin: int, weight: Tensor) -> None:
+    def __init__(self, group: Group, begin: int, weight: Tensor, ahead: Tensor | None = None) -> None:
         self.group, self.begin, self.weight = group, begin, weight
+        self.is_convex = isinstance(group, BoundGroup)
+        self.ahead = torch.zeros_like(weight) if ahead is None else ahead
+
+    def _excess(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
+        """max(c + a, 0), and its weights, for the steps of this rank; the initial node has none."""
+        rows = steps.index - self.begin - 1
+        weight = torch.where(steps.index[:, None] > 0, self.weight[rows], 0.0)
+        return torch.relu(self.group.value(u, z, steps) + self.ahead[rows]), weight
 
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
-        """Of the steps of this rank; the initial node has none."""
-        weight = torch.where(steps.index[:, None] > 0, self.weight[steps.index - self.begin - 1], 0.0)
-        return 0.5 * (weight * torch.relu(self.group.value(u, z, steps)).square()).sum(1)
+        excess, weight = self._excess(u, z, steps)
+        return 0.5 * (weight * excess.square()).sum(1)
+
+    def gradient(self, u: Tensor, z: Tensor, steps: Steps) -> Fields:
+        excess, weight = self._excess(u, z, steps)
+        return self.group.vjp((u, z, steps), weight * excess)
+
+    def hvp(self, u: Tensor, z: Tensor, steps: Steps, du: Tensor, dz: Tensor, dp: Tensor) -> Fields:
+        (excess, weight), point = self._excess(u, z, steps), (u, z, steps)
+        square = self.group.vjp(point, weight * (excess > 0) * self.group.jvp(point, du, dz, dp))
+        bent = self.group.curvature(point, weight * excess, du, dz, dp)
+        return square[0] + bent[0], square[1] + bent[1], square[2] + bent[2]
 
     def hessian_sparsity(self, n: int, m: int, steps: Steps) -> Sparsity:
         return Sparsity(self.group.sparsity.csr.T @ self.group.sparsity.csr)
+
+    def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
+        if not isinstance(self.group, BoundGroup):
+            return super().hessian_blocks(u, z, steps)
+        excess, weight = self._excess(u, z, steps)
+        return self.group.blocks(weight * (excess > 0), u, z)
