@@ -35,7 +35,7 @@ from pdeopt.core.errors import SolveFailure
 from pdeopt.core.monitor import History, Reason, Record
 from pdeopt.core.settings import Settings, setting
 from pdeopt.optimize.fullspace.interior import CENTERING, InequalityMethod, suited
-from pdeopt.optimize.fullspace.newton import NewtonKKT
+from pdeopt.optimize.fullspace.newton import NewtonKKT, go_on_with
 from pdeopt.optimize.parts.inequalities import Inequalities
 
 #: Newton steps for one gamma; where they do not do, or fail, the factor between two gammas becomes its square root,
@@ -122,19 +122,13 @@ class MoreauYosida(InequalityMethod):
         self.problem, self.x, self.lam, self.rows = problem, x, lam, inequalities
         self.settings, self.tol, self.metric = settings or MoreauYosidaSettings(), tol, RieszMetric(problem)
         self.lin = problem.at(x)
-        self.gamma = self.settings.gamma * self._unit
+        self.gamma = self.settings.gamma * _unit(self)
         self.nu: Tensor | None = None
         self._growth, self._raises, self._steps, self._poor = self.settings.growth, 0, 0, 0
         self._last: Place | None = None
         words: dict[str, Any] = {"rtol": rtol, "outer": outer, "kkt": kkt, "precond": suited(problem, inequalities)}
-        self._newton = NewtonKKT(self._priced(), x, lam, loosest=max(rtol, TIGHT), **words)
+        self._newton = NewtonKKT(_priced(self), x, lam, loosest=max(rtol, TIGHT), **words)
         self._solvers = self._newton._solvers
-
-    def _priced(self) -> ControlProblem:
-        """The problem with the present price of violations; the initial node has none."""
-        priced = copy_of(self.problem)
-        priced.objective = self.problem.objective + self.rows.penalty(self.gamma, self.nu)
-        return priced
 
     def pair(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """-c where nu = 0; else so that nu / s is the penalty's Hessian, and at the end, what an interior point has."""
@@ -176,14 +170,9 @@ class MoreauYosida(InequalityMethod):
         return self._retreat(reason)
 
     @property
-    def _unit(self) -> float:
-        """Of prices. J of the start says little: it may be zero."""
-        return max(abs(self.lin.value), LEAST_UNIT * self.tol) / self.rows.measure
-
-    @property
     def _is_last(self) -> bool:
         """Whether the path is at its end."""
-        return self.nu is not None or self.gamma >= (1 - 1e-9) * self.settings.gamma_max * self._unit
+        return self.nu is not None or self.gamma >= (1 - 1e-9) * self.settings.gamma_max * _unit(self)
 
     @property
     def _enough(self) -> float:
@@ -208,7 +197,7 @@ class MoreauYosida(InequalityMethod):
         if not self._is_last:
             if self._poor == 0:  # bolder again after a retreat
                 self._growth = min(self._growth**2, self.settings.growth)
-            least, most = self.settings.gamma * self._unit, self.settings.gamma_max * self._unit
+            least, most = self.settings.gamma * _unit(self), self.settings.gamma_max * _unit(self)
             self.gamma = min(max(self._growth * self.gamma, least), most)
             return self._go_on()
         has_moved, self.nu = self.nu is not None, rows.pressed(self.gamma, c, self.nu)
@@ -235,7 +224,7 @@ class MoreauYosida(InequalityMethod):
 
     def _go_on(self) -> Reason:
         self._steps = self._poor = 0
-        self._newton.go_on_with(self._priced())
+        go_on_with(self._newton, _priced(self))
         return Reason.ITERATING
 
     # -- the end -----------------------------------------------------------------------------------------------
@@ -279,3 +268,15 @@ class MoreauYosida(InequalityMethod):
     def destroy(self) -> None:
         """Free the KKT solvers."""
         self._newton.destroy()
+
+
+def _priced(method: MoreauYosida) -> ControlProblem:
+    """The problem with the present price of violations; the initial node has none."""
+    priced = copy_of(method.problem)
+    priced.objective = method.problem.objective + method.rows.penalty(method.gamma, method.nu)
+    return priced
+
+
+def _unit(method: MoreauYosida) -> float:
+    """Of prices. J of the start says little: it may be zero."""
+    return max(abs(method.lin.value), LEAST_UNIT * method.tol) / method.rows.measure

@@ -224,22 +224,6 @@ class NewtonKKT(FullSpaceMethod):
         """Which design variables do not move, see `KKTOperator.set_point`. Collective."""
         return None
 
-    def go_on_with(self, problem: ControlProblem) -> float:
-        """Take the present point as the start for another objective, with all linear solvers. Collective.
-
-        Args:
-            problem: the same but for the objective, whose Hessian has the pattern of the one before.
-
-        Returns:
-            |(L_x, F)|.
-        """
-        self.problem, self.lin = problem, problem.at(self.x)
-        self.merit = Merit(RieszMetric(problem), self.merit.penalty)
-        self.step_size, self._looked_at = 1.0, None
-        self._evaluate()
-        self._residual, self._previous = self._size, math.inf
-        return self._size
-
     def memory(self) -> dict[str, Any]:
         """What a restart needs beside x and lam."""
         ways = {hessian: solver.choice.stage for hessian, solver in self._solvers.items()}
@@ -256,3 +240,17 @@ class NewtonKKT(FullSpaceMethod):
         """Free the KKT solvers."""
         for solver in self._solvers.values():
             solver.destroy()
+
+
+def go_on_with(newton: NewtonKKT, problem: ControlProblem) -> None:
+    """Let the present point of a method be its start for another objective; linear solvers stay. Collective.
+
+    Args:
+        newton: the method.
+        problem: the same but for the objective, whose Hessian has the pattern of the one before.
+    """
+    newton.problem, newton.lin = problem, problem.at(newton.x)
+    newton.merit = Merit(RieszMetric(problem), newton.merit.penalty)
+    newton.step_size, newton._looked_at, newton._previous = 1.0, None, math.inf
+    newton._evaluate()
+    newton._residual = newton._size
