@@ -14,7 +14,7 @@ from pdeopt.optimize.fullspace import MoreauYosida, MoreauYosidaSettings, full_s
 from pdeopt.optimize.parts.inequalities import Inequalities
 from pdeopt.optimize.parts.loop import iterate
 from problems.benchmarks import plates
-from tests.pdeopt.optimize.fullspace.test_interior import CASES, INF, iterations, reaction_diffusion, van_der_pol
+from tests.helpers.inequalities import CASES, INF, iterations, reaction_diffusion, van_der_pol
 
 UPPER, STEPS, T = 0.3, 8, 1.0
 
