@@ -114,19 +114,20 @@ def schedule(
     settings: MgritSettings,
     cycles: int,
     at_once: int = 1_000_000,
+    stages: int = 2,
 ) -> LayerClocks:
-    """`Mgrit.solve` in one direction. All factors divide, a nested start."""
+    """`Mgrit.solve` in one direction. All factors divide, a nested start; evaluations in a coarse step are `stages`."""
     last, steps = len(factors), [np.diff(own) for _, own in levels]
 
     def travel(level: int) -> None:
         clocks.shift(steps[level])
         intervals = np.ceil(steps[level] / factors[level])
         parts = np.ceil(intervals / at_once).astype(int)  # in which they go through
-        clocks.work(steps[level], factors[level] * parts, 2 if level else 1)
+        clocks.work(steps[level], factors[level] * parts, stages if level else 1)
 
     def nested(level: int) -> None:
         if level == last:
-            clocks.march(steps[last], 2)
+            clocks.march(steps[last], stages)
         else:
             nested(level + 1)
             travel(level)
@@ -136,9 +137,9 @@ def schedule(
         for _ in range(1 + settings.relaxation.count("C")):
             travel(level)
         clocks.move(*levels[level + 1], 3)
-        clocks.work(steps[level + 1], stages=2)
+        clocks.work(steps[level + 1], stages=stages)
         if level + 1 == last:
-            clocks.march(steps[last], 2)
+            clocks.march(steps[last], stages)
         else:
             for again in ("F", "V") if kind == "F" else ("V",):
                 cycle(level + 1, again)

@@ -7,6 +7,7 @@ import pytest
 
 from pdeopt.steps.mgrit import MgritSettings
 from pdeopt.steps.transfer import level_offsets, whole_intervals
+from problems.benchmarks import video_model
 from problems.benchmarks.layer_model import LayerClocks, LayerCosts, predict, schedule
 from tests.helpers.layer_counts import SETTINGS, STEPS
 from tests.helpers.support import python
@@ -39,3 +40,17 @@ def test_more_ranks_are_never_slower_where_messages_are_free():
     costs = LayerCosts((1.0, 0.1), (2.0, 0.3), latency=0.0, bandwidth=1e30)
     times = [predict(4096, 2**k, MgritSettings(3, "8"), costs) for k in range(10)]
     assert times == sorted(times, reverse=True)
+
+
+def test_videos_in_series_cost_each_step_once_and_ranks_share_what_they_can():
+    costs = video_model.Costs((1.0, 0.0), (2.0, 0.0), (4.0, 0.0), (3.0, 5.0), 7.0, 0.0, 0.0, 1e30)
+    sizes = video_model.Sizes(64)
+    serial = video_model.predict(sizes, 1, MgritSettings(1), costs)
+    assert serial == {"disk": 64 * 7, "gates": 2 * 64 * 8, "forward": 2 * 64, "backward": 2 * 64 * 4, "sums": 0.0}
+    settings = MgritSettings(2, "4", cycles=1, adjoint_cycles=1)
+    four = video_model.predict(sizes, 4, settings, costs)
+    assert [serial[name] / four[name] for name in ("disk", "gates")] == [4.0, 4.0]
+    # the last rank: nested start 16, one cycle 4 + 1 and its 4 of the coarse steps, which come as a wave, last run 4
+    assert four["forward"] == 2 * (16 + 4 + 1 + 4 + 4)
+    # back twice as dear, weights once more in the last run, and coarse steps evaluated forward: 4 of this rank
+    assert four["backward"] == 2 * (2 * (16 + 4 + 1 + 4 + 4) + 4 * 2 + 4)
