@@ -274,8 +274,8 @@ ENTRIES = [
         "apts_cifar",
         "APTS on CIFAR-10",
         "optimizers.md#trust-regions",
-        "Two parts of the weights go trust-region steps of their own.",
-        "-data_dir DATA -samples 1000 -apts_weights 2 -opt_max_work 5",
+        "Four parts of a batch go trust-region steps of their own.",
+        "-data_dir DATA",
     ),
 ]
 

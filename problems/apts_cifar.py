@@ -1,6 +1,6 @@
 """CIFAR-10 by a convolutional network of 62,006 parameters (LeNet-5 for colors), trained by APTS or a rival.
 
-python -m problems.apts_cifar -data_dir DIR -apts_data 4
+python -m problems.apts_cifar -data_dir DIR
 python -m problems.apts_cifar -data_dir DIR -optimizer adam -lr 1e-3
 """
 
@@ -42,7 +42,7 @@ def for_images(data: nna.Dataset) -> nn.Sequential:
     return network()
 
 
-SCRIPT = ClassifierScript("apts_cifar", __doc__, for_images, 40.0, {"data": "cifar10", "samples": 0})
+SCRIPT = ClassifierScript("apts_cifar", __doc__, for_images, 20.0, {"data": "cifar10", "samples": 0}, {"data": 4})
 OPTIONS = SCRIPT.options
 
 

@@ -220,6 +220,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
         crossover = next((ranks for ranks, seconds in strong[name] if seconds < serial), None)
         rows.append(plain(f"{options.layers} layers, {name}: faster than serial from", crossover or np.inf, "ranks"))
     rows.append(_gain(options.layers, 1024, costs))
+    rows += full_space(costs)
     weak = [
         (int(p), predict(1024 * int(p), int(p), MgritSettings(20, "16,4", adjoint_cycles=1), costs))
         for p in 4 ** np.arange(7)
@@ -243,6 +244,34 @@ def _gain(layers: int, ranks: int, costs: LayerCosts) -> Row:
     best = [min(predict(layers, ranks, each, costs) for each in kinds) for kinds in (whole, deep)]
     case = f"{layers} layers, {ranks} ranks: coarse levels on fewer ranks"
     return bar(case, best[0] / best[1], "x", 2.0, at_most=False)
+
+
+#: Sweeps of a Gauss-Newton step: states, adjoint, and two for each of five products; and cycles of one, as
+#: `network_sqp -only one_shot` counts them: until it is exact (2,390 in 456 sweeps), and in one shot.
+SWEEPS, EXACT_CYCLES, SHOT_CYCLES = 12, 5, 2
+
+
+def full_space(costs: LayerCosts) -> list[Row]:
+    """What Gauss-Newton steps with sweeps by MGRIT gain over the reduced path, whose sweeps wait for each layer."""
+    ways = {"full space, exact sweeps": EXACT_CYCLES, "one shot": SHOT_CYCLES}
+    rows = []
+    for layers in (1024, 65_536):
+        reduced = SWEEPS / 2 * predict(layers, 1, MgritSettings(1), costs)
+        rows.append(plain(f"Gauss-Newton step, {layers} layers, reduced path", reduced, "s"))
+        for ranks in (4, 16, 64, 256, 1024):
+            for name, cycles in ways.items():
+                seconds = SWEEPS / 2 * _fastest(layers, ranks, cycles, costs)
+                if seconds < float("inf"):
+                    case = f"Gauss-Newton step, {layers} layers, {ranks} ranks, {name}"
+                    rows.append(plain(case, reduced / seconds, "x the reduced path"))
+    return rows
+
+
+def _fastest(layers: int, ranks: int, cycles: int, costs: LayerCosts) -> float:
+    """Seconds of a sweep forward and one back by the best hierarchy for so many ranks; infinite where none fits."""
+    kinds = [MgritSettings(n, word, cycles, cycles) for n in range(2, 8) for word in ("4", "16", "64", "16,4")]
+    possible = [kind for kind in kinds if -(-layers // kind.factors(layers)[0]) >= ranks]
+    return min((predict(layers, ranks, kind, costs) for kind in possible), default=float("inf"))
 
 
 def _plot(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -141,6 +141,7 @@ class ClassifierScript:
         network: for the samples.
         max_work: full gradients that a run may take, by default.
         defaults: of its `ClassifierSettings`.
+        apts: of the settings of APTS.
     """
 
     name: str
@@ -148,11 +149,13 @@ class ClassifierScript:
     network: Callable[[nna.Dataset], nn.Module]
     max_work: float
     defaults: dict[str, Any]
+    apts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def optimizers(self) -> Optimizers:
         """The optimizers beside those of PyTorch."""
-        return Optimizers(METHODS, stop={"max_work": self.max_work, "gtol": 0.0, "max_it": 2**31})
+        methods = METHODS | {"apts": (po.APTS, STOCHASTIC_APTS | self.apts)}
+        return Optimizers(methods, stop={"max_work": self.max_work, "gtol": 0.0, "max_it": 2**31})
 
     @property
     def options(self) -> list[Section]:
