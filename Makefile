@@ -6,8 +6,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 # The main problem: optimal control of the Burgers equation.
 DEMO ?= -nx 128 -nt 256 -solver sqp -sqp_monitor -plot build/burgers.png -summary build/burgers.json
-# Two tests at a time, one of them with MPI: make test WORKERS= runs them one after the other.
-WORKERS ?= -n 2 --dist loadgroup
+# Two tests at a time, on cores of their own: make test WORKERS= runs them one after the other.
+WORKERS ?= -n 2 --dist worksteal
 # More for pytest: make test PYTEST="-k burgers -x"
 PYTEST ?=
 

@@ -1,4 +1,4 @@
-"""What all tests share: PETSc options for the length of a test, and MPI runs."""
+"""What all tests share: PETSc options for the length of a test, and cores of its own for each worker."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ with suppress(ImportError):  # before DOLFINx, whose HDF5 is another one: h5py d
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (pytest-xdist), one of them has all MPI runs: two at a time would fight for cores."""
-    for item in items:
-        if item.get_closest_marker("mpi"):
-            item.add_marker(pytest.mark.xdist_group("mpi"))
+def pytest_configure(config: pytest.Config) -> None:
+    """Each of several workers (pytest-xdist) has cores of its own, and so have the processes that it starts.
+
+    Ranks that wait for a message hand on their core, to the rank that is to send it; shared with a process that never
+    waits, each message would cost a time slice of the system.
+    """
+    if hasattr(config, "workerinput"):
+        workers, worker = config.workerinput["workercount"], int(config.workerinput["workerid"].removeprefix("gw"))
+        cores = sorted(os.sched_getaffinity(0))
+        if share := cores[worker * len(cores) // workers : (worker + 1) * len(cores) // workers]:
+            os.sched_setaffinity(0, share)
 
 
 @pytest.fixture

@@ -36,21 +36,7 @@ ENVIRONMENT = {
 def python(*words: object, ranks: int = 1, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
     """`python words...` in the project's root, under mpiexec for more than one rank; words begin with -m or -c."""
     start = command(*words, ranks=ranks, start=quick_python())
-    aside = _stand_aside if ranks > 1 else None
-    return subprocess.run(
-        start, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, preexec_fn=aside
-    )
-
-
-def _stand_aside() -> None:
-    """Run on half of the cores, beside another worker of pytest.
-
-    Ranks that wait for a message hand on their core, to the rank that is to send it; shared with a process that never
-    waits, each message would cost a time slice of the system.
-    """
-    if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[len(cores) // 2 :])
+    return subprocess.run(start, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
 
 
 def gloo(ranks: int, *words: object) -> None:
