@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import scipy.sparse as sp
 import torch
 from mpi4py import MPI
 from torch import Tensor
@@ -20,11 +21,15 @@ from pdeopt.control.stepjacobian import SparseStepJacobian, StepJacobian
 from pdeopt.core.autodiff import columns, jvp, vjp
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.space.layouts.layout import Layout
+from pdeopt.steps.matrices.recovery import sparse_pattern
 from pdeopt.steps.sparse import StepPattern
 from pdeopt.steps.sparsity import ParameterPattern, Sparsity
 from pdeopt.steps.timegrid import Steps, TimeGrid
 
-#: The most unknowns of a step (states and controls) for which the pattern is found by dense differentiation.
+#: The most columns of a step's Jacobian [B A C] that are differentiated one by one for its pattern.
+DENSE_COLUMNS = 4096
+
+#: The most unknowns of a step, states and controls, and the most parameters, for a pattern of derivatives in these.
 DETECTION_LIMIT = 2048
 
 #: Of Newton's method for single steps.
@@ -175,17 +180,17 @@ class TimeDependentConstraint(ABC):
     def pattern(self) -> StepPattern | None:
         """The sparsity of a step; found by differentiating at random points unless declared.
 
-        None above `DETECTION_LIMIT` unknowns: products with derivatives then stay matrix-free. Declare
-        it as an attribute: `self.pattern = StepPattern(A, B, C, W)`, or None to stay matrix-free.
+        None where rows have some hundred entries, or derivatives are not finite there: products with derivatives then
+        stay matrix-free. Declare it as an attribute: `self.pattern = StepPattern(A, B, C, W)`, or None to stay
+        matrix-free.
         """
-        if self.state_dim + self.control_dim > DETECTION_LIMIT:
-            return None
         return self.detect_pattern()
 
     def detect_pattern(self, samples: int = 3) -> StepPattern | None:
-        """Where derivatives at random points are not zero; None if the residual is not finite there.
+        """Where derivatives at random points are not zero; None if these are not finite, or too many. Collective.
 
-        An accidental zero has probability zero for a smooth residual; `SparseStepJacobian.colored`
+        Up to `DENSE_COLUMNS` columns one by one, beyond by some ten directions for each entry of a row, see
+        `sparse_pattern`. An accidental zero has probability zero for a smooth residual; `SparseStepJacobian.colored`
         nevertheless checks the pattern with a random product at each linearization.
         """
         sample = self._sample(samples)
@@ -196,17 +201,17 @@ class TimeDependentConstraint(ABC):
         def gradient(x: Tensor) -> Tensor:
             return vjp(stacked, (x,), sample.lam)[0]
 
-        unit = torch.eye(sample.x.shape[1], dtype=torch.float64)[:, None, :].expand(-1, samples, -1)
-        J = columns(lambda d: jvp(stacked, (sample.x,), (d,)), unit, chunk_size=256)
-        H = columns(lambda d: jvp(gradient, (sample.x,), (d,)), unit, chunk_size=256)
-        is_bad = not (J.isfinite().all() and H.isfinite().all())
-        if bool(self.largest(torch.tensor([float(is_bad)], dtype=torch.float64))):  # on one of the ranks of a step
+        J, H = (_entries(function, sample.x) for function in (stacked, gradient))
+        if bool(
+            self.largest(torch.tensor([float(J is None or H is None)], dtype=torch.float64))
+        ):  # on one of the ranks
             return None
-        return self._as_pattern(J.permute(1, 2, 0), H.permute(1, 2, 0))
+        return self._as_pattern(J, H)
 
-    def _as_pattern(self, J: Tensor, H: Tensor) -> StepPattern:
-        """From samples of [B A C] and of W, see `StepPattern.from_dense`."""
-        return StepPattern.from_dense(J, H, self.state_dim)
+    def _as_pattern(self, J: Any, H: Any) -> StepPattern:
+        """From the patterns of [B A C], (n, 2n + m), and of W, (2n + m, 2n + m)."""
+        n = self.state_dim
+        return StepPattern(J[:, n : 2 * n], J[:, :n], J[:, 2 * n :], H)
 
     @cached_property
     def parameter_pattern(self) -> ParameterPattern | None:
@@ -257,6 +262,22 @@ class _Sample(NamedTuple):
         """F of rows [u_old | u_new | z]."""
         n = self.width
         return self.function(x[:, :n], x[:, n : 2 * n], x[:, 2 * n :], self.steps.with_parameters(p))
+
+
+def _entries(function: Callable[[Tensor], Tensor], x: Tensor) -> sp.csr_matrix | None:
+    """Where the derivative of a function of rows is not zero at one of the rows x, (entries of f, of x); None where it
+    is not finite, or rows have too many."""
+
+    def product(directions: Tensor) -> Tensor:
+        return columns(lambda d: jvp(function, (x,), (d.expand(x.shape),)), directions)
+
+    width = x.shape[1]
+    if width > DENSE_COLUMNS:
+        return sparse_pattern(product, len(x), (function(x).shape[1], width))
+    found = [product(part) for part in torch.eye(width, dtype=torch.float64).split(256)]
+    if not all(bool(part.isfinite().all()) for part in found):
+        return None
+    return sp.csr_matrix(torch.cat([(part != 0).any(1) for part in found]).T.numpy())
 
 
 def require_layout(constraint: TimeDependentConstraint, grid: TimeGrid) -> None:

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from pdeopt.control.constraint import DETECTION_LIMIT, TimeDependentConstraint, _Sample
+from pdeopt.control.constraint import TimeDependentConstraint, _Sample
 from pdeopt.core.errors import InputError
 from pdeopt.space.layouts.layout import Layout, extended
 from pdeopt.space.spacejacobian import LocalEquation, SpaceStepJacobian
@@ -123,13 +123,9 @@ class SpaceConstraint(TimeDependentConstraint):
 
     @cached_property
     def pattern(self) -> StepPattern | None:
-        """The sparsity of the rows of this rank; found by differentiating at random points unless declared.
-
-        None where a rank sees more than `DETECTION_LIMIT` unknowns.
-        """
-        few = self.layout.n_all + self.controls.n_all <= DETECTION_LIMIT
-        found = self.detect_pattern() if few else None
-        return found if self.layout.all(found is not None) else None
+        """The sparsity of the rows of this rank; found by differentiating at random points unless declared, None on all
+        ranks of a step where it is not found on one."""
+        return self.detect_pattern()
 
     def step_pattern(self, A: Any, B: Any, C: Any, W: Any = None) -> StepPattern:
         """A pattern from those of owned rows; blocks that couple no ranks are recognized. Collective.
@@ -152,11 +148,9 @@ class SpaceConstraint(TimeDependentConstraint):
             return Sparsity(block[:, : layout.n_owned])
         return Sparsity(block, layout)
 
-    def _as_pattern(self, J: Tensor, H: Tensor) -> StepPattern:
+    def _as_pattern(self, J: Any, H: Any) -> StepPattern:
         n = self.layout.n_all
-        parts = slice(n, 2 * n), slice(n), slice(2 * n, None)
-        A, B, C = ((J[:, :, part] != 0).any(0).numpy() for part in parts)
-        return self.step_pattern(A, B, C, (H != 0).any(0).numpy())
+        return self.step_pattern(J[:, n : 2 * n], J[:, :n], J[:, 2 * n :], H)
 
     def _sample(self, samples: int) -> _Sample:
         whole, width = super()._sample(samples), 2 * self.layout.n_all + self.controls.n_all

@@ -342,10 +342,3 @@ class StepPattern:
         cols, n = self.jacobian.cols, self.A.shape[1]
         masks = {"B": cols < n, "A": (cols >= n) & (cols < 2 * n), "C": cols >= 2 * n}
         return {name: torch.from_numpy(np.flatnonzero(mask)) for name, mask in masks.items()}
-
-    @classmethod
-    def from_dense(cls, J: Tensor, H: Tensor, state_dim: int) -> StepPattern:
-        """From samples of [B A C], shape (samples, n, 2n + m), and of W, shape (samples, 2n + m, 2n + m)."""
-        n = state_dim
-        jacobian, hessian = (J != 0).any(0).numpy(), (H != 0).any(0).numpy()
-        return cls(jacobian[:, n : 2 * n], jacobian[:, :n], jacobian[:, 2 * n :], hessian)
