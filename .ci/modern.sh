@@ -39,8 +39,9 @@ list=$("$venv/bin/python" .ci/requirements.py plot hdf5 checkpoints fem nn video
 printf '%s\n' "$list" | pip install -q -c .ci/modern.txt -r /dev/stdin
 
 # Without --with-fc=0 PETSc takes up the system's mpifort, which is another MPI's. mpi4py is
-# compiled too: its ready-made wheel may choose another MPI ABI than PETSc's.
-export MPICC="$venv/bin/mpicc" MPICXX="$venv/bin/mpicxx"
+# compiled too: its ready-made wheel may choose another MPI ABI than PETSc's. Python's own folder of
+# libraries would come before that of mpicc, and has another libmpi.so where DOLFINx is installed.
+export MPICC="$venv/bin/mpicc" MPICXX="$venv/bin/mpicxx" LDFLAGS="-L$venv/lib"
 export PETSC_CONFIGURE_OPTIONS="--with-fc=0 --with-make-np=${JOBS:-2} $blas"
 for package in petsc petsc4py mpi4py; do
     version=$(sed -n "s/^$package==//p" .ci/modern.txt)
