@@ -24,6 +24,7 @@ from nn_adapters.layers.given import (
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
 from nn_adapters.layers.layerstep import AutogradStep, LayerStep, StepLength
 from nn_adapters.layers.parts.batchnorm import Statistics
+from nn_adapters.layers.parts.context import outside_compilation
 from nn_adapters.layers.parts.stacking import Shelf, Template, check_fresh, stack_modules
 from nn_adapters.layers.stackedlayers import StackedLayers
 from pdeopt.core.errors import InputError
@@ -139,6 +140,7 @@ class LayerList(StackedLayers):
         """The features after each layer of this rank, (n_local, batch, ...). Collective."""
         return self._solve(u, args, trajectory=True)[1]
 
+    @outside_compilation
     def _solve(self, u: Tensor, args: Sequence[Any], trajectory: bool) -> tuple[Tensor, Tensor]:
         (solver,), begin = self.solvers, self.grid.begin
         packing = Packing(self.shelves, begin)

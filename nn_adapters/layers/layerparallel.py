@@ -13,7 +13,7 @@ from nn_adapters.layers.densestep import DenseStep
 from nn_adapters.layers.given import FirstLooks, GivenCall, PreparedBlock, draw_seed, in_series, layer_step, numbers_of
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
 from nn_adapters.layers.parts.batchnorm import Statistics
-from nn_adapters.layers.parts.context import autocast_state, refuse_transforms
+from nn_adapters.layers.parts.context import autocast_state, outside_compilation, refuse_transforms
 from nn_adapters.layers.parts.fusedchain import FusedChain, fused_kind, is_cheaper, is_cheaper_inside
 from nn_adapters.layers.parts.stacking import Shelf, Template, check_fresh, stack_modules
 from nn_adapters.layers.stackedlayers import StackedLayers
@@ -28,6 +28,9 @@ class LayerParallel(StackedLayers):
     cycles, by default one forward and none backward, where the coarse problem's solution is enough to begin at.
     `measure_bias` tells their error, `exactly` and `serial` give what they approximate. In a training, `CycleControl`
     keeps the error within a limit, as `Training` does; without it, rough weights may want `adjoint_cycles=1`.
+
+    On one rank, where cycles save calls and no arithmetic, layers that have so much to do that cycles have no less go
+    one after the other, exact (`serial="never"`: cycles all the same), and narrow dense ones through a compiled loop.
 
     In `eval()` mode and under `no_grad` it is the serial network, to rounding: one layer after the other. With
     `approximate=True`, or inside `approximately(network)`, the cycles serve there, too.
@@ -70,8 +73,8 @@ class LayerParallel(StackedLayers):
             a block that is no function which makes new modules of one size, or with random numbers other than those
             of `nn.Dropout`, or with a `step` of its own; when called, inside a transform of `torch.func`, or a block
             that changes the shape of features, or buffers other than those of `nn.BatchNorm1d`, 2d and 3d.
-        RuntimeError: features of another width, dtype or device, from PyTorch itself; a backward pass with
-            `create_graph`, or a second one without `retain_graph`.
+        RuntimeError: features of another width, dtype or device, from PyTorch itself; a backward pass through cycles
+            with `create_graph`, or a second one without `retain_graph`.
 
     Example:
         >>> layers = LayerParallel(MPI.COMM_WORLD, lambda: dense(8), num_steps=1024, Tf=1.0, coarsening="16")
@@ -150,6 +153,7 @@ class LayerParallel(StackedLayers):
         """The features after each layer of this rank, (n_local, batch, ...). Collective."""
         return self._solve(u, args, trajectory=True)[1]
 
+    @outside_compilation
     def _solve(self, u: Tensor, args: Sequence[Any], trajectory: bool) -> tuple[Tensor, Tensor]:
         (solver,), (shelf,), u = self.solvers, self.shelves, u.to(self._looks.dtype(u, args))
         solver.look(u, self.stacks)

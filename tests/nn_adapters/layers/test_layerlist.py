@@ -9,6 +9,7 @@ from torch import nn
 
 from nn_adapters.layers.blocks import Direct, dense
 from nn_adapters.layers.layerlist import LayerList
+from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import exactly, measure_bias, parameter_groups
 from pdeopt.core.errors import InputError
 from tests.helpers.layers import X, same
@@ -94,3 +95,26 @@ def test_what_cannot_be_in_a_list_is_refused_by_name(blocks, words):
         net = LayerList(None, blocks, coarsening="2")
         (net.stack[0] if words == "one dtype" else net).double()
         net(X.double())
+
+
+def normalized():
+    return nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Tanh())
+
+
+@pytest.mark.parametrize("words", [{"cycles": 6, "adjoint_cycles": 6, "serial": "never"}, {"levels": 1}])
+def test_under_autocast_batch_norms_and_unlike_blocks_are_as_in_series(words):
+    other = [normalized, lambda: nn.Sequential(nn.GroupNorm(1, 2), nn.Conv2d(2, 2, 1))]
+    x = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    for make in (lambda **w: LayerParallel(None, normalized, 6, **w), lambda **w: LayerList(None, other * 3, **w)):
+        torch.manual_seed(0)
+        layers = make(coarsening="2", **words)
+        serial, values = layers.serial(), []
+        for each in (layers, serial):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                values.append(each(x))
+            values[-1].square().sum().backward()
+        torch.testing.assert_close(*values, rtol=1e-6, atol=1e-6)
+        places = [layers._place(i) for i in range(6)]
+        found = [p.grad[row] for shelf, row in places for p in shelf.template.find(shelf.stack)]
+        torch.testing.assert_close(found, [p.grad for p in serial.parameters()], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(dict(layers.state_dict()), dict(serial.state_dict()), rtol=1e-6, atol=1e-6)
