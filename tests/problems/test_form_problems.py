@@ -9,8 +9,9 @@ import torch  # isort: skip
 import pdeopt as po  # isort: skip
 from pdeopt.control.reduced import reduced_hessian  # isort: skip
 from problems.inverse_diffusion import InverseDiffusion, InverseSettings, main  # isort: skip
-from problems.navier_stokes import Cavity, FlowSettings  # isort: skip
+from problems.navier_stokes import Cavity, Cylinder, FlowSettings  # isort: skip
 from problems.navier_stokes import main as flow_main  # isort: skip
+from problems.shared.channel import CENTER, HEIGHT, LENGTH, RADIUS, channel_mesh  # isort: skip
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,37 @@ def test_the_control_of_the_flow_is_that_of_the_bottom(cavity):
 
 def test_the_flow_as_a_program(capfd):
     assert np.isfinite(flow_main(["-n", "4", "-nt", "2", "-tol", "1e-3"]))
+
+
+# -- behind a cylinder --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cylinder():
+    return Cylinder(FlowSettings(geometry="cylinder", n=4, nt=2, T=0.5, reynolds=20.0))
+
+
+def test_the_mesh_around_the_cylinder_fills_the_channel():
+    points, triangles = channel_mesh(8)
+    a, b, c = points[triangles].transpose(1, 0, 2)
+    areas = 0.5 * ((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0])
+    x = np.unique(points[np.isclose(np.hypot(*(points - CENTER).T), RADIUS)], axis=0)
+    angle = np.sort(np.arctan2(*(x - CENTER).T))
+    polygon = 0.5 * RADIUS**2 * np.sin(np.diff(np.r_[angle, angle[0] + 2 * np.pi])).sum()
+    assert (areas > 0).all() and areas.sum() == pytest.approx(LENGTH * HEIGHT - polygon, rel=1e-12)
+    assert len(x) == 32
+
+
+def test_the_drag_at_rest_nears_that_of_schaefer_and_turek_and_derivatives_are_consistent(cylinder):
+    assert cylinder.at_rest == pytest.approx(5.57953523384, rel=0.02)
+    assert cylinder.constraint.control_dim == 16
+    po.assert_consistent(cylinder.problem)
+
+
+@pytest.mark.slow
+def test_a_moving_skin_lowers_the_drag(cylinder):
+    result = cylinder.solve()
+    assert result.converged and cylinder.mean_drag(result) < 0.9 * cylinder.at_rest
+    free = cylinder.problem.create_design()
+    state = cylinder.problem.solve_state(free)
+    assert result.objective < cylinder.problem.at(cylinder.problem.join(state, free)).value
