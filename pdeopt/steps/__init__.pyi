@@ -13,10 +13,10 @@ from pdeopt.steps.linear_mgrit import (
     TimeSystem as TimeSystem,
 )
 from pdeopt.steps.mgrit import (
+    IntervalMap as IntervalMap,
     Mgrit as Mgrit,
     MgritSettings as MgritSettings,
     Outcome as Outcome,
-    whole_intervals as whole_intervals,
 )
 from pdeopt.steps.observation import Measurements as Measurements, Observation as Observation, SeenForm as SeenForm
 from pdeopt.steps.matrices.products import DiagonalProduct as DiagonalProduct, PaddedProduct as PaddedProduct
@@ -47,6 +47,7 @@ from pdeopt.steps.transfer import (
     interpolation as interpolation,
     piecewise_constant as piecewise_constant,
     transfer_matrix as transfer_matrix,
+    whole_intervals as whole_intervals,
 )
 from pdeopt.steps.windows import Windows as Windows, alike as alike, sum_windows as sum_windows
 from pdeopt.steps.vectorlayout import VectorLayout as VectorLayout
