@@ -1,7 +1,9 @@
 """The loss of any network as a function with Gauss-Newton products: forward and backward derivatives of PyTorch.
 
 What a `DenseNetwork` has by hand, any module of PyTorch has by this: convolutions and recurrent networks, whose layers,
-or time steps, go one after the other. Kronecker factors precondition where all layers have some.
+or time steps, go one after the other. Kronecker factors precondition where all layers have some; those of a GRU are
+the affine maps of its inputs and of its state, whose uses in all steps count as independent (J. Martens, J. Ba, M.
+Johnson, Kronecker-factored curvature approximations for recurrent neural networks, ICLR 2018).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from nn_adapters.curvature.likelihoods import Likelihood
 from nn_adapters.curvature.products import by_layer, flat
 from nn_adapters.layers.batching import is_random, with_parameters
 from nn_adapters.layers.parallelmodule import serial_network
+from nn_adapters.layers.recurrent import GRU_STEPS, GRUStack, hold_where_padded
 from pdeopt.core.errors import InputError
 from pdeopt.functions.curved import EMPTY, Curvature, CurvatureFactors, CurvedFunction, CurvedPoint, Tangent
 from pdeopt.functions.smooth import Costs, Operator
@@ -29,6 +32,48 @@ FORWARD, BACKWARD, PRODUCT, FACTORS = 0.4, 0.6, 1.0, 2.0
 
 #: Samples that go through the network at once where the curvature has no part in it.
 CHUNK = 2000
+
+
+class AffineGRU(nn.Module):
+    """A `GRUStack` whose affine maps are modules of their own; its parameters, in the same order.
+
+    Args:
+        stack: the stack, whose parameters they are.
+    """
+
+    def __init__(self, stack: GRUStack) -> None:
+        super().__init__()
+        self.hidden_size, self.step = stack.hidden_size, GRU_STEPS[stack.kind]
+        self.layers = nn.ModuleList()
+        for layer in range(stack.num_layers):
+            maps = [nn.Linear(1, 1), nn.Linear(1, 1)]
+            for each, name in zip(maps, ("ih", "hh")):
+                each.weight, each.bias = (getattr(stack, f"{part}_{name}_l{layer}") for part in ("weight", "bias"))
+                each.out_features, each.in_features = each.weight.shape
+            self.layers.append(nn.ModuleList(maps))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As a `GRUStack`; samples are the first axis of what the maps see."""
+        for maps in self.layers:
+            of_inputs, of_state = maps.children()
+            gates = hold_where_padded(of_inputs(x).transpose(0, 1), None if mask is None else mask.T)
+            h, states = x.new_zeros((1, len(x), self.hidden_size)), []
+            for row in gates.split(1):
+                h = self.step(h, (row,), (lambda h, U=of_state: U(h[0])[None],), 1.0)
+                states.append(h)
+            x = torch.cat(states).transpose(0, 1)
+        return x[:, -1]
+
+
+def with_affine_maps(network: nn.Module) -> nn.Module:
+    """The network, changed, with an `AffineGRU` in the place of each `GRUStack`."""
+    if isinstance(network, GRUStack):
+        return AffineGRU(network)
+    for part in list(network.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, GRUStack):
+                setattr(part, name, AffineGRU(child))
+    return network
 
 
 class NetworkFunction(CurvedFunction):
@@ -56,7 +101,7 @@ class NetworkFunction(CurvedFunction):
             raise InputError("loss of a NetworkFunction", likelihood.reduction, "mean")
         if any(part.training and is_random(part) for part in network.modules()):
             raise InputError("network", "random numbers in training mode", "network.eval(), or p = 0")
-        self.module = serial_network(network).double()
+        self.module = with_affine_maps(serial_network(network)).double()
         self.parts = list(self.module.parameters())
         prices = Costs(value=FORWARD, gradient=FORWARD + BACKWARD, hessian_product=PRODUCT)
         super().__init__(sum(p.numel() for p in self.parts), costs=prices)
@@ -64,7 +109,7 @@ class NetworkFunction(CurvedFunction):
         self.call = with_parameters(self.module)
         try:
             self.layers: list[CurvedLayer] | None = curved_layers(self.module)
-        except InputError:  # a recurrent unit has no Kronecker factors
+        except InputError:  # a layer without Kronecker factors
             self.layers = None
 
     def parameters(self) -> Tensor:

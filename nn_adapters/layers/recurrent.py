@@ -261,11 +261,10 @@ def sum_gradient_over_ranks(parameter: nn.Parameter, mpi: Any) -> None:
 # -- steps, and their derivatives by hand -------------------------------------------------------------------
 
 
-def _gates(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The logit of 1 - z, and n."""
-    U, c = p
+def _gates(h: Tensor, z: Sequence[Tensor], p: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """The logit of 1 - z, and n; p is U and c, or a function that applies both."""
     x_r, x_z, x_n = z[0].chunk(3, -1)
-    h_r, h_z, h_n = torch.nn.functional.linear(h, U, c).chunk(3, -1)
+    h_r, h_z, h_n = (p[0](h) if len(p) == 1 else torch.nn.functional.linear(h, *p)).chunk(3, -1)
     return -x_z - h_z, torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n)
 
 
@@ -273,7 +272,7 @@ def _column(dt: StepLength, like: Tensor) -> StepLength:
     return dt if isinstance(dt, float) else dt.to(like).reshape(-1, 1, 1)
 
 
-def classic_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: StepLength) -> Tensor:
+def classic_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Any], dt: StepLength) -> Tensor:
     """n + z^dt (h - n): dt = 1 is PyTorch's GRU; a longer step is dt of them, the gates held, and stable.
 
     Args:
@@ -289,7 +288,7 @@ def classic_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: StepLe
     return h + keep * (n - h)
 
 
-def implicit_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Tensor], dt: StepLength) -> Tensor:
+def implicit_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Any], dt: StepLength) -> Tensor:
     """n + (1 + k)^-dt (h - n), k = 1 - z: implicit in h, with gates at the old state; a longer step is dt of them.
 
     Moon, Cyr, 2022; arguments as for `classic_step`.

@@ -18,6 +18,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,15 +231,38 @@ def one_shot() -> list[Row]:
     return rows
 
 
-def summary(*words: object, ranks: int = 1) -> Any:
-    """The summary of a run of `problems.peaks`, in a process of its own."""
+def others(data_dir: str = "") -> list[Row]:
+    """Networks without derivatives by hand beside Adam, 1000 samples: MNIST and HAR with -data_dir."""
+    rows, data = [], ("-data_dir", data_dir) if data_dir else ()
+    mnist, har = ("-layers", 8, "-channels", 4), ("-hidden", 32)
+    for name, own, seconds, adam in (("mnist", mnist, 30, (15, 5e-3)), ("har_gru", har, 60, (14, 5e-3))):
+        words = (*data, *own, "-samples", 1000)
+        steps = ("-solver", "sqp", "-gn_samples", 200, "-max_cpu_seconds", seconds)
+        last = summary(*words, *steps, script=f"problems.{name}")["curve"][-1]
+        rows.append(plain(f"{name}, Gauss-Newton, {last['cpu_seconds']:.0f} CPU s", 100 * last["test_accuracy"], "%"))
+        epochs, lr = adam
+        found = summary(*words, "-epochs", epochs, "-lr", lr, script=f"problems.{name}")
+        rows.append(plain(f"{name}, Adam, {epochs} epochs", 100 * found["test_accuracy"], "%"))
+    return rows
+
+
+def summary(*words: object, ranks: int = 1, script: str = "problems.peaks") -> Any:
+    """The summary of a run of a script, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "summary.json"
-        execute("problems.peaks", *words, "-summary", file, ranks=ranks)
+        execute(script, *words, "-summary", file, ranks=ranks)
         return json.loads(file.read_text())
 
 
-CASES = {"price": price, "small": small, "deep": deep, "sampled": sampled, "ranks": ranks, "one_shot": one_shot}
+CASES: dict[str, Callable[..., list[Row]]] = {
+    "price": price,
+    "small": small,
+    "deep": deep,
+    "sampled": sampled,
+    "ranks": ranks,
+    "one_shot": one_shot,
+    "others": others,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -246,9 +270,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("-json")
+    parser.add_argument("-data_dir", default="", help="folder of the data sets")
     chosen = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rows = [row for name in chosen.only for row in CASES[name]()]
+    cases = CASES | {"others": partial(others, chosen.data_dir)}
+    rows = [row for name in chosen.only for row in cases[name]()]
     if chosen.json:
         write(chosen.json, rows)
 

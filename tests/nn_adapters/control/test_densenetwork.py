@@ -284,3 +284,18 @@ def test_any_network_has_the_same_products_and_factors():
     gru = nna.NetworkFunction(recurrent, CrossEntropy(), x, torch.arange(4))
     result = po.GaussNewton(gru, max_it=8).minimize(gru.parameters())
     assert result.history[-1].objective < 0.8 * result.history[0].objective
+
+
+@pytest.mark.parametrize("kind", ["classic", "implicit"])
+def test_recurrent_units_have_factors_of_their_affine_maps(kind):
+    generator, steps, samples = torch.Generator().manual_seed(6), 2, 9
+    x, labels = torch.randn(samples, steps, 2, generator=generator), torch.arange(samples) % 3
+    torch.manual_seed(7)
+    network = nn.Sequential(nna.GRUParallel(None, 2, 3, steps, 2, kind), nn.Linear(3, 3))
+    function = nna.NetworkFunction(network, CrossEntropy(), x, labels, l2=1e-2)
+    theta = torch.cat([p.detach().double().reshape(-1) for p in network.parameters()])
+    assert torch.equal(function.parameters(), theta)
+    with torch.no_grad():
+        assert torch.allclose(function.outputs(theta, x).float(), network(x), atol=1e-6)
+    found = [po.GaussNewton(function, max_it=6, precond=precond).minimize(theta) for precond in ("factors", "none")]
+    assert found[0].objective < found[1].objective < found[0].history[0].objective
