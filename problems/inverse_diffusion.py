@@ -24,9 +24,12 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 import pdeopt as po
-from pdeopt.core import sections
+from pdeopt.core import on_root, sections
 from pdeopt.core.arrays import Array
+from pdeopt.space.fenicsx import cell_coefficients
 from problems.shared.command_line import command_line, finish, start
+from problems.shared.files import ReportFiles, SolutionFile, check_targets, write_arrays, write_report
+from problems.shared.pictures import Panel, solution_picture
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Plate:
         constraint: the step; p = [m | u_0], one coefficient a node each.
         sensors: numbers of the unknowns of the state where sensors stand.
         x, y: coordinates of the nodes.
+        triangles: the nodes of each, (cells, 3).
     """
 
     def __init__(self, settings: InverseSettings, n: int) -> None:
@@ -83,6 +87,7 @@ class Plate:
             F, u, u_old, None, dt, bcs=bcs, p=[m, u_0], initial=u_0, param_mass=precision
         )
         self.x, self.y = V.tabulate_dof_coordinates()[:, :2].T
+        self.triangles = cell_coefficients(V)
         points = SENSORS * np.stack([self.x, self.y])[:, self.constraint.state_dofs]
         (places,) = np.nonzero((abs(points - points.round()) < 1e-9).all(0))
         self.sensors = places[np.lexsort(points[:, places])]
@@ -157,6 +162,38 @@ class InverseDiffusion:
     def _halves(self) -> tuple[slice, slice]:
         return slice(0, len(self.plate.x)), slice(len(self.plate.x), None)
 
+    def arrays(self, result: po.Result) -> dict[str, Array] | None:
+        """On rank 0: nodes, triangles, both fields as found and as they are, states at t_1 ... t_N. Collective."""
+        plate, (m, u_0), (u, _, p) = self.plate, self._halves, self.problem.unpack(result)
+        inside, truth, found = self.problem.grid.gather(u), plate.truth(), p.numpy()
+        if inside is None:
+            return None
+        state = np.zeros((len(inside), len(plate.x)))
+        state[:, plate.constraint.state_dofs] = inside.numpy()
+        places = {"x": plate.x, "y": plate.y, "triangles": plate.triangles, "t": self.problem.grid.times}
+        fields = {"m": found[m], "u_0": found[u_0], "true_m": truth[m], "true_u_0": truth[u_0], "state": state}
+        return {**places, **fields, "objective": np.array(result.objective)}
+
+    def write(self, result: po.Result, report: ReportFiles, solution: SolutionFile) -> None:
+        """The files that the options ask for. Collective."""
+        mpi, arrays = self.problem.grid.mpi, self.arrays(result) if report.plot or solution.output else None
+        if solution.output:
+            on_root(mpi, lambda: write_arrays(solution.output, arrays or {}))
+
+        def picture() -> Any:
+            shown = arrays or {}
+            triangles = shown["x"], shown["y"], shown["triangles"]
+            rows = [
+                [Panel(word + name, shown[key + name], triangles=triangles, names=("x", "y"), scale=name)
+                 for word, key in (("found: ", ""), ("true: ", "true_"))]
+                for name in ("m", "u_0")
+            ]  # fmt: skip
+            return solution_picture(f"inverse_diffusion: J = {result.objective:.8g}", rows, result.history)
+
+        m, u_0 = self.errors(result)
+        words = {"message": result.message, "objective": result.objective, "iterations": result.iterations}
+        write_report(mpi, report, {**words, "error_m": m, "error_u_0": u_0}, picture)
+
     def errors(self, result: po.Result) -> tuple[float, float]:
         """Of m and u_0, relative to how far the truth is from the prior's mean."""
         p, truth, mean = self.problem.unpack(result)[2].numpy(), self.plate.truth(), self.plate.mean()
@@ -164,7 +201,7 @@ class InverseDiffusion:
         return found[0], found[1]
 
 
-OPTIONS = sections(InverseSettings)
+OPTIONS = [*sections(InverseSettings), *sections(ReportFiles), *sections(SolutionFile)]
 
 
 def main(argv: Sequence[str] | None = None) -> float:
@@ -172,9 +209,11 @@ def main(argv: Sequence[str] | None = None) -> float:
     with command_line(argv, __doc__, OPTIONS):
         begin = time.process_time()
         settings = po.read(InverseSettings)
-        case = InverseDiffusion(settings)
+        case, report, solution = InverseDiffusion(settings), po.read(ReportFiles), po.read(SolutionFile)
+        check_targets(case.problem.grid.mpi, report, solution)
         result = case.solve()
         po.require_all_read()
+        case.write(result, report, solution)
         krylov = [record.krylov for record in result.history]
         m, u_0 = case.errors(result)
         say = PETSc.Sys.Print

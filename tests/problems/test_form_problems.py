@@ -42,9 +42,14 @@ def test_informed_directions_diagonalize_the_whole_hessian(inverse):
     assert np.allclose(v.T @ np.stack(products, axis=1), np.diag(1 + values), atol=1e-6 * values[0])
 
 
-def test_inverse_diffusion_as_a_program(capfd):
-    objective = main(["-n", "8", "-nt", "4", "-rank", "5", "-rtol", "1e-2"])
-    assert np.isfinite(objective)
+def test_inverse_diffusion_as_a_program(capfd, tmp_path):
+    picture, file = tmp_path / "plate.png", tmp_path / "plate.npz"
+    files = ["-plot", str(picture), "-output", str(file)]
+    objective = main(["-n", "8", "-nt", "4", "-rank", "5", "-rtol", "1e-2", *files])
+    assert picture.stat().st_size > 10_000
+    with np.load(file) as found:
+        assert found["objective"] == objective and found["state"].shape == (4, 81)
+        assert found["triangles"].shape == (128, 3) and abs(found["m"] - found["true_m"]).max() < 2.0
     with pytest.raises(po.InputError, match=r"-n: got 12"):
         main(["-n", "12"])
 
