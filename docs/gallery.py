@@ -103,11 +103,7 @@ ENTRIES = [
         "-layers 256 -epochs 20",
     ),
     Entry(
-        "mnist",
-        "Digits",
-        "networks.md",
-        "A convolutional network of 16 layers reads digits.",
-        "-data digits -layers 16 -epochs 3",
+        "mnist", "Digits", "networks.md", "A convolutional network of 8 layers reads digits.", "-data digits -epochs 30"
     ),
     Entry(
         "fashion_mnist",

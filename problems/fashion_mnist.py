@@ -1,6 +1,6 @@
 """Pieces of clothing by the convolutional ODE network of problems/mnist.py.
 
-python -m problems.fashion_mnist -data_dir DATA -epochs 5
+python -m problems.fashion_mnist -data_dir DATA
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Handwritten digits (or other small images) by a convolutional ODE network.
 
-python -m problems.mnist -epochs 5                                       # scikit-learn's digits
-python -m problems.mnist -data_dir DATA -epochs 4
+python -m problems.mnist -epochs 30                                      # scikit-learn's digits
+python -m problems.mnist -data_dir DATA
 mpiexec -n 2 python -m problems.mnist -data_dir DATA -layers 64
 """
 
@@ -29,7 +29,7 @@ class ImageSettings(po.Settings):
         "images; auto: mnist with -data_dir or -fetch, else scikit-learn's digits",
         choices=("auto", "digits", "mnist", "fashion_mnist", "cifar10"),
     )
-    layers: int = po.setting(32, "layers of the network", at_least=1)
+    layers: int = po.setting(8, "layers of the network", at_least=1)
     channels: int = po.setting(8, "channels of a layer", at_least=1)
     Tf: float = po.setting(2.0, "time of the layers", above=0)
     stride: int = po.setting(2, "stride of the opening convolution", at_least=1)
@@ -70,7 +70,7 @@ def script(name: str, doc: str | None, data: str = "auto") -> LayerTraining:
         numbers=lambda own, batch: own.layers * own.channels * (9 * own.channels + batch),
         defaults={
             ImageSettings: {"data": data},
-            nna.TrainingSettings: {"epochs": 5, "lr": 2e-3},
+            nna.TrainingSettings: {"epochs": 4, "lr": 4e-3},
             nna.MgritSettings: {"coarsening": "4", "adjoint_cycles": 1},
         },
     )
