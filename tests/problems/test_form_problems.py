@@ -85,8 +85,14 @@ def test_the_control_of_the_flow_is_that_of_the_bottom(cavity):
     assert cavity.constraint.state_dim == 2 * 81 + 25 - 2 * (9 * 2 + 7) - 7 - 1  # walls, lid, bottom, pressure
 
 
-def test_the_flow_as_a_program(capfd):
-    assert np.isfinite(flow_main(["-n", "4", "-nt", "2", "-tol", "1e-3"]))
+def test_the_flow_as_a_program(capfd, tmp_path):
+    picture, file = tmp_path / "flow.png", tmp_path / "flow.npz"
+    objective = flow_main(["-n", "4", "-nt", "2", "-tol", "1e-3", "-plot", str(picture), "-output", str(file)])
+    assert picture.stat().st_size > 10_000
+    with np.load(file) as found:
+        lid = np.isclose(found["y"], 1)
+        assert found["objective"] == objective and found["velocity"].shape == (2, 25, 2)
+        assert found["velocity"][1, lid, 0] == pytest.approx(16 * (found["x"] * (1 - found["x"]))[lid] ** 2)
 
 
 # -- behind a cylinder --------------------------------------------------------------------------------------------
