@@ -107,7 +107,8 @@ class _Search:
 
     def _weights(self) -> Array:
         """Away from zero, so that no entry gets lost."""
-        return self.random.uniform(1.0, 2.0, self.columns) * self.random.choice([-1.0, 1.0], self.columns)
+        weights: Array = self.random.uniform(1.0, 2.0, self.columns) * self.random.choice([-1.0, 1.0], self.columns)
+        return weights
 
     def _sums(
         self, buckets: int, place: Array, weights: Array, found: sp.csr_matrix | None = None
