@@ -1,6 +1,6 @@
 """Handwritten digits (or other small images) by a convolutional ODE network.
 
-python -m problems.mnist -epochs 30                                      # scikit-learn's digits
+python -m problems.mnist                                                 # scikit-learn's digits
 python -m problems.mnist -data_dir DATA
 mpiexec -n 2 python -m problems.mnist -data_dir DATA -layers 64
 """
@@ -26,7 +26,7 @@ class ImageSettings(po.Settings):
 
     data: str = po.setting(
         "auto",
-        "images; auto: mnist with -data_dir or -fetch, else scikit-learn's digits",
+        "images; auto: mnist with -data_dir or -fetch, else scikit-learn's digits, for 30 epochs unless -epochs says",
         choices=("auto", "digits", "mnist", "fashion_mnist", "cifar10"),
     )
     layers: int = po.setting(8, "layers of the network", at_least=1)
@@ -56,7 +56,11 @@ class Classifier(nn.Module):
 
 def images(own: ImageSettings, files: DataFiles, seed: int) -> nna.Dataset:
     """The images that the settings name."""
-    return files.load(choose(own.data, files, "mnist", "digits"), seed)
+    return files.load(_name(own, files), seed)
+
+
+def _name(own: ImageSettings, files: DataFiles) -> str:
+    return choose(own.data, files, "mnist", "digits")
 
 
 def script(name: str, doc: str | None, data: str = "auto") -> LayerTraining:
@@ -73,6 +77,7 @@ def script(name: str, doc: str | None, data: str = "auto") -> LayerTraining:
             nna.TrainingSettings: {"epochs": 4, "lr": 4e-3},
             nna.MgritSettings: {"coarsening": "4", "adjoint_cycles": 1},
         },
+        passes=lambda own, files: 30 if _name(own, files) == "digits" else 4,
     )
 
 

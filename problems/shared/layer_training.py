@@ -37,6 +37,7 @@ class LayerTraining:
         make: (its settings, communicator of the layers, MGRIT, samples) -> classifier.
         defaults: the script's own defaults, by class of settings.
         numbers: (its settings, samples of a batch) -> numbers in single precision that training has in memory at least.
+        passes: its default of `-epochs` for the samples that the settings name, where that is not one for all.
         control: what it says of its network as a control problem; None where the network is none for `NetworkFunction`.
         second_order: optimizers of second order that its layers have what they need for.
     """
@@ -48,6 +49,7 @@ class LayerTraining:
     make: Callable[[Any, Any, nna.MgritSettings, nna.Dataset], nn.Module]
     defaults: Mapping[type[po.Settings], Mapping[str, Any]] = field(default_factory=dict)
     numbers: Callable[[Any, int], float] = lambda own, batch: 0.0
+    passes: Callable[[Any, DataFiles], int] | None = None
     control: AsControl | None = field(default_factory=AsControl)
     second_order: tuple[str, ...] = ("kfac",)
 
@@ -66,14 +68,16 @@ class LayerTraining:
         ]
         return [section for section in taken if section.when]  # the others no run of this script reads
 
-    def _read(self, group: type[po.Settings]) -> Any:
-        return po.read(group, **self.defaults.get(group, {}))
+    def _read(self, group: type[po.Settings], **given: Any) -> Any:
+        return po.read(group, **{**self.defaults.get(group, {}), **given})
 
     def run(self, argv: Sequence[str] | None) -> float:
         """Train as the options say; the test accuracy of the weights, run serially. Collective."""
         with command_line(argv, self.doc, self.options):
-            own, settings = self._read(self.own), self._read(nna.TrainingSettings)
-            mgrit, files, report = self._read(nna.MgritSettings), self._read(DataFiles), self._read(ReportFiles)
+            own, files = self._read(self.own), self._read(DataFiles)
+            epochs = {} if self.passes is None else {"epochs": self.passes(own, files)}
+            settings = self._read(nna.TrainingSettings, **epochs)
+            mgrit, report = self._read(nna.MgritSettings), self._read(ReportFiles)
             if self.control is not None and po.read(TrainedBySettings).solver == "sqp":
                 return self._solve(self.control, settings, mgrit, files, report)
             if settings.optimizer in SECOND_ORDER:
