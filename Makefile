@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 # The main problem: optimal control of the Burgers equation.
 DEMO ?= -nx 128 -nt 256 -solver sqp -sqp_monitor -plot build/burgers.png -summary build/burgers.json
 # Two tests at a time, on cores of their own: make test WORKERS= runs them one after the other.
-WORKERS ?= -n 2 --dist worksteal
+WORKERS ?= -n 2 --dist loadgroup
 # More for pytest: make test PYTEST="-k burgers -x"
 PYTEST ?=
 

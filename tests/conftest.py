@@ -30,6 +30,15 @@ def pytest_configure(config: pytest.Config) -> None:
             os.sched_setaffinity(0, share)
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A worker has all tests of a file, and of the files that share a run on several ranks."""
+    for item in items:
+        helper = getattr(getattr(item, "module", None), "check", None)
+        shares = item.get_closest_marker("mpi") and getattr(helper, "__module__", "").endswith("parallel_time")
+        item.add_marker(pytest.mark.xdist_group("parallel_time" if shares else item.path.stem))
+
+
 @pytest.fixture
 def options():
     """`options(sqp_max_it=3, sqp_monitor="")` sets PETSc options, which end with the test."""

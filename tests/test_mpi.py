@@ -41,7 +41,7 @@ def test_everything_is_the_same_on_several_ranks(serial, tmp_path, ranks):
 @pytest.mark.parametrize(
     "words",
     [
-        ("-solver", "newton"),
+        pytest.param(("-solver", "newton"), marks=pytest.mark.slow),
         pytest.param(("-solver", "sqp"), marks=pytest.mark.slow),
         ("-solver", "sqp", "-control", "nodal"),
         pytest.param(("-solver", "tao", "-tao_type", "ntr"), marks=pytest.mark.slow),

@@ -166,7 +166,9 @@ def test_parameters_that_are_not_legal_are_refused(words):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("variant, ranks", [("boundary", 2), ("boundary", 3), ("cubic", 2)])
+@pytest.mark.parametrize(
+    "variant, ranks", [pytest.param("boundary", 2, marks=pytest.mark.slow), ("boundary", 3), ("cubic", 2)]
+)
 def test_several_ranks_find_the_solution_of_one(tmp_path, variant, ranks):
     case, result = solve(variant=variant, nx=8, nt=15, tolerance=1e-11)
     words = ("-nx", 8, "-nt", 15, "-variant", variant, "-solver", "newton")

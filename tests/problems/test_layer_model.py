@@ -14,7 +14,9 @@ from tests.helpers.support import python
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize(
+    "ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_calls_layers_and_messages_are_those_of_a_real_run(tmp_path, ranks):
     done = python("-m", "tests.helpers.layer_counts", tmp_path / "counts.json", ranks=ranks)
     assert done.returncode == 0, done.stderr

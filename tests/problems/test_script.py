@@ -45,7 +45,13 @@ def summary(folder, *words):
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("-solver", "newton"), ("-solver", "active_set"), ("-solver", "tao"), ("-solver", "admm", "-admm_rtol", 1e-9)],
+    [
+        (),
+        ("-solver", "newton"),
+        ("-solver", "active_set"),
+        ("-solver", "tao"),
+        pytest.param(("-solver", "admm", "-admm_rtol", 1e-9), marks=pytest.mark.slow),
+    ],
 )
 def test_the_summary_says_what_was_solved_and_how(tmp_path, words):
     found = summary(tmp_path, *words)
@@ -111,7 +117,14 @@ def test_all_formats_hold_the_same_solution(tmp_path, control):
     assert not npz["state"][:, [0, -1]].any() and not npz["multiplier"][:, [0, -1]].any()
 
 
-@pytest.mark.parametrize("ending, magic", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+@pytest.mark.parametrize(
+    "ending, magic",
+    [
+        ("png", b"\x89PNG"),
+        pytest.param("pdf", b"%PDF", marks=pytest.mark.slow),
+        pytest.param("svg", b"<?xml", marks=pytest.mark.slow),
+    ],
+)
 def test_pictures_are_pictures(tmp_path, ending, magic):
     pytest.importorskip("matplotlib")
     main("-plot", tmp_path / f"p.{ending}")
@@ -158,7 +171,9 @@ def test_log_view_is_petscs():
     assert done.returncode == 0 and "MatMult" in done.stdout
 
 
-@pytest.mark.parametrize("word", ["-help", "--help", "-h"])
+@pytest.mark.parametrize(
+    "word", ["-help", pytest.param("--help", marks=pytest.mark.slow), pytest.param("-h", marks=pytest.mark.slow)]
+)
 def test_help_shows_the_scripts_options_first_and_then_petscs(word):
     done = python("-m", "problems.burgers", word)
     assert done.returncode == 0, done.stderr
@@ -241,7 +256,7 @@ def test_a_restart_from_another_problem_names_the_difference(tmp_path):
             main("-restart", tmp_path / "c", *words)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", pytest.param("flipped", marks=pytest.mark.slow), "empty"])
 def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
     file = tmp_path / "c"
     main("-checkpoint", file, "-sqp_max_it", 1)

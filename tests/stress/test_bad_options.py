@@ -67,7 +67,7 @@ def test_wrong_words_are_refused_in_one_line(tally, folder, monkeypatch, capfd):
     tally.check()
 
 
-@pytest.mark.parametrize("kind", ["words", "sizes"])
+@pytest.mark.parametrize("kind", ["words", pytest.param("sizes", marks=pytest.mark.slow)])
 def test_processes_end_with_exit_code_2(tally, tmp_path, kind):
     cases = (
         [(script, [*SMALL[script], option, value]) for script, option, value in SIZES]

@@ -4,6 +4,7 @@ import gc
 import resource
 from functools import partial
 
+import pytest
 import torch
 from petsc4py import PETSc
 from torch import nn
@@ -41,6 +42,7 @@ def by(way, problem):
     po.SQPSolver(problem, type="newton", precond=way).solve()
 
 
+@pytest.mark.slow
 def test_solves_leave_nothing_behind(tally):
     kinds = {
         "composite": lambda problem: po.SQPSolver(problem, type="composite").solve(),

@@ -112,7 +112,9 @@ def test_an_empty_subset_is_named():
 SMALL = ["-data", "generated", "-samples", "200", "-features", "20"]
 
 
-@pytest.mark.parametrize("optimizer", list(script.OPTIMIZERS))
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param(name, marks=pytest.mark.slow) if name == "sarah" else name for name in script.OPTIMIZERS]
+)
 def test_every_optimizer_finds_the_optimum_of_newtons_method(optimizer, tmp_path):
     file = tmp_path / "s.json"
     more = ["-rtol", "1e-3", "-mlvr_step_size", "0.02", "-mlvr_batch", "4", "-mlvr_steps", "50"]

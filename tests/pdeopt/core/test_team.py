@@ -21,7 +21,7 @@ from tests.helpers.support import gloo, python
         ("mpi", 2),
         pytest.param("mpi", 4, marks=pytest.mark.slow),
         pytest.param("gloo", 1, marks=pytest.mark.slow),
-        ("gloo", 2),
+        pytest.param("gloo", 2, marks=pytest.mark.slow),
     ],
 )
 def test_any_number_of_ranks_makes_the_same_iterates(tmp_path, backend, ranks):

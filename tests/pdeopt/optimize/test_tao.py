@@ -132,7 +132,7 @@ def test_every_start_leads_to_the_same_optimum():
         assert relative(entries(found.design), entries(expected.design)) <= 1e-5
 
 
-@pytest.mark.parametrize("method", ["nls", "ntr"])
+@pytest.mark.parametrize("method", ["nls", pytest.param("ntr", marks=pytest.mark.slow)])
 def test_a_solve_with_failing_states_on_its_way_ends_in_peace(method):
     """A traceback that kept the solver alive to the end of the interpreter ended in a segmentation fault."""
     words = ("-nx", 24, "-nt", 48, "-solver", "tao", "-tao_type", method)

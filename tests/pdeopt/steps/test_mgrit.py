@@ -202,7 +202,7 @@ def test_more_ranks_than_intervals_are_refused():
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_networks_give_the_same_on_several_ranks(ranks):
     done = python("-m", "tests.helpers.parallel_layers", ranks=ranks)
     parts = ("layers", "cycles", "given", "unlike", "sequences", "manners")

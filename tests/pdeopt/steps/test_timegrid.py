@@ -92,7 +92,7 @@ def test_communicators_of_both_libraries_are_taken():
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_grid_on_several_ranks_is_the_same_grid(ranks):
     """Ownership, both shifts, sums, maxima, broadcast and gather, against the whole arrays."""
     done = python("-m", "tests.helpers.parallel", "grid", ranks=ranks)
