@@ -31,8 +31,9 @@ from problems.benchmarks.kkt_work import PREFIX, System, problem_of
 WINDOWS = (2, 16)
 
 
-def medians(functions: Mapping[str, Callable[[], Any]], rounds: int = 25) -> dict[str, float]:
+def medians(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     """Median CPU seconds of each function, called in turn: each finds the caches as the others left them."""
+    rounds = PETSc.Options().getInt("rounds", 25)
     found: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():

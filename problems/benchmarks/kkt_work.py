@@ -34,11 +34,13 @@ from pdeopt.steps.linear_mgrit import LinearMgrit
 from problems.benchmarks.processes import counted, peak_mb
 from problems.burgers import BurgersCase, BurgersSettings
 from problems.heat import HeatCase, HeatSettings
+from problems.heat3d import Heat3dCase, Heat3dSettings
 from problems.klein_gordon import KleinGordonCase, KleinGordonSettings
 
 CASES: dict[str, tuple[Any, Any]] = {
     "burgers": (BurgersCase, BurgersSettings),
     "heat": (HeatCase, HeatSettings),
+    "heat3d": (Heat3dCase, Heat3dSettings),
     "klein_gordon": (KleinGordonCase, KleinGordonSettings),
 }
 RTOL = 1e-8
