@@ -34,9 +34,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A worker has all tests of a file, and of the files that share a run on several ranks."""
     for item in items:
-        helper = getattr(getattr(item, "module", None), "check", None)
-        shares = item.get_closest_marker("mpi") and getattr(helper, "__module__", "").endswith("parallel_time")
+        names = vars(getattr(item, "module", item)).values()
+        shares = item.get_closest_marker("mpi") and any(is_shared(each) for each in names)
         item.add_marker(pytest.mark.xdist_group("parallel_time" if shares else item.path.stem))
+
+
+def is_shared(found: object) -> bool:
+    """Whether it is what asks `tests.helpers.parallel_time` for its run."""
+    return getattr(found, "__module__", "") == "tests.helpers.parallel_time"
 
 
 @pytest.fixture

@@ -103,6 +103,7 @@ def test_what_takes_too_much_memory_is_said(monkeypatch):
         iterations(operator_at_zero(heat(6)), CirculantPC())
 
 
+@pytest.mark.mpi
 @pytest.mark.parametrize("ranks", RANKS)
 def test_iterations_do_not_depend_on_the_number_of_ranks(ranks):
     check("circulant", ranks)

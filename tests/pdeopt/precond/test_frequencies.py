@@ -33,6 +33,7 @@ def test_mean_over_the_steps(batch):
     assert relative(torch.from_numpy(mean(grid, M).toarray()), densify(M).mean(0)) <= 1e-15
 
 
+@pytest.mark.mpi
 @pytest.mark.parametrize("ranks", RANKS)
 def test_on_several_ranks(ranks):
     check("frequencies", ranks)
