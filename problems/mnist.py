@@ -74,10 +74,10 @@ def script(name: str, doc: str | None, data: str = "auto") -> LayerTraining:
         numbers=lambda own, batch: own.layers * own.channels * (9 * own.channels + batch),
         defaults={
             ImageSettings: {"data": data},
-            nna.TrainingSettings: {"epochs": 4, "lr": 4e-3},
+            nna.TrainingSettings: {"epochs": 3, "lr": 4e-3},
             nna.MgritSettings: {"coarsening": "4", "adjoint_cycles": 1},
         },
-        passes=lambda own, files: 30 if _name(own, files) == "digits" else 4,
+        passes=lambda own, files: 30 if _name(own, files) == "digits" else 3,
     )
 
 
