@@ -189,7 +189,7 @@ class TimeDependentConstraint(ABC):
     def detect_pattern(self, samples: int = 3) -> StepPattern | None:
         """Where derivatives at random points are not zero; None if these are not finite, or too many. Collective.
 
-        Up to `DENSE_COLUMNS` columns one by one, beyond by some ten directions for each entry of a row, see
+        Up to `DENSE_COLUMNS` columns one by one, beyond by some fifty directions for each entry of a row, see
         `sparse_pattern`. An accidental zero has probability zero for a smooth residual; `SparseStepJacobian.colored`
         nevertheless checks the pattern with a random product at each linearization.
         """
