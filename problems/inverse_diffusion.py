@@ -24,12 +24,13 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 import pdeopt as po
-from pdeopt.core import on_root, sections
+from pdeopt.core import sections
 from pdeopt.core.arrays import Array
 from pdeopt.space.fenicsx import cell_coefficients
+from problems.shared.case import write_files
 from problems.shared.command_line import command_line, finish, start
-from problems.shared.files import ReportFiles, SolutionFile, check_targets, write_arrays, write_report
-from problems.shared.pictures import Panel, solution_picture
+from problems.shared.files import ReportFiles, SolutionFile, check_targets
+from problems.shared.pictures import Panel
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ MEAN = -2.0
 
 #: Sensors stand at the inner nodes of a mesh of so many elements in a direction.
 SENSORS = 8
+
+#: What is found.
+FIELDS = ("m", "u_0")
 
 
 class Plate:
@@ -129,6 +133,8 @@ class InverseDiffusion:
         problem: minus the posterior's logarithm is its objective.
     """
 
+    name = "inverse_diffusion"
+
     def __init__(self, settings: InverseSettings, comm: Any = None) -> None:
         po.check(settings)
         if settings.n % SENSORS:
@@ -174,25 +180,14 @@ class InverseDiffusion:
         fields = {"m": found[m], "u_0": found[u_0], "true_m": truth[m], "true_u_0": truth[u_0], "state": state}
         return {**places, **fields, "objective": np.array(result.objective)}
 
-    def write(self, result: po.Result, report: ReportFiles, solution: SolutionFile) -> None:
-        """The files that the options ask for. Collective."""
-        mpi, arrays = self.problem.grid.mpi, self.arrays(result) if report.plot or solution.output else None
-        if solution.output:
-            on_root(mpi, lambda: write_arrays(solution.output, arrays or {}))
+    def panels(self, arrays: dict[str, Array]) -> list[list[Panel]]:
+        """Both fields, as found and as they are."""
+        triangles = arrays["x"], arrays["y"], arrays["triangles"]
 
-        def picture() -> Any:
-            shown = arrays or {}
-            triangles = shown["x"], shown["y"], shown["triangles"]
-            rows = [
-                [Panel(word + name, shown[key + name], triangles=triangles, names=("x", "y"), scale=name)
-                 for word, key in (("found: ", ""), ("true: ", "true_"))]
-                for name in ("m", "u_0")
-            ]  # fmt: skip
-            return solution_picture(f"inverse_diffusion: J = {result.objective:.8g}", rows, result.history)
+        def panel(title: str, key: str, scale: str) -> Panel:
+            return Panel(title, arrays[key], triangles=triangles, names=("x", "y"), scale=scale)
 
-        m, u_0 = self.errors(result)
-        words = {"message": result.message, "objective": result.objective, "iterations": result.iterations}
-        write_report(mpi, report, {**words, "error_m": m, "error_u_0": u_0}, picture)
+        return [[panel(f"found: {name}", name, name), panel(f"true: {name}", f"true_{name}", name)] for name in FIELDS]
 
     def errors(self, result: po.Result) -> tuple[float, float]:
         """Of m and u_0, relative to how far the truth is from the prior's mean."""
@@ -213,9 +208,10 @@ def main(argv: Sequence[str] | None = None) -> float:
         check_targets(case.problem.grid.mpi, report, solution)
         result = case.solve()
         po.require_all_read()
-        case.write(result, report, solution)
         krylov = [record.krylov for record in result.history]
         m, u_0 = case.errors(result)
+        words = {"message": result.message, "objective": result.objective, "iterations": result.iterations}
+        write_files(case, result, report, solution, {**words, "error_m": m, "error_u_0": u_0})
         say = PETSc.Sys.Print
         seconds, why = time.process_time() - begin, result.message.split(":")[0]
         say(f"inverse_diffusion: objective {result.objective:.14g}, {why} ({seconds:.1f} CPU s)")

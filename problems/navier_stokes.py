@@ -28,13 +28,14 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 import pdeopt as po
-from pdeopt.core import on_root, sections
+from pdeopt.core import sections
 from pdeopt.core.arrays import copy
 from pdeopt.space.fenicsx import cell_coefficients, set_fixed
+from problems.shared.case import write_files
 from problems.shared.channel import CENTER, HEIGHT, RADIUS, SPEED, TO_COEFFICIENT, channel_mesh, inflow
 from problems.shared.command_line import command_line, finish, start
-from problems.shared.files import ReportFiles, SolutionFile, check_targets, write_arrays, write_report
-from problems.shared.pictures import Panel, solution_picture
+from problems.shared.files import ReportFiles, SolutionFile, check_targets
+from problems.shared.pictures import Panel
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,55 @@ def walls(V: Any) -> list[Any]:
     ]
 
 
-class Cavity:
+class Flow:
+    """A flow and its control, and what is written and drawn of them.
+
+    Attributes:
+        constraint: the state is (u, p), without what is fixed.
+        problem: with the objective.
+        flow: the function of the state, and what is fixed of it.
+    """
+
+    name = "navier_stokes"
+    constraint: po.FormConstraint
+    problem: po.ControlProblem
+    flow: tuple[Any, list[Any]]
+
+    def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
+        """On rank 0: nodes, triangles, velocity there at t_1 ... t_N, (N, nodes, 2), and control. Collective."""
+        from dolfinx import fem
+
+        problem, (w, fixed) = self.problem, self.flow
+        u, z, _ = problem.unpack(result)
+        states, controls = problem.grid.gather(u), problem.grid.gather(z.reshape(len(u), problem.m))
+        if states is None:
+            return None
+        space, found = w.function_space, list[np.ndarray]()
+        corners = fem.Function(po.function_space(space.mesh, ("Lagrange", 1)))
+        parts = [space.sub(0).sub(k).collapse() for k in range(2)]
+        wholes = [fem.Function(part) for part, _ in parts]
+        for state in states.numpy():  # only of what is written
+            set_fixed(fixed, w.x.array)
+            w.x.array[self.constraint.state_dofs] = state
+            for whole, (_, places) in zip(wholes, parts):
+                whole.x.array[:] = w.x.array[places]
+                corners.interpolate(whole)
+                found.append(corners.x.array.copy())
+        x, y = corners.function_space.tabulate_dof_coordinates()[:, :2].T
+        velocity = np.stack(found).reshape(len(states), 2, -1).transpose(0, 2, 1)
+        triangles = cell_coefficients(corners.function_space)
+        kept = {"x": x, "y": y, "triangles": triangles, "t": problem.grid.times, "velocity": velocity}
+        return {**kept, "control": controls.numpy(), "objective": np.array(result.objective)}
+
+    def panels(self, arrays: dict[str, np.ndarray]) -> list[list[Panel]]:
+        """The speed at a third of the time, and at its end."""
+        speed, triangles = np.linalg.norm(arrays["velocity"], axis=2), (arrays["x"], arrays["y"], arrays["triangles"])
+        words: dict[str, Any] = {"triangles": triangles, "names": ("x", "y"), "scale": "speed"}
+        steps = [(len(speed) - 1) // 3, len(speed) - 1]
+        return [[Panel(f"speed, t = {arrays['t'][k + 1]:.2g}", speed[k], **words)] for k in steps]
+
+
+class Cavity(Flow):
     """The step, and its tracking problem.
 
     Args:
@@ -98,7 +147,6 @@ class Cavity:
     Attributes:
         constraint: the state is (u, p), without what the walls fix; the control has the nodes of the bottom.
         problem: with target and price of the control.
-        flow: the function of the state, and what is fixed of it.
     """
 
     def __init__(self, settings: FlowSettings, comm: Any = None) -> None:
@@ -143,7 +191,7 @@ SLIP = 1e-6
 FOREVER = 1e5
 
 
-class Cylinder:
+class Cylinder(Flow):
     """The channel with the cylinder, and its drag.
 
     Args:
@@ -153,7 +201,6 @@ class Cylinder:
     Attributes:
         constraint: the state is (u, p), without what walls and inflow fix; the control has the nodes of the cylinder.
         problem: the integral of the drag coefficient, and the price of control.
-        flow: the function of the state, and what is fixed of it.
         weight: of the squared speed in the price.
         at_rest: the drag coefficient of the stationary flow without control.
         momentum: what the force has taken from the fluid at the skin before the start, of which the first step pays.
@@ -250,61 +297,6 @@ def _fixed(space: Any, where: Any, value: Any = None) -> Any:
     return fem.dirichletbc(given, fem.locate_dofs_geometrical((space, part), where), space)
 
 
-def arrays(case: Cavity | Cylinder, result: po.Result) -> dict[str, np.ndarray] | None:
-    """On rank 0: nodes, triangles, velocity there at t_1 ... t_N, (N, nodes, 2), and control. Collective."""
-    from dolfinx import fem
-
-    problem, (w, fixed) = case.problem, case.flow
-    u, z, _ = problem.unpack(result)
-    states, controls = problem.grid.gather(u), problem.grid.gather(z.reshape(len(u), problem.m))
-    if states is None:
-        return None
-    space, found = w.function_space, list[np.ndarray]()
-    corners = fem.Function(po.function_space(space.mesh, ("Lagrange", 1)))
-    parts = [space.sub(0).sub(k).collapse() for k in range(2)]
-    wholes = [fem.Function(part) for part, _ in parts]
-    for state in states.numpy():  # only of what is written
-        set_fixed(fixed, w.x.array)
-        w.x.array[case.constraint.state_dofs] = state
-        for whole, (_, places) in zip(wholes, parts):
-            whole.x.array[:] = w.x.array[places]
-            corners.interpolate(whole)
-            found.append(corners.x.array.copy())
-    x, y = corners.function_space.tabulate_dof_coordinates()[:, :2].T
-    velocity = np.stack(found).reshape(len(states), 2, -1).transpose(0, 2, 1)
-    triangles = cell_coefficients(corners.function_space)
-    kept = {"x": x, "y": y, "triangles": triangles, "t": problem.grid.times, "velocity": velocity}
-    return {**kept, "control": controls.numpy(), "objective": np.array(result.objective)}
-
-
-def write(case: Cavity | Cylinder, result: po.Result, report: ReportFiles, solution: SolutionFile) -> None:
-    """The files that the options ask for. Collective."""
-    mpi, found = case.problem.grid.mpi, arrays(case, result) if report.plot or solution.output else None
-    if solution.output:
-        on_root(mpi, lambda: write_arrays(solution.output, found or {}))
-
-    def picture() -> Any:
-        shown = found or {}
-        speed, triangles = np.linalg.norm(shown["velocity"], axis=2), (shown["x"], shown["y"], shown["triangles"])
-        steps = [(len(speed) - 1) // 3, len(speed) - 1]
-        rows = [
-            [
-                Panel(
-                    f"speed, t = {shown['t'][k + 1]:.2g}",
-                    speed[k],
-                    triangles=triangles,
-                    names=("x", "y"),
-                    scale="speed",
-                )
-            ]
-            for k in steps
-        ]
-        return solution_picture(f"navier_stokes: J = {result.objective:.8g}", rows, result.history)
-
-    words = {"message": result.message, "objective": result.objective, "iterations": result.iterations}
-    write_report(mpi, report, words, picture)
-
-
 OPTIONS = [*sections(FlowSettings), *sections(ReportFiles), *sections(SolutionFile)]
 
 
@@ -319,7 +311,8 @@ def main(argv: Sequence[str] | None = None) -> float:
             raise po.InputError("-plot, -output", f"-space_ranks {settings.space_ranks}", "-space_ranks 1")
         result = case.solve()
         po.require_all_read()
-        write(case, result, report, solution)
+        words = {"message": result.message, "objective": result.objective, "iterations": result.iterations}
+        write_files(case, result, report, solution, words)
         seconds, why = time.process_time() - begin, result.message.split(":")[0]
         say, krylov = PETSc.Sys.Print, " ".join(str(record.krylov) for record in result.history[1:])
         states, controls = problem.constraint.layout.size, problem.constraint.controls.size

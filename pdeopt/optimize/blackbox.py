@@ -56,7 +56,7 @@ class UserFunction(SmoothFunction):
             return False
         try:
             self._hvp(x, torch.ones_like(x))
-        except (RuntimeError, NotImplementedError):  # what is in `fun` has no second derivative in torch
+        except RuntimeError:  # what is in `fun` has no second derivative in torch
             return False
         finally:
             self.nfev = self.njev = self.nhev = 0

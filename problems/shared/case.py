@@ -73,11 +73,10 @@ class SolverSettings(po.Settings, includes=(PropagatorSettings,)):
     state_upper: float = po.setting(None, f"upper bound on the state (-solver {', '.join(BOUNDED_STATE)})", kind=float)
 
 
-class Case(Protocol):
-    """A control problem as a script states it."""
+class Shown(Protocol):
+    """A control problem whose solution can be written and drawn."""
 
     name: str
-    parameters: dict[str, Any]
     problem: po.ControlProblem
 
     def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
@@ -85,6 +84,12 @@ class Case(Protocol):
 
     def panels(self, arrays: dict[str, np.ndarray]) -> Sequence[Sequence[Panel]]:
         """What the picture shows beside the convergence history, by rows."""
+
+
+class Case(Shown, Protocol):
+    """A control problem as a script states it; a restart must have the same parameters."""
+
+    parameters: dict[str, Any]
 
 
 #: What every script of a control problem reads beside its own options.
@@ -286,17 +291,8 @@ class Run:
 
     def write(self, result: po.Result, seconds: float) -> None:
         """Write the files that the options ask for. Collective."""
-        case, mpi = self.case, self.case.problem.grid.mpi
-        arrays = case.arrays(result) if self.report.plot or self.solution.output else None
-
-        def picture() -> Any:
-            title = f"{case.name}: J = {result.objective:.8g}"
-            return pictures.solution_picture(title, case.panels(arrays or {}), result.history)
-
-        if self.solution.output:
-            on_root(mpi, lambda: write_arrays(self.solution.output, arrays or {}))
         summary = self.summary(result, seconds) if self.report.summary else {}
-        write_report(mpi, self.report, summary, picture)
+        write_files(self.case, result, self.report, self.solution, summary)
 
     def summary(self, result: po.Result, seconds: float) -> dict[str, Any]:
         """The run as values of JSON. Collective."""
@@ -324,6 +320,20 @@ class Run:
             "versions": versions(),
             "history": result.history.columns(),
         }
+
+
+def write_files(case: Shown, result: po.Result, report: ReportFiles, solution: SolutionFile, summary: Any) -> None:
+    """Write the summary, and the picture and arrays of a solution, as far as the options ask for them. Collective."""
+    mpi = case.problem.grid.mpi
+    arrays = case.arrays(result) if report.plot or solution.output else None
+
+    def picture() -> Any:
+        title = f"{case.name}: J = {result.objective:.8g}"
+        return pictures.solution_picture(title, case.panels(arrays or {}), result.history)
+
+    if solution.output:
+        on_root(mpi, lambda: write_arrays(solution.output, arrays or {}))
+    write_report(mpi, report, summary, picture)
 
 
 def _inequalities(result: po.Result) -> dict[str, Any]:
