@@ -357,7 +357,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("-steps", type=int, default=1024, help="time steps, a power of two")
     parser.add_argument("-window", type=int, default=16, help="steps of a window, a power of two")
     parser.add_argument("-counted_n", type=int, default=8, help="nodes along an edge where iterations are counted")
-    parser.add_argument("-counted_steps", type=int, default=64, help="steps where iterations are counted")
+    parser.add_argument("-counted_steps", type=int, default=256, help="steps where iterations are counted")
     parser.add_argument("-latency", type=float, default=2e-6, help="seconds of a message, and of a level of a sum")
     parser.add_argument("-bandwidth", type=float, default=1e10, help="bytes a second")
     options = parser.parse_args(argv)
