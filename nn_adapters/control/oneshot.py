@@ -83,7 +83,8 @@ class OneShotPoint(DensePoint):
             for solver, count in zip(chain.mgrit, cycles):
                 solver.cycles = count
             rows = state[3:].view(-1, *self.first.shape)
-            self.U, self.adjoint = rows[: n + 1], rows[n + 1 :] if len(rows) > n + 1 else None
+            # In memory of their own, as in the run that wrote them: BLAS rounds by how its operands are aligned.
+            self.U, self.adjoint = rows[: n + 1].clone(), rows[n + 1 :].clone() if len(rows) > n + 1 else None
         elif self._near is None:
             self.U, _ = chain.states(self.first, self.W, b)
             chain.took(chain.grid.num_steps)
