@@ -132,7 +132,7 @@ class Inequalities:
         low, high = (_limits(problem, values, field, f"{what}_{end}", free) for end, (values, free) in ends.items())
         if problem.grid.max((~(low <= high) | (low == math.inf) | (high == -math.inf)).any().double()) > 0:
             raise InputError(f"{what} bounds", "a lower bound above the upper one, or NaN", "lower <= upper")
-        if field == 0 and problem.param_dim == 0:
+        if field == 0 and problem.param_dim == 0 and len(problem.grid.node_zero):  # else there is no u_0
             u0 = problem.initial_state(torch.zeros(0, dtype=torch.float64))
             wrong = (
                 ((u0 < low[0]) | (u0 > high[0])) if problem.grid.is_first else torch.zeros_like(u0, dtype=torch.bool)

@@ -73,6 +73,14 @@ def test_all_methods_find_the_same():
     assert split.objective == pytest.approx(reference, abs=1e-10)
 
 
+def test_bounds_on_the_state_need_not_hold_where_its_solve_begins():
+    """0.5 <= u with a start of 0, which is no u_0."""
+    result = po.solve(problem(), state_lower=0.5)
+    u, z, _ = problem().unpack(result)
+    assert result.converged and u.min() == pytest.approx(0.5, abs=1e-7) and u.max() > 0.6
+    assert torch.allclose(K(u)[0] + h * u[0] ** 3, h * torch.as_tensor(z), atol=1e-8)
+
+
 @pytest.mark.parametrize("precond", ["direct", "wathen", "reduced", "multigrid"])
 def test_kkt_systems_by_preconditioners_of_time(precond):
     result = po.solve(problem(), method="newton", precond=precond)
