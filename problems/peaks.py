@@ -3,6 +3,7 @@
 python -m problems.peaks -layers 1024 -epochs 50
 mpiexec -n 2 python -m problems.peaks -layers 1024 -summary peaks.json
 python -m problems.peaks -layer_mgrit_levels 1    # one layer after the other
+python -m problems.peaks -spline_points 32    # weights that are splines in depth: an eighth of the parameters
 python -m problems.peaks -solver sqp -layers 16 -samples 500 -max_cpu_seconds 5    # as a control problem
 """
 
@@ -33,6 +34,10 @@ class PeaksSettings(po.Settings):
         1e-2, "factor of the layers' first weights: small ones are smooth from layer to layer", at_least=0
     )
     activation: str = po.setting("tanh", "activation of the layers", choices=tuple(nna.ACTIVATIONS))
+    spline_points: int = po.setting(
+        0, "coefficients of weights that are splines in depth; 0 for a weight of its own for each layer", at_least=0
+    )
+    spline_degree: int = po.setting(1, "degree of the splines", at_least=0, at_most=3)
 
 
 class Classifier(nn.Module):
@@ -46,10 +51,19 @@ class Classifier(nn.Module):
             comm, lambda: nna.dense(settings.width, settings.activation), settings.layers, settings.Tf, mgrit
         )
         self.layers.scale(settings.initial)
+        if settings.spline_points:
+            self.layers.use_splines(settings.spline_degree, settings.spline_points)
         self.closing = nn.Linear(settings.width, data.classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.closing(self.layers(self.opening(x)))  # type: ignore[no-any-return]
+
+
+def parts(network: Classifier) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Opening, layers and head, as of a control problem, whose controls are the weights of each layer."""
+    if nna.layers.spline_coefficients(network):
+        raise po.InputError("-spline_points", "splines with -solver sqp", "0, or epochs")
+    return network.opening, network.layers, network.closing
 
 
 #: Options and defaults.
@@ -60,9 +74,7 @@ SCRIPT = LayerTraining(
     data=lambda own, files, seed: peaks(seed),
     make=Classifier,
     control=AsControl(
-        data=lambda own, files, seed: peaks(seed, test=798),
-        defaults={"initial": 1.0, "layers": 16},
-        parts=lambda network: (network.opening, network.layers, network.closing),
+        data=lambda own, files, seed: peaks(seed, test=798), defaults={"initial": 1.0, "layers": 16}, parts=parts
     ),
     numbers=lambda own, batch: own.layers * own.width * (own.width + batch),
     defaults={nna.TrainingSettings: {"epochs": 60, "batch": 200, "lr": 2e-2}},

@@ -16,6 +16,7 @@ from torch.autograd import Function, forward_ad
 from nn_adapters.layers.blocks import SteppingBlock
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import ParallelModule
+from nn_adapters.layers.parts.splines import spline_coefficients
 from pdeopt.core.errors import InputError
 
 
@@ -61,7 +62,7 @@ def shared_copy(network: nn.Module) -> nn.Module:
         network: any module.
 
     Raises:
-        InputError: other parts that are solved in parallel, or two of them.
+        InputError: other parts that are solved in parallel, or two of them; weights that are splines.
     """
     parallel = [module for module in network.modules() if isinstance(module, ParallelModule)]
     if not parallel:
@@ -69,6 +70,8 @@ def shared_copy(network: nn.Module) -> nn.Module:
     if len(parallel) > 1 or not isinstance(parallel[0], LayerParallel):
         got = ", ".join(type(module).__name__ for module in parallel)
         raise InputError("parts in parallel of a network with curvature", got, "one LayerParallel")
+    if spline_coefficients(parallel[0]):
+        raise InputError("weights of a network with curvature", "splines in depth", "weights of each layer")
     memo: dict[int, Any] = {id(each): each for each in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, memo | {id(parallel[0]): SerialChain(parallel[0])})
 

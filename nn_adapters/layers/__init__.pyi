@@ -23,6 +23,11 @@ from nn_adapters.layers.parallelmodule import (
     stacked_parameters as stacked_parameters,
 )
 from nn_adapters.layers.parts.attention import EncoderBlock as EncoderBlock, later_tokens as later_tokens
+from nn_adapters.layers.parts.splines import (
+    DepthSpline as DepthSpline,
+    spline_basis as spline_basis,
+    spline_coefficients as spline_coefficients,
+)
 from nn_adapters.layers.parts.stacking import ParameterStack as ParameterStack
 from nn_adapters.layers.stackedlayers import StackedLayers as StackedLayers
 

@@ -15,6 +15,7 @@ from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
 from nn_adapters.layers.parts.batchnorm import Statistics
 from nn_adapters.layers.parts.context import autocast_state, outside_compilation, refuse_transforms
 from nn_adapters.layers.parts.fusedchain import FusedChain, fused_kind, is_cheaper, is_cheaper_inside
+from nn_adapters.layers.parts.splines import DepthSpline, parametrize_stack
 from nn_adapters.layers.parts.stacking import Shelf, Template, check_fresh, stack_modules
 from nn_adapters.layers.stackedlayers import StackedLayers
 from pdeopt.core.errors import InputError
@@ -142,6 +143,30 @@ class LayerParallel(StackedLayers):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._prepare()
 
+    def use_splines(self, degree: int, points: int) -> LayerParallel:
+        """Make the weights B-splines in depth, whose coefficients are the parameters from now on. Collective.
+
+        Each parameter of `stack` becomes that of `points` layers, (points, ...), equal on all ranks, with gradients
+        summed over ranks; they begin as the least-squares fit of the weights that are there. `state_dict` has them
+        instead of the layers' weights, for a network of any depth; `full_state_dict` and `serial` have the layers'.
+        `torch.nn.utils.parametrize.remove_parametrizations` is the way back. PyTorch pickles no such modules.
+
+        Args:
+            degree: of the pieces: 0, constant; 1; 2; 3, cubic.
+            points: coefficients of a weight, from degree + 1 to `num_steps`.
+
+        Returns:
+            this network.
+
+        Raises:
+            InputError: a degree or a number of coefficients that is not legal; weights with a parametrization.
+
+        Example:
+            >>> layers = LayerParallel(None, lambda: dense(8), 1024, 5.0).use_splines(degree=1, points=16)
+        """
+        parametrize_stack(self.stack, self.names, DepthSpline(degree, points, self.solvers[0]))
+        return self
+
     def forward(self, u: Tensor, *args: Any) -> Tensor:
         """The features after all layers, (batch, ...), on all ranks. Collective.
 
@@ -155,18 +180,19 @@ class LayerParallel(StackedLayers):
 
     @outside_compilation
     def _solve(self, u: Tensor, args: Sequence[Any], trajectory: bool) -> tuple[Tensor, Tensor]:
-        (solver,), (shelf,), u = self.solvers, self.shelves, u.to(self._looks.dtype(u, args))
-        solver.look(u, self.stacks)
+        (solver,), (shelf,), stacks = self.solvers, self.shelves, self.stacks
+        u = u.to(self._looks.dtype(u, args))
+        solver.look(u, stacks)
         exact = self.is_exact or not solver.factors or solver.is_serial or solver.is_dear()
         step = self.step_by_autograd if autocast_state(u.device.type)["enabled"] else self.step
         drops = self._prepared.drops and self.training
         cycles = None if exact else (solver.forward.cycles, solver.adjoint.cycles)
         fits = not (trajectory or args) and self._fits_loops(u)
         is_alone = self.grid.mpi.size == 1
-        if fits and is_alone and self.settings.fused == "auto" and is_cheaper(u, self.stacks, cycles):
+        if fits and is_alone and self.settings.fused == "auto" and is_cheaper(u, stacks, cycles):
             refuse_transforms()
             solver.residuals, solver.misfits = ([], []), (0.0, 0.0)
-            end = FusedChain.apply(self._fused_kind, self.Tf / self.num_steps, _samples_last(u), *self.stacks)
+            end = FusedChain.apply(self._fused_kind, self.Tf / self.num_steps, _samples_last(u), *stacks)
             return end.mT.reshape(u.shape), u.new_empty(0)
         if exact and is_alone and not (drops or trajectory or isinstance(step, DenseStep)):
             solver.residuals, solver.misfits = ([], []), (0.0, 0.0)
@@ -176,10 +202,10 @@ class LayerParallel(StackedLayers):
             return self._solve_given(u, args, trajectory, exact)
         words = {"trajectory": trajectory, "exact": exact}
         if not isinstance(step, DenseStep):
-            return solve_layers(solver, step, u, self.stacks, **words)
-        if fits and (is_cheaper(u, self.stacks, None) if exact else is_cheaper_inside(u, self.stacks)):
+            return solve_layers(solver, step, u, stacks, **words)
+        if fits and (is_cheaper(u, stacks, None) if exact else is_cheaper_inside(u, stacks)):
             step = DenseStep(self.template, self._fused_kind)  # type: ignore[arg-type]
-        end, states = solve_layers(solver, step, _samples_last(u), self.stacks, **words)
+        end, states = solve_layers(solver, step, _samples_last(u), stacks, **words)
         return end.mT.reshape(u.shape), states.mT.reshape(-1, *u.shape) if trajectory else states
 
     def _solve_given(self, u: Tensor, args: Sequence[Any], trajectory: bool, exact: bool) -> tuple[Tensor, Tensor]:

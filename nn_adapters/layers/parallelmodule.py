@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nn_adapters.layers.layer_mgrit import LayerMgrit
+from nn_adapters.layers.parts.splines import spline_coefficients
 from nn_adapters.layers.parts.stacking import ParameterStack
 from pdeopt.core.errors import InputError
 from pdeopt.steps.timegrid import TimeGrid
@@ -141,7 +142,7 @@ def measure_bias(network: nn.Module, loss: Callable[[], Tensor]) -> float:
         loss: evaluates the network and its loss, with the same data each time.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
-    stacked = stacked_parameters(network)
+    spread = _spread_parameters(network)
 
     def gradient() -> list[Tensor]:
         found = torch.autograd.grad(loss(), parameters, allow_unused=True)
@@ -158,9 +159,9 @@ def measure_bias(network: nn.Module, loss: Callable[[], Tensor]) -> float:
     with torch.no_grad():
         for buffer, kept in buffers:
             buffer.copy_(kept)
-    is_stacked = [id(p) in stacked for p in parameters]
-    error = _square(network, [a - b for a, b in zip(inexact, exact)], is_stacked)
-    size = _square(network, exact, is_stacked)
+    is_spread = [id(p) in spread for p in parameters]
+    error = _square(network, [a - b for a, b in zip(inexact, exact)], is_spread)
+    size = _square(network, exact, is_spread)
     return float((error / size.clamp(min=1e-300)).sqrt())
 
 
@@ -206,8 +207,8 @@ def clip_grad_norm_(network: nn.Module, max_norm: float) -> Tensor:
         The norm before.
     """
     gradients = {id(p): p.grad for p in network.parameters() if p.grad is not None}
-    stacked = stacked_parameters(network)
-    norm = _square(network, list(gradients.values()), [at in stacked for at in gradients]).sqrt()
+    spread = _spread_parameters(network)
+    norm = _square(network, list(gradients.values()), [at in spread for at in gradients]).sqrt()
     factor = float((max_norm / (norm + 1e-6)).clamp(max=1.0))
     for g in gradients.values():
         g.mul_(factor)
@@ -215,7 +216,7 @@ def clip_grad_norm_(network: nn.Module, max_norm: float) -> Tensor:
 
 
 def stacked_parameters(network: nn.Module) -> set[int]:
-    """The identities, `id(p)`, of parameters that have a leading axis of layers.
+    """The identities, `id(p)`, of parameters that have a leading axis of layers, or of coefficients of splines.
 
     Args:
         network: any module; without a `LayerParallel` there are none.
@@ -224,10 +225,15 @@ def stacked_parameters(network: nn.Module) -> set[int]:
     return {id(parameter) for stack in stacks for parameter in stack.parameters()}
 
 
-def _square(network: nn.Module, tensors: Sequence[Tensor], is_stacked: Sequence[bool]) -> Tensor:
+def _spread_parameters(network: nn.Module) -> set[int]:
+    """The identities of parameters of this rank's layers; those of all others are equal on all ranks."""
+    return stacked_parameters(network) - {id(each) for each in spline_coefficients(network)}
+
+
+def _square(network: nn.Module, tensors: Sequence[Tensor], is_spread: Sequence[bool]) -> Tensor:
     """|.|^2 of one tensor a parameter: those of layers over all ranks, the others, equal on all, once. Collective."""
     shares = torch.zeros(2, dtype=torch.float64)
-    for tensor, of_layers in zip(tensors, is_stacked):
+    for tensor, of_layers in zip(tensors, is_spread):
         shares[int(of_layers)] += float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
     for solver in mgrit_solvers(network)[:1]:
         shares[1] = solver.grid.sum(shares[1])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
 from nn_adapters.layers.layerstep import AutogradStep, LayerStep, LayerSteps, StepLength
 from nn_adapters.layers.parallelmodule import ParallelModule
-from nn_adapters.layers.parts.context import autocast_state, sum_over_ranks
+from nn_adapters.layers.parts.context import autocast_state, sum_over_ranks, summed_gradient
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import MgritSettings
 
@@ -96,7 +96,7 @@ def gates_of_inputs(network: nn.Module, layer: int, rows: Tensor, mpi: Any = Non
     names = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
     W, b, U, c = (getattr(network, f"{name}_l{layer}") for name in names)
     if mpi is not None and mpi.size > 1:
-        W, b = _SummedGradient.apply(W, mpi), _SummedGradient.apply(b, mpi)  # type: ignore[no-untyped-call]
+        W, b = summed_gradient(W, mpi), summed_gradient(b, mpi)
     return torch.nn.functional.linear(rows, W, b), [U, c]
 
 
@@ -230,19 +230,6 @@ class GRUParallel(ParallelModule):
     def extra_repr(self) -> str:
         sizes = f"input_size={self.input_size}, hidden_size={self.hidden_size}, num_layers={self.num_layers}"
         return f"{self.kind}, {sizes}, num_steps={self.num_steps}, factors={self.solvers[0].factors}"
-
-
-class _SummedGradient(torch.autograd.Function):
-    """The identity, whose gradient is the sum over ranks. Copies of a module keep it, as they do not keep hooks."""
-
-    @staticmethod
-    def forward(ctx: Any, parameter: Tensor, mpi: Any) -> Tensor:
-        ctx.mpi = mpi
-        return parameter.view_as(parameter)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return sum_over_ranks(ctx.mpi, g), None
 
 
 def sum_gradient_over_ranks(parameter: nn.Parameter, mpi: Any) -> None:

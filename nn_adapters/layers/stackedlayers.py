@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from nn_adapters.layers.blocks import LayerStack
 from nn_adapters.layers.parallelmodule import ParallelModule
+from nn_adapters.layers.parts.splines import spline_coefficients
 from nn_adapters.layers.parts.stacking import Shelf
+from pdeopt.core.errors import InputError
 
 
 class StackedLayers(ParallelModule):
@@ -19,12 +21,14 @@ class StackedLayers(ParallelModule):
 
     Attributes:
         num_steps, Tf: N layers over the time Tf.
+        stack: parameters of this rank's layers.
         shelves: the layers of this rank, one shelf for each kind of block in the network.
         stacks: the parameters of this rank's layers, (n_local, ...) for each parameter of a block.
     """
 
     num_steps: int
     Tf: float
+    stack: nn.Module
     shelves: list[Shelf]
 
     @property
@@ -56,7 +60,13 @@ class StackedLayers(ParallelModule):
         return shelf.module(row)
 
     def layer_stack(self) -> LayerStack:
-        """The layers as modules; those of this rank share the memory of its parameters, others are spare copies."""
+        """The layers as modules; those of this rank share the memory of its parameters, others are spare copies.
+
+        Raises:
+            InputError: weights that are splines, of which layers have copies.
+        """
+        if spline_coefficients(self):
+            raise InputError("weights of layers to be set", "splines in depth", "first weights before use_splines")
         own = range(self.grid.begin, self.grid.end)
         layers = iter([self[i] if i in own else copy.deepcopy(self[own[0]]) for i in range(self.num_steps)])
         return LayerStack(lambda: next(layers), self.num_steps, self.Tf)
@@ -75,8 +85,8 @@ class StackedLayers(ParallelModule):
     @torch.no_grad()
     def scale(self, factor: float) -> None:
         """Multiply all weights by a number: near zero, layers are alike, and coarse levels see what fine ones do."""
-        for stack in self.stacks:
-            stack.mul_(factor)
+        for parameter in self.stack.parameters():
+            parameter.mul_(factor)
 
     def serial(self) -> LayerStack:
         """The network as PyTorch runs it, with copies of all weights, on every rank. Collective.

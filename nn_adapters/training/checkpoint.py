@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nn_adapters.curvature.memories import recall_whole, whole_memory
 from nn_adapters.curvature.secondorder import SecondOrder
 from nn_adapters.layers.parallelmodule import ParallelModule
+from nn_adapters.layers.parts.splines import spline_coefficients
 from nn_adapters.layers.parts.stacking import ParameterStack, Shelf
 from nn_adapters.layers.stackedlayers import StackedLayers
 from pdeopt.core.errors import InputError, on_root
@@ -192,7 +193,10 @@ def _parts(name: str) -> tuple[str, str, str]:
 
 
 def _shelves(network: nn.Module) -> dict[str, tuple[Any, Shelf]]:
-    """Where the rows of parameters and buffers live that are spread over ranks, by name: communicator and shelf."""
+    """Where the rows of parameters and buffers live that are spread over ranks, by name: communicator and shelf.
+
+    Coefficients of splines are not among them: they are equal on all ranks.
+    """
     names = {id(tensor): name for name, tensor in (*network.named_parameters(), *network.named_buffers())}
     return {
         names[id(tensor)]: (module.grid.mpi, shelf)
@@ -200,4 +204,5 @@ def _shelves(network: nn.Module) -> dict[str, tuple[Any, Shelf]]:
         if isinstance(module, StackedLayers)
         for shelf in module.shelves
         for tensor in shelf.tensors()
+        if id(tensor) in names or not spline_coefficients(module)
     }

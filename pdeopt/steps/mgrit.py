@@ -56,6 +56,9 @@ class IntervalMap:
 #: As the steps of a `StepMap`.
 ALL_STEPS = slice(None)
 
+#: What `-layer_mgrit_coarsening auto` chooses from.
+AUTO_FACTORS = (2, 4, 8, 16, 32, 64)
+
 
 @dataclass(frozen=True)
 class MgritSettings(Settings, prefix="layer_mgrit_"):
@@ -63,7 +66,7 @@ class MgritSettings(Settings, prefix="layer_mgrit_"):
 
     levels: int = setting(2, "levels; 1 is one step after the other", at_least=1)
     coarsening: str = setting(
-        "auto", "steps that become one, on each level: 16, or 16,4 where they differ; auto: as many on each level"
+        "auto", "steps that become one, on each level: 16, or 16,4 where they differ; auto: for the fewest calls"
     )
     cycles: int = setting(1, "most forward cycles", at_least=0)
     adjoint_cycles: int = setting(0, "most adjoint cycles, after the coarser problems' solution", at_least=0)
@@ -98,12 +101,12 @@ class MgritSettings(Settings, prefix="layer_mgrit_"):
     def factors(self, num_steps: int) -> list[int]:
         """The coarsening factor of each level but the coarsest, as many as the steps allow.
 
-        `auto` has about as many steps on the coarsest level as in an interval of any other: that many calls, one after
-        the other, are fewest. Factors are powers of two, at most 64.
+        `auto` is the power of two up to 64 with the fewest calls of steps, one after the other; of equals the smallest,
+        which converges fastest.
         """
         words = self.coarsening.split(",")
         if words == ["auto"]:
-            words = [str(2 ** min(max(round(math.log2(num_steps) / max(self.levels, 2)), 1), 6))]
+            words = [str(min(AUTO_FACTORS, key=lambda factor: _calls(factor, num_steps, max(self.levels, 2))))]
         try:
             given = [int(word) for word in words]
         except ValueError:
@@ -120,6 +123,14 @@ class MgritSettings(Settings, prefix="layer_mgrit_"):
             factors.append(factor)
             num_steps = -(-num_steps // factor)
         return factors
+
+
+def _calls(factor: int, num_steps: int, levels: int) -> float:
+    """Those of a run through all levels: the steps of an interval, and of the coarsest level; long ones count twice.
+
+    Long steps of residual networks have two stages.
+    """
+    return factor + 2.0 * factor * (levels - 2) + 2.0 * num_steps / float(factor) ** (levels - 1)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from nn_adapters.layers.parallelmodule import clip_grad_norm_, measure_bias, par
 from nn_adapters.layers.parts import fusedchain
 from nn_adapters.layers.parts.dropout import drop
 from nn_adapters.layers.recurrent import GRUParallel
+from nn_adapters.training.regularize import regularized
 
 WORLD = MPI.COMM_WORLD
 
@@ -161,6 +162,22 @@ def unlike():
     equal(found[3], found[2], 1e-10)
 
 
+def splines():
+    """Coefficients of splines: the same on all ranks, and as those of one rank in series, gradients and norms, too."""
+    x, found = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64), []
+    for comm, levels in ((MPI.COMM_SELF, 1), (WORLD, 2)):
+        torch.manual_seed(0)
+        words = {"coarsening": "4", "levels": levels, "cycles": 5, "adjoint_cycles": 5, "serial": "never"}
+        network = LayerParallel(comm, lambda: dense(4), 18, 2.0, **words).double().use_splines(2, 5)
+        value = regularized(network(x).square().sum(), network, 1e-2, 1e-2)
+        value.backward()
+        own = [p.grad.clone() for p in network.parameters()]
+        norm = clip_grad_norm_(network, 0.1)
+        assert measure_bias(network, lambda network=network: network(x).square().sum()) <= 1e-10
+        found.append([*own, norm, *(p.detach() for p in network.parameters())])
+    equal(found[1], found[0], 1e-10)
+
+
 def sequences():
     words = dict(coarsening="2", levels=3, cycles=12, adjoint_cycles=12, relaxation="FCF")
     for kind in ("implicit", "classic"):
@@ -214,7 +231,7 @@ def manners():
 if __name__ == "__main__":
     if WORLD.size == 2:  # the compiled loop inside of intervals, and from rank to rank, where there is a compiler
         fusedchain.LEAST_WORK = 1
-    for part in (layers, cycles, given, unlike, sequences, manners):
+    for part in (layers, cycles, given, unlike, splines, sequences, manners):
         try:
             part()
         except BaseException:

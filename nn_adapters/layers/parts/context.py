@@ -75,6 +75,34 @@ def sum_over_ranks(mpi: Any, tensor: Tensor) -> Tensor:
     return result.to(tensor)
 
 
+class _SummedGradient(torch.autograd.Function):
+    """The identity, whose gradient is the sum over ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, mpi: Any) -> Tensor:
+        ctx.mpi = mpi
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return sum_over_ranks(ctx.mpi, g), None
+
+
+def summed_gradient(parameter: Tensor, mpi: Any) -> Tensor:
+    """A parameter that is equal on all ranks, whose gradient is the sum over ranks; the backward pass is collective.
+
+    Copies of a module that does so in its `forward` go on doing so; hooks of parameters are not copied.
+
+    Args:
+        parameter: of any shape.
+        mpi: an mpi4py communicator.
+    """
+    if mpi.size == 1:
+        return parameter
+    found: Tensor = _SummedGradient.apply(parameter, mpi)  # type: ignore[no-untyped-call]
+    return found
+
+
 def communicator_name(mpi: Any) -> str:
     """The name by which a communicator can be found in another process: COMM_WORLD or COMM_SELF.
 

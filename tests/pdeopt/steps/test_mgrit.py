@@ -166,6 +166,8 @@ def test_factors_that_are_none_are_refused(text):
         ("8", 20, 100, [8, 8]),
         ("8", 1, 100, []),
         ("64", 2, 10, []),
+        *[("auto", 2, n, [m]) for n, m in ((16, 4), (32, 8), (64, 8), (256, 16), (1024, 32), (4096, 64), (99999, 64))],
+        ("auto", 3, 512, [8, 8]),
     ],
 )
 def test_factors_end_where_the_steps_do(text, levels, num_steps, expected):
@@ -205,5 +207,5 @@ def test_more_ranks_than_intervals_are_refused():
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_networks_give_the_same_on_several_ranks(ranks):
     done = python("-m", "tests.helpers.parallel_layers", ranks=ranks)
-    parts = ("layers", "cycles", "given", "unlike", "sequences", "manners")
+    parts = ("layers", "cycles", "given", "unlike", "splines", "sequences", "manners")
     assert {f"{part}: same" for part in parts} <= set(done.stdout.splitlines()), done.stderr[-3000:]
