@@ -49,11 +49,13 @@ class Objective(ABC):
         is_convex: whether it is known to be convex in states and controls; a subclass may say so.
         is_quadratic: whether the Hessian is known to be that of `hessian_blocks`, the same at all points. A class that
             derives from one of these and overrides `value` or `hvp` says so anew.
+        has_blocks: whether the Hessian is known to be that of `hessian_blocks`, another one at each point.
         adds_up: whether values that ranks find for their own unknowns of a step add up to that of all of them.
     """
 
     is_convex: bool = False
     is_quadratic: bool = False
+    has_blocks: bool = False
     adds_up: bool = False
 
     def __init_subclass__(cls) -> None:
@@ -181,6 +183,7 @@ class Sum(Objective):
             self.terms += term.terms if isinstance(term, Sum) else [term]
         self.is_convex = all(term.is_convex for term in self.terms)
         self.is_quadratic = all(term.is_quadratic for term in self.terms)
+        self.has_blocks = all(term.is_quadratic or term.has_blocks for term in self.terms)
         self.adds_up = all(term.adds_up for term in self.terms)
         self._last: tuple[Tensor, tuple[InnerProduct, InnerProduct]] | None = None  # blocks of these steps
 

@@ -213,8 +213,9 @@ class KKTOperator:
 
     def _spread_forms(self, lin: Linearization) -> tuple[StepMatrix, StepMatrix]:
         """The Hessian of an objective where ranks share a step: colored products would send messages."""
-        if not lin.objective.is_quadratic:
-            got = f"{type(lin.objective).__name__}, not quadratic, with {self.problem.grid.space_ranks} ranks a step"
+        objective, k = lin.objective, self.problem.grid.space_ranks
+        if not (objective.is_quadratic or objective.has_blocks):
+            got = f"{type(objective).__name__}, not quadratic, with {k} ranks a step"
             raise InputError("an assembled KKT matrix", got, "-kkt_precond reduced | wathen, or space_ranks 1")
         state, control = lin.objective_blocks
         return state.spread(), control.spread()

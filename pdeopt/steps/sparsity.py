@@ -230,7 +230,7 @@ class Coloring:
         self.colors = _greedy_colors(pattern)
         self.number = int(self.colors.max(initial=-1)) + 1
         self._pattern, is_large = pattern, self.number * width > FEW_NUMBERS
-        self._is_probed = is_large or self.number < width
+        self._is_probed = is_large or self.number < max(width, 1)  # of no columns, too: their product has a shape
         self.directions: Tensor | None = None
         if not is_large:
             which = range(self.number + int(self._is_probed))

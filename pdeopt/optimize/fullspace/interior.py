@@ -24,7 +24,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -43,7 +42,7 @@ from pdeopt.optimize.fullspace.kktchoice import is_small
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
 from pdeopt.optimize.fullspace.method import FullSpaceMethod
 from pdeopt.optimize.fullspace.newton import NewtonKKT
-from pdeopt.optimize.parts.inequalities import Inequalities, InequalityReport
+from pdeopt.optimize.parts.inequalities import Inequalities, InequalityReport, own_rows, whole_rows
 
 #: Unknowns of a KKT system above which it is solved by iterations where these are known to be few.
 LARGE = 20_000
@@ -300,9 +299,7 @@ class InteriorPoint(InequalityMethod):
         """What a restart on any number of ranks needs beside x and lam. Collective."""
         if self.point is None:
             return {"slack": [], "first": self._first}
-        rows = {"slack": self.point.slack, "nu": self.point.nu}
-        of_all = {name: self.problem.grid.mpi.allgather(own.tolist()) for name, own in rows.items()}
-        known = {name: list(chain.from_iterable(parts)) for name, parts in of_all.items()}
+        known = {"slack": whole_rows(self.rows, self.point.slack), "nu": whole_rows(self.rows, self.point.nu)}
         own = {"answered": float(self._feasible.is_answered), "first_nu": self._feasible.first}
         return known | own | {"penalty": self._barrier.penalty, "step_size": self.step_size}
 
@@ -313,10 +310,8 @@ class InteriorPoint(InequalityMethod):
             return
         self._enter()
         assert self.point is not None
-        here = slice(self.problem.grid.begin, self.problem.grid.end)
-        slack, nu = (torch.tensor(memory[name][here], dtype=torch.float64) for name in ("slack", "nu"))
-        if slack.shape == self.point.slack.shape:
-            self.point = self.point._replace(slack=slack, nu=nu)
+        slack, nu = (own_rows(self.rows, memory[name]) for name in ("slack", "nu"))
+        self.point = self.point._replace(slack=slack, nu=nu)
         self._barrier.penalty, self.step_size = memory["penalty"], memory["step_size"]
         self._feasible.is_answered, self._feasible.first = bool(memory["answered"]), memory["first_nu"]
 

@@ -22,7 +22,6 @@ import math
 from collections.abc import Mapping
 from copy import copy as copy_of
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +35,7 @@ from pdeopt.core.monitor import History, Reason, Record
 from pdeopt.core.settings import Settings, setting
 from pdeopt.optimize.fullspace.interior import CENTERING, InequalityMethod, suited
 from pdeopt.optimize.fullspace.newton import NewtonKKT, go_on_with
-from pdeopt.optimize.parts.inequalities import Inequalities
+from pdeopt.optimize.parts.inequalities import Inequalities, own_rows, whole_rows
 
 #: Newton steps for one gamma; where they do not do, or fail, the factor between two gammas becomes its square root,
 #: until it is below the least one.
@@ -242,9 +241,7 @@ class MoreauYosida(InequalityMethod):
 
     def memory(self) -> dict[str, Any]:
         """What a restart on any number of ranks needs beside x and lam. Collective."""
-        rows: list[list[float]] = []
-        if self.nu is not None:
-            rows = list(chain.from_iterable(self.problem.grid.mpi.allgather(self.nu.tolist())))
+        rows: list[list[float]] = [] if self.nu is None else whole_rows(self.rows, self.nu)
         path = {"gamma": self.gamma, "growth": self._growth, "raises": self._raises}
         last = (
             {} if self._last is None else {name: getattr(self._last, name) for name in ("gamma", "violation", "size")}
@@ -257,8 +254,7 @@ class MoreauYosida(InequalityMethod):
         path, last, price = memory["path"], memory["last"], memory["price"]
         self.gamma, self._growth, self._raises = path["gamma"], path["growth"], path["raises"]
         if memory["nu"]:
-            own = slice(self.problem.grid.begin, self.problem.grid.end)
-            self.nu = torch.tensor(memory["nu"][own], dtype=torch.float64).reshape(self.rows.kept.shape)
+            self.nu = own_rows(self.rows, memory["nu"])
         if last:
             self._last = Place(self.x.copy(), self.lam.copy(), last["gamma"], self.nu, last["violation"], last["size"])
         self._go_on()

@@ -41,7 +41,8 @@ class InequalityReport:
         integral: sum of w nu over all steps and entries, which a refinement leaves as it is.
         violation: the largest c, at least 0.
         active: how many entries are active.
-        step, time, component: where the multiplier is largest: 1..N, t_i, 0..k-1.
+        step, time, component: where the multiplier is largest: 1..N, t_i, 0..k-1; where ranks share a step, the natural
+            number of the unknown.
         slack: s > 0 with c + s = 0, (n_local, k).
     """
 
@@ -70,9 +71,10 @@ class Inequalities:
         lower, upper: bounds on the controls of the steps.
         state_lower, state_upper: bounds on the states. Each bound is a number; values of the components, (n,) or (m,);
             rows of this rank, (n_local, n) or (n_local, m); or a function of the times, (batch,) -> (batch, n).
-            Infinite entries are no bounds. The node t_0 has none: there u_0 is given.
+            Infinite entries are no bounds. The node t_0 has none: there u_0 is given. Where ranks share a step, n and m
+            are the unknowns of this rank.
         path: a function c(u, z, steps), a `PathConstraint`, or several of them, of different names; functions without
-            one are path[0], path[1], ...
+            one are path[0], path[1], ... Not where ranks share a step.
 
     Attributes:
         weight: w.
@@ -98,11 +100,12 @@ class Inequalities:
         state_upper: Limit = None,
         path: Any = None,
     ) -> None:
-        require_whole_steps(problem.grid, "inequalities", "bounds on controls by active_set or TAO, or space_ranks 1")
         self.problem, self.groups = problem, list[Group]()
         self._add_bounds("control", 1, lower, upper)
         self._add_bounds("state", 0, state_lower, state_upper)
         several = path if isinstance(path, Sequence) else [] if path is None else [path]
+        if several:
+            require_whole_steps(problem.grid, "path constraints", "bounds on states and controls, or space_ranks 1")
         for k, each in enumerate(several):
             name = "path" if len(several) == 1 else f"path[{k}]"
             named = each if isinstance(each, PathConstraint) else PathConstraint(each, name=name)
@@ -132,15 +135,8 @@ class Inequalities:
         low, high = (_limits(problem, values, field, f"{what}_{end}", free) for end, (values, free) in ends.items())
         if problem.grid.max((~(low <= high) | (low == math.inf) | (high == -math.inf)).any().double()) > 0:
             raise InputError(f"{what} bounds", "a lower bound above the upper one, or NaN", "lower <= upper")
-        if field == 0 and problem.param_dim == 0 and len(problem.grid.node_zero):  # else there is no u_0
-            u0 = problem.initial_state(torch.zeros(0, dtype=torch.float64))
-            wrong = (
-                ((u0 < low[0]) | (u0 > high[0])) if problem.grid.is_first else torch.zeros_like(u0, dtype=torch.bool)
-            )
-            if problem.grid.max(wrong.any().double()) > 0:
-                at = int(problem.grid.from_first(wrong.double()).argmax())
-                got = f"the fixed initial state outside them: component {at} is {float(u0[at]):.6g}"
-                raise InputError("state bounds", got, "bounds that u_0 keeps, or infinite ones at early steps")
+        if field == 0:
+            _require_start(problem, low, high)
         for end, limit, given, other in (("lower", low, lower, high), ("upper", high, upper, low)):
             if given is not None:
                 self.groups.append(BoundGroup(problem, f"{what}_{end}", field, limit, other))
@@ -218,7 +214,8 @@ class Inequalities:
             if part.numel() and (group is None or each is group):
                 row, component = divmod(int(part.argmax()), each.size)
                 step, time = int(grid.steps.index[row]), float(grid.steps.t_new[row])
-                best = max(best, (float(part[row, component]), each.name, step, time, component))
+                number = int(each.numbers[component]) if grid.space_ranks > 1 else component
+                best = max(best, (float(part[row, component]), each.name, step, time, number))
         _, name, step, time, component = max(grid.mpi.allgather(best))
         return name, step, time, component
 
@@ -242,6 +239,47 @@ class Inequalities:
                 slack=g_s * g_scale,
             )
         return found
+
+
+def whole_rows(inequalities: Inequalities, rows: Tensor) -> list[list[float]]:
+    """Rows of all ranks, each step with its entries in natural order, for a restart on any ranks. Collective."""
+    grid, (columns, width) = inequalities.problem.grid, _places(inequalities)
+    found = np.empty((grid.num_steps, width))
+    for begin, places, part in grid.mpi.allgather((grid.begin, columns, rows.numpy())):
+        found[begin : begin + len(part), places] = part
+    values: list[list[float]] = found.tolist()
+    return values
+
+
+def own_rows(inequalities: Inequalities, whole: list[list[float]]) -> Tensor:
+    """What this rank has of such rows. Raises `InputError` where they are those of other inequalities."""
+    found, grid, (columns, width) = np.array(whole, dtype=float), inequalities.problem.grid, _places(inequalities)
+    if found.shape != (grid.num_steps, width):
+        legal = f"shape ({grid.num_steps}, {width})"
+        raise InputError("multipliers of inequalities of an earlier run", f"shape {found.shape}", legal)
+    return torch.from_numpy(found[grid.begin : grid.end][:, columns])
+
+
+def _places(inequalities: Inequalities) -> tuple[Array, int]:
+    """The places of the entries of this rank in those of all, (K,), and how many these are."""
+    starts = np.cumsum([0, *(group.whole_size for group in inequalities.groups)])
+    own = [start + group.numbers for start, group in zip(starts, inequalities.groups)]
+    return np.concatenate(own), int(starts[-1])
+
+
+def _require_start(problem: ControlProblem, low: Tensor, high: Tensor) -> None:
+    """Refuse a fixed u_0 outside the bounds of the first step. Collective."""
+    if problem.param_dim or not len(problem.grid.node_zero):
+        return  # there is none
+    u0, first = problem.initial_state(torch.zeros(0, dtype=torch.float64)), (math.inf, 0.0)
+    wrong = ((u0 < low[0]) | (u0 > high[0])).nonzero() if problem.grid.is_first else torch.empty(0)
+    if len(wrong):
+        layout, at = problem.constraint.layout if problem.grid.space_ranks > 1 else None, int(wrong[0])
+        first = at if layout is None else int(layout.natural[at]), float(u0[at])
+    component, value = min(problem.grid.mpi.allgather(first))
+    if component < math.inf:
+        got = f"the fixed initial state outside them: component {component} is {value:.6g}"
+        raise InputError("state bounds", got, "bounds that u_0 keeps, or infinite ones at early steps")
 
 
 def _limits(problem: ControlProblem, values: Limit, field: int, what: str, free: float) -> Tensor:

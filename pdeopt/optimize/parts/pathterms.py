@@ -15,9 +15,10 @@ from pdeopt.control.metric import RieszMetric
 from pdeopt.control.objective import Objective
 from pdeopt.control.objective import Rows as Fields
 from pdeopt.control.problem import ControlProblem
-from pdeopt.core.arrays import real_array
+from pdeopt.core.arrays import Array, real_array
 from pdeopt.core.autodiff import curvature, jvp, vjp
 from pdeopt.core.errors import InputError
+from pdeopt.space.layouts.layout import Layout
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.sparsity import Sparsity
 from pdeopt.steps.timegrid import Steps
@@ -60,12 +61,24 @@ class Group(ABC):
         size: k.
         weight: w, (n_local, k).
         sparsity: of c' over [u | z], for all steps, (k, n + m).
+        layout: of the entries over the ranks of a step; None where a rank has all.
     """
 
     name: str
     size: int
     weight: Tensor
     sparsity: Sparsity
+    layout: Layout | None = None
+
+    @property
+    def whole_size(self) -> int:
+        """Entries a step of all ranks."""
+        return self.size if self.layout is None else self.layout.size
+
+    @property
+    def numbers(self) -> Array:
+        """Natural numbers of the entries of this rank, (k,)."""
+        return np.arange(self.size) if self.layout is None else self.layout.natural
 
     @abstractmethod
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
@@ -103,6 +116,7 @@ class BoundGroup(Group):
         metric = RieszMetric(problem)
         self.name, self.field, self.limit, self.begin = name, field, limit, problem.grid.begin
         self.sign, self.size = 1.0 if name.endswith("upper") else -1.0, limit.shape[1]
+        self.layout = (problem.constraint.layout, problem.constraint.controls)[field]
         self.weight = (metric.state, metric.control)[field].row_sums().expand_as(limit)
         blocks = [sp.csr_matrix((self.size, width)) for width in (problem.n, problem.m)]
         blocks[field] = sp.eye(self.size)
@@ -214,6 +228,7 @@ class InequalityTerm(Objective):
 
     def __init__(self, group: Group, begin: int, sigma: Tensor, weight: Tensor | None) -> None:
         self.group, self.begin, self.sigma, self.weight = group, begin, sigma, weight
+        self.has_blocks = self.adds_up = isinstance(group, BoundGroup)
 
     def value(self, u: Tensor, z: Tensor, steps: Steps) -> Tensor:
         """Zero: a quadratic model has its value at its own point."""
@@ -253,7 +268,7 @@ class Excess(Objective):
 
     def __init__(self, group: Group, begin: int, weight: Tensor, ahead: Tensor | None = None) -> None:
         self.group, self.begin, self.weight = group, begin, weight
-        self.is_convex = isinstance(group, BoundGroup)
+        self.is_convex = self.has_blocks = self.adds_up = isinstance(group, BoundGroup)
         self.ahead = torch.zeros_like(weight) if ahead is None else ahead
 
     def _excess(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
