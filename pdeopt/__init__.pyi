@@ -9,7 +9,11 @@ from pdeopt.control.objective import (
 )
 from pdeopt.control.controlmap import ControlMap as ControlMap, Jumps as Jumps, SmoothCost as SmoothCost
 from pdeopt.control.problem import ControlProblem as ControlProblem
-from pdeopt.control.timeless import stationary as stationary
+from pdeopt.control.timeless import (
+    stationary as stationary,
+    StationaryConstraint as StationaryConstraint,
+    SingleNode as SingleNode,
+)
 from pdeopt.space.forms import FormConstraint as FormConstraint
 from pdeopt.space.formobjective import FormObjective as FormObjective
 from pdeopt.space.fenicsx import function_space as function_space

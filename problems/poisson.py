@@ -3,6 +3,8 @@
 P1 elements by scikit-fem, all L2 products by the vertices (lumped), so that bounds and sparsity hold node by node.
 `-lower` and `-upper` bound the control, `-beta` prices its L1 norm, which makes it zero where it is of little use.
 
+With `-space_ranks k`, k ranks share the unknowns.
+
     python -m problems.poisson -n 64 -target waves -alpha 1e-5 -beta 1e-3 -lower -30 -upper 30 -plot poisson.png
 """
 
@@ -42,17 +44,20 @@ class PoissonSettings(po.Settings):
         "sin(pi x) sin(pi y), whose optimum is known, or sin(2 pi x) sin(2 pi y) exp(2 x) / 6",
         choices=("sine", "waves"),
     )
+    space_ranks: int = po.setting(1, "ranks that share the unknowns: all there are", at_least=1)
 
 
 class L1Cost(po.Objective):
     """beta sum_i D_i (z+_i + z-_i) for controls [z+ | z-] >= 0: beta |z|_1 of z = z+ - z-.
 
     Args:
-        weights: beta D, (n,).
+        weights: beta [D | D] of the controls of this rank, (m,).
     """
 
+    is_convex = is_quadratic = adds_up = True
+
     def __init__(self, weights: Tensor) -> None:
-        self.weights = weights.repeat(2)
+        self.weights = weights
 
     def value(self, u: Tensor, z: Tensor, steps: po.Steps) -> Tensor:
         return z @ self.weights
@@ -78,10 +83,13 @@ class PoissonCase:
 
     Args:
         settings: the parameters.
-        comm: a communicator of one rank.
+        comm: a communicator; default PETSc's.
+
+    Attributes:
+        own, own_controls: numbers of the states and the controls of this rank.
 
     Raises:
-        InputError: parameters that are not legal, or more than one rank.
+        InputError: parameters that are not legal, or another number of ranks than `space_ranks`.
     """
 
     name = "poisson"
@@ -90,6 +98,7 @@ class PoissonCase:
         po.check(settings)
         case.require_room({"-n": settings.n}, 1, (5 if settings.beta else 3) * settings.n**2, comm)
         self.settings, self.parameters = settings, asdict(settings)
+        self.parameters.pop("space_ranks")  # a restart may have another number of ranks
         x = np.linspace(0.0, 1.0, settings.n + 1)
         self.space = Space(skfem.MeshTri.init_tensor(x, x))
         self.lumped = self.space.load(lambda x, y: np.ones_like(x))  # D, the integrals of the basis functions
@@ -99,18 +108,20 @@ class PoissonCase:
         D, settings = sp.diags(self.lumped, format="csr"), self.settings
         B, Q = (sp.hstack([D, -D]), sp.block_diag([D, D])) if settings.beta else (D, D)
         A_, B_ = po.StepMatrix.constant(self.space.A), po.StepMatrix.constant(B)
-        objective = po.Tracking(self.target, D) + po.ControlCost(settings.alpha, Q)
-        if settings.beta:
-            objective = objective + L1Cost(settings.beta * torch.from_numpy(self.lumped))
-        return po.stationary(
-            lambda u, z: A_(u) - B_(z),
-            objective,
-            *B.shape,
-            pattern=(self.space.A, B),
-            state_mass=D,
-            control_mass=Q,
-            comm=comm,
+        grid = po.SingleNode(comm, settings.space_ranks)
+        constraint: po.TimeDependentConstraint = po.StationaryConstraint(
+            lambda u, z: A_(u) - B_(z), *B.shape, pattern=(self.space.A, B), state_mass=D, control_mass=Q
         )
+        self.own, self.own_controls = (np.arange(size) for size in B.shape)
+        if settings.space_ranks > 1:
+            constraint = spread = po.SpreadConstraint(constraint, grid, is_affine=True)
+            self.own, self.own_controls = spread.own, spread.own_controls
+        objective = po.Tracking(self.target[self.own], constraint.state_mass)
+        objective += po.ControlCost(settings.alpha, constraint.control_mass)
+        if settings.beta:
+            weights = settings.beta * np.tile(self.lumped, 2)[self.own_controls]
+            objective += L1Cost(torch.from_numpy(weights))
+        return po.ControlProblem(constraint, objective, grid)
 
     @property
     def target(self) -> Array:
@@ -143,20 +154,25 @@ class PoissonCase:
             raise po.InputError("-lower, -upper", f"{low:g} > {high:g}", "lower <= upper")
         ones = np.ones(len(self.lumped))
         least, most = ((max(low, 0.0), max(-high, 0.0)), (max(high, 0.0), max(-low, 0.0)))
-        return tuple(np.concatenate([plus * ones, minus * ones]) for plus, minus in (least, most))
+        return tuple(np.concatenate([plus * ones, minus * ones])[self.own_controls] for plus, minus in (least, most))
 
-    def control(self, result: po.Result) -> Tensor:
-        """z at the free nodes, (n,)."""
-        z = self.problem.unpack(result)[1].reshape(-1, len(self.lumped))
+    def control(self, result: po.Result) -> Tensor | None:
+        """z at the free nodes, (n,), on rank 0; None elsewhere. Collective."""
+        parts = case.gather(self.problem, self.problem.unpack(result)[1].reshape(1, -1), "control")
+        if parts is None:
+            return None
+        z: Tensor = parts.reshape(-1, len(self.lumped))
         return z[0] - z[1] if self.settings.beta else z[0]
 
-    def arrays(self, result: po.Result) -> dict[str, np.ndarray]:
-        """Over all nodes: target, state, control and multiplier; beside them x, y, and the nodes of the triangles."""
+    def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
+        """On rank 0, over all nodes: target, state, control and multiplier; x, y, and the nodes of the triangles."""
         problem, space = self.problem, self.space
         u, _, _ = problem.unpack(result)
         lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
-        target = torch.from_numpy(self.target)
-        rows = {"target": target, "state": u[0], "control": self.control(result), "multiplier": lam[0]}
+        u, lam, z = case.gather(problem, u), case.gather(problem, lam), self.control(result)
+        if u is None or z is None:
+            return None
+        rows = {"target": torch.from_numpy(self.target), "state": u[0], "control": z, "multiplier": lam[0]}
         fields = {name: space.on_all_nodes(row[None])[0] for name, row in rows.items()}
         geometry = {"x": space.points[0], "y": space.points[1], "cells": space.cells}
         return geometry | fields | {"objective": np.array(result.objective)}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.control.constraint import TimeDependentConstraint
@@ -21,7 +22,7 @@ from pdeopt.core.arrays import Array, real_array
 from pdeopt.core.errors import InputError
 from pdeopt.steps.sparse import StepPattern
 from pdeopt.steps.sparsity import Sparsity
-from pdeopt.steps.timegrid import Steps, TimeGrid
+from pdeopt.steps.timegrid import Steps, TimeGrid, require_whole_steps
 
 #: A function of u, (batch, n), and z, (batch, m), and where there are parameters of p, (param_dim,).
 Pointwise = Callable[..., Tensor]
@@ -31,11 +32,24 @@ class SingleNode(TimeGrid):
     """The grid of a problem without time: one step of length 1, to a node of weight 1; u_0 does not count.
 
     Args:
-        comm: a communicator of one rank; default PETSc's.
+        comm: a communicator; default PETSc's.
+        space_ranks: as many as it has ranks, which share the step; then the constraint is one whose unknowns are
+            spread, as `SpreadConstraint`.
+
+    Raises:
+        InputError: another number of ranks.
+
+    Example:
+        >>> grid = SingleNode(space_ranks=2)
+        >>> constraint = SpreadConstraint(StationaryConstraint(residual, n, m, pattern=(A, B)), grid)
     """
 
-    def __init__(self, comm: Any = None) -> None:
-        super().__init__([0.0, 1.0], comm)
+    def __init__(self, comm: Any = None, space_ranks: int = 1) -> None:
+        size = (PETSc.COMM_WORLD if comm is None else comm).size
+        if size != space_ranks:
+            got = f"{space_ranks} with {size} ranks, for a problem without time"
+            raise InputError("space_ranks", got, f"{size}: all ranks share its one step")
+        super().__init__([0.0, 1.0], comm, space_ranks=space_ranks)
         self.node_zero = self._steps(np.array([], dtype=np.int64))
 
     def _steps(self, index: Array) -> Steps:
@@ -47,6 +61,7 @@ class SingleNode(TimeGrid):
 
     def window(self, begin: int, end: int) -> TimeGrid:
         """Itself: there are no parts."""
+        require_whole_steps(self, "windows of a rank alone")
         return self
 
 
@@ -56,12 +71,33 @@ class StationaryConstraint(TimeDependentConstraint):
     Args:
         equation: F, (batch, n), (batch, m), and p where there are parameters, -> (batch, n).
         state_dim, control_dim, param_dim: n, m, and the length of p.
-        start: where Newton's method for the state begins, (n,).
+        start, pattern, state_mass, control_mass, param_mass: as of `stationary`.
+
+    Raises:
+        InputError: no function; shapes that do not belong together.
     """
 
-    def __init__(self, equation: Pointwise, state_dim: int, control_dim: int, param_dim: int, start: Tensor) -> None:
-        self.equation, self.start = equation, start
+    def __init__(
+        self,
+        equation: Pointwise,
+        state_dim: int,
+        control_dim: int,
+        param_dim: int = 0,
+        *,
+        start: Any = None,
+        pattern: tuple[Any, ...] | None = None,
+        state_mass: Mass = None,
+        control_mass: Mass = None,
+        param_mass: Mass = None,
+    ) -> None:
+        if not callable(equation):
+            raise InputError("residual", type(equation).__name__, "a function of u and z")
+        self.equation = equation
         self.state_dim, self.control_dim, self.param_dim = state_dim, control_dim, param_dim
+        self.start = torch.zeros(state_dim, dtype=torch.float64) if start is None else torch.from_numpy(_start(start))
+        self.state_mass, self.control_mass, self.param_mass = state_mass, control_mass, param_mass
+        if pattern is not None:
+            self.pattern = _step_pattern(pattern, state_dim, control_dim)
 
     def initial_state(self, p: Tensor) -> Tensor:
         return self.start
@@ -118,7 +154,7 @@ def stationary(
             the unknowns that a `TimeDependentConstraint` finds them for.
         state_mass, control_mass, param_mass: inner products of u, z and p; None for the Euclidean one. Norms of
             residuals are dual to the first, so F is best scaled as an integral, M times the strong form.
-        comm: a communicator of one rank; default PETSc's.
+        comm: a communicator of one rank; default PETSc's. For several see `SingleNode`.
 
     Returns:
         A problem for `solve`; `problem.unpack(result)` has the state as (1, n), the flat controls, and p.
@@ -130,17 +166,21 @@ def stationary(
         >>> problem = stationary(lambda u, z: K(u) + u**3 - M(z), Tracking(d, mass) + ControlCost(1e-4, mass), n, n)
         >>> result = solve(problem, lower=-1.0)
     """
-    if not callable(residual):
-        raise InputError("residual", type(residual).__name__, "a function of u and z")
+    constraint = StationaryConstraint(
+        residual,
+        state_dim,
+        control_dim,
+        param_dim,
+        start=start,
+        pattern=pattern,
+        state_mass=state_mass,
+        control_mass=control_mass,
+        param_mass=param_mass,
+    )
     if not isinstance(objective, Objective):
         if not callable(objective):
             raise InputError("objective", type(objective).__name__, "an Objective, or a function of u and z")
         objective = StationaryCost(objective)
-    first = torch.zeros(state_dim, dtype=torch.float64) if start is None else torch.from_numpy(_start(start))
-    constraint = StationaryConstraint(residual, state_dim, control_dim, param_dim, first)
-    constraint.state_mass, constraint.control_mass, constraint.param_mass = state_mass, control_mass, param_mass
-    if pattern is not None:
-        constraint.pattern = _step_pattern(pattern, state_dim, control_dim)
     return ControlProblem(constraint, objective, SingleNode(comm))
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from mpi4py import MPI
 
 import pdeopt as po
 from pdeopt.control.metric import RieszMetric
@@ -27,15 +26,12 @@ from pdeopt.space.spacejacobian import SpaceStepJacobian
 from pdeopt.steps import stepsolve
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.stepsolve import StepKrylov
-from problems.burgers import BurgersCase, BurgersSettings
-from problems.heat import HeatCase, HeatSettings
 from problems.heat3d import Heat3dCase, Heat3dSettings
-from problems.klein_gordon import KleinGordonCase, KleinGordonSettings
 from tests.helpers.krylov import options
+from tests.helpers.parallel_spread import SELF, SPREAD, WORLD, splits
 from tests.helpers.support import python
 
 RANKS = (2, pytest.param(4, marks=pytest.mark.slow))
-WORLD, SELF = MPI.COMM_WORLD, MPI.COMM_SELF
 
 
 @functools.cache
@@ -190,10 +186,6 @@ def point(problem, seed):
     return problem.layout.pack(problem.create_primal(), u, z.reshape(-1), torch.ones(problem.param_dim, dtype=u.dtype))
 
 
-def splits():
-    return [k for k in (1, 2, 4) if WORLD.size % k == 0 and k <= WORLD.size]
-
-
 def derivatives():
     """J, F, F', F'^T, L'' and the gradient of the reduced objective of a nonlinear problem with a parameter."""
     alone = problem_of(SELF, 1)
@@ -288,29 +280,6 @@ def optima():
             assert results[0].reason > 0 and results[0].iterations == results[1].iterations, (k, words)
 
 
-def spread():
-    """Constraints that are written for whole steps: the same solution, in as many iterations."""
-    conduction = {"heat_control": "boundary", "heat_boundary": "neumann", "source": 1.0, "theta": 0.5}
-    makes = (
-        lambda k, comm: HeatCase(HeatSettings(nx=5, ny=3, nt=4, space_ranks=k, **conduction), comm),
-        lambda k, comm: BurgersCase(BurgersSettings(nx=8, nt=4, nu=0.05, space_ranks=k), comm),
-        lambda k, comm: KleinGordonCase(KleinGordonSettings(nx=6, nt=4, T=1.0, space_ranks=k), comm),
-    )
-    for alone, make in ((make(1, SELF), make) for make in makes):
-        expected = po.SQPSolver(alone.problem, type="newton", opt_tol=1e-9).solve()
-        arrays = alone.arrays(expected)
-        for k in splits()[1:]:
-            case = make(k, WORLD)
-            result = po.SQPSolver(case.problem, type="newton", opt_tol=1e-9).solve()
-            assert result.iterations == expected.iterations and result.message == expected.message
-            for name, values in (case.arrays(result) or {}).items():
-                assert np.abs(values - arrays[name]).max() <= 1e-10 * (1 + np.abs(values).max()), (case.name, k, name)
-    with pytest.raises(po.InputError, match="without a pattern"):
-        po.SpreadConstraint(Reaction(SELF), po.TimeGrid.uniform(4, 1.0, SELF))
-    with pytest.raises(po.InputError, match="control_map"):
-        BurgersCase(BurgersSettings(nx=8, nt=4, control="nodal", space_ranks=WORLD.size))
-
-
 def kkt():
     """The assembled KKT matrix is the matrix-free one, and that of one rank."""
     for k in splits():
@@ -343,6 +312,8 @@ def errors():
         po.ControlProblem(constraint, objective + po.TerminalLoss(lambda u, p: u.sum()), grid)
     with pytest.raises(po.InputError, match="SpaceConstraint"):
         po.ControlProblem(Whole(), objective, grid)
+    with pytest.raises(po.InputError, match="without a pattern"):
+        po.SpreadConstraint(Reaction(SELF), po.TimeGrid.uniform(4, 1.0, SELF))
     problem = po.ControlProblem(constraint, objective, grid)
     for precond in ("circulant", "block_jacobi", "multigrid"):
         with options(sqp_kkt_precond=precond), pytest.raises(po.InputError, match="wathen"):
@@ -379,7 +350,7 @@ def failures():
         problem.solve_state(problem.create_design())
 
 
-PARTS = (exchange, layouts, derivatives, coloring, solvers, kkt, optima, spread, errors, failures)
+PARTS = (exchange, layouts, derivatives, coloring, solvers, kkt, optima, *SPREAD, errors, failures)
 
 
 def main(names):
