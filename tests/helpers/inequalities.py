@@ -42,9 +42,9 @@ class ReactionDiffusion(po.TimeDependentConstraint):
         return self.h * (u_new - u_old - steps.dt[:, None] * f)
 
 
-def van_der_pol(steps=200):
+def van_der_pol(steps=200, comm=None):
     objective = po.Tracking(np.zeros(2)) + po.ControlCost(1.0)
-    return po.ControlProblem(VanDerPol(), objective, po.TimeGrid.uniform(steps, T=10.0))
+    return po.ControlProblem(VanDerPol(), objective, po.TimeGrid.uniform(steps, 10.0, comm))
 
 
 def reaction_diffusion(n=63, steps=100):

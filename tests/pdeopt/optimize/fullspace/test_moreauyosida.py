@@ -15,6 +15,7 @@ from pdeopt.optimize.parts.inequalities import Inequalities
 from pdeopt.optimize.parts.loop import iterate
 from problems.benchmarks import plates
 from tests.helpers.inequalities import CASES, INF, iterations, reaction_diffusion, van_der_pol
+from tests.helpers.parallel_time import RANKS, check
 
 UPPER, STEPS, T = 0.3, 8, 1.0
 
@@ -217,3 +218,9 @@ def test_an_interrupted_run_goes_on_with_the_same_iterates(stop):
     rest = po.SQPSolver(line(), **words).solve(**memory)
     assert rest.history["objective"] == pytest.approx(whole.history["objective"], rel=1e-10)
     assert rest.history["note"] == whole.history["note"]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ranks", RANKS)
+def test_iterates_do_not_depend_on_the_ranks(ranks):
+    check("inequalities", ranks)
