@@ -22,6 +22,7 @@ from pdeopt.space.unknowns import function_layout as function_layout, mesh_parti
 from pdeopt.space.layouts.partition import grid_layout as grid_layout, pattern_layout as pattern_layout
 from pdeopt.space.spaceconstraint import SpaceConstraint as SpaceConstraint
 from pdeopt.space.spreadconstraint import SpreadConstraint as SpreadConstraint
+from pdeopt.space.series import write_functions as write_functions, write_series as write_series
 from pdeopt.steps.timegrid import TimeGrid as TimeGrid, Steps as Steps
 from pdeopt.steps.sparse import StepMatrix as StepMatrix, StepPattern as StepPattern
 from pdeopt.steps.sparsity import ParameterPattern as ParameterPattern, Sparsity as Sparsity

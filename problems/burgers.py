@@ -21,6 +21,7 @@ import pdeopt as po
 from pdeopt.core import sections
 from problems.shared import case
 from problems.shared.command_line import command_line, start
+from problems.shared.fields import Field, Fields, Given, Readable
 from problems.shared.pictures import Panel, space_time
 
 
@@ -188,7 +189,7 @@ def neighbors(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return padded[:, :-2], u, padded[:, 2:]
 
 
-class BurgersCase:
+class BurgersCase(Readable):
     """The tracking problem of the settings: u_0 = d = 1 on x <= 1/2, else 0.
 
     Args:
@@ -222,27 +223,24 @@ class BurgersCase:
         control_map = po.ControlMap.nodal(grid, self.elements + 1) if nodal else None
         self.problem = po.ControlProblem(constraint, objective, grid, control_map)
 
-    def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
-        """x, t, and over all nodes: target, state (nt + 1, nx + 1), control and multiplier; on rank 0."""
+    def fields(self, result: po.Result) -> Fields:
+        """x, t, and over all nodes: target, state (nt + 1, nx + 1), control and multiplier."""
         problem = self.problem
-        u, z, _ = problem.fields(problem.join(result.state, result.design))
+        u, z, _ = problem.unpack(result)
         lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
         is_whole = problem.grid.space_ranks == 1  # also of controls at nodes in time, one more than steps
         steps, width = (-1, self.elements + 1) if is_whole else (len(u), problem.m)
-        fields = (u, "state"), (z.reshape(steps, width), "control"), (lam, "state")
-        rows = [case.gather(problem, *each) for each in fields]
-        if rows[0] is None:
-            return None
-        state = torch.cat([torch.from_numpy(self.target)[None], rows[0]])
-        padded = [np.pad(part.numpy(), ((0, 0), (1, 1))) for part in (state, rows[2])]
-        target = np.pad(np.tile(self.target, (len(state), 1)), ((0, 0), (1, 1)))
+
+        def padded(rows: Tensor, t: Tensor) -> np.ndarray:
+            return np.pad(rows.numpy(), ((0, 0), (1, 1)))
+
         return {
             "x": self.nodes,
             "t": problem.grid.times,
-            "target": target,
-            "state": padded[0],
-            "control": rows[1].numpy(),
-            "multiplier": padded[1],
+            "target": Given(lambda t: np.pad(np.tile(self.target, (len(t), 1)), ((0, 0), (1, 1)))),
+            "state": Field(u, "state", padded, first=torch.from_numpy(self.target)),
+            "control": Field(z.reshape(steps, width), "control"),
+            "multiplier": Field(lam, "state", padded),
             "objective": np.array(result.objective),
         }
 

@@ -24,6 +24,7 @@ from pdeopt.core import digest, sections
 from pdeopt.core.arrays import Array
 from problems.shared import case
 from problems.shared.command_line import command_line, start
+from problems.shared.fields import Field, Fields, Given, Readable
 from problems.shared.meshes import read_mesh
 from problems.shared.pictures import Panel
 
@@ -176,7 +177,7 @@ class HeatJacobian(po.SparseStepJacobian):
         return None, None, None, None
 
 
-class HeatCase:
+class HeatCase(Readable):
     """The tracking problem of the settings, u_0 = 0.
 
     Args:
@@ -223,28 +224,28 @@ class HeatCase:
             return torch.ones_like(t * x)
         return torch.sin(torch.pi * t) * torch.exp(-8 * ((x - 0.75 - 1.5 * t) ** 2 + (y - 0.5) ** 2))
 
-    def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
-        """On rank 0, over times and all nodes: target, state and multiplier; control over its own nodes.
+    def fields(self, result: po.Result) -> Fields:
+        """Over times and all nodes: target, state and multiplier; control over its own nodes.
 
         Beside them x and y of the nodes, the nodes of the cells, those of the control, and t.
         """
         problem, space = self.problem, self.space
-        u, z, _ = problem.fields(problem.join(result.state, result.design))
+        u, z, _ = problem.unpack(result)
         lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
-        fields = (u, "state"), (z.reshape(len(u), problem.m), "control"), (lam, "state")
-        rows = [case.gather(problem, *each) for each in fields]
-        if rows[0] is None:
-            return None
+
+        def whole(rows: Tensor, t: Tensor) -> Array:
+            return space.on_all_nodes(rows)
+
         return {
             "x": space.points[0],
             "y": space.points[1],
             "cells": space.cells,
             "control_nodes": space.control,
             "t": problem.grid.times,
-            "target": space.on_all_nodes(self.target(torch.from_numpy(problem.grid.times))),
-            "state": space.on_all_nodes(torch.cat([torch.zeros_like(rows[0][:1]), rows[0]])),
-            "control": rows[1].numpy(),
-            "multiplier": space.on_all_nodes(rows[2]),
+            "target": Given(lambda t: space.on_all_nodes(self.target(t))),
+            "state": Field(u, "state", whole, first=torch.zeros(len(space.free), dtype=torch.float64)),
+            "control": Field(z.reshape(len(u), problem.m), "control"),
+            "multiplier": Field(lam, "state", whole),
             "objective": np.array(result.objective),
         }
 

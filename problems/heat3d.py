@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from petsc4py import PETSc
 from torch import Tensor
 
 import pdeopt as po
 from pdeopt.core import sections
-from pdeopt.space import write_series
 from problems.shared import case
 from problems.shared.command_line import command_line, start
+from problems.shared.fields import Field, Fields, Readable
+from problems.shared.files import SeriesFiles, SolutionFile, check_targets
 from problems.shared.pictures import Panel
 
 
@@ -44,7 +46,6 @@ class Heat3dSettings(po.Settings):
         "finite differences; trilinear elements by DOLFINx, or these with integrals by values at nodes",
         choices=("differences", "elements", "lumped"),
     )
-    series: str = po.setting("", "write the solution as a series of files for ParaView, FILE.pvd")
 
 
 class Heat3d(po.SpaceConstraint):
@@ -83,8 +84,8 @@ class Heat3d(po.SpaceConstraint):
         return torch.zeros(self.layout.n_owned, dtype=torch.float64)
 
 
-def heat_form(grid: po.TimeGrid, n: int, kappa: float, is_lumped: bool) -> tuple[po.FormConstraint, np.ndarray]:
-    """The same equation as a weak form, and the places of its owned unknowns, (3, n_owned).
+def heat_form(grid: po.TimeGrid, n: int, kappa: float, is_lumped: bool) -> tuple[po.FormConstraint, Any]:
+    """The same equation as a weak form, and the function space of states and controls.
 
     Args:
         grid: whose ranks share the mesh.
@@ -104,11 +105,16 @@ def heat_form(grid: po.TimeGrid, n: int, kappa: float, is_lumped: bool) -> tuple
     F = ((u - u_old) * v + dt * (kappa * inner(grad(u), grad(v)) - z * v)) * dV
     faces = fem.locate_dofs_geometrical(V, lambda x: np.isclose(abs(x - 0.5).max(0), 0.5))
     masses = {"state_mass": 0.5 * u**2 * dV, "control_mass": 0.5 * z**2 * dV}
-    constraint = po.FormConstraint(F, u, u_old, z, dt, bcs=[fem.dirichletbc(0.0, faces, V)], **masses)
-    return constraint, V.tabulate_dof_coordinates()[constraint.state_dofs].T
+    return po.FormConstraint(F, u, u_old, z, dt, bcs=[fem.dirichletbc(0.0, faces, V)], **masses), V
 
 
-class Heat3dCase:
+def _cubes(rows: Tensor, t: Tensor) -> np.ndarray:
+    """(batch, side^3) -> (batch, side, side, side)."""
+    side = round(rows.shape[1] ** (1 / 3))
+    return rows.numpy().reshape(-1, side, side, side)
+
+
+class Heat3dCase(Readable):
     """Tracking of a bump that moves along the diagonal of the cube.
 
     Args:
@@ -125,19 +131,16 @@ class Heat3dCase:
         po.check(settings)
         case.require_room({"-n": settings.n, "-nt": settings.nt}, settings.nt, 3 * settings.n**3, comm)
         self.settings, self.parameters = settings, asdict(settings)
-        for name in ("space_ranks", "series"):  # a restart may split the ranks in another way
-            self.parameters.pop(name)
+        self.parameters.pop("space_ranks")  # a restart may split the ranks in another way
         grid = po.TimeGrid.uniform(settings.nt, settings.T, comm, settings.space_ranks)
-        self.h, self.patch, kind = 1.0 / (settings.n + 1), None, settings.discretization
-        if settings.series and kind != "differences":
-            raise po.InputError("-series", f"-discretization {kind}", "-discretization differences")
+        self.h, kind = 1.0 / (settings.n + 1), settings.discretization
         self.constraint: Heat3d | po.FormConstraint
         if kind == "differences":
             self.constraint = Heat3d(grid.space_comm, settings.n, settings.kappa)
-            self.patch = self.constraint.patch
             places = (np.stack(np.unravel_index(self.constraint.layout.natural, (settings.n,) * 3)) + 1.0) * self.h
         else:
-            self.constraint, places = heat_form(grid, settings.n, settings.kappa, kind == "lumped")
+            self.constraint, self.V = heat_form(grid, settings.n, settings.kappa, kind == "lumped")
+            places = self.V.tabulate_dof_coordinates()[self.constraint.state_dofs].T
         self.points = torch.from_numpy(places.copy())  # of the owned nodes, (3, n_owned)
         objective = po.Tracking(self.target, self.constraint.state_mass)
         objective += po.ControlCost(settings.alpha, self.constraint.control_mass)
@@ -148,34 +151,30 @@ class Heat3dCase:
         center = 0.25 + 0.5 * t[:, None, None] / self.settings.T
         return torch.sin(torch.pi * t[:, None]) * torch.exp(-8 * (self.points - center).square().sum(1))
 
-    def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
-        """On rank 0, over times and all nodes in their natural order: target, state, control and multiplier; and t.
+    def fields(self, result: po.Result) -> Fields:
+        """Over times and all nodes in their natural order: target, state, control and multiplier; and t.
 
         Those of the control are n + 2 along each edge with `elements`, for it has the nodes of the boundary, too.
         """
         problem = self.problem
-        u, z, _ = problem.fields(problem.join(result.state, result.design))
+        u, z, _ = problem.unpack(result)
         lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
-        target = self.target(problem.grid.steps.t_new)
-        rows = {"state": u, "control": z.reshape(len(u), problem.m), "multiplier": lam, "target": target}
-        whole = {
-            name: case.gather(problem, part, "control" if name == "control" else "state") for name, part in rows.items()
-        }
-        if whole["state"] is None:
-            return None
-        natural = {}
-        for name, part in whole.items():
-            side = round(part.shape[1] ** (1 / 3))
-            natural[name] = part.numpy().reshape(-1, side, side, side)
-        return {"t": problem.grid.times, **natural, "objective": np.array(result.objective)}
+        rows = {"state": u, "multiplier": lam, "target": self.target(problem.grid.steps.t_new)}
+        control = Field(z.reshape(len(u), problem.m), "control", _cubes)
+        cubes = {name: Field(part, "state", _cubes) for name, part in rows.items()}
+        return {"t": problem.grid.times, **cubes, "control": control, "objective": np.array(result.objective)}
 
-    def write(self, result: po.Result) -> None:
-        """The series of files, if one is asked for; no rank gathers more than its rows. Collective."""
-        problem, h = self.problem, self.h
-        if self.patch is not None and self.settings.series:
-            u, z, _ = problem.fields(problem.join(result.state, result.design))
-            rows = {"state": u, "control": z.reshape(u.shape), "target": self.target(problem.grid.steps.t_new)}
-            write_series(self.settings.series, problem.grid, self.patch, rows, [(h, 1.0 - h)] * 3)
+    def write_series(self, path: str, result: po.Result) -> None:
+        """State, control and target; no rank gathers more than its rows. Collective."""
+        grid, constraint, (u, z, _) = self.problem.grid, self.constraint, self.problem.unpack(result)
+        z, target = z.reshape(len(u), self.problem.m), self.target(grid.steps.t_new)
+        if isinstance(constraint, Heat3d):
+            rows = {"state": u, "control": z, "target": target}
+            po.write_series(path, grid, constraint.patch, rows, [(self.h, 1.0 - self.h)] * 3)
+        else:
+            values = {"state": constraint.values(u), "control": constraint.values(z, "control")}
+            values["target"] = constraint.values(target)
+            po.write_functions(path, grid, {name: (self.V, each) for name, each in values.items()})
 
     def panels(self, arrays: dict[str, np.ndarray]) -> list[list[Panel]]:
         """Target, state and control on the plane through the middle of the cube, at a few times."""
@@ -194,14 +193,14 @@ class Heat3dCase:
         return [row("target", "state"), row("state", "state"), row("control", "control")]
 
 
-OPTIONS = [*sections(Heat3dSettings), *case.OPTIONS]
+OPTIONS = [*sections(Heat3dSettings), *sections(SeriesFiles), *case.OPTIONS]
 
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Solve the problem of the options and return the objective."""
     with command_line(argv, __doc__, OPTIONS):
-        heat = Heat3dCase(po.read(Heat3dSettings))
-        return case.run(heat, heat.write)
+        check_targets(PETSc.COMM_WORLD.tompi4py(), po.read(SolutionFile))  # h5py does not load after DOLFINx
+        return case.run_in_series(Heat3dCase(po.read(Heat3dSettings)))
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ import pdeopt as po
 from pdeopt.core import sections
 from pdeopt.core.arrays import Array
 from pdeopt.space.fenicsx import cell_coefficients
-from problems.shared.case import write_files
+from problems.shared.case import FORM_OPTIONS, FormFiles
 from problems.shared.command_line import command_line, finish, start
-from problems.shared.files import ReportFiles, SolutionFile, check_targets
+from problems.shared.fields import Field, Fields, Readable
 from problems.shared.pictures import Panel
 
 
@@ -70,6 +70,7 @@ class Plate:
         sensors: numbers of the unknowns of the state where sensors stand.
         x, y: coordinates of the nodes.
         triangles: the nodes of each, (cells, 3).
+        space: of the state.
     """
 
     def __init__(self, settings: InverseSettings, n: int) -> None:
@@ -91,7 +92,7 @@ class Plate:
             F, u, u_old, None, dt, bcs=bcs, p=[m, u_0], initial=u_0, param_mass=precision
         )
         self.x, self.y = V.tabulate_dof_coordinates()[:, :2].T
-        self.triangles = cell_coefficients(V)
+        self.triangles, self.space = cell_coefficients(V), V
         points = SENSORS * np.stack([self.x, self.y])[:, self.constraint.state_dofs]
         (places,) = np.nonzero((abs(points - points.round()) < 1e-9).all(0))
         self.sensors = places[np.lexsort(points[:, places])]
@@ -121,7 +122,7 @@ def measurements(settings: InverseSettings, comm: Any) -> np.ma.MaskedArray[Any,
     return data
 
 
-class InverseDiffusion:
+class InverseDiffusion(Readable):
     """The posterior of m and u_0.
 
     Args:
@@ -168,17 +169,19 @@ class InverseDiffusion:
     def _halves(self) -> tuple[slice, slice]:
         return slice(0, len(self.plate.x)), slice(len(self.plate.x), None)
 
-    def arrays(self, result: po.Result) -> dict[str, Array] | None:
-        """On rank 0: nodes, triangles, both fields as found and as they are, states at t_1 ... t_N. Collective."""
+    def fields(self, result: po.Result) -> Fields:
+        """Nodes, triangles, both fields as found and as they are, states at t_1 ... t_N. Collective."""
         plate, (m, u_0), (u, _, p) = self.plate, self._halves, self.problem.unpack(result)
-        inside, truth, found = self.problem.grid.gather(u), plate.truth(), p.numpy()
-        if inside is None:
-            return None
-        state = np.zeros((len(inside), len(plate.x)))
-        state[:, plate.constraint.state_dofs] = inside.numpy()
+        truth, found = plate.truth(), p.numpy()
+        state = Field(u, "", lambda rows, t: plate.constraint.values(rows))
         places = {"x": plate.x, "y": plate.y, "triangles": plate.triangles, "t": self.problem.grid.times}
         fields = {"m": found[m], "u_0": found[u_0], "true_m": truth[m], "true_u_0": truth[u_0], "state": state}
         return {**places, **fields, "objective": np.array(result.objective)}
+
+    def write_series(self, path: str, result: po.Result) -> None:
+        """The states at t_1 ... t_N. Collective."""
+        states = self.plate.constraint.values(self.problem.unpack(result)[0])
+        po.write_functions(path, self.problem.grid, {"state": (self.plate.space, states)})
 
     def panels(self, arrays: dict[str, Array]) -> list[list[Panel]]:
         """Both fields, as found and as they are."""
@@ -196,22 +199,21 @@ class InverseDiffusion:
         return found[0], found[1]
 
 
-OPTIONS = [*sections(InverseSettings), *sections(ReportFiles), *sections(SolutionFile)]
+OPTIONS = [*sections(InverseSettings), *FORM_OPTIONS]
 
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Find the maximum and the informed directions, and return the objective."""
     with command_line(argv, __doc__, OPTIONS):
         begin = time.process_time()
-        settings = po.read(InverseSettings)
-        case, report, solution = InverseDiffusion(settings), po.read(ReportFiles), po.read(SolutionFile)
-        check_targets(case.problem.grid.mpi, report, solution)
+        settings, files = po.read(InverseSettings), FormFiles.read()
+        case = InverseDiffusion(settings)
         result = case.solve()
         po.require_all_read()
         krylov = [record.krylov for record in result.history]
         m, u_0 = case.errors(result)
         words = {"message": result.message, "objective": result.objective, "iterations": result.iterations}
-        write_files(case, result, report, solution, {**words, "error_m": m, "error_u_0": u_0})
+        files.write(case, result, {**words, "error_m": m, "error_u_0": u_0})
         say = PETSc.Sys.Print
         seconds, why = time.process_time() - begin, result.message.split(":")[0]
         say(f"inverse_diffusion: objective {result.objective:.14g}, {why} ({seconds:.1f} CPU s)")

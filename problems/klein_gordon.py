@@ -27,6 +27,7 @@ from pdeopt.core import sections
 from problems.burgers import mass_matrix
 from problems.shared import case
 from problems.shared.command_line import command_line, start
+from problems.shared.fields import Field, Fields, Given, Readable
 from problems.shared.pictures import Panel, space_time
 
 
@@ -244,7 +245,7 @@ def zero(x: Tensor, T: float, t: Tensor) -> Tensor:
     return torch.zeros(len(t), len(x), dtype=x.dtype)
 
 
-class KleinGordonCase:
+class KleinGordonCase(Readable):
     """The tracking problem of the settings; only u is tracked.
 
     `target` maps times to d on all nodes: x cos t + sin(pi x) (t/T)^2, or zero with `-variant cubic`.
@@ -283,34 +284,35 @@ class KleinGordonCase:
         control_map = po.ControlMap.nodal(grid, free + 2) if cubic else None
         self.problem = po.ControlProblem(constraint, objective, grid, control_map)
 
-    def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
-        """x, t, and over all nodes: target, state u, velocity v, control, multipliers; on rank 0.
+    def fields(self, result: po.Result) -> Fields:
+        """x, t, and over all nodes: target, state u, velocity v, control, multipliers.
 
         `multiplier` is that of the second equation, `multiplier_u` that of the first; both (nt, elements + 1).
         """
         problem, kg = self.problem, self.constraint
-        u, z, _ = problem.fields(problem.join(result.state, result.design))
+        u, z, _ = problem.unpack(result)
         lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
         is_whole = problem.grid.space_ranks == 1  # also of controls at nodes in time, one more than steps
         steps, width = (-1, kg.free + 2) if is_whole else (len(u), problem.m)
-        fields = (u, "state"), (z.reshape(steps, width), "control"), (lam, "state")
-        rows = [case.gather(problem, *each) for each in fields]
-        if rows[0] is None:
-            return None
-        t = torch.from_numpy(problem.grid.times)
-        state, velocity = kg.on_all_nodes(torch.cat([kg.initial_state(t[:0])[None], rows[0]]), t)
-        multiplier_u, multiplier = (pad(part) for part in rows[2].chunk(2, dim=1))
-        tensors = {
-            "x": kg.nodes,
-            "t": t,
-            "target": self.target(t),
-            "state": state,
-            "velocity": velocity,
-            "control": rows[1],
-            "multiplier": multiplier,
-            "multiplier_u": multiplier_u,
+        first = kg.initial_state(torch.zeros(0))
+
+        def of_states(k: int) -> Field:
+            return Field(u, "state", lambda rows, t: kg.on_all_nodes(rows, t)[k].numpy(), first)
+
+        def of_multipliers(k: int) -> Field:
+            return Field(lam, "state", lambda rows, t: pad(rows.chunk(2, dim=1)[k]).numpy())
+
+        return {
+            "x": kg.nodes.numpy(),
+            "t": problem.grid.times,
+            "target": Given(lambda t: self.target(t).numpy()),
+            "state": of_states(0),
+            "velocity": of_states(1),
+            "control": Field(z.reshape(steps, width), "control"),
+            "multiplier": of_multipliers(1),
+            "multiplier_u": of_multipliers(0),
+            "objective": np.array(result.objective),
         }
-        return {name: part.numpy() for name, part in tensors.items()} | {"objective": np.array(result.objective)}
 
     def panels(self, arrays: dict[str, np.ndarray]) -> list[list[Panel]]:
         """Target, state and control over space-time."""

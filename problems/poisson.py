@@ -29,6 +29,7 @@ from pdeopt.steps.innerproduct import InnerProduct
 from problems.heat import Space
 from problems.shared import case
 from problems.shared.command_line import command_line, start
+from problems.shared.fields import Field, Fields, Readable, gather
 from problems.shared.pictures import Panel
 
 
@@ -75,7 +76,7 @@ class L1Cost(po.Objective):
         return InnerProduct.zero(u.shape[1], len(steps)), InnerProduct.zero(z.shape[1], len(steps))
 
 
-class PoissonCase:
+class PoissonCase(Readable):
     """min |u - d|^2 / 2 + alpha |z|^2 / 2 + beta |z|_1 subject to A u = D z, in the lumped norms of D.
 
     With beta > 0 the control is split, z = z+ - z-, both >= 0. One of them is zero at each node of the optimum, so that
@@ -158,24 +159,33 @@ class PoissonCase:
 
     def control(self, result: po.Result) -> Tensor | None:
         """z at the free nodes, (n,), on rank 0; None elsewhere. Collective."""
-        parts = case.gather(self.problem, self.problem.unpack(result)[1].reshape(1, -1), "control")
-        if parts is None:
-            return None
-        z: Tensor = parts.reshape(-1, len(self.lumped))
+        parts = gather(self.problem, self.problem.unpack(result)[1].reshape(1, -1), "control")
+        return None if parts is None else self._signed(parts[0])
+
+    def _signed(self, design: Tensor) -> Tensor:
+        """z of the design, which is z itself or [z+ | z-]."""
+        z = design.reshape(-1, len(self.lumped))
         return z[0] - z[1] if self.settings.beta else z[0]
 
-    def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
-        """On rank 0, over all nodes: target, state, control and multiplier; x, y, and the nodes of the triangles."""
+    def fields(self, result: po.Result) -> Fields:
+        """Over all nodes: target, state, control and multiplier; beside them x, y, and the nodes of the triangles."""
         problem, space = self.problem, self.space
-        u, _, _ = problem.unpack(result)
+        u, z, _ = problem.unpack(result)
         lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
-        u, lam, z = case.gather(problem, u), case.gather(problem, lam), self.control(result)
-        if u is None or z is None:
-            return None
-        rows = {"target": torch.from_numpy(self.target), "state": u[0], "control": z, "multiplier": lam[0]}
-        fields = {name: space.on_all_nodes(row[None])[0] for name, row in rows.items()}
-        geometry = {"x": space.points[0], "y": space.points[1], "cells": space.cells}
-        return geometry | fields | {"objective": np.array(result.objective)}
+
+        def whole(rows: Tensor, t: Tensor) -> Array:
+            return space.on_all_nodes(rows)[0]  # its one step is none to a reader
+
+        return {
+            "x": space.points[0],
+            "y": space.points[1],
+            "cells": space.cells,
+            "target": whole(torch.from_numpy(self.target)[None], torch.zeros(1)),
+            "state": Field(u, "state", whole),
+            "control": Field(z.reshape(1, -1), "control", lambda rows, t: whole(self._signed(rows[0])[None], t)),
+            "multiplier": Field(lam, "state", whole),
+            "objective": np.array(result.objective),
+        }
 
     def panels(self, arrays: dict[str, np.ndarray]) -> list[list[Panel]]:
         """Target and state above control and multiplier."""

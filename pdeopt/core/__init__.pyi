@@ -85,6 +85,7 @@ from pdeopt.core.storage import (
     read_text as read_text,
     read_tensors as read_tensors,
     replace_file as replace_file,
+    replacing as replacing,
     write_tensors as write_tensors,
 )
 from pdeopt.core.team import Team as Team, TorchTeam as TorchTeam, team_of as team_of

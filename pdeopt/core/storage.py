@@ -219,22 +219,28 @@ def _compare(what: str, stored: Mapping[str, Any], fingerprint: Mapping[str, Any
 
 
 def replace_file(path: str, content: bytes) -> None:
-    """Put `content` at `path` so that a reader sees the old file or the new one, never a part.
+    """Put `content` at `path`; see `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[BinaryIO]:
+    """A file to write to, which becomes that at `path` at the end: a reader sees the old one or the new one whole.
 
     Args:
         path: of the file; what killed writers of it left beside it is removed.
-        content: all of it.
 
     Raises:
-        OSError: it cannot be written; the old file is as it was.
+        OSError: it cannot be written; the old file is as it was, as after any error inside.
     """
     target = Path(path)
     _sweep(target)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=PART, dir=target.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as long as its writer lives: see `_sweep`
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             mask = os.umask(0)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,6 +102,28 @@ def node_places(space: Any) -> Array | None:
         return None
     found: Array = np.c_[points, np.arange(len(points)) % size]
     return found
+
+
+def part_of(space: Any) -> tuple[Any, Any, int]:
+    """A function for values of a space or of a part of a mixed one, V.sub(0).
+
+    Returns:
+        The function, of a space of its own where it is of a part; the places of its coefficients among those of the
+        whole that this rank has; and how many these are.
+    """
+    size = dimension(space)
+    if len(space.component()) == 0:
+        return packages().fem.Function(space), slice(None), size
+    with _quiet():
+        own, places = space.collapse()
+        return packages().fem.Function(own), np.asarray(places), size
+
+
+def function_writer(comm: Any, path: Path) -> Any:
+    """What writes functions of a mesh as a .pvd with its files, by `write_function(function, t)`, in a `with`."""
+    from dolfinx import io
+
+    return io.VTKFile(comm, str(path), "w")
 
 
 def default_partitioner() -> Any:

@@ -25,13 +25,16 @@ from pdeopt.optimize.splitting import ADMM, CONTROL_DEFAULTS, AdmmSettings, Time
 from pdeopt.steps import StepSettings
 from problems.shared import pictures
 from problems.shared.command_line import finish
+from problems.shared.fields import Fields
 from problems.shared.files import (
     CheckpointFiles,
     ReportFiles,
+    SeriesFiles,
     SolutionFile,
     check_targets,
     versions,
     write_arrays,
+    write_blocks,
     write_report,
 )
 from problems.shared.pictures import Panel
@@ -79,11 +82,21 @@ class Shown(Protocol):
     name: str
     problem: po.ControlProblem
 
+    def fields(self, result: po.Result) -> Fields:
+        """The solution for a reader. Collective."""
+
     def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
-        """The solution for a reader, whole, on rank 0; None elsewhere. Collective."""
+        """The fields, whole, on rank 0; None elsewhere. Collective."""
 
     def panels(self, arrays: dict[str, np.ndarray]) -> Sequence[Sequence[Panel]]:
         """What the picture shows beside the convergence history, by rows."""
+
+
+class InSeries(Shown, Protocol):
+    """One whose solution can be written as a series of files, too."""
+
+    def write_series(self, path: str, result: po.Result) -> None:
+        """The fields as FILE.pvd and a folder; no rank gathers more than its rows. Collective."""
 
 
 class Case(Shown, Protocol):
@@ -92,27 +105,40 @@ class Case(Shown, Protocol):
     parameters: dict[str, Any]
 
 
+class CaseInSeries(Case, InSeries, Protocol):
+    """Both."""
+
+
 #: What every script of a control problem reads beside its own options.
 OPTIONS = [*sections(SolverSettings), *sections(ReportFiles), *sections(SolutionFile), *sections(CheckpointFiles)]
 
 
-def run(case: Case, write: Callable[[po.Result], None] | None = None) -> float:
-    """Solve the case as the options say, write what they ask for, and return the objective. Collective.
+def run(case: Case) -> float:
+    """Solve the case as the options say, write what they ask for, and return the objective. Collective."""
+    return _run(case, lambda result: None)
 
-    Args:
-        case: the problem.
-        write: more files of the result, those of this case alone.
-    """
+
+def run_in_series(case: CaseInSeries) -> float:
+    """The same with the option of `SeriesFiles`."""
+    series = po.read(SeriesFiles)
+
+    def write(result: po.Result) -> None:
+        if series.series:
+            case.write_series(series.series, result)
+
+    return _run(case, write, series)
+
+
+def _run(case: Case, write: Callable[[po.Result], None], *files: po.Settings) -> float:
     grid, begin = case.problem.grid, time.perf_counter()
     run = Run(case)
-    check_targets(grid.mpi, run.report, run.solution, run.checkpoints)
+    check_targets(grid.mpi, run.report, run.solution, run.checkpoints, *files)
     with interruptible():
         result = run.solve()
     po.require_all_read()
     seconds = time.perf_counter() - begin
     run.write(result, seconds)
-    if write is not None:
-        write(result)
+    write(result)
     PETSc.Sys.Print(
         f"{case.name}: objective {result.objective:.14g} after {result.iterations} iterations, "
         f"{result.message.split(':')[0]} ({seconds:.2f} s){run.choice}",
@@ -140,15 +166,6 @@ def require_room(sizes: Mapping[str, int], steps: int, unknowns: int, comm: Any 
         unknowns = unknowns // 3
     given = ", ".join(f"{name} {size}" for name, size in sizes.items())
     require_memory(DOUBLE * COPIES * steps * unknowns / ranks, "sizes", given, "smaller ones, or more machines")
-
-
-def gather(problem: po.ControlProblem, rows: Any, of: str = "state") -> Any:
-    """All rows of states or controls, (N, dim), in their order on one rank, on rank 0; None elsewhere. Collective."""
-    constraint = problem.constraint
-    layout = constraint.layout if of == "state" else constraint.controls
-    order = None if layout is None else np.argsort(layout.natural_order)
-    whole = problem.grid.gather(rows)
-    return whole if whole is None or order is None else whole[:, order]
 
 
 @dataclass
@@ -325,15 +342,47 @@ class Run:
 def write_files(case: Shown, result: po.Result, report: ReportFiles, solution: SolutionFile, summary: Any) -> None:
     """Write the summary, and the picture and arrays of a solution, as far as the options ask for them. Collective."""
     mpi = case.problem.grid.mpi
-    arrays = case.arrays(result) if report.plot or solution.output else None
+    in_blocks = solution.output.endswith(".h5")
+    arrays = case.arrays(result) if report.plot or (solution.output and not in_blocks) else None
 
     def picture() -> Any:
         title = f"{case.name}: J = {result.objective:.8g}"
         return pictures.solution_picture(title, case.panels(arrays or {}), result.history)
 
-    if solution.output:
+    if in_blocks:
+        write_blocks(solution.output, case.problem, case.fields(result))
+    elif solution.output:
         on_root(mpi, lambda: write_arrays(solution.output, arrays or {}))
     write_report(mpi, report, summary, picture)
+
+
+@dataclass(frozen=True)
+class FormFiles:
+    """What the options of a script of weak forms, which has no restarts, ask to be written.
+
+    Read before DOLFINx is loaded: h5py does not load after it.
+    """
+
+    report: ReportFiles
+    solution: SolutionFile
+    series: SeriesFiles
+
+    @classmethod
+    def read(cls) -> FormFiles:
+        """The options, checked. Collective."""
+        found = cls(po.read(ReportFiles), po.read(SolutionFile), po.read(SeriesFiles))
+        check_targets(PETSc.COMM_WORLD.tompi4py(), found.report, found.solution, found.series)
+        return found
+
+    def write(self, case: InSeries, result: po.Result, summary: Mapping[str, Any]) -> None:
+        """Write all that is asked for. Collective."""
+        write_files(case, result, self.report, self.solution, summary)
+        if self.series.series:
+            case.write_series(self.series.series, result)
+
+
+#: The options of `FormFiles`.
+FORM_OPTIONS = [*sections(ReportFiles), *sections(SolutionFile), *sections(SeriesFiles)]
 
 
 def _inequalities(result: po.Result) -> dict[str, Any]:

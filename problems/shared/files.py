@@ -11,9 +11,11 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +28,10 @@ from petsc4py import PETSc
 import nn_adapters as nna
 import pdeopt as po
 from nn_adapters.data.limits import LIMIT_MB
-from pdeopt.core import on_root, read_text, replace_file
+from pdeopt.core import on_root, read_text, replace_file, replacing
 from pdeopt.optimize import CheckpointFile
 from problems.shared.command_line import EndSettings
+from problems.shared.fields import BLOCK, Fields
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +41,7 @@ ENDINGS = {
     "summary": {".json": ""},
     "plot": dict.fromkeys((".png", ".pdf", ".svg"), "matplotlib"),
     "output": {".npz": "", ".mat": "", ".h5": "h5py"},
+    "series": {".pvd": ""},
 }
 
 
@@ -54,6 +58,13 @@ class SolutionFile(po.Settings):
     """The file of the solution."""
 
     output: str = po.setting("", "write the solution to this .npz, .mat or .h5 file")
+
+
+@dataclass(frozen=True)
+class SeriesFiles(po.Settings):
+    """The files of the solution for ParaView."""
+
+    series: str = po.setting("", "write the solution as a series of files for ParaView, this .pvd and a folder")
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ def check_targets(mpi: Any, *settings: po.Settings) -> None:
     """Raise `InputError` for a file of these settings that cannot be written, or restarted from. Collective."""
 
     def check() -> None:
-        for option in ("summary", "plot", "output", "checkpoint"):
+        for option in ("summary", "plot", "output", "series", "checkpoint"):
             for path in filter(None, (getattr(each, option, "") for each in settings)):
                 _check_ending(option, path)
                 _check_folder(option, path)
@@ -129,8 +140,11 @@ def _check_ending(option: str, path: str) -> None:
         return
     if ending not in endings:
         raise po.InputError(f"-{option}", path, "a name that ends in " + " | ".join(endings))
-    if endings[ending] and find_spec(endings[ending]) is None:
-        raise po.InputError(f"-{option} {path}", f"no package {endings[ending]}", f"pip install {endings[ending]}")
+    if package := endings[ending]:
+        try:
+            import_module(package)  # now, as h5py does not load after DOLFINx
+        except ImportError:
+            raise po.InputError(f"-{option} {path}", f"no package {package}", f"pip install {package}") from None
 
 
 def _check_folder(option: str, path: str) -> None:
@@ -170,21 +184,45 @@ def write_report(mpi: Any, files: ReportFiles, summary: Mapping[str, Any], pictu
 
 
 def write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name to a .npz, .mat or .h5 file; of one rank."""
+    """Write arrays by name to a .npz or .mat file; of one rank."""
     buffer, ending = io.BytesIO(), Path(path).suffix
     if ending == ".npz":
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    elif ending == ".mat":
+    else:
         from scipy.io import savemat
 
         savemat(buffer, dict(arrays))
-    else:
-        import h5py
-
-        with h5py.File(buffer, "w") as file:
-            for name, array in arrays.items():
-                file[name] = array
     replace_file(path, buffer.getvalue())
+
+
+def write_blocks(path: str, problem: po.ControlProblem, fields: Fields) -> None:
+    """Write fields by name to a .h5 file, a block of steps after the other: no rank has all of a field. Collective.
+
+    The first rank writes: h5py of PyPI and of Debian has no MPI.
+    """
+    mpi, opened, file = problem.grid.mpi, ExitStack(), list[Any]()
+    with opened:
+        on_root(mpi, lambda: file.append(_opened_h5(path, opened)))
+        for name, field in fields.items():
+            for block in [field] if isinstance(field, np.ndarray) else field.blocks(problem, BLOCK):
+                on_root(mpi, partial(_append, file, name, block))
+        on_root(mpi, opened.close)  # the file takes its place
+
+
+def _opened_h5(path: str, opened: ExitStack) -> Any:
+    import h5py
+
+    return opened.enter_context(h5py.File(opened.enter_context(replacing(path)), "w"))
+
+
+def _append(file: Sequence[Any], name: str, block: np.ndarray) -> None:
+    """Rows behind those that an array of the file has, which is made of the first ones."""
+    if name not in file[0]:
+        file[0].create_dataset(name, data=block, maxshape=(None, *block.shape[1:]) if block.ndim else None)
+    else:
+        rows = file[0][name]
+        rows.resize(len(rows) + len(block), axis=0)
+        rows[-len(block) :] = block
 
 
 def _json(value: Any) -> Any:

@@ -1,5 +1,10 @@
 """Run under mpiexec: a weak form in parallel over time, and on a mesh that the ranks share."""
 
+import shutil
+import tempfile
+from pathlib import Path
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +13,7 @@ from mpi4py import MPI
 import pdeopt as po
 from pdeopt.core.arrays import assign, copy
 from problems.heat3d import Heat3dCase, Heat3dSettings
+from problems.shared.flow import taylor_hood
 from tests.helpers.forms import Functions, burgers, tracking
 from tests.helpers.krylov import options
 
@@ -122,6 +128,53 @@ def function_layout():
     )
 
 
+def listed(path):
+    """Times, names and files of a series."""
+    lines = ElementTree.parse(path).iter("DataSet")
+    return [(float(line.attrib["timestep"]), line.attrib["name"], path.parent / line.attrib["file"]) for line in lines]
+
+
+def pieces(path):
+    """Points and values of the one field of a file of DOLFINx, of each rank that shares the step."""
+    for piece in ElementTree.parse(path).iter("Piece"):
+        arrays = ElementTree.parse(path.parent / piece.attrib["Source"]).iter("DataArray")
+        real = [array for array in arrays if array.attrib["type"] == "Float64"]
+        yield [
+            np.array(array.text.split(), dtype=float).reshape(-1, int(array.attrib["NumberOfComponents"]))
+            for array in real
+        ]
+
+
+def series():
+    """For ParaView: each function at its time, from ranks that share the mesh or the steps."""
+    folder = Path(WORLD.bcast(tempfile.mkdtemp() if WORLD.rank == 0 else None))
+    for k in (1, WORLD.size):
+        grid = po.TimeGrid([0.0, 0.1, 0.3, 0.7, 1.5], WORLD, space_ranks=k)
+        square = create_unit_square(grid.space, 3, 3, partitioner=po.mesh_partitioner(grid))
+        V = po.function_space(square, taylor_hood(square))
+        f, t = fem.Function(V), grid.times[grid.begin + 1 : grid.end + 1, None]
+        f.sub(0).interpolate(lambda x: np.stack([x[0] + 2 * x[1], x[0] ** 2]))
+        po.write_functions(f"{folder}/{k}.pvd", grid, {name: (V.sub(0), t * f.x.array) for name in ("first", "second")})
+        patch = po.grid_layout(grid.space_comm, (3, 4))
+        rows = torch.ones(grid.n_local, patch.layout.n_owned, dtype=torch.float64)
+        po.write_series(f"{folder}/grid_{k}.pvd", grid, patch, {"state": rows}, [(0.0, 1.0)] * 2)
+        names = [(t, name) for t in grid.times[1:] for name in ("first", "second")]
+        for t, name, file in listed(folder / f"{k}.pvd") if WORLD.rank == 0 else ():
+            parts = list(pieces(file))
+            assert (t, name) == names.pop(0) and len(parts) == k
+            for x, values in parts:
+                assert np.allclose(values[:, :2], t * np.c_[x[:, 0] + 2 * x[:, 1], x[:, 0] ** 2])
+        if WORLD.rank == 0:
+            steps = listed(folder / f"grid_{k}.pvd")
+            assert [t for t, _, _ in steps] == list(grid.times[1:]) and all(file.stat().st_size for _, _, file in steps)
+    for path, values in (("a.vtk", t * f.x.array), ("a.pvd", f.x.array[None, 1:])):
+        with pytest.raises(po.InputError, match=r"series of files.*\.pvd|field velocity: got shape"):
+            po.write_functions(f"{folder}/{path}", grid, {"velocity": (V.sub(0), values)})
+    WORLD.Barrier()
+    if WORLD.rank == 0:
+        shutil.rmtree(folder)
+
+
 def refused():
     """What would be wrong in silence, by name."""
     on = Functions(create_interval(WORLD, 32, [0.0, 1.0]))
@@ -146,5 +199,5 @@ def refused():
         square.constraint(F, bcs=[fem.dirichletbc(0.0, held, square.V)])
 
 
-for part in (over_time, over_space, cube, function_layout, refused):
+for part in (over_time, over_space, cube, function_layout, series, refused):
     part()

@@ -1,5 +1,10 @@
 """Problems that are written for whole steps, and one without time, spread over ranks: a part of `parallel_space`."""
 
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from mpi4py import MPI
@@ -10,6 +15,7 @@ from problems.burgers import BurgersCase, BurgersSettings
 from problems.heat import HeatCase, HeatSettings
 from problems.klein_gordon import KleinGordonCase, KleinGordonSettings
 from problems.poisson import PoissonCase, PoissonSettings
+from problems.shared import files
 from tests.helpers.krylov import options
 
 WORLD, SELF = MPI.COMM_WORLD, MPI.COMM_SELF
@@ -18,6 +24,23 @@ WORLD, SELF = MPI.COMM_WORLD, MPI.COMM_SELF
 def splits():
     """Ranks that may share a step."""
     return [k for k in (1, 2, 4) if WORLD.size % k == 0 and k <= WORLD.size]
+
+
+def same_in_blocks(case, result):
+    """A file that is written two steps or less at a time has what the first rank would have whole."""
+    if find_spec("h5py") is None:
+        return
+    whole, folder = case.arrays(result), WORLD.bcast(tempfile.mkdtemp() if WORLD.rank == 0 else None)
+    path = Path(folder) / "solution.h5"
+    with patch.object(files, "BLOCK", 2 * 8 * case.problem.constraint.layout.size):
+        files.write_blocks(str(path), case.problem, case.fields(result))
+    if WORLD.rank == 0:
+        import h5py
+
+        with h5py.File(path) as file:
+            assert set(file) == set(whole) and all(np.array_equal(file[name], whole[name]) for name in whole)
+        path.unlink()
+        path.parent.rmdir()
 
 
 def spread():
@@ -37,6 +60,7 @@ def spread():
             assert result.iterations == expected.iterations and result.message == expected.message
             for name, values in (case.arrays(result) or {}).items():
                 assert np.abs(values - arrays[name]).max() <= 1e-10 * (1 + np.abs(values).max()), (case.name, k, name)
+            same_in_blocks(case, result)
     with pytest.raises(po.InputError, match="control_map"):
         BurgersCase(BurgersSettings(nx=8, nt=4, control="nodal", space_ranks=WORLD.size))
 
