@@ -89,6 +89,20 @@ ENTRIES = [
         "-n 16 -nt 16 -alpha 1e-4 -solver newton",
     ),
     Entry(
+        "navier_stokes",
+        "A flow around a cylinder",
+        "forms.md",
+        "The skin of the cylinder moves, and drag falls: a weak form by DOLFINx, a pressure without a time derivative.",
+        "-geometry cylinder -reynolds 20 -n 12 -nt 8",
+    ),
+    Entry(
+        "inverse_diffusion",
+        "Inverse diffusion",
+        "forms.md",
+        "How well a plate conducts, and how warm it was, from 49 sensors with noise.",
+        "-n 32 -rank 10",
+    ),
+    Entry(
         "klein_gordon",
         "Klein–Gordon",
         "klein_gordon.md",

@@ -21,7 +21,7 @@ import pdeopt as po
 from pdeopt.core import sections
 from problems.shared import case
 from problems.shared.command_line import command_line, start
-from problems.shared.fields import Field, Fields, Given, Readable
+from problems.shared.fields import Fields, Readable, StepField, TimeField
 from problems.shared.pictures import Panel, space_time
 
 
@@ -237,10 +237,10 @@ class BurgersCase(Readable):
         return {
             "x": self.nodes,
             "t": problem.grid.times,
-            "target": Given(lambda t: np.pad(np.tile(self.target, (len(t), 1)), ((0, 0), (1, 1)))),
-            "state": Field(u, "state", padded, first=torch.from_numpy(self.target)),
-            "control": Field(z.reshape(steps, width), "control"),
-            "multiplier": Field(lam, "state", padded),
+            "target": TimeField(lambda t: np.pad(np.tile(self.target, (len(t), 1)), ((0, 0), (1, 1)))),
+            "state": StepField(u, "state", padded, first=torch.from_numpy(self.target)),
+            "control": StepField(z.reshape(steps, width), "control"),
+            "multiplier": StepField(lam, "state", padded),
             "objective": np.array(result.objective),
         }
 

@@ -24,7 +24,7 @@ from pdeopt.core import digest, sections
 from pdeopt.core.arrays import Array
 from problems.shared import case
 from problems.shared.command_line import command_line, start
-from problems.shared.fields import Field, Fields, Given, Readable
+from problems.shared.fields import Fields, Readable, StepField, TimeField
 from problems.shared.meshes import read_mesh
 from problems.shared.pictures import Panel
 
@@ -242,10 +242,10 @@ class HeatCase(Readable):
             "cells": space.cells,
             "control_nodes": space.control,
             "t": problem.grid.times,
-            "target": Given(lambda t: space.on_all_nodes(self.target(t))),
-            "state": Field(u, "state", whole, first=torch.zeros(len(space.free), dtype=torch.float64)),
-            "control": Field(z.reshape(len(u), problem.m), "control"),
-            "multiplier": Field(lam, "state", whole),
+            "target": TimeField(lambda t: space.on_all_nodes(self.target(t))),
+            "state": StepField(u, "state", whole, first=torch.zeros(len(space.free), dtype=torch.float64)),
+            "control": StepField(z.reshape(len(u), problem.m), "control"),
+            "multiplier": StepField(lam, "state", whole),
             "objective": np.array(result.objective),
         }
 

@@ -26,7 +26,7 @@ import pdeopt as po
 from pdeopt.core import sections
 from problems.shared import case
 from problems.shared.command_line import command_line, start
-from problems.shared.fields import Field, Fields, Readable
+from problems.shared.fields import Fields, Readable, StepField
 from problems.shared.files import SeriesFiles, SolutionFile, check_targets
 from problems.shared.pictures import Panel
 
@@ -160,8 +160,8 @@ class Heat3dCase(Readable):
         u, z, _ = problem.unpack(result)
         lam, _, _ = problem.fields(problem.join(result.multiplier, result.design))
         rows = {"state": u, "multiplier": lam, "target": self.target(problem.grid.steps.t_new)}
-        control = Field(z.reshape(len(u), problem.m), "control", _cubes)
-        cubes = {name: Field(part, "state", _cubes) for name, part in rows.items()}
+        control = StepField(z.reshape(len(u), problem.m), "control", _cubes)
+        cubes = {name: StepField(part, "state", _cubes) for name, part in rows.items()}
         return {"t": problem.grid.times, **cubes, "control": control, "objective": np.array(result.objective)}
 
     def write_series(self, path: str, result: po.Result) -> None:

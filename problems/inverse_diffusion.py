@@ -29,7 +29,7 @@ from pdeopt.core.arrays import Array
 from pdeopt.space.fenicsx import cell_coefficients
 from problems.shared.case import FORM_OPTIONS, FormFiles
 from problems.shared.command_line import command_line, finish, start
-from problems.shared.fields import Field, Fields, Readable
+from problems.shared.fields import Fields, Readable, StepField
 from problems.shared.pictures import Panel
 
 
@@ -173,7 +173,7 @@ class InverseDiffusion(Readable):
         """Nodes, triangles, both fields as found and as they are, states at t_1 ... t_N. Collective."""
         plate, (m, u_0), (u, _, p) = self.plate, self._halves, self.problem.unpack(result)
         truth, found = plate.truth(), p.numpy()
-        state = Field(u, "", lambda rows, t: plate.constraint.values(rows))
+        state = StepField(u, "", lambda rows, t: plate.constraint.values(rows))
         places = {"x": plate.x, "y": plate.y, "triangles": plate.triangles, "t": self.problem.grid.times}
         fields = {"m": found[m], "u_0": found[u_0], "true_m": truth[m], "true_u_0": truth[u_0], "state": state}
         return {**places, **fields, "objective": np.array(result.objective)}

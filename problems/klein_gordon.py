@@ -27,7 +27,7 @@ from pdeopt.core import sections
 from problems.burgers import mass_matrix
 from problems.shared import case
 from problems.shared.command_line import command_line, start
-from problems.shared.fields import Field, Fields, Given, Readable
+from problems.shared.fields import Fields, Readable, StepField, TimeField
 from problems.shared.pictures import Panel, space_time
 
 
@@ -296,19 +296,19 @@ class KleinGordonCase(Readable):
         steps, width = (-1, kg.free + 2) if is_whole else (len(u), problem.m)
         first = kg.initial_state(torch.zeros(0))
 
-        def of_states(k: int) -> Field:
-            return Field(u, "state", lambda rows, t: kg.on_all_nodes(rows, t)[k].numpy(), first)
+        def of_states(k: int) -> StepField:
+            return StepField(u, "state", lambda rows, t: kg.on_all_nodes(rows, t)[k].numpy(), first)
 
-        def of_multipliers(k: int) -> Field:
-            return Field(lam, "state", lambda rows, t: pad(rows.chunk(2, dim=1)[k]).numpy())
+        def of_multipliers(k: int) -> StepField:
+            return StepField(lam, "state", lambda rows, t: pad(rows.chunk(2, dim=1)[k]).numpy())
 
         return {
             "x": kg.nodes.numpy(),
             "t": problem.grid.times,
-            "target": Given(lambda t: self.target(t).numpy()),
+            "target": TimeField(lambda t: self.target(t).numpy()),
             "state": of_states(0),
             "velocity": of_states(1),
-            "control": Field(z.reshape(steps, width), "control"),
+            "control": StepField(z.reshape(steps, width), "control"),
             "multiplier": of_multipliers(1),
             "multiplier_u": of_multipliers(0),
             "objective": np.array(result.objective),

@@ -7,10 +7,12 @@ cells that turn in opposite directions. Elements by DOLFINx (`make setup-fenicsx
 all steps, with KKT systems reduced to the control.
 
 `-geometry cylinder` is the channel of Schaefer and Turek (problems/shared/channel.py). The skin of the cylinder moves
-along itself, as a belt would, and the speed of each of its points is the control: the integral of the drag coefficient
-over time and the price of control is minimized, from the stationary flow around the cylinder at rest on. The fluid
-follows the skin up to force times 1e-6, which makes the force a functional of the velocity, as accurate as the weak
-form itself (Dirichlet controls by penalty: L. S. Hou, S. S. Ravindran, SIAM J. Control Optim. 36, 1998).
+along itself, as a belt would, and the acceleration of each of its points is the control: the integral of the drag
+coefficient over time and the price of control is minimized, from the stationary flow around the cylinder at rest on.
+(With the speed for control the optimum is not smooth at the end, and steps never are short enough.) The fluid follows
+the skin up to force times 1e-6, which makes the force a functional of the velocity, as accurate as the weak form itself
+(Dirichlet controls by penalty: L. S. Hou, S. S. Ravindran, SIAM J. Control Optim. 36, 1998). BDF2: the state has the
+velocity of the step before, too.
 
     python -m problems.navier_stokes -n 24 -nt 64 -sqp_monitor
     python -m problems.navier_stokes -geometry cylinder
@@ -24,18 +26,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from mpi4py import MPI
 from petsc4py import PETSc
+from torch import Tensor
 
 import pdeopt as po
 from pdeopt.core import sections
 from pdeopt.core.arrays import copy
-from pdeopt.space.fenicsx import cell_coefficients, set_fixed
-from problems.shared.case import write_files
+from pdeopt.space.fenicsx import part_of
+from problems.shared.case import FORM_OPTIONS, FormFiles
 from problems.shared.channel import CENTER, HEIGHT, RADIUS, SPEED, TO_COEFFICIENT, channel_mesh, inflow
 from problems.shared.command_line import command_line, finish, start
-from problems.shared.files import ReportFiles, SolutionFile, check_targets
-from problems.shared.pictures import Panel
+from problems.shared.flow import Flow, fixed, taylor_hood
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,12 @@ class FlowSettings(po.Settings):
     n: int = po.setting(8, "elements in a direction; along a quarter of the cylinder", at_least=2)
     nt: int = po.setting(16, "time steps", at_least=2)
     T: float = po.setting(2.0, "final time", above=0)
+    scheme: str = po.setting(
+        None,
+        "backward differences of first or second order; default euler, with the cylinder bdf2",
+        choices=("euler", "bdf2"),
+        kind=str,
+    )
     reynolds: float = po.setting(50.0, "Reynolds number of the lid, 1 / nu, or of the cylinder", above=0)
     alpha: float = po.setting(None, "control weight; default 0.01, with the cylinder 1", above=0, kind=float)
     tol: float = po.setting(1e-6, "gradient at the end", above=0)
@@ -65,76 +74,15 @@ def lid(x: np.ndarray) -> np.ndarray:
     return np.stack([16 * x[0] ** 2 * (1 - x[0]) ** 2, 0 * x[0]])
 
 
-def taylor_hood(mesh: Any) -> Any:
-    """P2 for both components of the velocity, P1 for the pressure."""
-    import ufl
-
-    if hasattr(ufl, "VectorElement"):
-        cell = mesh.ufl_cell()
-        return ufl.MixedElement(ufl.VectorElement("Lagrange", cell, 2), ufl.FiniteElement("Lagrange", cell, 1))
-    from basix.ufl import element, mixed_element  # of DOLFINx 0.7 and later
-
-    cell = mesh.basix_cell()
-    return mixed_element([element("Lagrange", cell, 2, shape=(2,)), element("Lagrange", cell, 1)])
-
-
 def walls(V: Any) -> list[Any]:
     """No slip at the sides, the lid's velocity, no flow through the bottom, and the pressure 0 at a corner."""
     velocity, pressure = V.sub(0), V.sub(1)
     return [
-        _fixed(velocity, lambda x: np.isclose(x[0], 0) | np.isclose(x[0], 1)),
-        _fixed(velocity, lambda x: np.isclose(x[1], 1), lid),
-        _fixed(velocity.sub(1), lambda x: np.isclose(x[1], 0)),
-        _fixed(pressure, lambda x: np.isclose(x[0], 0) & np.isclose(x[1], 0)),
+        fixed(velocity, lambda x: np.isclose(x[0], 0) | np.isclose(x[0], 1)),
+        fixed(velocity, lambda x: np.isclose(x[1], 1), lid),
+        fixed(velocity.sub(1), lambda x: np.isclose(x[1], 0)),
+        fixed(pressure, lambda x: np.isclose(x[0], 0) & np.isclose(x[1], 0)),
     ]
-
-
-class Flow:
-    """A flow and its control, and what is written and drawn of them.
-
-    Attributes:
-        constraint: the state is (u, p), without what is fixed.
-        problem: with the objective.
-        flow: the function of the state, and what is fixed of it.
-    """
-
-    name = "navier_stokes"
-    constraint: po.FormConstraint
-    problem: po.ControlProblem
-    flow: tuple[Any, list[Any]]
-
-    def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
-        """On rank 0: nodes, triangles, velocity there at t_1 ... t_N, (N, nodes, 2), and control. Collective."""
-        from dolfinx import fem
-
-        problem, (w, fixed) = self.problem, self.flow
-        u, z, _ = problem.unpack(result)
-        states, controls = problem.grid.gather(u), problem.grid.gather(z.reshape(len(u), problem.m))
-        if states is None:
-            return None
-        space, found = w.function_space, list[np.ndarray]()
-        corners = fem.Function(po.function_space(space.mesh, ("Lagrange", 1)))
-        parts = [space.sub(0).sub(k).collapse() for k in range(2)]
-        wholes = [fem.Function(part) for part, _ in parts]
-        for state in states.numpy():  # only of what is written
-            set_fixed(fixed, w.x.array)
-            w.x.array[self.constraint.state_dofs] = state
-            for whole, (_, places) in zip(wholes, parts):
-                whole.x.array[:] = w.x.array[places]
-                corners.interpolate(whole)
-                found.append(corners.x.array.copy())
-        x, y = corners.function_space.tabulate_dof_coordinates()[:, :2].T
-        velocity = np.stack(found).reshape(len(states), 2, -1).transpose(0, 2, 1)
-        triangles = cell_coefficients(corners.function_space)
-        kept = {"x": x, "y": y, "triangles": triangles, "t": problem.grid.times, "velocity": velocity}
-        return {**kept, "control": controls.numpy(), "objective": np.array(result.objective)}
-
-    def panels(self, arrays: dict[str, np.ndarray]) -> list[list[Panel]]:
-        """The speed at a third of the time, and at its end."""
-        speed, triangles = np.linalg.norm(arrays["velocity"], axis=2), (arrays["x"], arrays["y"], arrays["triangles"])
-        words: dict[str, Any] = {"triangles": triangles, "names": ("x", "y"), "scale": "speed"}
-        steps = [(len(speed) - 1) // 3, len(speed) - 1]
-        return [[Panel(f"speed, t = {arrays['t'][k + 1]:.2g}", speed[k], **words)] for k in steps]
 
 
 class Cavity(Flow):
@@ -152,6 +100,8 @@ class Cavity(Flow):
     def __init__(self, settings: FlowSettings, comm: Any = None) -> None:
         po.check(settings)
         self.settings = settings
+        if settings.scheme == "bdf2":
+            raise po.InputError("-scheme", "bdf2", "euler with -geometry cavity")
         try:
             import ufl
             from dolfinx import fem, mesh
@@ -168,8 +118,8 @@ class Cavity(Flow):
         flow = ufl.inner(ufl.dot(ufl.grad(u), u), v) + nu * ufl.inner(ufl.grad(u), ufl.grad(v))
         flow -= p * ufl.div(v) + q * ufl.div(u)
         F = ufl.inner(u - u_old, v) * ufl.dx + dt * flow * ufl.dx - dt * z * v[0] * bottom * ufl.ds
-        self.flow = w, walls(V)
-        words = {"bcs": self.flow[1], "control_mass": 0.5 * z**2 * bottom * ufl.ds}
+        self.spaces = V, Z
+        words = {"bcs": walls(V), "control_mass": 0.5 * z**2 * bottom * ufl.ds}
         self.constraint = po.FormConstraint(F, w, w_old, z, dt, **words)
         target = fem.Function(V)
         target.sub(0).interpolate(two_cells)
@@ -199,9 +149,10 @@ class Cylinder(Flow):
         comm: communicator of the time steps.
 
     Attributes:
-        constraint: the state is (u, p), without what walls and inflow fix; the control has the nodes of the cylinder.
+        constraint: the state is (u, p, s) with the speed s of the skin, and with the scheme of second order u at the
+            step before; without what walls and inflow fix. The control has the nodes of the cylinder.
         problem: the integral of the drag coefficient, and the price of control.
-        weight: of the squared speed in the price.
+        weight: of the squared acceleration in the price.
         at_rest: the drag coefficient of the stationary flow without control.
         momentum: what the force has taken from the fluid at the skin before the start, of which the first step pays.
 
@@ -211,36 +162,10 @@ class Cylinder(Flow):
 
     def __init__(self, settings: FlowSettings, comm: Any = None) -> None:
         po.check(settings)
-        self.settings = settings
+        self.settings, self.weight = settings, (settings.alpha or 1.0) / (SPEED**2 * 2 * RADIUS)
         if settings.space_ranks > 1:
             raise po.InputError("-space_ranks", settings.space_ranks, "1 with -geometry cylinder")
-        try:
-            import ufl
-            from dolfinx import fem
-        except ImportError:
-            raise po.InputError("navier_stokes", "no DOLFINx", "make setup-fenicsx") from None
-        channel = _channel(settings.n)
-        V, Z = po.function_space(channel, taylor_hood(channel)), po.function_space(channel, ("Lagrange", 1))
-        w, w_old, z, dt = fem.Function(V), fem.Function(V), fem.Function(Z), fem.Constant(channel, 0.0)
-        (u, p), (u_old, _), (v, q) = ufl.split(w), ufl.split(w_old), ufl.TestFunctions(V)
-        out = ufl.SpatialCoordinate(channel) - ufl.as_vector(CENTER)
-        skin = ufl.conditional(ufl.lt(ufl.dot(out, out), (1.5 * RADIUS) ** 2), 1.0, 0.0)
-        along = ufl.as_vector([-out[1], out[0]]) / RADIUS
-        nu = 2 * RADIUS * SPEED / settings.reynolds
-
-        def flow(v: Any) -> Any:
-            return ufl.inner(ufl.dot(ufl.grad(u), u), v) + nu * ufl.inner(ufl.grad(u), ufl.grad(v)) - p * ufl.div(v)
-
-        F = (ufl.inner(u - u_old, v) + dt * flow(v) - dt * q * ufl.div(u)) * ufl.dx
-        F += dt * ufl.inner(u - z * along, v) / SLIP * skin * ufl.ds
-        self.weight = (settings.alpha or 1.0) / (SPEED**2 * 2 * RADIUS)
-        walls = [_fixed(V.sub(0), lambda x: np.isclose(x[1], 0) | np.isclose(x[1], HEIGHT))]
-        walls += [_fixed(V.sub(0), lambda x: np.isclose(x[0], 0), inflow)]
-        self.flow = w, walls
-        self.constraint = po.FormConstraint(F, w, w_old, z, dt, bcs=walls, control_mass=0.5 * z**2 * skin * ufl.ds)
-        ahead = fem.Function(V.sub(0).collapse()[0])
-        ahead.interpolate(_on_cylinder)
-        drag, kept = -TO_COEFFICIENT * flow(ahead) * ufl.dx, -TO_COEFFICIENT * ufl.inner(u, ahead) * ufl.dx
+        drag, kept = self._step(_channel(settings.n))
         begin = po.TimeGrid.uniform(1, FOREVER, MPI.COMM_SELF)
         steady, fluid = (
             po.ControlProblem(self.constraint, po.FormObjective(self.constraint, terminal=form), begin)
@@ -252,12 +177,55 @@ class Cylinder(Flow):
         objective = po.FormObjective(self.constraint, state=drag, terminal=kept)
         objective += po.ControlCost(self.weight, self.constraint.control_mass)
         grid = po.TimeGrid.uniform(settings.nt, settings.T, comm)
-        self.problem = po.ControlProblem(self.constraint, objective, grid, initial_state=copy(state))
+        self.problem = po.ControlProblem(self.constraint, objective, grid, initial_state=self._always(copy(state)))
+
+    def _step(self, channel: Any) -> tuple[Any, Any]:
+        """Make the constraint.
+
+        Returns:
+            functionals of the state: the drag coefficient without its part u_t, and the integral of that over time.
+        """
+        import ufl
+        from dolfinx import fem
+
+        before = [] if self.settings.scheme == "euler" else ["velocity"]
+        V, Z = (
+            po.function_space(channel, taylor_hood(channel, "pressure", *before)),
+            po.function_space(channel, ("Lagrange", 1)),
+        )
+        w, w_old, z, dt = fem.Function(V), fem.Function(V), fem.Function(Z), fem.Constant(channel, 0.0)
+        (u, p, s, *kept), old, (v, q, r, *tests) = ufl.split(w), ufl.split(w_old), ufl.TestFunctions(V)
+        skin, along = _skin(channel)
+        nu = 2 * RADIUS * SPEED / self.settings.reynolds
+
+        def flow(v: Any) -> Any:
+            return ufl.inner(ufl.dot(ufl.grad(u), u), v) + nu * ufl.inner(ufl.grad(u), ufl.grad(v)) - p * ufl.div(v)
+
+        change = 1.5 * u - 2.0 * old[0] + 0.5 * old[3] if kept else u - old[0]
+        F = (ufl.inner(change, v) + dt * flow(v) - dt * q * ufl.div(u)) * ufl.dx
+        F += (dt * ufl.inner(u - s * along, v) / SLIP + (s - old[2] - dt * z) * r) * skin * ufl.ds
+        for last, test in zip(kept, tests):
+            F += ufl.inner(last - old[0], test) * ufl.dx
+        self.spaces, bcs = (V, Z), [fixed(V.sub(2), lambda x: _distance(x) > 1.001 * RADIUS)]
+        for k in (0, *range(3, V.num_sub_spaces)):
+            bcs.append(fixed(V.sub(k), lambda x: np.isclose(x[1], 0) | np.isclose(x[1], HEIGHT)))
+            bcs.append(fixed(V.sub(k), lambda x: np.isclose(x[0], 0), inflow))
+        self.constraint = po.FormConstraint(F, w, w_old, z, dt, bcs=bcs, control_mass=0.5 * z**2 * skin * ufl.ds)
+        ahead = fem.Function(V.sub(0).collapse()[0])
+        ahead.interpolate(lambda x: np.stack([1.0 * (_distance(x) < 1.001 * RADIUS), 0 * x[0]]))
+        return -TO_COEFFICIENT * flow(ahead) * ufl.dx, -TO_COEFFICIENT * ufl.inner(u, ahead) * ufl.dx
+
+    def _always(self, state: Tensor) -> Tensor:
+        """A state that was the same the step before."""
+        values, V = self.constraint.values(state[None])[0], self.spaces[0]
+        for k in range(3, V.num_sub_spaces):
+            values[part_of(V.sub(k))[1]] = values[part_of(V.sub(0))[1]]
+        return torch.from_numpy(values[self.constraint.state_dofs])
 
     def mean_drag(self, result: po.Result) -> float:
         """The drag coefficient, averaged over time."""
-        speed = po.RieszMetric(self.problem).control_norm(self.problem.unpack(result)[1])
-        paid = 0.5 * self.weight * speed**2
+        acceleration = po.RieszMetric(self.problem).control_norm(self.problem.unpack(result)[1])
+        paid = 0.5 * self.weight * acceleration**2
         return (result.objective - paid - self.momentum) / self.settings.T
 
     def solve(self, **settings: Any) -> po.Result:
@@ -266,9 +234,18 @@ class Cylinder(Flow):
         return po.SQPSolver(self.problem, **{**words, **settings}).solve()
 
 
-def _on_cylinder(x: np.ndarray) -> np.ndarray:
-    """(1, 0) on the cylinder, else 0: points (3, k) -> (2, k)."""
-    return np.stack([1.0 * (np.hypot(x[0] - CENTER[0], x[1] - CENTER[1]) < 1.001 * RADIUS), 0 * x[0]])
+def _distance(x: np.ndarray) -> np.ndarray:
+    """From the center of the cylinder: points (3, k) -> (k,)."""
+    return np.hypot(x[0] - CENTER[0], x[1] - CENTER[1])
+
+
+def _skin(channel: Any) -> tuple[Any, Any]:
+    """What is one on the surface of the cylinder and zero on the walls, and the direction along it."""
+    import ufl
+
+    out = ufl.SpatialCoordinate(channel) - ufl.as_vector(CENTER)
+    near = ufl.conditional(ufl.lt(ufl.dot(out, out), (1.5 * RADIUS) ** 2), 1.0, 0.0)
+    return near, ufl.as_vector([-out[1], out[0]]) / RADIUS
 
 
 def _channel(n: int) -> Any:
@@ -286,33 +263,22 @@ def _channel(n: int) -> Any:
     return mesh.create_mesh(MPI.COMM_SELF, triangles.astype(np.int64), points, ufl.Mesh(element))
 
 
-def _fixed(space: Any, where: Any, value: Any = None) -> Any:
-    """A Dirichlet condition on a part of a mixed space, zero by default."""
-    from dolfinx import fem
-
-    part, _ = space.collapse()
-    given = fem.Function(part)
-    if value is not None:
-        given.interpolate(value)
-    return fem.dirichletbc(given, fem.locate_dofs_geometrical((space, part), where), space)
-
-
-OPTIONS = [*sections(FlowSettings), *sections(ReportFiles), *sections(SolutionFile)]
+OPTIONS = [*sections(FlowSettings), *FORM_OPTIONS]
 
 
 def main(argv: Sequence[str] | None = None) -> float:
     """Solve the problem of the options and return the objective."""
     with command_line(argv, __doc__, OPTIONS):
-        begin, settings = time.process_time(), po.read(FlowSettings)
+        begin, settings, files = time.process_time(), po.read(FlowSettings), FormFiles.read()
+        if settings.space_ranks > 1 and (files.report.plot or files.solution.output):
+            legal = "-space_ranks 1, or -series"
+            raise po.InputError("-plot, -output", f"-space_ranks {settings.space_ranks}", legal)
         case = Cylinder(settings) if settings.geometry == "cylinder" else Cavity(settings)
-        report, solution, problem = po.read(ReportFiles), po.read(SolutionFile), case.problem
-        check_targets(problem.grid.mpi, report, solution)
-        if settings.space_ranks > 1 and (report.plot or solution.output):
-            raise po.InputError("-plot, -output", f"-space_ranks {settings.space_ranks}", "-space_ranks 1")
+        problem = case.problem
         result = case.solve()
         po.require_all_read()
         words = {"message": result.message, "objective": result.objective, "iterations": result.iterations}
-        write_files(case, result, report, solution, words)
+        files.write(case, result, words)
         seconds, why = time.process_time() - begin, result.message.split(":")[0]
         say, krylov = PETSc.Sys.Print, " ".join(str(record.krylov) for record in result.history[1:])
         states, controls = problem.constraint.layout.size, problem.constraint.controls.size

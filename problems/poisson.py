@@ -29,7 +29,7 @@ from pdeopt.steps.innerproduct import InnerProduct
 from problems.heat import Space
 from problems.shared import case
 from problems.shared.command_line import command_line, start
-from problems.shared.fields import Field, Fields, Readable, gather
+from problems.shared.fields import Fields, Readable, StepField, gather
 from problems.shared.pictures import Panel
 
 
@@ -181,9 +181,9 @@ class PoissonCase(Readable):
             "y": space.points[1],
             "cells": space.cells,
             "target": whole(torch.from_numpy(self.target)[None], torch.zeros(1)),
-            "state": Field(u, "state", whole),
-            "control": Field(z.reshape(1, -1), "control", lambda rows, t: whole(self._signed(rows[0])[None], t)),
-            "multiplier": Field(lam, "state", whole),
+            "state": StepField(u, "state", whole),
+            "control": StepField(z.reshape(1, -1), "control", lambda rows, t: whole(self._signed(rows[0])[None], t)),
+            "multiplier": StepField(lam, "state", whole),
             "objective": np.array(result.objective),
         }
 

@@ -24,7 +24,7 @@ def _as_it_is(rows: Tensor, t: Tensor) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Field:
+class StepField:
     """A field at steps 1 to N that ranks have rows of.
 
     Attributes:
@@ -53,7 +53,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Given:
+class TimeField:
     """A field at nodes 0 to N that each rank can tell: times (batch,) -> (batch, ...)."""
 
     at: Callable[[Tensor], np.ndarray]
@@ -67,7 +67,7 @@ class Given:
 
 
 #: By names; arrays do not depend on the step, and every rank has them.
-Fields = Mapping[str, Field | Given | np.ndarray]
+Fields = Mapping[str, StepField | TimeField | np.ndarray]
 
 
 class Readable:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import pdeopt as po
 from pdeopt.space.fenicsx import cell_coefficients, part_of
-from problems.shared.fields import Field, Fields, Readable
+from problems.shared.fields import Fields, Readable, StepField
 from problems.shared.pictures import Panel
 
 
@@ -60,8 +60,8 @@ class Flow(Readable):
         u, z, _ = problem.unpack(result)
         x, y = corners.tabulate_dof_coordinates()[:, :2].T
         places = {"x": x, "y": y, "triangles": cell_coefficients(corners), "t": problem.grid.times}
-        velocity = Field(u, "", lambda rows, t: self._velocity(rows, corners))
-        control = Field(z.reshape(len(u), problem.m), "")
+        velocity = StepField(u, "", lambda rows, t: self._velocity(rows, corners))
+        control = StepField(z.reshape(len(u), problem.m), "")
         return {**places, "velocity": velocity, "control": control, "objective": np.array(result.objective)}
 
     def _velocity(self, rows: Tensor, corners: Any) -> np.ndarray:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import scipy.sparse as sp
 import torch
+from mpi4py import MPI
 
 import pdeopt as po
 
@@ -69,3 +70,18 @@ CASES = {
     "mixed": (van_der_pol, {"state_lower": [-0.25, -INF], "path": mixed}, 1.8084422625),
     "both": (reaction_diffusion, {"state_upper": 0.5, "lower": -1, "upper": 3}, 0.0576754623),
 }
+
+
+def inequalities():
+    """Bounds on states and a path by both methods, on ranks over time: the iterates of one rank. Collective."""
+    for method in ("interior", "moreau_yosida"):
+        problems = van_der_pol(30), van_der_pol(30, MPI.COMM_SELF)
+        found, expected = (po.solve(each, method, state_lower=[-0.25, -INF], path=mixed) for each in problems)
+        assert found.converged and found.message == expected.message
+        assert found.history["note"] == expected.history["note"]
+        for name in ("objective", "optimality", "feasibility"):
+            columns = (result.history[name] for result in (found, expected))
+            assert np.allclose(*columns, rtol=1e-6, atol=1e-9), (method, name)
+        assert abs(found.objective - expected.objective) <= 1e-10, (method, found.objective, expected.objective)
+        own, whole = problems[0].grid, problems[1].unpack(expected)[0]
+        assert np.allclose(problems[0].unpack(found)[0], whole[own.begin : own.end], atol=1e-7)

@@ -15,7 +15,6 @@ import pytest
 import torch
 from mpi4py import MPI
 
-import pdeopt as po
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.objective import TerminalLoss, Tracking
 from pdeopt.control.propagator import Propagator, PropagatorSettings
@@ -37,7 +36,7 @@ from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.transfer import adjoint_interpolation, injection, interpolation, piecewise_constant, transfer_matrix
 from pdeopt.steps.windows import Windows, alike, sum_windows
 from tests.helpers import examples
-from tests.helpers.inequalities import INF, mixed, van_der_pol
+from tests.helpers.inequalities import inequalities
 from tests.helpers.krylov import fails_everywhere, heat, operator_at_zero, options, same_histories, solver, spoil
 from tests.helpers.matrices import densify, randn, random_pattern, random_steps
 from tests.helpers.support import python
@@ -367,22 +366,6 @@ def compare_reduced(make):
     assert alone > 0 and abs(its - alone) <= 1, (its, alone)
     for each, other in zip(found, expected):
         assert not len(other) or (each - other).abs().max() <= 1e-8 * other.abs().max()
-
-
-def inequalities():
-    """Bounds on states and a path by both methods: the iterates of one rank."""
-    words = {"state_lower": [-0.25, -INF], "path": mixed}
-    for method in ("interior", "moreau_yosida"):
-        problems = van_der_pol(30), van_der_pol(30, MPI.COMM_SELF)
-        found, expected = (po.solve(problem, method, **words) for problem in problems)
-        assert (
-            found.converged and found.message == expected.message and found.history["note"] == expected.history["note"]
-        )
-        for name in ("objective", "optimality", "feasibility"):
-            pairs = (torch.tensor(result.history[name]) for result in (found, expected))
-            assert torch.allclose(*pairs, rtol=1e-6, atol=1e-9), (method, name)
-        assert abs(found.objective - expected.objective) <= 1e-10, (method, found.objective, expected.objective)
-        assert_same(gathered(problems[0].unpack(found)[0]), problems[1].unpack(expected)[0], 1e-7)
 
 
 PARTS = [

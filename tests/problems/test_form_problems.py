@@ -87,7 +87,9 @@ def test_the_control_of_the_flow_is_that_of_the_bottom(cavity):
 
 def test_the_flow_as_a_program(capfd, tmp_path):
     picture, file = tmp_path / "flow.png", tmp_path / "flow.npz"
-    objective = flow_main(["-n", "4", "-nt", "2", "-tol", "1e-3", "-plot", str(picture), "-output", str(file)])
+    series, files = tmp_path / "flow.pvd", ["-plot", str(picture), "-output", str(file)]
+    objective = flow_main(["-n", "4", "-nt", "2", "-tol", "1e-3", *files, "-series", str(series)])
+    assert all(name in series.read_text() for name in ("velocity", "pressure", "control"))
     assert picture.stat().st_size > 10_000
     with np.load(file) as found:
         lid = np.isclose(found["y"], 1)
@@ -120,10 +122,22 @@ def test_the_drag_at_rest_nears_that_of_schaefer_and_turek_and_derivatives_are_c
     po.assert_consistent(cylinder.problem)
 
 
+def test_the_integral_of_drag_is_of_second_order_in_time():
+    """Halving the steps divides the differences by four; the skin is accelerated smoothly."""
+    found = []
+    for nt in (8, 16, 32):
+        problem = Cylinder(FlowSettings(geometry="cylinder", n=2, nt=nt, reynolds=20.0)).problem
+        design, middle = problem.create_design(), (np.arange(nt) + 0.5) / nt
+        design.setArray(np.repeat(0.3 * np.sin(np.pi * middle) ** 2, problem.m))
+        found.append(problem.at(problem.join(problem.solve_state(design), design)).value)
+    one, two = np.diff(found)
+    assert np.log2(one / two) == pytest.approx(2, abs=0.2)
+
+
 @pytest.mark.slow
 def test_a_moving_skin_lowers_the_drag(cylinder):
     result = cylinder.solve()
-    assert result.converged and cylinder.mean_drag(result) < 0.9 * cylinder.at_rest
+    assert result.converged and cylinder.mean_drag(result) < 0.95 * cylinder.at_rest
     free = cylinder.problem.create_design()
     state = cylinder.problem.solve_state(free)
     assert result.objective < cylinder.problem.at(cylinder.problem.join(state, free)).value
