@@ -3,7 +3,8 @@
 A Gauss-Newton step takes a few cycles of MGRIT for the states, which begin at those of the last step, moved as the
 conjugate gradients carried them along; a few for the adjoint, which begin at the last adjoint; and a few for each sweep
 of its products. Nothing is solved before the weights are (S. Guenther, L. Ruthotto, J. B. Schroder, E. C. Cyr, N. R.
-Gauger, Layer-parallel training of deep residual neural networks, SIMODS 2, 2020, with L-BFGS).
+Gauger, Layer-parallel training of deep residual neural networks, SIMODS 2, 2020, with L-BFGS). For methods that
+ask for values and gradients alone, as L-BFGS does, the cycles of a trial begin at states and adjoint of the one before.
 """
 
 from __future__ import annotations
@@ -35,9 +36,17 @@ class OneShotNetwork(DenseNetwork):
     def __init__(self, problem: ControlProblem, loss: Any, costs: DesignCost, mgrit: MgritSettings) -> None:
         super().__init__(problem, loss, costs, False, few_cycles(mgrit))
         self.chain.exact, self.carries = False, True
+        self._last: OneShotPoint | None = None
 
     def at(self, x: Tensor, state: Tensor | None = None) -> OneShotPoint:
         return OneShotPoint(self, x, state)
+
+    def near(self, x: Tensor) -> OneShotPoint:
+        last = self._last
+        point = self.at(x) if last is None else OneShotPoint(self, x, None, last, last.points)
+        if math.isfinite(point.value):  # a trial that went too far leaves no states to begin at
+            self._last = point
+        return point
 
 
 class OneShotPoint(DensePoint):

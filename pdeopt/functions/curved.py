@@ -122,17 +122,21 @@ class CurvedFunction(SmoothFunction):
             raise InputError("memory of curvature factors", ", ".join(sorted(memory)), "none: this function has none")
         return NoFactors()
 
+    def near(self, x: Tensor) -> CurvedPoint:
+        """The function at x, for methods that ask for values and gradients alone; it may begin at earlier states."""
+        return self.at(x)
+
     def _value(self, x: Tensor) -> float:
         counted = self.tally.copy()
         try:
-            return self.at(x).value
+            return self.near(x).value
         finally:
             self.tally.set(counted)  # who calls has counted
 
     def _value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         counted = self.tally.copy()
         try:
-            point = self.at(x)
+            point = self.near(x)
             return point.value, point.gradient
         finally:
             self.tally.set(counted)

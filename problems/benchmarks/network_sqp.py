@@ -213,17 +213,21 @@ def ranks() -> list[Row]:
 def one_shot() -> list[Row]:
     """Layers that wait for each other until J < 0.003: states solved for, states unknown, and all in one shot."""
     rows = []
-    ways = {
-        "states eliminated": {},
-        "states unknown, exact sweeps by MGRIT": {"states": "unknown", "sweeps": "mgrit"},
-        "one shot, two cycles": {"sweeps": "one_shot"},
+    steps, quasi = (partial(po.GaussNewton, max_work=1200), partial(po.LBFGS, max_work=3000, memory=20))
+    ways: dict[str, tuple[Any, dict[str, str]]] = {
+        "states eliminated": (steps, {}),
+        "states unknown, exact sweeps by MGRIT": (steps, {"states": "unknown", "sweeps": "mgrit"}),
+        "one shot, two cycles": (steps, {"sweeps": "one_shot"}),
+        "L-BFGS, states solved": (quasi, {}),
+        "L-BFGS, one shot, two cycles": (quasi, {"sweeps": "one_shot"}),
     }
     for layers in (64, 256):
-        for name, words in ways.items():
+        for name, (method, words) in ways.items():
             problem, x = Case(layers, 200, 0).problem()
             function, begin = curved_function(problem, **words), time.process_time()
-            result = po.GaussNewton(function, target=min(TARGETS), max_work=1200, max_it=10_000).minimize(x)
+            result = method(function, target=min(TARGETS), max_it=10_000).minimize(x)
             seconds, case = time.process_time() - begin, f"{layers} layers, {name}"
+            rows.append(plain(f"{case}: steps", result.iterations, ""))
             rows.append(plain(f"{case}: layers one after the other", function.chain.count.layers, "layers"))
             rows.append(plain(f"{case}: work", result.history[-1].work, "gradients"))
             rows.append(plain(f"{case}: time on one core", seconds, "CPU s"))

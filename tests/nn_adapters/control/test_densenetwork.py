@@ -191,6 +191,18 @@ def test_one_shot_trains_as_solved_states_do():
     assert function.chain.count.cycles >= 2 * (function.chain.count.sweeps - 1) > 0  # all but the first states
 
 
+def test_quasi_newton_steps_in_one_shot_end_in_the_same_optimum():
+    """L-BFGS with values and gradients of two cycles: where it ends, the gradient of solved equations is zero."""
+    problem, start, *_ = dense_problem(samples=6)
+    exact, few, x = curved_function(problem), curved_function(problem, sweeps="one_shot"), own(problem, start)
+    found, solved = (po.LBFGS(f, rtol=1e-5, max_it=300).minimize(x) for f in (few, exact))
+    assert found.converged and solved.converged
+    first, last = (float(exact.value_and_gradient(z)[1].norm()) for z in (x, found.design))
+    assert last < 2e-5 * first
+    assert found.objective == pytest.approx(solved.objective, rel=1e-7)
+    assert few.chain.count.cycles == 2 * (few.chain.count.sweeps - 1) > 0  # all but the first states
+
+
 @pytest.mark.parametrize("words", [{"states": "eliminated"}, {"states": "unknown"}, {"sweeps": "one_shot"}])
 def test_a_restart_goes_on_to_the_last_bit(words):
     problem, start, *_ = dense_problem(samples=40)
