@@ -14,7 +14,13 @@ from nn_adapters.layers.given import FirstLooks, GivenCall, PreparedBlock, draw_
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
 from nn_adapters.layers.parts.batchnorm import Statistics
 from nn_adapters.layers.parts.context import autocast_state, outside_compilation, refuse_transforms
-from nn_adapters.layers.parts.fusedchain import FusedChain, fused_kind, is_cheaper, is_cheaper_inside
+from nn_adapters.layers.parts.fusedchain import (
+    FusedChain,
+    fused_kind,
+    is_cheaper,
+    is_cheaper_in_turn,
+    is_cheaper_inside,
+)
 from nn_adapters.layers.parts.splines import DepthSpline, parametrize_stack
 from nn_adapters.layers.parts.stacking import Shelf, Template, check_fresh, stack_modules
 from nn_adapters.layers.stackedlayers import StackedLayers
@@ -184,12 +190,14 @@ class LayerParallel(StackedLayers):
         u = u.to(self._looks.dtype(u, args))
         solver.look(u, stacks)
         exact = self.is_exact or not solver.factors or solver.is_serial or solver.is_dear()
+        fits = not (trajectory or args) and self._fits_loops(u)
+        is_alone, takes_chain = self.grid.mpi.size == 1, fits and self.settings.fused == "auto"
+        if takes_chain and not (exact or is_alone):
+            exact = is_cheaper_in_turn(u, stacks, solver)
         step = self.step_by_autograd if autocast_state(u.device.type)["enabled"] else self.step
         drops = self._prepared.drops and self.training
         cycles = None if exact else (solver.forward.cycles, solver.adjoint.cycles)
-        fits = not (trajectory or args) and self._fits_loops(u)
-        is_alone = self.grid.mpi.size == 1
-        if fits and is_alone and self.settings.fused == "auto" and is_cheaper(u, stacks, cycles):
+        if takes_chain and is_alone and is_cheaper(u, stacks, cycles):
             refuse_transforms()
             solver.residuals, solver.misfits = ([], []), (0.0, 0.0)
             end = FusedChain.apply(self._fused_kind, self.Tf / self.num_steps, _samples_last(u), *stacks)
@@ -203,7 +211,8 @@ class LayerParallel(StackedLayers):
         words = {"trajectory": trajectory, "exact": exact}
         if not isinstance(step, DenseStep):
             return solve_layers(solver, step, u, stacks, **words)
-        if fits and (is_cheaper(u, stacks, None) if exact else is_cheaper_inside(u, stacks)):
+        in_turn = exact and is_cheaper(u, stacks, None, self.num_steps)
+        if fits and (in_turn or (not exact and is_cheaper_inside(u, stacks))):
             step = DenseStep(self.template, self._fused_kind)  # type: ignore[arg-type]
         end, states = solve_layers(solver, step, _samples_last(u), stacks, **words)
         return end.mT.reshape(u.shape), states.mT.reshape(-1, *u.shape) if trajectory else states

@@ -64,9 +64,9 @@ def networks(comm, **words):
 
 def layers():
     """With enough cycles: the same numbers as on one rank, one layer after the other."""
-    serial = networks(MPI.COMM_SELF, levels=1)
+    serial, words = networks(MPI.COMM_SELF, levels=1), {"cycles": 6, "adjoint_cycles": 6, "relaxation": "FCF"}
     for (network, shape), (alone, _) in zip(
-        networks(WORLD, coarsening="4,2", levels=3, cycles=6, adjoint_cycles=6, relaxation="FCF"), serial
+        networks(WORLD, coarsening="4,2", levels=3, fused="intervals", **words), serial
     ):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         labels = torch.arange(6) % 3
@@ -83,6 +83,20 @@ def layers():
         network.layers.load_state_dict(alone.layers.serial().state_dict())  # a whole state on each rank
         for key, value in network.layers.full_state_dict().items():
             assert torch.equal(value, alone.layers.state_dict()[key])
+
+
+def in_turn():
+    """By default narrow layers go through the loop of one rank after the other, where that has less to do."""
+    network, shape = next(networks(WORLD, cycles=0, adjoint_cycles=0))
+    alone, _ = next(networks(MPI.COMM_SELF, levels=1))
+    x, grid = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64), network.layers.grid
+    values = [net(x) for net in (network, alone)]
+    own, whole = (gradients(net, value.square().sum()) for net, value in zip((network, alone), values))
+    if WORLD.size == 2 and fusedchain.has_compiler():
+        equal(values[:1], values[1:], 1e-13)
+        equal(own[2:4], [g[grid.begin : grid.end] for g in whole[2:4]], 1e-12)
+    else:
+        assert network.layers.solvers[0].misfits[0] > 0.0
 
 
 def trajectory_sum(network, x):
@@ -231,7 +245,7 @@ def manners():
 if __name__ == "__main__":
     if WORLD.size == 2:  # the compiled loop inside of intervals, and from rank to rank, where there is a compiler
         fusedchain.LEAST_WORK = 1
-    for part in (layers, cycles, given, unlike, splines, sequences, manners):
+    for part in (layers, in_turn, cycles, given, unlike, splines, sequences, manners):
         try:
             part()
         except BaseException:

@@ -33,6 +33,16 @@ def serial_cost(mgrit: Any) -> float:
     return mgrit.grid.num_steps * (FORWARD + GRADIENT) * (1 + layer_work(mgrit) / CALL)
 
 
+def chain_cost(mgrit: Any, ratio: float) -> float:
+    """Of a gradient by one compiled loop through all layers, from rank to rank: arithmetic alone, in units of a call.
+
+    Args:
+        mgrit: a `LayerMgrit`.
+        ratio: the time of a multiplication in the loop over that in a batched step.
+    """
+    return float(mgrit.grid.num_steps * (FORWARD + GRADIENT) * ratio * layer_work(mgrit) / CALL)
+
+
 def mgrit_cost(mgrit: Any) -> float:
     """Of a gradient by the cycles of a `LayerMgrit`, on the rank that has most, in units of a call."""
     row, stages = layer_work(mgrit) / CALL, mgrit.stages

@@ -1,8 +1,8 @@
 """Dense layers by the compiled loops of `fusedkernels`: the whole chain, exact, or all intervals of multigrid cycles.
 
 On one rank the whole chain, as one function of autograd, does in three passes what the cycles approximate in three to
-five, and a pass costs less as long as layers are narrow. On several ranks the loops go through the intervals of each.
-Both serve where they are cheaper by the count of operations, `is_cheaper`.
+five, and a pass costs less as long as layers are narrow. On several ranks the loop goes through the layers of one after
+the other, exact, too, or through the intervals of each inside of cycles. What serves follows counts of operations.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from nn_adapters.layers.parts.context import SERIAL, refuse_transforms
+from nn_adapters.layers.parts.costs import chain_cost, mgrit_cost
 from nn_adapters.layers.parts.fusedkernels import BLOCK, TILE, compiled
 
 #: Activations that the loops know, by their modules.
@@ -54,15 +55,27 @@ def has_compiler() -> bool:
     return find_spec("numba") is not None
 
 
-def is_cheaper(u: Tensor, controls: Sequence[Tensor], cycles: Sequence[int] | None) -> bool:
+def is_cheaper(u: Tensor, controls: Sequence[Tensor], cycles: Sequence[int] | None, layers: int | None = None) -> bool:
     """Whether the loops take these features and weights, and fewer operations than what they stand for.
 
     Args:
         u: features, (..., width).
-        controls: W (layers, width, width) and b (layers, width), all layers.
+        controls: W (layers, width, width) and b (layers, width).
         cycles: forward and adjoint ones; None for one layer after the other.
+        layers: of all ranks; None for those of the controls.
     """
-    return PASSES * _ratio(RATIOS, u, controls) < PASSES + (0 if cycles is None else sum(cycles))
+    return PASSES * _ratio(RATIOS, u, controls, layers) < PASSES + (0 if cycles is None else sum(cycles))
+
+
+def is_cheaper_in_turn(u: Tensor, controls: Sequence[Tensor], mgrit: Any) -> bool:
+    """Whether the loop through the layers of one rank after the other has less to do than cycles; alike on all ranks.
+
+    Args:
+        u: features, (..., width).
+        controls: W (layers, width, width) and b (layers, width), those of this rank.
+        mgrit: the `LayerMgrit` of all layers.
+    """
+    return chain_cost(mgrit, _ratio(RATIOS, u, controls, mgrit.grid.num_steps)) < mgrit_cost(mgrit)
 
 
 def is_cheaper_inside(u: Tensor, controls: Sequence[Tensor]) -> bool:
@@ -75,13 +88,14 @@ def is_cheaper_inside(u: Tensor, controls: Sequence[Tensor]) -> bool:
     return _ratio(RATIOS_INSIDE, u, controls) < 1
 
 
-def _ratio(ratios: Mapping[int, float], u: Tensor, controls: Sequence[Tensor]) -> float:
+def _ratio(ratios: Mapping[int, float], u: Tensor, controls: Sequence[Tensor], layers: int | None = None) -> float:
     """The ratio of this width; infinite for what the loops do not take."""
     W, b = controls
     width = W.shape[-1]
+    layers = len(W) if layers is None else layers
     if u.device.type != "cpu" or not u.dtype == W.dtype == b.dtype or u.dtype not in (torch.float32, torch.float64):
         return math.inf
-    if W.numel() * (u.numel() // width) < LEAST_WORK or not has_compiler():
+    if layers * width**2 * (u.numel() // width) < LEAST_WORK or not has_compiler():
         return math.inf
     return next((ratio for most, ratio in ratios.items() if width <= most), math.inf)
 
