@@ -2,13 +2,15 @@
 from nn_adapters.layers.layerparallel import LayerParallel as LayerParallel
 from nn_adapters.layers.layerlist import LayerList as LayerList
 from nn_adapters.layers.given import layer_step as layer_step
-from nn_adapters.layers.recurrent import (
+from nn_adapters.layers.parts.grugates import (
     GRU_STEPS as GRU_STEPS,
+    classic_step as classic_step,
+    implicit_step as implicit_step,
+)
+from nn_adapters.layers.recurrent import (
     SEQUENCES as SEQUENCES,
     GRUParallel as GRUParallel,
     GRUStack as GRUStack,
-    classic_step as classic_step,
-    implicit_step as implicit_step,
     sum_gradient_over_ranks as sum_gradient_over_ranks,
 )
 from nn_adapters.layers.parallelmodule import (

@@ -85,6 +85,7 @@ class LongDenseStep:
 
     layer: DenseStep
     shortest: float
+    takes_means: bool = True
 
     def __call__(self, u: Tensor, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
         return two_stages(self.layer.value, self.shortest, u, controls, dt)

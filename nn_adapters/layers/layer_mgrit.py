@@ -166,10 +166,7 @@ class LayerMgrit:
         )
 
     def coarse_controls(self, controls: Sequence[Tensor], may_be_means: bool) -> list[list[Tensor]]:
-        """The controls of the coarse levels: those in the middle of intervals, or means where they are smooth enough.
-
-        Collective. Long steps of GRUs gain nothing by means, and feedforward layers have no long steps.
-        """
+        """Those of coarse levels: in the middle of intervals, or means where they are smooth enough. Collective."""
         if may_be_means:
             self.roughness = roughness(controls, self.factors[0], self.grid.mpi)
         with torch.no_grad():
@@ -286,7 +283,8 @@ class _LayerCall:
         if factors:
             long = self.step.over_intervals(self.mgrit.shortest)
             self.mgrit.stages = 1 + int(self.step is not long)
-            for rows, dt in zip(self.mgrit.coarse_controls(controls, self.step is not long), lengths[1:]):
+            may_be_means = self.step is not long and long.takes_means
+            for rows, dt in zip(self.mgrit.coarse_controls(controls, may_be_means), lengths[1:]):
                 levels.append(long.linearize(rows, shared, dt))
         return levels
 

@@ -49,7 +49,15 @@ class LayerStep(Protocol):
 
 
 class CoarseStep(Protocol):
-    """A long step, differentiated by the state alone; arguments as those of `LayerStep`."""
+    """A long step, differentiated by the state alone; arguments as those of `LayerStep`.
+
+    Attributes:
+        takes_means: whether its controls may be the means of those in its interval, rather than those in the middle.
+    """
+
+    @property
+    def takes_means(self) -> bool:
+        """See above."""
 
     def __call__(self, u: Tensor, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
         """The states after the steps."""
@@ -134,10 +142,12 @@ class AutogradStep:
         function: (u, controls, shared, dt) -> states after the steps; shapes as in `LayerStep`.
         over: (length of a layer, u, controls, shared, dt) -> states after steps in the place of intervals of layers;
             None where `function` knows long steps itself.
+        takes_means: see `CoarseStep`.
     """
 
     function: Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], Any], Tensor]
     over: Callable[..., Tensor] | None = None
+    takes_means: bool = True
 
     def __call__(self, u: Tensor, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
         return self.function(u, controls, shared, dt).to(u.dtype)  # operations under autocast may have another
@@ -149,7 +159,7 @@ class AutogradStep:
 
     def over_intervals(self, shortest: float) -> AutogradStep:
         """The step of coarse levels."""
-        return self if self.over is None else AutogradStep(partial(self.over, shortest))
+        return self if self.over is None else AutogradStep(partial(self.over, shortest), None, self.takes_means)
 
 
 @dataclass

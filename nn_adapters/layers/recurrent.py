@@ -5,30 +5,35 @@
     implicit:  h_t = n + (1 + (1 - z))^-dt (h_{t-1} - n)           dt = 1 is (2 - z) h_t = h_{t-1} + (1 - z) n
 
 A long step is that many short ones with the gates held, exactly, in one; so coarse steps are stable, and |h| stays
-below 1. The implicit unit is that of G. E. Moon, E. C. Cyr, Parallel training of GRU networks with a multi-grid solver
-for long sequences, ICLR 2022, whose long step is one implicit step, (1 + dt (1 - z)) h_t = h_{t-1} + dt (1 - z) n. The
-classic unit's is often taken as Euler's, h + dt (1 - z) (n - h), which grows without bound where dt (1 - z) > 2.
+below 1. Gates are held as they are at the state halfway, which a first stage finds. The implicit unit is that of G. E.
+Moon, E. C. Cyr, Parallel training of GRU networks with a multi-grid solver for long sequences, ICLR 2022, whose long
+step is one implicit step, (1 + dt (1 - z)) h_t = h_{t-1} + dt (1 - z) n. The classic unit's is often taken as Euler's,
+h + dt (1 - z) (n - h), which grows without bound where dt (1 - z) > 2.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
+from nn_adapters.layers.coarsening import half_way
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
-from nn_adapters.layers.layerstep import AutogradStep, LayerStep, LayerSteps, StepLength
+from nn_adapters.layers.layerstep import AutogradStep, LayerStep, LayerSteps, LinearizedSteps, StepLength
 from nn_adapters.layers.parallelmodule import ParallelModule
 from nn_adapters.layers.parts.context import autocast_state, sum_over_ranks, summed_gradient
+from nn_adapters.layers.parts.grugates import GRU_STEPS, kept, long_step
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import MgritSettings
 
-#: Settings of MGRIT that gates need, which jump where layers do not: three levels, two cycles, FCF-relaxation.
-SEQUENCES = {"coarsening": "4", "levels": 3, "cycles": 2, "adjoint_cycles": 2, "relaxation": "FCF"}
+#: Settings of MGRIT that gates need, which jump where layers do not: three levels, a cycle with FCF-relaxation.
+SEQUENCES = {"coarsening": "4", "levels": 3, "cycles": 1, "adjoint_cycles": 1, "relaxation": "FCF"}
 
 
 class GRUStack(nn.Module):
@@ -203,7 +208,10 @@ class GRUParallel(ParallelModule):
         hidden = rows.new_zeros((rows.shape[1], self.hidden_size))
         end = hidden
         by_hand = not autocast_state(rows.device.type)["enabled"]
-        step: LayerStep = GRUStep(self.kind) if by_hand else AutogradStep(GRU_STEPS[self.kind])
+        own = GRU_STEPS[self.kind]
+        step: LayerStep = (
+            GRUStep(self.kind) if by_hand else AutogradStep(own, partial(long_step, own), takes_means=False)
+        )
         exact = self.is_exact
         for layer, solver in enumerate(self.solvers):
             gates, shared = gates_of_inputs(self, layer, rows, self.grid.mpi)
@@ -248,49 +256,6 @@ def sum_gradient_over_ranks(parameter: nn.Parameter, mpi: Any) -> None:
 # -- steps, and their derivatives by hand -------------------------------------------------------------------
 
 
-def _gates(h: Tensor, z: Sequence[Tensor], p: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """The logit of 1 - z, and n; p is U and c, or a function that applies both."""
-    x_r, x_z, x_n = z[0].chunk(3, -1)
-    h_r, h_z, h_n = (p[0](h) if len(p) == 1 else torch.nn.functional.linear(h, *p)).chunk(3, -1)
-    return -x_z - h_z, torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n)
-
-
-def _column(dt: StepLength, like: Tensor) -> StepLength:
-    return dt if isinstance(dt, float) else dt.to(like).reshape(-1, 1, 1)
-
-
-def classic_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Any], dt: StepLength) -> Tensor:
-    """n + z^dt (h - n): dt = 1 is PyTorch's GRU; a longer step is dt of them, the gates held, and stable.
-
-    Args:
-        h: hidden states before the steps, (steps, batch, hidden).
-        z: the gates of the inputs, W x + b, (steps, batch, 3 hidden), in a sequence of one.
-        p: U, (3 hidden, hidden), and its bias, (3 hidden,).
-        dt: length of the steps.
-    """
-    logit, n = _gates(h, z, p)
-    if isinstance(dt, float) and dt == 1.0:
-        return h + torch.sigmoid(logit) * (n - h)
-    keep = -torch.expm1(_column(dt, h) * torch.nn.functional.logsigmoid(-logit))  # 1 - z^dt
-    return h + keep * (n - h)
-
-
-def implicit_step(h: Tensor, z: Sequence[Tensor], p: Sequence[Any], dt: StepLength) -> Tensor:
-    """n + (1 + k)^-dt (h - n), k = 1 - z: implicit in h, with gates at the old state; a longer step is dt of them.
-
-    Moon, Cyr, 2022; arguments as for `classic_step`.
-    """
-    logit, n = _gates(h, z, p)
-    k = torch.sigmoid(logit)
-    if isinstance(dt, float) and dt == 1.0:
-        return (h + k * n) / (1.0 + k)
-    return n + torch.exp(-_column(dt, h) * torch.log1p(k)) * (h - n)
-
-
-#: Steps of a GRU by its kind.
-GRU_STEPS = {"implicit": implicit_step, "classic": classic_step}
-
-
 class GRUStep:
     """A step of a GRU as a `LayerStep`: controls are the gates of the inputs, shared are U and its bias.
 
@@ -309,64 +274,110 @@ class GRUStep:
     ) -> GRULinearized:
         return GRULinearized(self, controls, shared, dt)
 
-    def over_intervals(self, shortest: float) -> GRUStep:
-        """Itself: it knows long steps."""
-        return self
+    def over_intervals(self, shortest: float) -> LongGRUStep:
+        """The step of coarse levels."""
+        return LongGRUStep(self.kind, shortest)
 
-    def kept(self, z: Tensor, dt: StepLength) -> tuple[Tensor, Tensor]:
-        """q of h_t = n + q (h - n), and its derivative by the logit of z."""
-        k, is_short = 1.0 - z, isinstance(dt, float) and dt == 1.0
-        dt = _column(dt, z)
-        if self.kind == "classic":
-            q = z if is_short else torch.pow(z, dt)
-            return q, q * k * dt
-        long = 1.0 + k
-        q = long.reciprocal() if is_short else torch.pow(long, -dt)
-        return q, (q * k * z).div_(long).mul_(dt)
+
+@dataclass(frozen=True)
+class LongGRUStep:
+    """The step of two stages in the place of an interval of steps of length `shortest`, see `grugates.long_step`.
+
+    The gates of its inputs are those in the middle of the interval: their means are no better, and worse for classic
+    units.
+    """
+
+    kind: str
+    shortest: float
+    takes_means: bool = False
+
+    def __call__(self, u: Tensor, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
+        return long_step(GRU_STEPS[self.kind], self.shortest, u, controls, shared, dt)
+
+    def linearize(
+        self, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: Callable[[slice], StepLength]
+    ) -> LongGRULinearized:
+        return LongGRULinearized(self, controls, shared, dt)
+
+
+class Moved(NamedTuple):
+    """Of h_t = n + q (h - n): q; derivatives of h_t by the logit of z, and by the sum in n; of that by r's logit; r."""
+
+    q: Tensor
+    by_z: Tensor
+    by_n: Tensor
+    by_r: Tensor
+    r: Tensor
+
+    def of_gates(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The cotangents of U h + c, and of the sum in n, from that of h_t."""
+        s = w * self.by_n
+        return torch.cat([s * self.by_r, w * self.by_z, s * self.r], -1), s
+
+    def rows(self, rows: slice) -> Moved:
+        """Of some of the steps."""
+        return Moved(*(part[rows] for part in self))
+
+
+def move(kind: str, h: Tensor, at: Tensor, x: Tensor, shared: Sequence[Tensor], dt: StepLength) -> tuple[Moved, Tensor]:
+    """h_t with the gates of the states `at`, and its derivatives by these gates."""
+    size, a = h.shape[-1], torch.nn.functional.linear(at, *shared)
+    r, z = torch.sigmoid(x[..., : 2 * size] + a[..., : 2 * size]).split(size, -1)
+    a_n = a[..., 2 * size :]
+    n = torch.addcmul(x[..., 2 * size :], r, a_n).tanh_()
+    q, slope = kept(kind, z, dt)
+    ahead, less = h - n, q - 1.0
+    by_n = n.square().sub_(1.0).mul_(less)
+    by_r = (r * a_n).mul_(1.0 - r)
+    value = torch.addcmul(h, less, ahead)  # h to the last bit where q is 1
+    return Moved(q, slope.mul_(ahead), by_n, by_r, r), value
+
+
+def through_gates(w: Tensor, of_hidden: Tensor, U: Tensor) -> Tensor:
+    """w + U' of_hidden: the cotangent of the states that gates see is added to one of states, (rows, batch, hidden)."""
+    return torch.addmm(w.flatten(0, 1), of_hidden.flatten(0, 1), U).view_as(w)
 
 
 class GRULinearized(LayerSteps):
-    """Steps of a GRU at their states. A piece is h, q, and the derivatives of h_t by the logits of z, and by the sum in
-    n; of that sum by the logit of r; and r.
-    """
+    """Steps of a GRU at their states; a piece is h, and its `Moved`."""
 
     step: GRUStep
 
     def remember(self, u: Tensor, rows: slice) -> Tensor:
-        x, (U, c), size = self.controls[0][rows], self.shared, u.shape[-1]
-        a = torch.nn.functional.linear(u, U, c)
-        r, z = torch.sigmoid(x[..., : 2 * size] + a[..., : 2 * size]).split(size, -1)
-        a_n = a[..., 2 * size :]
-        n = torch.addcmul(x[..., 2 * size :], r, a_n).tanh_()
-        q, slope = self.step.kept(z, self.dt(rows))
-        ahead, less = u - n, q - 1.0
-        by_n = n.square().sub_(1.0).mul_(less)
-        by_r = (r * a_n).mul_(1.0 - r)
-        self.pieces[rows.start, rows.stop, rows.step] = u, q, slope.mul_(ahead), by_n, by_r, r
-        return torch.addcmul(u, less, ahead)  # u to the last bit where q is 1
+        moved, value = move(self.step.kind, u, u, self.controls[0][rows], self.shared, self.dt(rows))
+        self.pieces[rows.start, rows.stop, rows.step] = u, moved
+        return value
 
     def pullback(self, w: Tensor, rows: slice) -> Tensor:
-        _, q, by_z, by_n, by_r, r = self._piece(rows)
-        s = w * by_n
-        return self._before(w, q, torch.cat([s * by_r, w * by_z, s * r], -1))
+        _, moved = self.pieces[rows.start, rows.stop, rows.step]
+        return through_gates(w * moved.q, moved.of_gates(w)[0], self.shared[0])
 
     def gradients(self, w: Tensor, rows: slice) -> tuple[Tensor, ...]:
-        u, q, by_z, by_n, by_r, r = self._piece(rows)
-        self.pieces.pop((rows.start, rows.stop, rows.step), None)
-        s = w * by_n
-        of_gates = torch.cat([s * by_r, w * by_z, s], -1)
-        of_hidden = torch.cat([of_gates[..., : 2 * u.shape[-1]], s * r], -1)
+        u, moved = self.pieces.pop((rows.start, rows.stop, rows.step))
+        of_hidden, s = moved.of_gates(w)
+        of_inputs = torch.cat([of_hidden[..., : 2 * u.shape[-1]], s], -1)
         flat = of_hidden.flatten(0, 1)
-        return self._before(w, q, of_hidden), of_gates, flat.T @ u.flatten(0, 1), flat.sum(0)
+        before = through_gates(w * moved.q, of_hidden, self.shared[0])
+        return before, of_inputs, flat.T @ u.flatten(0, 1), flat.sum(0)
 
-    def _before(self, w: Tensor, q: Tensor, of_hidden: Tensor) -> Tensor:
-        """The cotangent of h, (rows, batch, hidden), from that of U h + c."""
-        return torch.addmm((w * q).flatten(0, 1), of_hidden.flatten(0, 1), self.shared[0]).view_as(w)
 
-    def _piece(self, rows: slice) -> Sequence[Tensor]:
-        key = rows.start, rows.stop, rows.step
-        if self.states is None:
-            return self.pieces[key]  # type: ignore[no-any-return]
-        if (None, None, None) not in self.pieces:  # a coarse level: all its steps at once
-            self.remember(self.states, slice(None))
-        return [part[rows] for part in self.pieces[None, None, None]]
+class LongGRULinearized(LinearizedSteps):
+    """Long steps at their states; a piece is the `Moved` of both stages."""
+
+    step: LongGRUStep
+
+    def remember(self, u: Tensor, rows: slice) -> Tensor:
+        kind, x, dt = self.step.kind, self.controls[0][rows], self.dt(rows)
+        first, middle = move(kind, u, u, x, self.shared, half_way(dt, self.step.shortest))
+        second, value = move(kind, u, middle, x, self.shared, dt)
+        self.pieces[rows.start, rows.stop, rows.step] = first, second
+        return value
+
+    def pullback(self, w: Tensor, rows: slice) -> Tensor:
+        if (None, None, None) not in self.pieces:
+            assert self.states is not None
+            self.remember(self.states, slice(None))  # all steps of the level at once
+        first, second = (moved.rows(rows) for moved in self.pieces[None, None, None])
+        U = self.shared[0]
+        of_middle = second.of_gates(w)[0].flatten(0, 1).mm(U).view_as(w)
+        return through_gates(torch.addcmul(w * second.q, of_middle, first.q), first.of_gates(of_middle)[0], U)

@@ -10,11 +10,14 @@ the cases `nested` and `initialization` of `layer_parallel`.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import nn_adapters as nna
@@ -22,7 +25,7 @@ from pdeopt.steps.mgrit import MgritSettings
 from problems.benchmarks.layer_model import LayerCosts, measure_costs, predict
 from problems.benchmarks.layer_parallel import Benchmark, script
 from problems.benchmarks.processes import Row, bar, measure, plain, run, show, table
-from problems.har_gru import standardized
+from problems.har_gru import Classifier, SequenceSettings, standardized
 
 WORK = "problems.benchmarks.layer_work"
 
@@ -61,6 +64,9 @@ NETWORKS = (
     ),
 )
 
+#: Two cycles forward and two for the adjoint, which stay, also where they do not pay.
+TWO_CYCLES = ("-bias_limit", 0, "-layer_mgrit_cycles", 2, "-layer_mgrit_adjoint_cycles", 2)
+
 #: Accuracy of HAR in percent (G. E. Moon, E. C. Cyr, ICLR 2022).
 HAR_ACCURACY = 90.0
 
@@ -73,7 +79,7 @@ class Tables:
         self.old = Benchmark(quick, data_dir=data_dir)
 
     def har(self) -> list[Row]:
-        """Accuracy of both units in series, and of both by their cycles, at the script's defaults."""
+        """Accuracy of both units by the script's defaults, and of both by their cycles, also where these do not pay."""
         if not self.data_dir and not self.quick:
             return [show(Row("HAR: left out, no -data_dir", None, ""))]
         words = ["-epochs", 1, "-hidden", 16] if self.quick else ["-data_dir", self.data_dir]
@@ -82,29 +88,47 @@ class Tables:
             serial, cycles = [], []
             for seed in range(self.seeds):
                 own = [*words, "-kind", kind, "-seed", seed]
-                serial.append(100 * script("har_gru", *own, "-layer_mgrit_levels", 1)["test_accuracy"])
-                found = script("har_gru", *own, "-bias_limit", 0)  # the cycles stay, also where they do not pay
+                found = script("har_gru", *own)
+                how = f"in series, {found['serial']}" if found["serial"] else "by cycles"
+                serial.append(100 * found["test_accuracy"])
+                rows.append(plain(f"HAR, {kind}, seed {seed}, by default: {how}", serial[-1], "%"))
+                found = script("har_gru", *own, *TWO_CYCLES)
                 cycles.append(100 * found["test_accuracy"])
+                rows.append(plain(f"HAR, {kind}, seed {seed}, cycles 2/2", cycles[-1], "%"))
             mean, parallel = sum(serial) / self.seeds, sum(cycles) / self.seeds
             lines[kind] = [mean, parallel]
             rows.append(
-                bar(f"HAR, {kind}: serial - cycles, mean of {self.seeds} seeds", mean - parallel, "points", 0.5)
+                bar(f"HAR, {kind}: by default - by cycles, mean of {self.seeds} seeds", mean - parallel, "points", 0.5)
             )
             rows.append(plain(f"HAR, {kind}: gradient error at the end", found["gradient_error"], "relative"))
-        table(f"HAR, test accuracy in percent; published about {HAR_ACCURACY:g}", ["in series", "by cycles"], lines)
+        table(f"HAR, test accuracy in percent; published about {HAR_ACCURACY:g}", ["by default", "by cycles"], lines)
         return rows
 
     def units(self) -> list[Row]:
-        """The error of dU by cycles, both units with PyTorch's first weights, 50 sequences."""
+        """The error of dU by cycles, both units with PyTorch's first weights and with trained ones, 50 sequences."""
         name, batch, bars = "har" if self.data_dir else "synthetic_har", 50, {"implicit": 2e-2, "classic": 5e-2}
         data, rows = standardized(nna.load_dataset(name, self.data_dir)), []
         x, labels = data.x_train[:: len(data.x_train) // batch].double(), data.y_train[:: len(data.x_train) // batch]
         for kind, most in bars.items():
-            for cycles in (2, 8):
-                error = error_of_recurrent_weights(kind, cycles, x, labels, 8 if self.quick else 48)
-                case = f"{name}, {kind}, {cycles}/{cycles} cycles: error of dU"
-                rows.append(bar(case, error, "relative", most if cycles == 2 else 1e-10))
+            for which, weights in (("first", {}), ("trained", self._trained(kind))):
+                for cycles in (2, 16):
+                    error = error_of_recurrent_weights(kind, cycles, x, labels, self._hidden(), weights)
+                    case = f"{name}, {kind}, {which} weights, {cycles}/{cycles} cycles: error of dU"
+                    rows.append(bar(case, error, "relative", most if cycles == 2 else 1e-10))
         return rows
+
+    def _hidden(self) -> int:
+        return 8 if self.quick else 48
+
+    def _trained(self, kind: str) -> dict[str, Tensor]:
+        """Weights after the script's epochs, one layer after the other; after one of generated signals with -quick."""
+        words = ["-epochs", 1, "-samples", 300] if self.quick else []
+        files = ["-data_dir", self.data_dir] if self.data_dir else []
+        with tempfile.TemporaryDirectory() as folder:
+            file = str(Path(folder) / "run.safetensors")
+            script("har_gru", "-kind", kind, "-hidden", self._hidden(), *words, *files, "-checkpoint", file)
+            stored = load_file(file)
+        return {name.removeprefix("parameter."): v for name, v in stored.items() if name.startswith("parameter.")}
 
     def strong(self) -> list[Row]:
         """Speed-up over layers one after the other, measured on a few ranks and predicted beyond."""
@@ -114,11 +138,11 @@ class Tables:
             words = ("-layers", layers, "-width", network.width, "-batch", network.batch, "-repeat", 3)
             serial = run(WORK, "eager", *words)["seconds"]
             for ranks in (1, 2) if self.quick else (1, 2, 4):
-                found = run(WORK, "parallel", *words, ranks=ranks)
                 name = f"{network.name}, {layers} layers, {ranks} ranks"
-                rows.append(
-                    plain(f"{name}, {found.get('setting', 'no setting')}", serial / found["seconds"], "x PyTorch")
-                )
+                for task in ("default", "parallel"):
+                    found = run(WORK, task, *words, ranks=ranks)
+                    how = f"{'by default, ' * (task == 'default')}{found.get('setting', 'no setting')}"
+                    rows.append(plain(f"{name}: {how}", serial / found["seconds"], "x PyTorch"))
                 pipe = run(WORK, "pipeline", *words, ranks=ranks)["seconds"]
                 rows.append(plain(f"{name}: GPipe, {4 * ranks} micro-batches", serial / pipe, "x PyTorch"))
             costs = measure_costs(network.width, network.batch, 20 if self.quick else 100)
@@ -155,15 +179,28 @@ class Tables:
         return self.old.initialization()
 
 
-def error_of_recurrent_weights(kind: str, cycles: int, x: Tensor, labels: Tensor, hidden: int) -> float:
-    """Of the gradient by U of two stacked GRUs, relative to that of steps one after the other."""
+def error_of_recurrent_weights(
+    kind: str, cycles: int, x: Tensor, labels: Tensor, hidden: int, weights: dict[str, Tensor]
+) -> float:
+    """Of the gradient by U of two stacked GRUs, relative to that of steps one after the other.
+
+    Args:
+        kind, hidden: of the units.
+        cycles: forward, and as many for the adjoint.
+        x, labels: sequences.
+        weights: those of a `har_gru.Classifier` by name; none for PyTorch's first ones.
+    """
     torch.manual_seed(0)
-    network = nna.GRUParallel(None, x.shape[2], hidden, x.shape[1], 2, kind, cycles=cycles, adjoint_cycles=cycles)
-    head, network = nn.Linear(hidden, 6).double(), network.double()
-    weights = [network.weight_hh_l0, network.weight_hh_l1]
+    settings = nna.MgritSettings(**{**nna.layers.SEQUENCES, "cycles": cycles, "adjoint_cycles": cycles})
+    data = nna.Dataset("", x, labels, x, labels, 6)
+    network = Classifier(SequenceSettings(hidden=hidden, kind=kind), None, settings, data)
+    if weights:
+        network.load_state_dict(weights)
+    gru, head = network.double().gru, network.closing
+    matrices = [gru.weight_hh_l0, gru.weight_hh_l1]
     found, exact = (
-        torch.cat([g.flatten() for g in torch.autograd.grad(nn.functional.cross_entropy(head(out), labels), weights)])
-        for out in (network(x), network.forward_in_series(x))
+        torch.cat([g.flatten() for g in torch.autograd.grad(nn.functional.cross_entropy(head(out), labels), matrices)])
+        for out in (gru(x), gru.forward_in_series(x))
     )
     return float((found - exact).norm() / exact.norm())
 

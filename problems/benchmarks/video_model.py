@@ -23,7 +23,8 @@ import torch
 import nn_adapters as nna
 from nn_adapters.data.encoders import architectures
 from nn_adapters.layers.layerstep import AutogradStep
-from nn_adapters.layers.recurrent import GRU_STEPS, gates_of_inputs
+from nn_adapters.layers.parts.grugates import GRU_STEPS
+from nn_adapters.layers.recurrent import gates_of_inputs
 from pdeopt.steps.transfer import level_offsets, whole_intervals
 from problems.benchmarks import processes
 from problems.benchmarks.layer_model import LayerClocks, schedule
@@ -132,7 +133,7 @@ def _encoder(repeat: int) -> float:
 def predict(sizes: Sizes, ranks: int, settings: nna.MgritSettings, costs: Costs) -> dict[str, float]:
     """Seconds of a batch on the rank that has most: disk, gates, forward, backward, sums of gradients.
 
-    On coarse levels the adjoint begins with a forward evaluation of each step.
+    On coarse levels the adjoint begins with a forward evaluation of each step; long steps have two stages.
     """
     factors = settings.factors(sizes.steps)
     levels = level_offsets(whole_intervals(sizes.steps, factors, ranks), factors)
@@ -141,7 +142,7 @@ def predict(sizes: Sizes, ranks: int, settings: nna.MgritSettings, costs: Costs)
 
     def solve(call: tuple[float, float], cycles: int) -> float:
         clocks = LayerClocks(ranks, call, message)
-        return float(schedule(clocks, levels, factors, settings, cycles, stages=1).time.max())
+        return float(schedule(clocks, levels, factors, settings, cycles).time.max())
 
     calls = factors[0] if factors else own
     weights = sum(count * (b - a) for count, a, b in zip((calls, own), costs.pullback, costs.gradients))
@@ -153,7 +154,7 @@ def predict(sizes: Sizes, ranks: int, settings: nna.MgritSettings, costs: Costs)
         "gates": sizes.layers * own * sum(costs.gates),
         "forward": sizes.layers * solve(costs.forward, settings.cycles),
         "backward": sizes.layers
-        * (solve(costs.pullback, settings.adjoint_cycles) + weights + coarse * sum(costs.forward)),
+        * (solve(costs.pullback, settings.adjoint_cycles) + weights + 2 * coarse * sum(costs.forward)),
         "sums": float(sums),
     }
 

@@ -52,7 +52,8 @@ def test_videos_in_series_cost_each_step_once_and_ranks_share_what_they_can():
     settings = MgritSettings(2, "4", cycles=1, adjoint_cycles=1)
     four = video_model.predict(sizes, 4, settings, costs)
     assert [serial[name] / four[name] for name in ("disk", "gates")] == [4.0, 4.0]
-    # the last rank: nested start 16, one cycle 4 + 1 and its 4 of the coarse steps, which come as a wave, last run 4
-    assert four["forward"] == 2 * (16 + 4 + 1 + 4 + 4)
+    # the last rank: nested start 16 long steps of two stages, one cycle 4 + 2 and its 4 of the coarse steps, which come
+    # as a wave, last run 4
+    assert four["forward"] == 2 * (32 + 4 + 2 + 8 + 4)
     # back twice as dear, weights once more in the last run, and coarse steps evaluated forward: 4 of this rank
-    assert four["backward"] == 2 * (2 * (16 + 4 + 1 + 4 + 4) + 4 * 2 + 4)
+    assert four["backward"] == 2 * (2 * (32 + 4 + 2 + 8 + 4) + 4 * 2 + 8)

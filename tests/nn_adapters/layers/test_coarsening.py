@@ -10,7 +10,7 @@ from nn_adapters.layers.densestep import DenseStep
 from nn_adapters.layers.given import layer_step
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import measure_bias
-from nn_adapters.layers.recurrent import GRU_STEPS
+from nn_adapters.layers.parts.grugates import GRU_STEPS
 
 generator = torch.Generator().manual_seed(0)
 

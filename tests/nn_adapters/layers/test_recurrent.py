@@ -1,11 +1,15 @@
 """GRUs that are solved in parallel over their sequence."""
 
+from functools import partial
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
 from nn_adapters.layers.layerstep import AutogradStep
-from nn_adapters.layers.recurrent import GRU_STEPS, GRUParallel, GRUStep
+from nn_adapters.layers.parts.grugates import GRU_STEPS, long_step
+from nn_adapters.layers.recurrent import GRUParallel, GRUStep
 from pdeopt.core.errors import InputError
 
 
@@ -80,6 +84,44 @@ def test_derivatives_by_hand_are_those_of_autograd(kind, dt):
     assert torch.allclose(own.pullback(w, every), reference.pullback(w, every), rtol=0, atol=1e-13)
     for a, b in zip(own.gradients(w, every), reference.gradients(w, every)):
         assert torch.allclose(a, b, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", GRU_STEPS)
+@pytest.mark.parametrize("dt", [4.0, torch.tensor([1.0, 4.0, 2.5])])
+def test_long_steps_have_derivatives_by_hand_and_gates_of_the_state_halfway(kind, dt):
+    generator, step = torch.Generator().manual_seed(3), GRU_STEPS[kind]
+    h, w, gates, *shared = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((3, 2, 4), (3, 2, 4), (3, 2, 12), (12, 4), (12,))
+    )
+    lengths = lambda rows: dt if isinstance(dt, float) else dt[rows]  # noqa: E731
+    own, reference = (
+        each.over_intervals(1.0).linearize([gates], shared, lengths)
+        for each in (GRUStep(kind), AutogradStep(step, partial(long_step, step)))
+    )
+    middle = step(h, [gates], shared, (dt - 1.0) / 2)
+    for each in (own, reference):
+        each.states = h
+        assert torch.allclose(each.advance(h, slice(None)), step(h, [gates], shared, dt, at=middle), rtol=0, atol=1e-14)
+    for rows in (slice(None), slice(1, 2)):
+        assert torch.allclose(own.pullback(w[rows], rows), reference.pullback(w[rows], rows), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", GRU_STEPS)
+def test_a_long_step_is_its_short_ones_to_second_order(kind):
+    """Of slow units, whose gates a state that moves changes: the error of m steps falls as m^3."""
+    generator, errors = torch.Generator().manual_seed(4), []
+    h, gates, *shared = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((1, 2, 4), (1, 2, 12), (12, 4), (12,))
+    )
+    gates[..., 4:8] += 10.0  # z near one: a step moves little
+    for m in (8, 16, 32):
+        exact = h
+        for _ in range(m):
+            exact = GRU_STEPS[kind](exact, [gates], shared, 1.0)
+        errors.append(float((long_step(GRU_STEPS[kind], 1.0, h, [gates], shared, float(m)) - exact).norm()))
+    assert all(7.5 < b / a < 10 for a, b in pairwise(errors))
 
 
 def test_gradients_are_those_of_differences():
