@@ -129,7 +129,7 @@ SCRIPT = LayerTraining(
     make=Classifier,
     second_order=(),
     numbers=_numbers,
-    defaults={nna.TrainingSettings: {"epochs": 4, "batch": 50, "lr": 3e-3}, nna.MgritSettings: {"coarsening": "4"}},
+    defaults={nna.TrainingSettings: {"epochs": 4, "batch": 50, "lr": 3e-3}},
 )
 OPTIONS = SCRIPT.options
 
