@@ -87,6 +87,8 @@ class Place(NamedTuple):
 class MoreauYosida(InequalityMethod):
     """See the module. Where Newton's method fails after a raise, it goes back to the solution before, and raises less.
 
+    After multipliers have moved it lowers the price instead of going on in ever shorter steps.
+
     Optimality is the largest of |L_x| and nu |c|; feasibility of |F| and the entries of c.
 
     Args:
@@ -208,17 +210,28 @@ class MoreauYosida(InequalityMethod):
 
     @property
     def _can_retreat(self) -> bool:
-        return self._last is not None and self.nu is None and self._growth > LEAST_GROWTH**2
+        if self._last is None:
+            return False
+        if self.nu is not None:
+            return self.gamma > self.settings.growth * self.settings.gamma * _unit(self)
+        return self._growth > LEAST_GROWTH**2
 
     def _retreat(self, reason: Reason) -> Reason:
-        """Back to the last solution, for a smaller raise; the reason where that is not smaller any more."""
+        """Back to the last solution, for a smaller raise, or with moved multipliers a lower price.
+
+        The reason where that is not smaller any more.
+        """
         if not self._can_retreat:
             return reason
-        last, self._growth = self._last, math.sqrt(self._growth)
+        last = self._last
         assert last is not None
         last.x.copy(self.x)
         last.lam.copy(self.lam)
-        self.gamma, self.nu = last.gamma * self._growth, last.nu
+        if self.nu is not None:
+            self.gamma /= math.sqrt(self.settings.growth)
+        else:
+            self._growth = math.sqrt(self._growth)
+            self.gamma = last.gamma * self._growth
         return self._go_on()
 
     def _go_on(self) -> Reason:

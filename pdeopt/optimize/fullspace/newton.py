@@ -8,7 +8,8 @@ Where J has kinks in its derivative, as a penalty max(u - b, 0)^2 has, the Hessi
 along a full step although the next step, with the Hessian there, comes down: semismooth Newton converges by full steps.
 So a few full steps in a row are tried before the search, and taken where they end below (watchdog: R. M. Chamberlain,
 M. J. D. Powell, C. Lemarechal, H. C. Pedersen, Math. Programming Study 16, 1982). They are tried only where the
-quadratic model of J alone explains the rise: a smooth J in a nonlinear problem costs no solves in vain.
+quadratic model of J alone explains the rise: a smooth J in a nonlinear problem costs no solves in vain. Where they have
+been in vain once, they are not tried again for the same J.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class NewtonKKT(FullSpaceMethod):
         self._note, self._krylov = "", 0
         self.lin = problem.at(x)
         self._residual = self._previous = math.inf  # |(L_x, F)| now and before the last step
+        self._in_vain = False  # were full steps over kinks
         self.merit = Merit(self.metric, penalty * max(abs(self.lin.value), 1e-8))
         self._enough = enough if enough > 0 and is_linear_quadratic(self.lin) else math.inf
 
@@ -163,10 +165,12 @@ class NewtonKKT(FullSpaceMethod):
             shortens = self.merit.residual(trials[1.0]) < self._residual
             return self._take(trials[1.0], 1.0) if shortens else Reason.DIVERGED_LINE_SEARCH
         enough = search.limit(start, slope, 1.0)
-        if self.merit(trials[1.0]) > enough and self.merit.has_kinks(here, dx, trials[1.0], start + 0.5 * slope):
+        is_above = self.merit(trials[1.0]) > enough and not self._in_vain
+        if is_above and self.merit.has_kinks(here, dx, trials[1.0], start + 0.5 * slope):
             beyond = self._over_kinks(trials[1.0], enough)
             if beyond is not None:
                 return self._take(beyond, 1.0)
+            self._in_vain = True
 
         def merit(size: float) -> float:
             point = trials[size] if size in trials else self.merit.ahead(here, size, dx, dlam)
@@ -227,12 +231,13 @@ class NewtonKKT(FullSpaceMethod):
     def memory(self) -> dict[str, Any]:
         """What a restart needs beside x and lam."""
         ways = {hessian: solver.choice.stage for hessian, solver in self._solvers.items()}
-        return {"penalty": self.merit.penalty, "step_size": self.step_size, "previous": self._previous, "ways": ways}
+        last = {"step_size": self.step_size, "previous": self._previous, "in_vain": self._in_vain}
+        return {"penalty": self.merit.penalty, **last, "ways": ways}
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Go on from the `memory` of an earlier run."""
         self.merit.penalty = memory["penalty"]
-        self.step_size, self._previous = memory["step_size"], memory["previous"]
+        self.step_size, self._previous, self._in_vain = memory["step_size"], memory["previous"], memory["in_vain"]
         for hessian, stage in memory["ways"].items():
             self._solver(hessian).choice.resume(stage)
 
@@ -251,6 +256,6 @@ def go_on_with(newton: NewtonKKT, problem: ControlProblem) -> None:
     """
     newton.problem, newton.lin = problem, problem.at(newton.x)
     newton.merit = Merit(RieszMetric(problem), newton.merit.penalty)
-    newton.step_size, newton._looked_at, newton._previous = 1.0, None, math.inf
+    newton.step_size, newton._looked_at, newton._previous, newton._in_vain = 1.0, None, math.inf, False
     newton._evaluate()
     newton._residual = newton._size

@@ -129,6 +129,20 @@ def test_where_newton_fails_it_goes_back_and_raises_less(monkeypatch):
     assert result.converged and result.objective == pytest.approx(dense_minimum()[0], rel=1e-9)
 
 
+def test_where_newton_fails_after_multipliers_have_moved_it_lowers_the_price(monkeypatch):
+    method, calls = method_for(line(), state_upper=UPPER), []
+    step = method._newton.step
+
+    def fails_once():
+        calls.extend([method.gamma] if method.nu is not None else [])
+        return po.Reason.DIVERGED_LINE_SEARCH if len(calls) == 1 and method.nu is not None else step()
+
+    monkeypatch.setattr(method._newton, "step", fails_once)
+    result = run(method)
+    assert calls[1] == pytest.approx(0.1 * calls[0])
+    assert result.converged and result.objective == pytest.approx(dense_minimum()[0], rel=1e-9)
+
+
 def test_derivatives_of_the_penalty_are_consistent():
     """With known multipliers, for bounds and a curved path, whose blocks for bounds are those of colored products."""
     problem = van_der_pol(6)
