@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: Part of the largest value below which one counts as zero, where it would stretch a logarithmic axis.
 NEGLIGIBLE = 1e-12
 
+#: Images of domains longer than so many heights are wider: inches for each height.
+LONG_FROM, LONG = 4.0, 1.3
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -40,6 +43,11 @@ class Panel:
     triangles: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     names: tuple[str, str] = ("x", "t")
     scale: str = ""
+
+    @property
+    def length(self) -> float:
+        """Of the plane's domain, in its heights; 1 for other images."""
+        return 1.0 if self.triangles is None else float(np.ptp(self.triangles[0]) / np.ptp(self.triangles[1]))
 
     def draw(self, axis: Axes, colors: dict[str, Any]) -> Any:
         """Draw the image, and return what a color bar needs."""
@@ -70,6 +78,7 @@ def space_time(arrays: dict[str, np.ndarray], extent: tuple[float, float, float,
 def solution_picture(title: str, rows: Sequence[Sequence[Panel]], history: po.History) -> Figure:
     """Rows of panels, and the convergence history beside them."""
     width = 3.6 if len(rows) == 1 else 2.6
+    width = max(width, *(LONG * panel.length for row in rows for panel in row if panel.length > LONG_FROM))
     longest, height = max(len(row) for row in rows), max(3.8, 1.5 * len(rows))
     figure = new_figure(width * longest + 4.6, height)
     images, curves = figure.subfigures(1, 2, width_ratios=[width * longest, 4.2])
