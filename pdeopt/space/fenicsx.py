@@ -119,11 +119,20 @@ def part_of(space: Any) -> tuple[Any, Any, int]:
         return packages().fem.Function(own), np.asarray(places), size
 
 
-def function_writer(comm: Any, path: Path) -> Any:
-    """What writes functions of a mesh as a .pvd with its files, by `write_function(function, t)`, in a `with`."""
+def write_function(path: Path, function: Any, times: Array, rows: Array) -> None:
+    """A function at several times as a .pvd with its files. Collective where ranks share the mesh.
+
+    Args:
+        path: of the .pvd, which is written once more when the file goes out of scope: here.
+        function: of a space of its own; its values are overwritten.
+        times, rows: (batch,), and its coefficients on this rank, (batch, size).
+    """
     from dolfinx import io
 
-    return io.VTKFile(comm, str(path), "w")
+    with io.VTKFile(function.function_space.mesh.comm, str(path), "w") as file:
+        for t, row in zip(times, rows):
+            function.x.array[:] = row
+            file.write_function(function, float(t))
 
 
 def default_partitioner() -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import InputError, on_root
-from pdeopt.space.fenicsx import function_writer, part_of
+from pdeopt.space.fenicsx import part_of, write_function
 from pdeopt.space.layouts.partition import Patch, petsc_grid
 from pdeopt.steps.timegrid import TimeGrid
 
@@ -99,10 +99,7 @@ def write_functions(path: str, grid: TimeGrid, fields: Mapping[str, tuple[Any, A
         _require_shape(name, values, (grid.n_local, size))
         function.name = name
         own = folder / f"{name}_{grid.begin + 1:06d}_.pvd"  # the list of DOLFINx, of the steps of this rank
-        with function_writer(space.mesh.comm, own) as file:
-            for t, row in zip(grid.times[grid.begin + 1 :], values):
-                function.x.array[:] = row[places]
-                file.write_function(function, float(t))
+        write_function(own, function, grid.times[grid.begin + 1 :], values[:, places])
         space.mesh.comm.barrier()
         if grid.space_comm.rank == 0:
             listed = ElementTree.parse(own).iter("DataSet")

@@ -165,6 +165,7 @@ def series():
             for x, values in parts:
                 assert np.allclose(values[:, :2], t * np.c_[x[:, 0] + 2 * x[:, 1], x[:, 0] ** 2])
         if WORLD.rank == 0:
+            assert not list((folder / str(k)).glob("*.pvd"))
             steps = listed(folder / f"grid_{k}.pvd")
             assert [t for t, _, _ in steps] == list(grid.times[1:]) and all(file.stat().st_size for _, _, file in steps)
     for path, values in (("a.vtk", t * f.x.array), ("a.pvd", f.x.array[None, 1:])):
