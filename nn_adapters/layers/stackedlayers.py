@@ -50,6 +50,8 @@ class StackedLayers(ParallelModule):
     def __getitem__(self, i: int) -> nn.Module:
         """The module of layer i, 0 the first, -1 the last. Its parameters share the memory of this network's.
 
+        Those of splines are copies.
+
         Raises:
             IndexError: a layer of another rank, or none.
         """
