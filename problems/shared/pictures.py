@@ -78,7 +78,7 @@ def space_time(arrays: dict[str, np.ndarray], extent: tuple[float, float, float,
 def solution_picture(title: str, rows: Sequence[Sequence[Panel]], history: po.History) -> Figure:
     """Rows of panels, and the convergence history beside them."""
     width = 3.6 if len(rows) == 1 else 2.6
-    width = max(width, *(LONG * panel.length for row in rows for panel in row if panel.length > LONG_FROM))
+    width = max([width, *(LONG * panel.length for row in rows for panel in row if panel.length > LONG_FROM)])
     longest, height = max(len(row) for row in rows), max(3.8, 1.5 * len(rows))
     figure = new_figure(width * longest + 4.6, height)
     images, curves = figure.subfigures(1, 2, width_ratios=[width * longest, 4.2])
