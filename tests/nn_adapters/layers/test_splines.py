@@ -87,5 +87,5 @@ def test_what_splines_are_refused():
             wrong()
 
 
-def test_coefficients_are_shared_with_nobody():
+def test_layers_with_weights_of_their_own_have_no_coefficients():
     assert not spline_coefficients(LayerParallel(None, lambda: dense(4), 3))
