@@ -25,6 +25,10 @@ from pdeopt.steps.stepsolve import natural_lu
 #: States, multipliers and controls of a step up to which the matrix is factored as one band.
 NARROW_STEP = 12
 
+#: MUMPS' orders of elimination: QAMD is quick and bears dense rows, as of parameters; PORD dissects, and leaves of a
+#: plane over time a third of the entries.
+QAMD, PORD = "6", "4"
+
 
 class KKTDirectPC(Preconditioner):
     """LU of the assembled KKT matrix, factored whole on every rank (as PCREDUNDANT does).
@@ -119,7 +123,7 @@ def use_direct(pc: PETSc.PC, layout: KKTLayout) -> None:
         pc.setType("cholesky")
         pc.setFactorSolverType("mumps")
         prefix = pc.getOptionsPrefix() or ""  # MUMPS reads no other place before its analysis
-        set_default(f"{prefix}mat_mumps_icntl_7", "6")  # QAMD: quick, and parameters make dense rows
+        set_default(f"{prefix}mat_mumps_icntl_7", QAMD if layout.problem.param_dim else PORD)
         set_default(f"{prefix}mat_mumps_icntl_12", "1")  # no order by values: a restart factors as the whole run did
         set_default(f"{prefix}mat_mumps_icntl_14", "100")  # room for delayed pivots, in per cent
     else:

@@ -15,7 +15,6 @@ from pdeopt.control.metric import RieszMetric
 from pdeopt.control.problem import ControlProblem
 from pdeopt.core.arrays import Array
 from pdeopt.core.errors import SolveFailure, as_raised
-from pdeopt.core.options import set_default
 from pdeopt.kkt.assembly import KKTAssembly
 from pdeopt.kkt.layout import KKTLayout, selection
 from pdeopt.kkt.operator import KKTOperator
@@ -23,9 +22,6 @@ from pdeopt.precond.direct import use_direct
 
 #: Prefix of PETSc's options for the factors.
 PREFIX = "admm_kkt_"
-
-#: MUMPS' name for PORD: on a window of 8 steps of a plane, a third of the entries of QAMD.
-ORDERING = "4"
 
 
 class WindowLayout(KKTLayout):
@@ -139,8 +135,6 @@ def _factor(matrix: PETSc.Mat, layout: WindowLayout) -> Factors:
     ksp.setOptionsPrefix(PREFIX)
     ksp.setOperators(own)
     ksp.setType("preonly")
-    if PETSc.Sys.hasExternalPackage("mumps"):
-        set_default(f"{PREFIX}mat_mumps_icntl_7", ORDERING)
     use_direct(ksp.getPC(), layout)
     ksp.setUp()
     if ksp.getPC().getType() != "cholesky":

@@ -20,7 +20,7 @@ from pdeopt.optimize.fullspace.sqp import SQPSolver
 from pdeopt.optimize.parts.bounds import Bounds
 from pdeopt.optimize.tao import TaoSolver
 from pdeopt.steps.timegrid import TimeGrid
-from problems import burgers, heat
+from problems import burgers, heat, klein_gordon
 from problems.benchmarks.defaults import car
 from tests.helpers import examples
 from tests.helpers.oracle import Oracle
@@ -157,6 +157,16 @@ def test_cheap_control_follows_a_path_of_prices(options):
     mu = mu[problem.layout.state_size :]
     assert (z.abs() <= 1.0).all() and mu[z.abs() < 1.0 - 1e-9].abs().max() <= 1e-10
     assert (mu * z >= -1e-12).all() and (z.abs() == 1.0).double().mean() > 0.3
+
+
+def test_controls_of_a_wave_that_cost_little_do_not_swing_from_bound_to_bound():
+    """A multiplier of the wrong sign frees a control first; at once on the other bound, all of them came back."""
+    settings = klein_gordon.KleinGordonSettings(nx=16, nt=32, alpha=1e-6)
+    problem = klein_gordon.KleinGordonCase(settings).problem
+    result = SQPSolver(problem, type="active_set", lower=-0.5, upper=0.5).solve()
+    assert result.converged and result.iterations <= 40, result.message
+    inside = SQPSolver(problem, type="interior", lower=-0.5, upper=0.5).solve()
+    assert result.objective == pytest.approx(inside.objective, abs=1e-7) and result.objective <= inside.objective
 
 
 class Nothing(TimeDependentConstraint):
