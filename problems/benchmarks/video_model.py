@@ -35,8 +35,9 @@ median_seconds = partial(processes.median_seconds, clock=time.process_time)
 #: Speed-up that was published.
 PUBLISHED = 6.5
 
-#: Relaxation, forward and adjoint cycles of what is predicted; the last one is the default of sequences.
-SETTINGS = [("F", 1, 0), ("F", 1, 1), ("F", 2, 2), ("FCF", 2, 2)]
+#: Relaxation, forward and adjoint cycles, and stages of a long step of what is predicted. One stage is what was
+#: published; the last one is the default of sequences.
+SETTINGS = [("F", 1, 1, 1), ("F", 1, 0, 2), ("F", 1, 1, 2), ("F", 2, 2, 2), ("FCF", 1, 1, 2)]
 RANKS = (1, 2, 4, 8, 16, 32)
 
 
@@ -130,10 +131,10 @@ def _encoder(repeat: int) -> float:
         return median_seconds(lambda: network(x), repeat) / len(x)
 
 
-def predict(sizes: Sizes, ranks: int, settings: nna.MgritSettings, costs: Costs) -> dict[str, float]:
+def predict(sizes: Sizes, ranks: int, settings: nna.MgritSettings, costs: Costs, stages: int = 2) -> dict[str, float]:
     """Seconds of a batch on the rank that has most: disk, gates, forward, backward, sums of gradients.
 
-    On coarse levels the adjoint begins with a forward evaluation of each step; long steps have two stages.
+    On coarse levels the adjoint begins with a forward evaluation of each step; long steps have `stages`.
     """
     factors = settings.factors(sizes.steps)
     levels = level_offsets(whole_intervals(sizes.steps, factors, ranks), factors)
@@ -142,7 +143,7 @@ def predict(sizes: Sizes, ranks: int, settings: nna.MgritSettings, costs: Costs)
 
     def solve(call: tuple[float, float], cycles: int) -> float:
         clocks = LayerClocks(ranks, call, message)
-        return float(schedule(clocks, levels, factors, settings, cycles).time.max())
+        return float(schedule(clocks, levels, factors, settings, cycles, stages=stages).time.max())
 
     calls = factors[0] if factors else own
     weights = sum(count * (b - a) for count, a, b in zip((calls, own), costs.pullback, costs.gradients))
@@ -154,7 +155,7 @@ def predict(sizes: Sizes, ranks: int, settings: nna.MgritSettings, costs: Costs)
         "gates": sizes.layers * own * sum(costs.gates),
         "forward": sizes.layers * solve(costs.forward, settings.cycles),
         "backward": sizes.layers
-        * (solve(costs.pullback, settings.adjoint_cycles) + weights + 2 * coarse * sum(costs.forward)),
+        * (solve(costs.pullback, settings.adjoint_cycles) + weights + stages * coarse * sum(costs.forward)),
         "sums": float(sums),
     }
 
@@ -171,11 +172,11 @@ def main(argv: list[str] | None = None) -> list[Row]:
     rows = [plain(f"in series: {name}", seconds, "s a batch") for name, seconds in serial.items()]
     rows.append(plain("the encoder, once in a run, all frames of a batch", sizes.steps * costs.encoder, "s"))
     most = min(RANKS[-1], sizes.steps // 4)
-    for relaxation, cycles, adjoint in SETTINGS:
+    for relaxation, cycles, adjoint, stages in SETTINGS:
         words = {"cycles": cycles, "adjoint_cycles": adjoint, "relaxation": relaxation}
         settings = nna.MgritSettings(3, "4", **words)
-        found = {ranks: predict(sizes, ranks, settings, costs) for ranks in RANKS if ranks <= most}
-        name = f"{relaxation} relaxation, cycles {cycles}/{adjoint}"
+        found = {ranks: predict(sizes, ranks, settings, costs, stages) for ranks in RANKS if ranks <= most}
+        name = f"{relaxation} relaxation, cycles {cycles}/{adjoint}, stages {stages}"
         columns = [*serial, "all", "x series"]
         lines = {f"{r} ranks": [*parts.values(), *_sums(parts, serial)] for r, parts in found.items()}
         table(f"{name}, factor 4, three levels: seconds", columns, lines)
