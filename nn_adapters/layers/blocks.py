@@ -7,8 +7,9 @@ du/dt = F(u; theta(t)) (E. Haber, L. Ruthotto, Stable architectures for deep neu
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -152,6 +153,30 @@ class Direct(SteppingBlock):
         return self.block(u, *args)  # type: ignore[no-any-return]
 
 
+def by_position(block: nn.Module, args: tuple[Any, ...], words: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a call gives to all layers, `args` and keywords, in the order of the block's `forward`.
+
+    Args:
+        block: of a layer.
+        args, words: after the features.
+
+    Raises:
+        TypeError: as a call of the block raises it, for a keyword that it does not know.
+        InputError: keywords that may not stand by position.
+    """
+    if not words:
+        return args
+    while isinstance(block, Direct):
+        block = block.block
+    call = inspect.signature(block.forward).bind(None, *args, **words)
+    call.apply_defaults()
+    if call.kwargs:
+        raise InputError(
+            "arguments of a block", f"{', '.join(call.kwargs)} by keyword alone", "what may stand in order"
+        )
+    return call.args[1:]
+
+
 #: Bytes of Python's objects in a module of one or two parameters.
 MODULE = 10_000
 
@@ -204,10 +229,10 @@ class LayerStack(nn.Module):
     def __getitem__(self, i: int) -> nn.Module:
         return self.layers[i]
 
-    def forward(self, u: Tensor, *args: Any) -> Tensor:
+    def forward(self, u: Tensor, *args: Any, **words: Any) -> Tensor:
         for block in self.layers:
             if isinstance(block, SteppingBlock):
-                u = block.step(u, self.dt, *args)
+                u = block.step(u, self.dt, *by_position(block, args, words))
             else:
-                u = torch.add(u, block(u, *args), alpha=self.dt)
+                u = torch.add(u, block(u, *args, **words), alpha=self.dt)
         return u

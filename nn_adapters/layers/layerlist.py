@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from nn_adapters.layers.blocks import make_layers
+from nn_adapters.layers.blocks import by_position, make_layers
 from nn_adapters.layers.given import (
     FirstLooks,
     GivenCall,
@@ -129,16 +130,26 @@ class LayerList(StackedLayers):
         """One block of each kind, whose parameters count for nothing."""
         return nn.ModuleList(shelf.template.module for shelf in self.shelves)
 
-    def forward(self, u: Tensor, *args: Any) -> Tensor:
+    def forward(self, u: Tensor, *args: Any, **words: Any) -> Tensor:
         """The features after all layers, (batch, ...), on all ranks. Collective.
 
-        Further arguments go to the block of every layer, and are equal on all ranks; tensors among them get gradients.
+        Further arguments, by position or by names that all blocks have in the same place, go to the block of every
+        layer, and are equal on all ranks; tensors among them get gradients.
         """
-        return self._solve(u, args, trajectory=False)[0]
+        return self._solve(u, self._by_position(args, words), trajectory=False)[0]
 
-    def trajectory(self, u: Tensor, *args: Any) -> Tensor:
+    def trajectory(self, u: Tensor, *args: Any, **words: Any) -> Tensor:
         """The features after each layer of this rank, (n_local, batch, ...). Collective."""
-        return self._solve(u, args, trajectory=True)[1]
+        return self._solve(u, self._by_position(args, words), trajectory=True)[1]
+
+    def _by_position(self, args: tuple[Any, ...], words: dict[str, Any]) -> tuple[Any, ...]:
+        first, *others = [by_position(block, args, words) for block in self.template]
+        for each in others if words else ():
+            pairs = list(zip_longest(first, each))
+            if not all(a is b or (not isinstance(a, Tensor) and a == b) for a, b in pairs):
+                got = f"{', '.join(words)}, in places that differ from block to block"
+                raise InputError("arguments of blocks", got, "names that all blocks have in the same place")
+        return first
 
     @outside_compilation
     def _solve(self, u: Tensor, args: Sequence[Any], trajectory: bool) -> tuple[Tensor, Tensor]:

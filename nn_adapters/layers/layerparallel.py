@@ -8,7 +8,7 @@ from typing import Any
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from nn_adapters.layers.blocks import make_layers
+from nn_adapters.layers.blocks import by_position, make_layers
 from nn_adapters.layers.densestep import DenseStep
 from nn_adapters.layers.given import FirstLooks, GivenCall, PreparedBlock, draw_seed, in_series, layer_step, numbers_of
 from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
@@ -173,16 +173,17 @@ class LayerParallel(StackedLayers):
         parametrize_stack(self.stack, self.names, DepthSpline(degree, points, self.solvers[0]))
         return self
 
-    def forward(self, u: Tensor, *args: Any) -> Tensor:
+    def forward(self, u: Tensor, *args: Any, **words: Any) -> Tensor:
         """The features after all layers, (batch, ...), on all ranks. Collective.
 
-        Further arguments go to the block of every layer, and are equal on all ranks; tensors among them get gradients.
+        Further arguments, by position or by the names of the block's `forward`, go to the block of every layer, and
+        are equal on all ranks; tensors among them get gradients.
         """
-        return self._solve(u, args, trajectory=False)[0]
+        return self._solve(u, by_position(self.template, args, words), trajectory=False)[0]
 
-    def trajectory(self, u: Tensor, *args: Any) -> Tensor:
+    def trajectory(self, u: Tensor, *args: Any, **words: Any) -> Tensor:
         """The features after each layer of this rank, (n_local, batch, ...). Collective."""
-        return self._solve(u, args, trajectory=True)[1]
+        return self._solve(u, by_position(self.template, args, words), trajectory=True)[1]
 
     @outside_compilation
     def _solve(self, u: Tensor, args: Sequence[Any], trajectory: bool) -> tuple[Tensor, Tensor]:

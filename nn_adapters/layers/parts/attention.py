@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nn_adapters.layers.parts.dropout import drop
+from pdeopt.core.errors import InputError
 
 #: Activations of `nn.TransformerEncoderLayer`: what it makes of "relu" and "gelu".
 ENCODER_ACTIVATIONS = (F.relu, F.gelu)
@@ -169,7 +170,9 @@ def _attention_mask(u: Tensor, args: Sequence[Any], causal: bool) -> Tensor | No
     The arguments are those of `nn.TransformerEncoderLayer` after the features: a mask (tokens, tokens) or (batch *
     heads, tokens, tokens), a mask of padding (batch, tokens), and the hint is_causal.
     """
-    mask, padding = [*args, None, None][:2]
+    mask, padding, is_causal = [*args, None, None, None][:3]
+    if is_causal and mask is None:
+        raise InputError("is_causal", "True without a mask, about which it is a hint", "a mask, or False")
     layers, batch, tokens = u.shape[:3]
     found = None if mask is None else _additive(mask, u.dtype)
     if causal:

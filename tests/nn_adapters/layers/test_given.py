@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from nn_adapters.layers.blocks import Direct
+from nn_adapters.layers.layerlist import LayerList
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import exactly, measure_bias
 from nn_adapters.layers.parts.attention import EncoderBlock, later_tokens
 from nn_adapters.layers.parts.dropout import drop, layer_keys
+from pdeopt.core.errors import InputError
 
 TO_CONVERGENCE = {"coarsening": "2", "cycles": 4, "adjoint_cycles": 4, "serial": "never"}
 
@@ -91,6 +93,42 @@ def test_transformer_layers_are_those_of_pytorch(words):
     for args in ((), (later_tokens(tokens),), (None, padding), (per_head, padding)):
         found, expected = net(x, *args), net.serial()(x, *args)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+class Gated(nn.Module):
+    """tanh(W u) times a gate, at `shift`."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, u, gate=None, shift=0.0):
+        out = torch.tanh(self.linear(u) + shift)
+        return out if gate is None else gate * out
+
+
+class Shifted(Gated):
+    def forward(self, u, shift=0.0, gate=None):
+        return super().forward(u, gate, shift)
+
+
+class Keyword(Gated):
+    def forward(self, u, *, gate=None):
+        return super().forward(u, gate)
+
+
+def test_arguments_by_name_are_those_by_position():
+    x, gate = torch.randn(3, 6, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
+    direct = network(lambda: Direct(Gated()), 5)
+    alike = LayerList(None, [Gated] * 4, 1.0).double()
+    for net in (direct, direct.serial(), alike, alike.serial()):
+        torch.testing.assert_close(net(x, shift=0.5, gate=gate), net(x, gate, 0.5), rtol=0, atol=1e-14)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'mask'"):
+            net(x, mask=gate)
+    with pytest.raises(InputError, match="places that differ"):
+        LayerList(None, [Gated, Shifted], 1.0).double()(x, gate=gate)
+    with pytest.raises(InputError, match="gate by keyword alone"):
+        network(Keyword)(x, gate=gate)
 
 
 def test_arguments_get_gradients():
