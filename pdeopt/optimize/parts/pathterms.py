@@ -163,7 +163,7 @@ class PathGroup(Group):
         z = torch.zeros(len(steps), problem.m, dtype=torch.float64)
         c = path.function(u, z, steps)
         legal = f"a tensor of shape ({len(steps)}, k) and type float64, without NaN, by torch functions"
-        if not isinstance(c, Tensor) or c.dtype != torch.float64 or len(c) != len(steps) or c.ndim > 2:
+        if not isinstance(c, Tensor) or c.dtype != torch.float64 or c.ndim not in (1, 2) or len(c) != len(steps):
             got = f"shape {tuple(c.shape)}, {c.dtype}" if isinstance(c, Tensor) else type(c).__name__
             raise InputError(f"{self.name}(u, z, steps)", got, legal)
         if problem.grid.max(c.isnan().any().double()) > 0:

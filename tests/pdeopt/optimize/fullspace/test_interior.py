@@ -127,6 +127,7 @@ def test_what_has_no_feasible_point_says_so_and_where(words, place):
         ({"path": 3.0}, "path: got float"),
         ({"path": [po.PathConstraint(mixed), po.PathConstraint(mixed)]}, "two inequalities of the name path"),
         ({"path": lambda u, z, steps: u.numpy().sum(1)}, r"path\(u, z, steps\): got ndarray"),
+        ({"path": lambda u, z, steps: u.sum()}, r"path\(u, z, steps\): got shape \(\)"),
         ({"path": lambda u, z, steps: (u - 2).log()}, "NaN"),
         ({"path": po.PathConstraint(mixed, weight=-1.0, name="sum")}, "weight of sum"),
     ],
