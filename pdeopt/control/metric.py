@@ -8,7 +8,7 @@ equation misses. In these norms iteration counts do not depend on the mesh.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
@@ -23,6 +23,9 @@ from pdeopt.core.options import set_default
 from pdeopt.core.ranks import freed
 from pdeopt.steps.innerproduct import InnerProduct
 from pdeopt.steps.sparse import block_diagonal
+
+#: The inverse of a form, of rows or of flat controls.
+Solve = Callable[[Tensor], Tensor]
 
 
 class DesignForm:
@@ -158,7 +161,7 @@ class RieszMetric:
 
     def dual_norm(self, g: PETSc.Vec) -> float:
         """sqrt(g.R^-1 g) of a gradient."""
-        return _norm(self.primal_inverse, g)
+        return dual_length(self, *self.problem.fields(g))
 
     def design_dual_norm(self, g: PETSc.Vec) -> float:
         """`dual_norm` of a gradient in the design variables alone."""
@@ -166,7 +169,7 @@ class RieszMetric:
 
     def residual_norm(self, c: PETSc.Vec) -> float:
         """|c| of a constraint residual."""
-        return _norm(self.residual_inverse, c)
+        return _of_squares(self, [(copy(c).reshape(-1, self.problem.n), self.state.solve)])
 
     def feasibility(self, lin: Linearization) -> float:
         """|F| at a linearization, found once."""
@@ -193,6 +196,27 @@ def _norm(form: Callable[[PETSc.Vec, PETSc.Vec], PETSc.Vec], x: PETSc.Vec) -> fl
     image = x.duplicate()
     with freed(image):  # it is large, and Python alone would only queue it
         return _root(x.dot(form(x, image)))
+
+
+def dual_length(metric: RieszMetric, u: Tensor, z: Tensor, p: Tensor, c: Tensor | None = None) -> float:
+    """sqrt(g.R^-1 g + |c|^2) of the fields of a gradient g, and of rows of a residual. Collective.
+
+    Args:
+        metric: R.
+        u, z, p: rows (n_local, n), flat controls, and parameters on all ranks.
+        c: (n_local, n).
+    """
+    of_p = float(p @ metric.parameters.solve(p[None])[0])
+    pairs = [(u, metric.state.solve), (z, metric.design.solve), *([] if c is None else [(c, metric.state.solve)])]
+    return _of_squares(metric, pairs, of_p)
+
+
+def _of_squares(
+    metric: RieszMetric, pairs: Iterable[tuple[Tensor, Callable[[Tensor], Tensor]]], more: float = 0.0
+) -> float:
+    """sqrt(sum g.(inverse g) + more), the sum over all ranks. Collective."""
+    own = sum(float(g.reshape(-1) @ inverse(g).reshape(-1)) for g, inverse in pairs)
+    return _root(float(metric.problem.grid.sum(own)) + more)
 
 
 def _root(square: float) -> float:

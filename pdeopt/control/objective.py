@@ -293,16 +293,15 @@ class Tracking(Objective):
         return Sparsity(sp.block_diag([self._form(n).sparsity.csr, sp.csr_matrix((m, m))]))
 
     def hessian_blocks(self, u: Tensor, z: Tensor, steps: Steps) -> tuple[InnerProduct, InnerProduct]:
-        weight = self.measurements.weight(steps)
-        if self.mass is not None and self.mass.sparsity.columns is not None:  # its rows are spread over ranks
-            (_, kept), matrix = self.measurements(steps, u.shape[1]), self.mass
-            if kept is not None:
-                pattern = matrix.sparsity
-                matrix = StepMatrix(pattern, kept[:, pattern.rows] * at_columns(pattern, kept) * matrix.values)
-            return InnerProduct(weight, matrix), InnerProduct.zero(z.shape[1], len(steps))
-        form = self._form(u.shape[1])
-        kept = self.measurements(steps, form.mass.shape[0])[1]
-        return InnerProduct(weight, form(kept)), InnerProduct.zero(z.shape[1], len(steps))
+        weight, none = self.measurements.weight(steps), InnerProduct.zero(z.shape[1], len(steps))
+        kept = self.measurements.kept_at(steps, self._seen(u).shape[1])
+        if self._observation is not None:
+            return InnerProduct(weight, self._form(u.shape[1])(kept)), none
+        matrix = StepMatrix.form(self.mass, u.shape[1], "mass of Tracking", semidefinite=True)
+        if kept is not None:
+            pattern = matrix.sparsity
+            matrix = StepMatrix(pattern, kept[:, pattern.rows] * at_columns(pattern, kept) * matrix.values)
+        return InnerProduct(weight, matrix), none
 
     def _form(self, n: int) -> SeenForm:
         """The form of a step over all n unknowns, with zeros at those not observed."""

@@ -3,6 +3,7 @@ from pdeopt.kkt.blocks import KKTBlocks as KKTBlocks, sees_all_states as sees_al
 from pdeopt.kkt.coupled import CoupledKKT as CoupledKKT, CoupledLayout as CoupledLayout
 from pdeopt.kkt.layout import KKTLayout as KKTLayout, selection as selection
 from pdeopt.kkt.operator import KKTOperator as KKTOperator
+from pdeopt.kkt.refinement import Refinement as Refinement
 from pdeopt.kkt.parameters import Parameters as Parameters, ParameterValues as ParameterValues
 
 __all__: list[str]

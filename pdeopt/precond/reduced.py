@@ -16,7 +16,7 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.control.linearization import Eliminated, Elimination
-from pdeopt.control.metric import DesignForm
+from pdeopt.control.metric import DesignForm, dual_length
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import SolveFailure
 from pdeopt.kkt.blocks import parameter_hessian
@@ -220,10 +220,7 @@ class ReducedPC(Preconditioner):
 
     def _size(self, g: Fields, c: Tensor) -> float:
         """The norm of a right-hand side."""
-        problem, metric = self.operator.problem, self.operator.metric
-        primal, multiplier = problem.layout.pack(problem.create_primal(), *g), problem.create_multiplier()
-        assign(multiplier, c)
-        return math.hypot(metric.dual_norm(primal), metric.residual_norm(multiplier))
+        return dual_length(self.operator.metric, *g, c)
 
     def _solve(self, size: float) -> Tensor:
         """d with |r - H d| <= rtol min(size, |r|) in the dual norm, or the last one before H curved down.

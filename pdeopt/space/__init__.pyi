@@ -5,4 +5,4 @@ from pdeopt.space.unknowns import function_layout as function_layout, mesh_parti
 from pdeopt.space.series import write_functions as write_functions, write_series as write_series
 from pdeopt.space.spaceconstraint import SpaceConstraint as SpaceConstraint
 from pdeopt.space.spreadconstraint import SpreadConstraint as SpreadConstraint
-from pdeopt.space.spacejacobian import SpaceStepJacobian as SpaceStepJacobian
+from pdeopt.space.spacejacobian import AffineStepJacobian as AffineStepJacobian, SpaceStepJacobian as SpaceStepJacobian

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from pdeopt.control.constraint import TimeDependentConstraint, _Sample
+from pdeopt.control.stepjacobian import SparseStepJacobian
 from pdeopt.core.errors import InputError
 from pdeopt.space.layouts.layout import Layout, extended
-from pdeopt.space.spacejacobian import LocalEquation, SpaceStepJacobian
+from pdeopt.space.spacejacobian import AffineStepJacobian, LocalEquation, SpaceStepJacobian
 from pdeopt.steps.sparse import StepMatrix, StepPattern
 from pdeopt.steps.sparsity import Sparsity, widened
 from pdeopt.steps.timegrid import Steps
@@ -77,7 +78,7 @@ class SpaceConstraint(TimeDependentConstraint):
         """F of owned rows, (batch, n_owned), from owned unknowns. Collective over the ranks of a step."""
         return self.local_residual(*extended(self.layout, self.controls, u_old, u_new, z), steps)
 
-    def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> SpaceStepJacobian:
+    def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: Steps) -> SparseStepJacobian:
         """The step Jacobian, its blocks found from the rows of each rank alone. Collective over the ranks of a step.
 
         Raises:
@@ -87,12 +88,15 @@ class SpaceConstraint(TimeDependentConstraint):
         if pattern is None:
             legal = "self.pattern = StepPattern(A, B, C, W) with rows of this rank and columns of its layout"
             raise InputError("the pattern of a SpaceConstraint", f"{self.layout.n_all} unknowns without one", legal)
-        point = extended(self.layout, self.controls, u_old, u_new, z)
         if not self.is_affine:
-            return cast(SpaceStepJacobian, SpaceStepJacobian.colored(self.local, *point, steps, pattern))
+            point = extended(self.layout, self.controls, u_old, u_new, z)
+            return SpaceStepJacobian.colored(self.local, *point, steps, pattern)
         dt = steps.lengths
         if self._blocks is None or not torch.equal(self._blocks[0], dt):
             self._blocks = dt, self._affine_blocks(steps[: len(dt)], pattern)
+        if not steps.p.numel():
+            return AffineStepJacobian(self, (u_old, u_new, z), steps, pattern, self._blocks[1])
+        point = extended(self.layout, self.controls, u_old, u_new, z)
         return SpaceStepJacobian(self.local, point, steps, pattern, self._blocks[1])
 
     def _affine_blocks(self, steps: Steps, pattern: StepPattern) -> dict[str, StepMatrix]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from pdeopt.control.stepjacobian import Curvature, SparseStepJacobian
+from pdeopt.control.stepjacobian import Curvature, SparseStepJacobian, StepCurvature
 from pdeopt.space.layouts.layout import Layout
+from pdeopt.steps.sparse import StepMatrix
 from pdeopt.steps.sparsity import ParameterPattern
 from pdeopt.steps.timegrid import Steps
 
@@ -17,7 +20,6 @@ class SpaceEquation(Protocol):
 
     layout: Layout
     controls: Layout
-    is_affine: bool
 
     @property
     def parameter_pattern(self) -> ParameterPattern | None:
@@ -62,10 +64,34 @@ class SpaceStepJacobian(SparseStepJacobian):
         dp: Tensor | None = None,
     ) -> Curvature:
         whole = self.constraint.constraint
-        if whole.is_affine and not self.point[3].numel():
-            return None, None, None, None
         layout, controls = whole.layout, whole.controls
         old, new = (None if d is None else layout.extend(d) for d in (d_old, d_new))
         h_old, h_new, h_z, h_p = super().hvp(lam, old, new, None if dz is None else controls.extend(dz), dp)
         assert h_old is not None and h_new is not None and h_z is not None
         return layout.collect(h_old), layout.collect(h_new), controls.collect(h_z), h_p
+
+
+class AffineStepJacobian(SparseStepJacobian):
+    """F' = [B A C] of owned rows of an affine equation without parameters: no curvature, and as its blocks do not ask
+    where, its point is that of owned unknowns; no ghosts are brought or kept."""
+
+    def hvp(
+        self,
+        lam: Tensor,
+        d_old: Tensor | None = None,
+        d_new: Tensor | None = None,
+        dz: Tensor | None = None,
+        dp: Tensor | None = None,
+    ) -> Curvature:
+        return None, None, None, None
+
+    def curvature(self, lam: Tensor) -> StepCurvature:
+        return NoCurvature(self, lam)
+
+
+class NoCurvature(StepCurvature):
+    """The second derivatives of an affine equation: zeros, wherever the pattern has entries."""
+
+    @cached_property
+    def W(self) -> StepMatrix:
+        return StepMatrix(self.pattern.W, torch.zeros(1, self.pattern.W.nnz, dtype=torch.float64))

@@ -23,6 +23,7 @@ from pdeopt.control.reduced import reduced_hessian
 from pdeopt.control.verify import randomize
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.errors import SolveFailure
+from pdeopt.core.ranks import freed
 from pdeopt.steps.timegrid import TimeGrid
 
 #: Hessian products, a sweep forward and one backward in time each, and the part of an eigenvalue that is rounding.
@@ -137,10 +138,11 @@ def is_linear_quadratic(lin: Linearization) -> bool:
 def _has_curvature(lin: Linearization, lam: PETSc.Vec) -> bool:
     """Whether the Hessian of lam.F is not zero: a product with a random vector sees it. Collective."""
     x = randomize(lin.layout.create_primal(), 0)
-    both, own = (lin.hvp(each, x, x.duplicate()) for each in (lam, None))
-    size = own.norm()
-    own.axpy(-1.0, both)
-    return bool(own.norm() > ROUNDING**2 * size)
+    own, both = x.duplicate(), x.duplicate()
+    with freed(x, own, both):
+        size = lin.hvp(None, x, own).norm()
+        own.axpy(-1.0, lin.hvp(lam, x, both))
+        return bool(own.norm() > ROUNDING**2 * size)
 
 
 def negative_eigenvector(

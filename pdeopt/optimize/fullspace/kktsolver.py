@@ -16,7 +16,7 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from pdeopt.control.linearization import Linearization
-from pdeopt.control.metric import RieszMetric
+from pdeopt.control.metric import RieszMetric, dual_length
 from pdeopt.core.arrays import free_garbage
 from pdeopt.core.errors import InputError, SolveFailure, as_raised
 from pdeopt.core.monitor import logged
@@ -26,6 +26,7 @@ from pdeopt.core.settings import read_inner
 from pdeopt.kkt.blocks import sees_all_states
 from pdeopt.kkt.coupled import CoupledKKT
 from pdeopt.kkt.operator import Hessian, KKTOperator
+from pdeopt.kkt.refinement import Refinement
 from pdeopt.optimize.fullspace.kktchoice import PRECONDITIONERS, Choice, KKTSettings, stages
 from pdeopt.precond.direct import use_direct
 from pdeopt.precond.reduced import ReducedPC
@@ -187,29 +188,28 @@ class KKTSolver:
             SolveFailure: a singular or not finite matrix, or the tolerance is out of reach.
         """
         assert self._matrix is not None, "set_point comes first"
-        solution, self.curves_down = rhs.duplicate(), False
+        self.curves_down = False
         if self._is_projection:
-            return self._by_sweeps(rhs, solution)
-        solution.set(0.0)
-        remainder, first = rhs.copy(), self.norm(rhs) if size is None else size
-        left = first
+            return self._by_sweeps(rhs, rhs.duplicate())
+        first = self.norm(rhs) if size is None else size
+        refinement = Refinement(rhs, first, self.norm)
         while True:
             self._use(self.choice.way)
             try:
-                left = self._refine(rhs, solution, remainder, left, rtol * first)
+                self._refine(refinement, rtol * first)
             except (InputError, SolveFailure):
+                refinement.leave()
                 if not self._give_up():
                     raise
-                left = self.norm(remainder)
                 continue
             enough = rtol if self.choice.present.patience is not None else max(rtol, ROUNDING_RTOL)
-            if left <= enough * first or self.curves_down:
-                remainder.destroy()
-                return solution
+            if refinement.size <= enough * first or self.curves_down:
+                refinement.free()
+                return refinement.solution
             if not self._give_up():
                 break
         raise SolveFailure(
-            f"KKT system: relative residual {left / max(first, TINY):.1e} where {rtol:.1e} was asked for "
+            f"KKT system: relative residual {refinement.size / max(first, TINY):.1e} where {rtol:.1e} was asked for "
             f"(KSP reason {self._ksp.getConvergedReason()})",
             f"see -{self.prefix}ksp_converged_reason; " + self._other_way(),
         )
@@ -229,34 +229,32 @@ class KKTSolver:
             return f"INFOG(1) of MUMPS is {code}"
         return f"the matrix is singular or nearly so; -{self.prefix}precond wathen iterates"
 
-    def _refine(self, rhs: PETSc.Vec, solution: PETSc.Vec, remainder: PETSc.Vec, size: float, target: float) -> float:
-        """Improve a solution and its remainder, whose norm is `size`, in the present way; the norm of the latter.
+    def _refine(self, refinement: Refinement, target: float) -> None:
+        """Improve a solution in the present way, until what it leaves is at most `target` or no longer falls.
 
         Corrections follow where PETSc's norm and the problem's disagree.
         """
-        correction = rhs.duplicate()
-        left = self.choice.present.limit(min(1.0, target / max(size, TINY)))
+        assert self._matrix is not None
+        left = self.choice.present.limit(min(1.0, target / max(refinement.size, TINY)))
         for _ in range(1 + MAX_REFINEMENTS):
-            if size <= target or left <= 0:
+            last, is_first = refinement.size, refinement.remainder is refinement.rhs
+            if last <= target or left <= 0:
                 break
             is_alone = self._take_krylov()
-            self._ksp.setTolerances(rtol=min(0.1, 0.5 * target / size), max_it=int(min(left, self._max_it)))
+            self._ksp.setTolerances(rtol=min(0.1, 0.5 * target / last), max_it=int(min(left, self._max_it)))
             if self._reduced is not None:
-                self._reduced.size, self._reduced.foresees = size, self.choice.present.foresees
-            self._correct(remainder, correction)
+                self._reduced.size, self._reduced.foresees = last, self.choice.present.foresees
+            self._correct(refinement.remainder, refinement.room)
             left -= self._count()
             if self._reduced is not None and self._reduced.gave_up:
-                break  # with what is no correction
-            solution.axpy(1.0, correction)
-            known = math.inf if self._reduced is None else self._reduced.missed
-            last, size = size, known if known <= target else self._remainder(rhs, solution, remainder)
-            if not (size < last or self.curves_down):  # also for NaN: what was there is better
-                solution.axpy(-1.0, correction) if math.isfinite(size) else solution.set(0.0)
-                size = self._remainder(rhs, solution, remainder)
-            if self.curves_down or not (size < 0.9 * last or (is_alone and not self._take_krylov())):
+                refinement.leave()  # it is no correction
                 break
-        correction.destroy()
-        return size
+            known = math.inf if self._reduced is None else self._reduced.missed
+            refinement.add(self._matrix, known if known <= target else None)
+            if not (refinement.size < last or self.curves_down):  # also for NaN: what was there is better
+                refinement.take_back(self._matrix, is_first)
+            if self.curves_down or not (refinement.size < 0.9 * last or (is_alone and not self._take_krylov())):
+                break
 
     def _take_krylov(self) -> bool:
         """Take flexible GMRES, which has ten vectors before it begins, around "wathen" only where one application is no
@@ -270,13 +268,6 @@ class KKTSolver:
         if self._ksp.getType() != kind:
             self._set_krylov(self._ksp, kind)
         return context.is_solver
-
-    def _remainder(self, rhs: PETSc.Vec, solution: PETSc.Vec, out: PETSc.Vec) -> float:
-        """out = rhs - K solution, and its norm."""
-        assert self._matrix is not None
-        self._matrix.mult(solution, out)
-        out.aypx(-1.0, rhs)
-        return self.norm(out)
 
     def _by_sweeps(self, rhs: PETSc.Vec, out: PETSc.Vec) -> PETSc.Vec:
         """out = K^-1 rhs where two sweeps are exact: a residual would cost as much again, and tell nothing."""
@@ -313,8 +304,9 @@ class KKTSolver:
     def solve_blocks(self, g: PETSc.Vec, c: PETSc.Vec, rtol: float, size: float | None = None) -> tuple[PETSc.Vec, ...]:
         """The primal and the multiplier part of K s = [g | c]; see `solve`."""
         rhs = self.problem.layout.join_kkt(g, c, self.problem.create_kkt())
-        solution = self.solve(rhs, rtol, size)
-        with freed(rhs, solution):
+        with freed(rhs):
+            solution = self.solve(rhs, rtol, size)
+        with freed(solution):
             x, lam = self.problem.create_primal(), self.problem.create_multiplier()
             self.problem.layout.split_kkt(solution, x, lam)
         return x, lam
@@ -372,10 +364,8 @@ class KKTSolver:
 
     def norm(self, k: PETSc.Vec) -> float:
         """The dual norm of a right-hand side or residual [g | c]."""
-        g, c = self.problem.create_primal(), self.problem.create_multiplier()
-        with freed(g, c):
-            self.problem.layout.split_kkt(k, g, c)
-            return float((self.metric.dual_norm(g) ** 2 + self.metric.residual_norm(c) ** 2) ** 0.5)
+        g, c = self.problem.layout.kkt_fields(k)
+        return dual_length(self.metric, *g, c)
 
     @property
     def ksp(self) -> PETSc.KSP:
