@@ -21,11 +21,15 @@ def require_arguments(F: Any, u_new: Any, u_old: Any, z: Any, dt: Any, t: Any, p
     """Raise `InputError` for what is no form, function or constant, or does not belong together."""
     fem, ufl = packages().fem, packages().ufl
     functions = {"u_new": u_new, "u_old": u_old, "z": z, **{f"p[{k}]": each for k, each in enumerate(p)}}
+    if (u_old is None) != (dt is None):
+        legal = "both, or None for both where the equation has no time"
+        raise InputError("u_old, dt", f"{'no u_old, but dt' if u_old is None else 'u_old, but no dt'}", legal)
+    may_lack = ("z", "t") if dt is not None else ("z", "t", "u_old", "dt")
     for name, each in functions.items():
-        if not isinstance(each, fem.Function) and not (name == "z" and each is None):
+        if not isinstance(each, fem.Function) and not (name in may_lack and each is None):
             raise InputError(name, type(each).__name__, "a dolfinx.fem.Function")
     for name, each in {"dt": dt, "t": t}.items():
-        if not isinstance(each, fem.Constant) and not (name == "t" and each is None):
+        if not isinstance(each, fem.Constant) and not (name in may_lack and each is None):
             raise InputError(name, type(each).__name__, "a dolfinx.fem.Constant that F depends on")
     size = u_new.function_space.mesh.comm.size
     if size > 1 and p:
@@ -34,7 +38,7 @@ def require_arguments(F: Any, u_new: Any, u_old: Any, z: Any, dt: Any, t: Any, p
     for name, each in functions.items():
         if each is not None and each.function_space.mesh.topology is not u_new.function_space.mesh.topology:
             raise InputError(f"mesh of {name}", "another mesh than that of u_new", "functions of one mesh")
-    if u_old.function_space != u_new.function_space:
+    if u_old is not None and u_old.function_space != u_new.function_space:
         raise InputError("u_old", "a function of another space than that of u_new", "a function of the same space")
     if u_old is u_new:
         raise InputError("u_old", "the function u_new itself", "two functions of one space")
@@ -49,7 +53,7 @@ def require_arguments(F: Any, u_new: Any, u_old: Any, z: Any, dt: Any, t: Any, p
         raise InputError("F", "a test function of another space than that of u_new", legal)
 
 
-def require_dependence(forms: FormDerivatives, z: Any, initial: Any) -> None:
+def require_dependence(forms: FormDerivatives, z: Any, dt: Any, initial: Any) -> None:
     """Raise `InputError` for arguments that F does not depend on: slips that would change the problem."""
     at = forms.point
     split = "of mixed functions the parts by ufl.split, which F is differentiated by"
@@ -57,7 +61,7 @@ def require_dependence(forms: FormDerivatives, z: Any, initial: Any) -> None:
         raise InputError("F", "a form that does not depend on u_new", f"a residual with u_new; {split}")
     if z is not None and not at.controls.size:
         raise InputError("F", "a form that does not depend on z", f"a residual with z, or z=None; {split}")
-    if "dt" not in forms.residual.depends:
+    if dt is not None and "dt" not in forms.residual.depends:
         legal = "a residual with the Constant dt: the time grid sets its value, and not a number in the form"
         raise InputError("F", "a form that does not depend on dt", legal)
     for k, field in enumerate(at.p):

@@ -45,7 +45,8 @@ class FormConstraint(TimeDependentConstraint):
         u_new, u_old: `Function`s of one space: the states at the end and the beginning of the step. Parts of mixed
             functions are taken by `ufl.split`.
         z: `Function` of the control, of any space on the mesh; None without one.
-        dt: `Constant` in F for the length of a step.
+        dt: `Constant` in F for the length of a step. Without time both u_old and dt are None, and the grid is a
+            `SingleNode`; `initial` is where the solve for the state begins.
         t: `Constant` in F for its end; the beginning is t - dt. None where F does not depend on time.
         bcs: Dirichlet conditions on the space of u_new, by `dolfinx.fem.dirichletbc`.
         p: `Function`s that are global parameters, as a field of coefficients; in `steps.p` one after the other.
@@ -95,10 +96,12 @@ class FormConstraint(TimeDependentConstraint):
     ) -> None:
         p = list(p) if isinstance(p, (list, tuple)) else [p]
         border.require_arguments(F, u_new, u_old, z, dt, t, p)
-        lam = packages().fem.Function(u_new.function_space)
-        self._point = StepPoint(u_old, u_new, z, lam, p, dt, t, bcs, at_time)
+        fem, space = packages().fem, u_new.function_space
+        before = fem.Function(space) if u_old is None else u_old
+        length = fem.Constant(space.mesh, 1.0) if dt is None else dt
+        self._point = StepPoint(before, u_new, z, fem.Function(space), p, length, t, bcs, at_time)
         self._forms = FormDerivatives(F, self._point)
-        border.require_dependence(self._forms, z, initial)
+        border.require_dependence(self._forms, z, dt, initial)
         self.layout, self.controls = self._point.new.layout, self._point.controls
         self.state_dim, self.control_dim = self.layout.n_owned, self.controls.n_owned
         self.param_dim, field = self._forms.dims[2], self._point.z

@@ -49,6 +49,21 @@ def problem_of(comm):
     return po.ControlProblem(constraint, objective, grid), on
 
 
+def without_time():
+    """An equation that all ranks share has the optimum of a rank alone."""
+    results = []
+    for comm in (WORLD, SELF):
+        node = po.SingleNode(comm, comm.size)
+        on = Functions(create_unit_square(node.space, 6, 6, partitioner=po.mesh_partitioner(node)))
+        F = (inner(grad(on.u), grad(on.v)) + (on.u + on.u**3 - on.z) * on.v) * dx
+        constraint = po.FormConstraint(F, on.u, None, on.z, None)
+        x = ufl.SpatialCoordinate(on.mesh)
+        J = po.FormObjective(constraint, state=0.5 * (on.u - x[0] * x[1]) ** 2 * dx, control=5e-4 * on.z**2 * dx)
+        results.append(po.solve(po.ControlProblem(constraint, J, node), upper=1.0))
+    assert abs(results[0].objective / results[1].objective - 1) <= 1e-9, [r.objective for r in results]
+    assert all(result.converged for result in results)
+
+
 def natural(layout, rows):
     """Rows of all unknowns in their natural order, on all ranks."""
     whole = torch.from_numpy(np.concatenate(layout.mpi.allgather(rows.numpy()), axis=1))
@@ -200,5 +215,5 @@ def refused():
         square.constraint(F, bcs=[fem.dirichletbc(0.0, held, square.V)])
 
 
-for part in (over_time, over_space, cube, function_layout, series, refused):
+for part in (over_time, over_space, without_time, cube, function_layout, series, refused):
     part()

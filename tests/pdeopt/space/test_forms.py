@@ -61,6 +61,29 @@ class TestOptimum:
         other = BurgersCase(BurgersSettings(nx=32, nt=16, theta=0.5)).problem
         assert po.solve(problem, **method).objective == pytest.approx(po.solve(other).objective, rel=1e-8)
 
+    def test_without_time_is_that_of_the_matrices(self):
+        """-u'' + u + u^2 = z: no u_old, no dt, and natural weights."""
+        on = Functions(interval(12))
+        stiff, square = inner(grad(on.u), grad(on.v)), on.u**2
+        F = (stiff + on.u * on.v + square * on.v - on.z * on.v) * dx
+        weak = po.FormConstraint(F, on.u, None, on.z, None)
+        K, M = (weak.hessian(0.5 * form * dx, on.u) for form in (inner(grad(on.u), grad(on.u)), on.u**2))
+        target = np.cos(3 * on.points(weak)[:, 0])
+        objective = po.Tracking(target, M) + po.ControlCost(1e-3, M)
+        found = po.ControlProblem(weak, objective, po.SingleNode())
+        assert max(po.assert_consistent(found).values()) <= 1e-6
+        functional = po.FormObjective(weak, control=0.5e-3 * on.z**2 * dx) + po.Tracking(target, M)
+        results = [po.solve(each) for each in (found, po.ControlProblem(weak, functional, po.SingleNode()))]
+        assert results[0].objective == pytest.approx(results[1].objective, rel=1e-12)
+        u, z, _ = found.unpack(results[0])
+        linear = torch.from_numpy((K + M) @ u[0].numpy() - M @ np.asarray(z).ravel())
+        nonlinear = weak.residual(u, u, torch.as_tensor(z).view(1, -1), found.grid.steps)[0] - linear
+        assert nonlinear.sum() == pytest.approx(float(u[0] @ torch.from_numpy(M @ u[0].numpy())), rel=1e-8)  # int u^2
+        with pytest.raises(po.InputError, match="SingleNode"):
+            po.ControlProblem(weak, objective, po.TimeGrid.uniform(1, 1.0))
+        with pytest.raises(po.InputError, match="u_old, but no dt"):
+            po.FormConstraint(F, on.u, on.u_old, on.z, None)
+
     def test_of_klein_gordon_is_that_of_torch(self):
         """A mixed space, boundary values and coefficients that move with time."""
         constraint, on = klein_gordon(16)
