@@ -191,7 +191,9 @@ class TaoSolver:
         tao.setObjectiveGradient(_callback(self._value_and_gradient), self._scale.duplicate())
         tao.setGradient(_callback(self._gradient), self._scale.duplicate())
         tao.setHessian(_callback(lambda y, H, P: hessian.set_point(y)), matrix)
-        tao.setMaximumIterations(min(self.settings.max_it, np.iinfo(PETSc.IntType).max))
+        most = self.settings.max_it
+        tao.setMaximumIterations(min(max(most, 1), np.iinfo(PETSc.IntType).max))  # newer versions refuse 0
+        self._ends_at_start = most == 0 and not PETSc.Options(self.prefix).hasName("tao_max_it")
         tao.setAppCtx(_Context(self.reduced, self._scale))
         if self.bounds is not None:
             tao.setVariableBounds(tuple(map(self._scaled_bound, (self.bounds.lower, self.bounds.upper))))
@@ -294,7 +296,8 @@ class TaoSolver:
             return TAO_DIVERGED_USER
         if record.optimality <= self.settings.opt_tol:
             return TAO_CONVERGED_USER
-        return TAO_DIVERGED_MAXITS if iteration >= tao.getMaximumIterations() else TAO_CONTINUE_ITERATING
+        ends = self._ends_at_start or iteration >= tao.getMaximumIterations()
+        return TAO_DIVERGED_MAXITS if ends else TAO_CONTINUE_ITERATING
 
     def _record(self, tao: PETSc.TAO, z: PETSc.Vec, iteration: int) -> Record:
         _, gradient, feasibility = self.reduced.evaluation(copy(z))

@@ -80,9 +80,9 @@ class Steps:
         try:
             yield
         except StepFailure as failure:
-            if failure.row is None:
+            if failure.row is None and (len(self) > 1 or self.num_steps == 1):
                 raise
-            number, t = int(self.index[failure.row]), float(self.t_new[failure.row])
+            number, t = int(self.index[failure.row or 0]), float(self.t_new[failure.row or 0])
             raise StepFailure(f"{failure.what}: step {number}, to t = {t:.6g}", failure.remedy, failure.row) from None
 
     def with_parameters(self, p: Tensor) -> Steps:

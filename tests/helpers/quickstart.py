@@ -1,9 +1,9 @@
 """Starts of processes that cost a tenth: a server that has imported what is slow forks each of them.
 
 `python shim.py SOCKET words...` is `python words...`, for words that begin with -m or -c: the server gives a process
-the shim's environment, folder, streams and cores, so that mpiexec may start shims as it starts any program. What is
-there already is PyTorch, SciPy and the like; MPI and PETSc start in each process. A shim ends as its process does, and
-a process is killed where its shim is.
+the shim's environment, folder, streams and cores, and what ties it to an mpiexec of MPICH, so that mpiexec may start
+shims as it starts any program. What is there already is PyTorch, SciPy and the like; MPI and PETSc start in each
+process. A shim ends as its process does, and a process is killed where its shim is.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def serve(address: str) -> None:
 def keep(shim: socket.socket) -> None:
     """Fork the process of a shim; end it with the shim, and the shim with it."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    message, streams, *_ = socket.recv_fds(shim, 1 << 20, 3)
+    message, streams, *_ = socket.recv_fds(shim, 1 << 20, 4)
     pid = os.fork()
     if pid == 0:
         shim.close()
@@ -80,11 +80,13 @@ def keep(shim: socket.socket) -> None:
 
 def become(streams: list[int], words: list[str], folder: str, environment: dict[str, str], cores: list[int]) -> None:
     """Be `python words...`."""
-    for number, stream in enumerate(streams):
+    for number, stream in enumerate(streams[:3]):
         os.dup2(stream, number)
         os.close(stream)
     os.environ.clear()
     os.environ.update(environment)
+    if "PMI_FD" in environment:
+        os.environ["PMI_FD"] = str(streams[3])
     os.chdir(folder)
     os.sched_setaffinity(0, cores)
     kind, program, *rest = words

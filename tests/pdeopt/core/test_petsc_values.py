@@ -19,7 +19,7 @@ def test_types_are_those_of_this_petsc(ending):
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("pc_factor_mat_solver_type", "mumps"),
+        ("pc_factor_mat_solver_type", "petsc"),
         ("my_own_ksp_type", "fgmres"),
         ("mg_levels_2_pc_type", "sor"),
         ("ksp_rtol", "1e-5"),
@@ -48,7 +48,7 @@ def test_legal_values_pass(name, value, options):
         ("tao_max_it", "-4", ">= 0"),
         ("sqp_kkt_pc_fieldsplit_type", "foo", "schur"),
         ("my_pc_type", "python", "my_pc_python_type|pdeopt.precond.WathenPC"),
-        ("pc_factor_mat_solver_type", "foo", "mumps"),
+        ("pc_factor_mat_solver_type", "foo", "petsc"),
         ("ksp_gmres_restart", "1000000000", "100000"),
         ("pc_python_type", "WathenPC", "pdeopt.precond.WathenPC"),
     ],

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from petsc4py import PETSc
 
 import pdeopt as po
 from pdeopt.optimize.fullspace.curvature import NO_MINIMUM, curves_down, negative_eigenvector
@@ -37,7 +38,8 @@ def test_inertia_and_lanczos_see_what_the_dense_eigenvalues_are(name, seed, size
     solver.set_point(lin, lam, fixed if held else None)
     assert solver.descents() is None  # nothing is factored yet
     solver.factor()
-    assert solver.descents() == int((values < 0).sum())
+    if PETSc.Sys.hasExternalPackage("mumps"):  # other factors do not tell the inertia
+        assert solver.descents() == int((values < 0).sum())
     assert curves_down(metric, lin, lam, fixed) == bool((values < 0).any())
     solver.destroy()
 

@@ -60,7 +60,7 @@ def dense_minimum(price=math.inf):
         on = nu + (S @ z - UPPER) > 0
         K = S[on] @ np.linalg.solve(H, S[on].T * w[on]) + np.eye(on.sum()) / price
         nu = np.zeros(len(S))
-        nu[on] = np.linalg.solve(K, S[on] @ free - UPPER)
+        nu[on] = np.linalg.lstsq(K, S[on] @ free - UPPER, rcond=None)[0]  # more states than controls on the way
     z = free - np.linalg.solve(H, S.T @ (w * nu))
     assert (nu >= 0).all() and on.any() and (np.maximum(S @ z - UPPER, 0) <= nu / price + 1e-12).all()
     return 0.5 * z @ H @ z + g @ z + J0, z, nu
