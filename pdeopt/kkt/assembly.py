@@ -118,7 +118,7 @@ class KKTAssembly:
         J = sp.hstack([B, A, C, F_p])
         block = sp.csr_matrix(sp.bmat([[sp.bmat([[W, W_p], [W_p.T, W_pp]]), J.T], [J, None]]))
         zero = 1 + sum(part.nnz for part in numbers)  # the number of the value that stands for nothing
-        block = sp.csr_matrix(block + sp.diags(np.where(block.diagonal() == 0, zero, 0)))
+        block = sp.csr_matrix(block + sp.diags(np.where(block.diagonal() == 0, zero, 0.0)))
         block.sort_indices()
         return block, torch.from_numpy(block.data.astype(np.int64) - 1)
 

@@ -19,7 +19,7 @@ from pdeopt.core.errors import StepFailure, together
 from pdeopt.core.settings import read
 from pdeopt.space.layouts.matrix import spread_aij
 from pdeopt.steps.bands import SINGULAR_STEP, BandFactor, band_of, require_finite
-from pdeopt.steps.matrices.krylov import MatrixSolver, StepSettings
+from pdeopt.steps.matrices.krylov import MatrixSolver, StepSettings, factors
 from pdeopt.steps.matrices.products import evenly
 from pdeopt.steps.sparse import StepMatrix, block_diagonal, dense, serial_aij
 from pdeopt.steps.sparsity import Sparsity
@@ -208,10 +208,12 @@ class StepKrylov:
         rows = (sp.csr_matrix((entries, at.indices, at.indptr), shape=at.shape) for entries in values)
         matrices = [serial_aij(each) if columns is None else spread_aij(each, columns) for each in rows]
         by_krylov, size = is_krylov(A), A.shape[0] if columns is None else columns.size
-        self._solvers = [MatrixSolver(*each, None if by_krylov else "lu") for each in zip(matrices, numbers)]
+        is_open = read(StepSettings).pc_type == "auto"
+        direct = factors() if is_open else "lu"
+        self._solvers = [MatrixSolver(*each, None if by_krylov else direct) for each in zip(matrices, numbers)]
         self._others: list[MatrixSolver] = []  # factors, where multigrid was not asked for and may not converge
-        if by_krylov and columns is not None and size <= FEWEST_KRYLOV and read(StepSettings).pc_type == "auto":
-            self._others = [MatrixSolver(*each, "lu") for each in zip(matrices, numbers)]
+        if by_krylov and columns is not None and size <= FEWEST_KRYLOV and is_open and direct == "lu":
+            self._others = [MatrixSolver(*each, direct) for each in zip(matrices, numbers)]
 
     def solve(self, rows: Tensor, transpose: bool = False) -> Tensor:
         """The inverse (or its transpose) applied to `rows`, shape (batch, n), to `-step_ksp_rtol`.

@@ -42,7 +42,7 @@ class ReactionDiffusion(po.TimeDependentConstraint):
         self.state_dim, self.control_dim = n, n if distributed else 1
         self.state_mass = self.h * sp.eye(n)
         self.control_mass = self.state_mass if distributed else None
-        self.second_difference = po.StepMatrix.constant(sp.diags([1, -2, 1], [-1, 0, 1], (n, n)) / self.h**2)
+        self.second_difference = po.StepMatrix.constant(sp.diags([1.0, -2.0, 1.0], [-1, 0, 1], (n, n)) / self.h**2)
 
     def initial_state(self, p: Tensor) -> Tensor:
         return torch.zeros(self.n, dtype=torch.float64)

@@ -77,7 +77,7 @@ class Rod(po.TimeDependentConstraint):
 
     def __init__(self, n: int) -> None:
         self.state_dim, self.param_dim, self.h = n, n + 1, 1 / (n + 1)
-        slope = sp.diags([-1, 1], [0, 1], (n, n + 1)) / self.h**0.5
+        slope = sp.diags([-1.0, 1.0], [0, 1], (n, n + 1)) / self.h**0.5
         self.state_mass, self.param_mass = self.h * sp.eye(n), self.h * sp.eye(n + 1) + slope.T @ slope
 
     def initial_state(self, p: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class ReactionDiffusion(po.TimeDependentConstraint):
         self.state_dim = self.control_dim = n
         self.h, self.D = 1 / (n + 1), D
         self.state_mass = self.control_mass = self.h * sp.eye(n)
-        self.second_difference = po.StepMatrix.constant(sp.diags([1, -2, 1], [-1, 0, 1], (n, n)) / self.h**2)
+        self.second_difference = po.StepMatrix.constant(sp.diags([1.0, -2.0, 1.0], [-1, 0, 1], (n, n)) / self.h**2)
 
     def initial_state(self, p: Tensor) -> Tensor:
         return torch.zeros(self.state_dim, dtype=torch.float64)

@@ -33,7 +33,7 @@ class ReactionDiffusion(po.TimeDependentConstraint):
         self.state_dim = self.control_dim = n
         self.state_mass = self.control_mass = h * sp.eye(n)
         self.h, self.x = h, h * np.arange(1, n + 1)
-        self.second = po.StepMatrix.constant(sp.diags([1, -2, 1], [-1, 0, 1], (n, n)) / h**2)
+        self.second = po.StepMatrix.constant(sp.diags([1.0, -2.0, 1.0], [-1, 0, 1], (n, n)) / h**2)
 
     def initial_state(self, p):
         return torch.zeros(self.state_dim, dtype=torch.float64)

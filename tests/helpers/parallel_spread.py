@@ -8,6 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from mpi4py import MPI
+from petsc4py import PETSc
 
 import pdeopt as po
 from pdeopt.optimize.parts.inequalities import Inequalities, own_rows, whole_rows
@@ -19,6 +20,9 @@ from problems.shared import files
 from tests.helpers.krylov import options
 
 WORLD, SELF = MPI.COMM_WORLD, MPI.COMM_SELF
+
+#: KKT systems to rounding: by factors, which of steps that ranks share only MUMPS finds.
+EXACT = "direct" if PETSc.Sys.hasExternalPackage("mumps") else "reduced"
 
 
 def splits():
@@ -59,7 +63,8 @@ def spread():
             result = po.SQPSolver(case.problem, type="newton", opt_tol=1e-9).solve()
             assert result.iterations == expected.iterations and result.message == expected.message
             for name, values in (case.arrays(result) or {}).items():
-                assert np.abs(values - arrays[name]).max() <= 1e-10 * (1 + np.abs(values).max()), (case.name, k, name)
+                tol = 1e-10 if EXACT == "direct" else 1e-7
+                assert np.abs(values - arrays[name]).max() <= tol * (1 + np.abs(values).max()), (case.name, k, name)
             same_in_blocks(case, result)
     with pytest.raises(po.InputError, match="control_map"):
         BurgersCase(BurgersSettings(nx=8, nt=4, control="nodal", space_ranks=WORLD.size))
@@ -91,7 +96,7 @@ def stationary():
 def inequalities():
     """Bounds on states: the same optimum, multipliers and places; rows that any split can go on with."""
     alone = HeatCase(HeatSettings(nx=7, ny=4, nt=4), SELF).problem
-    ways = (("interior", "wathen"), ("moreau_yosida", "direct"))
+    ways = (("interior", "wathen"), ("moreau_yosida", EXACT))
     words = [dict(method=method, precond=precond, state_upper=0.05, upper=2.0) for method, precond in ways]
     expected = [po.solve(alone, **each) for each in words]
     for k in splits()[1:]:

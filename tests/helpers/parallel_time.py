@@ -18,7 +18,7 @@ from mpi4py import MPI
 from pdeopt.control.metric import RieszMetric
 from pdeopt.control.objective import TerminalLoss, Tracking
 from pdeopt.control.propagator import Propagator, PropagatorSettings
-from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.errors import InputError, SolveFailure, as_raised
 from pdeopt.kkt.blocks import KKTBlocks
 from pdeopt.kkt.operator import KKTOperator
 from pdeopt.optimize.fullspace.kktsolver import KKTSolver
@@ -295,7 +295,8 @@ def blockjacobi():
                 fails_everywhere(BlockOperator(spoil(operator, kind)), TimeBlockJacobi, "window 6 (steps 11 to 12)")
     with options(block_jacobi_window=5, block_jacobi_local="exact"), solver(operator, TimeBlockJacobi()) as ksp:
         try:
-            ksp.setUp()
+            with as_raised():
+                ksp.setUp()
         except InputError as error:
             assert "borders of ranks" in str(error)
         else:

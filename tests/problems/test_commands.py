@@ -92,7 +92,7 @@ BAD = {
     "pc_type": ((*BURGERS, "-sqp_kkt_pc_type", "foo"), r"-sqp_kkt_pc_type.*fieldsplit \| "),
     "a nested type": ((*BURGERS, "-tao_nls_ksp_type", "foo"), r"-tao_nls_ksp_type.*stcg \| "),
     "a line search": ((*BURGERS, "-tao_ls_type", "foo"), r"-tao_ls_type.*armijo \| .*more-thuente"),
-    "a package": ((*BURGERS, "-sqp_kkt_pc_factor_mat_solver_type", "foo"), "mumps"),
+    "a package": ((*BURGERS, "-sqp_kkt_pc_factor_mat_solver_type", "foo"), "petsc"),
     "a type for other problems": ((*BURGERS, "-solver", "tao", "-tao_type", "pounders"), "-tao_type.*lmvm"),
     "no type": ((*BURGERS, "-tao_type"), "-tao_type.*nothing"),
     "python type": (

@@ -158,6 +158,18 @@ def stages(problem: ControlProblem, settings: KKTSettings, hessian: Hessian) -> 
         _require_spread(problem, settings)
     if settings.precond != "auto":
         return (Stage(settings.precond),)
+    found = _automatic(problem, hessian)
+    if _factors_steps_alone(problem):
+        return tuple(each for each in found if each.way != "direct") or (Stage("reduced"),)
+    return found
+
+
+def _factors_steps_alone(problem: ControlProblem) -> bool:
+    """Whether this PETSc can factor KKT matrices only where a rank has whole steps: others want MUMPS."""
+    return problem.grid.space_ranks > 1 and not PETSc.Sys.hasExternalPackage("mumps")
+
+
+def _automatic(problem: ControlProblem, hessian: Hessian) -> tuple[Stage, ...]:
     if hessian == "design" or problem.constraint.pattern is None:
         return (Stage("reduced"),)
     if _asks_for_iterations():
@@ -180,8 +192,9 @@ def stages(problem: ControlProblem, settings: KKTSettings, hessian: Hessian) -> 
 def _require_spread(problem: ControlProblem, settings: KKTSettings) -> None:
     """Refuse what takes the rows of a rank for whole steps where ranks share them."""
     k = problem.grid.space_ranks
-    if settings.precond not in SPREAD:
-        raise InputError("-kkt_precond", f"{settings.precond} with {k} ranks a step", " | ".join(SPREAD))
+    legal = [each for each in SPREAD if each != "direct" or not _factors_steps_alone(problem)]
+    if settings.precond not in legal:
+        raise InputError("-kkt_precond", f"{settings.precond} with {k} ranks a step", " | ".join(legal))
     if settings.form != "standard":
         raise InputError("-kkt_form", f"{settings.form} with {k} ranks a step", "standard")
 

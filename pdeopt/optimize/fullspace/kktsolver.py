@@ -136,7 +136,8 @@ class KKTSolver:
         """The Krylov method, unless the options say which."""
         ksp.setType(kind)
         ksp.setGMRESRestart(FLAT_RESTART if self.way == "wathen" else RESTART)
-        with defaults({self.prefix + "ksp_gmres_cgs_refinement_type": "refine_ifneeded"}):
+        family = "gmres" if PETSc.Sys.getVersion() < (3, 26) else "orthogonalization"
+        with defaults({f"{self.prefix}ksp_{family}_cgs_refinement_type": "refine_ifneeded"}):
             ksp.setFromOptions()  # states and multipliers differ by orders of magnitude: bases lose orthogonality
 
     @logged("pdeoptKKTSetUp")

@@ -90,6 +90,11 @@ def multigrid() -> str:
     return "hypre" if PETSc.Sys.hasExternalPackage("hypre") else "gamg"
 
 
+def factors() -> str:
+    """What stands for exact solves over several ranks: factors of MUMPS, multigrid where this PETSc lacks it."""
+    return "lu" if PETSc.Sys.hasExternalPackage("mumps") else multigrid()
+
+
 class MatrixSolver:
     """Solves with one PETSc matrix, or with its transpose, for many right-hand sides. Collective.
 

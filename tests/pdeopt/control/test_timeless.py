@@ -12,7 +12,7 @@ n, alpha = 7, 1e-3
 h = 1 / (n + 1)
 x = h * np.arange(1, n + 1)
 mass = h * sp.eye(n, format="csr")
-stiffness = sp.diags([-1, 2, -1], [-1, 0, 1], (n, n), format="csr") / h
+stiffness = sp.diags([-1.0, 2.0, -1.0], [-1, 0, 1], (n, n), format="csr") / h
 K, M = po.StepMatrix.constant(stiffness), po.StepMatrix.constant(mass)
 target = np.sin(np.pi * x) + x
 

@@ -15,7 +15,7 @@ from tests.helpers import examples
 
 n, steps, h = 5, 10, 1 / 6
 mass = h * sp.eye(n)
-second_difference = po.StepMatrix.constant(sp.diags([1, -2, 1], [-1, 0, 1], (n, n)) / h**2)
+second_difference = po.StepMatrix.constant(sp.diags([1.0, -2.0, 1.0], [-1, 0, 1], (n, n)) / h**2)
 
 
 class ReactionDiffusion(po.TimeDependentConstraint):

@@ -40,8 +40,8 @@ def test_a_grid_on_one_rank_is_whole():
     assert patch.box == (slice(0, 3), slice(0, 4)) and np.array_equal(patch.layout.natural, np.arange(12))
     assert np.array_equal(patch.order[1:-1, 1:-1], np.arange(12).reshape(3, 4))
     assert (patch.order[0] == 12).all()  # outside
-    neighbors = sp.kron(sp.identity(3), sp.diags([1, 1, 1], [-1, 0, 1], (4, 4))) + sp.kron(
-        sp.diags([1, 1], [-1, 1], (3, 3)), sp.identity(4)
+    neighbors = sp.kron(sp.identity(3), sp.diags([1.0, 1.0, 1.0], [-1, 0, 1], (4, 4))) + sp.kron(
+        sp.diags([1.0, 1.0], [-1, 1], (3, 3)), sp.identity(4)
     )
     assert ((patch.stencil() != 0) != (neighbors != 0)).nnz == 0
 

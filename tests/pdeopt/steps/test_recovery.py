@@ -87,8 +87,8 @@ class Line(TimeDependentConstraint):
 def test_a_constraint_of_many_unknowns_finds_its_pattern():
     n = 1400
     found = Line(n).pattern
-    band, nothing = sp.diags([1, 1, 1], [-1, 0, 1], shape=(n, n)), sp.csr_matrix((n, n))
-    sides = sp.diags([1, 1], [-1, 1], shape=(n, n))
+    band, nothing = sp.diags([1.0, 1.0, 1.0], [-1, 0, 1], shape=(n, n)), sp.csr_matrix((n, n))
+    sides = sp.diags([1.0, 1.0], [-1, 1], shape=(n, n))
     expected = {"A": band, "B": sp.eye(n), "C": sp.eye(n), "W": sp.block_diag([nothing, sides, nothing])}
     for block, pattern in expected.items():
         assert (getattr(found, block).csr.astype(bool) != pattern.tocsr().astype(bool)).nnz == 0, block
