@@ -22,6 +22,7 @@ from torch import Tensor
 import pdeopt as po
 from pdeopt.core import digest, sections
 from pdeopt.core.arrays import Array
+from pdeopt.space import AffineStepJacobian
 from problems.shared import case
 from problems.shared.command_line import command_line, start
 from problems.shared.fields import Fields, Readable, StepField, TimeField
@@ -156,25 +157,11 @@ class Heat(po.TimeDependentConstraint):
         dt, th = steps.lengths[:, None], self.theta
         return self.state_mass(u_new - u_old) + dt * (self.S(th * u_new + (1 - th) * u_old) - self.B(z) - self.f)
 
-    def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> HeatJacobian:
+    def linearize(self, u_old: Tensor, u_new: Tensor, z: Tensor, steps: po.Steps) -> AffineStepJacobian:
         dt = steps.lengths
         if not (self._blocks and torch.equal(self._blocks[0], dt)):
             self._blocks = dt, self.pattern.split(self._fixed + dt[:, None] * self._per_time)
-        return HeatJacobian(self, (u_old, u_new, z), steps, self.pattern, self._blocks[1])
-
-
-class HeatJacobian(po.SparseStepJacobian):
-    """The step Jacobian of a linear equation: one set of values where all steps are equal, no curvature."""
-
-    def hvp(
-        self,
-        lam: Tensor,
-        d_old: Tensor | None = None,
-        d_new: Tensor | None = None,
-        dz: Tensor | None = None,
-        dp: Tensor | None = None,
-    ) -> tuple[None, None, None, None]:
-        return None, None, None, None
+        return AffineStepJacobian(self, (u_old, u_new, z), steps, self.pattern, self._blocks[1])
 
 
 class HeatCase(Readable):

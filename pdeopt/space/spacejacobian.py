@@ -72,8 +72,8 @@ class SpaceStepJacobian(SparseStepJacobian):
 
 
 class AffineStepJacobian(SparseStepJacobian):
-    """F' = [B A C] of owned rows of an affine equation without parameters: no curvature, and as its blocks do not ask
-    where, its point is that of owned unknowns; no ghosts are brought or kept."""
+    """F' = [B A C] of an affine equation without parameters, of whole steps or of owned rows: no curvature, and as its
+    blocks do not ask where, its point is that of owned unknowns; no ghosts are brought or kept."""
 
     def hvp(
         self,

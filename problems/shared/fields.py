@@ -5,6 +5,7 @@ Whole on the first rank, for pictures; or block by block, for a file that no ran
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,14 +71,14 @@ class TimeField:
 Fields = Mapping[str, StepField | TimeField | np.ndarray]
 
 
-class Readable:
+class Readable(ABC):
     """A control problem whose solution a reader gets as fields."""
 
     problem: po.ControlProblem
 
+    @abstractmethod
     def fields(self, result: po.Result) -> Fields:
         """The solution for a reader. Collective."""
-        raise NotImplementedError
 
     def arrays(self, result: po.Result) -> dict[str, np.ndarray] | None:
         """The fields of the solution, whole, on rank 0; None elsewhere. Collective."""

@@ -131,6 +131,14 @@ def test_arguments_by_name_are_those_by_position():
         network(Keyword)(x, gate=gate)
 
 
+def test_the_hint_of_a_mask_is_none_without_it():
+    net = network(lambda: Direct(nn.TransformerEncoderLayer(6, 2, 10, 0.0)), 4)
+    x, mask = torch.randn(4, 3, 6, dtype=torch.float64), later_tokens(4)
+    torch.testing.assert_close(net(x, mask, is_causal=True), net(x, mask), rtol=0, atol=1e-14)
+    with pytest.raises((InputError, RuntimeError), match="is_causal"):
+        net(x, is_causal=True)
+
+
 def test_arguments_get_gradients():
     net, x = network(Mixed), torch.randn(5, 6, dtype=torch.float64)
     net.eval()
