@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from nn_adapters.pinn.device import home
 from nn_adapters.pinn.termrows import TermRows
 from pdeopt.core.errors import InputError
 
@@ -57,7 +58,7 @@ def _kernels(function: TermRows, theta: Tensor) -> list[float]:
         rows = torch.linspace(begin, end - 1, min(LOOKED_AT, end - begin), dtype=torch.float64).round().long()
         function.tally.work += function.costs.jacobian * len(rows) / function.rows
         J = function._linearize(theta, rows)[1]
-        found.append(float(J.square().sum()) * (end - begin) / len(rows))
+        found.append(float(home(J.square().sum())) * (end - begin) / len(rows))
     return found
 
 

@@ -117,7 +117,8 @@ class PolygonFactor:
 
     def __call__(self, x: Tensor) -> Tensor:
         """phi at points off the corners, (n, 2): (n,)."""
-        first, last = self.corners, self.corners.roll(-1, 0)
+        first = self.corners.to(x.device)
+        last = first.roll(-1, 0)
         edge = last - first
         length = edge.norm(dim=1)
         off = x[:, None, :] - first
@@ -125,12 +126,13 @@ class PolygonFactor:
         middle = x[:, None, :] - 0.5 * (first + last)
         t = (0.25 * length.square() - middle.square().sum(-1)) / length
         square = f.square() + 0.25 * ((t.square() + f.square().square()).sqrt() - t).square()
-        others = [square[:, [j for j in range(len(length)) if j != i]].prod(1) for i in range(len(length))]
+        others = [torch.cat([square[:, :i], square[:, i + 1 :]], 1).prod(1) for i in range(len(length))]
         return square.prod(1).sqrt() / torch.stack(others, 1).sqrt().sum(1)
 
     def inside(self, x: Tensor) -> Tensor:
         """Which points, (n, 2), are in the polygon, (n,), by the number of edges to their right; for `within`."""
-        (x1, y1), (x2, y2) = self.corners.T, self.corners.roll(-1, 0).T
+        corners = self.corners.to(x.device)
+        (x1, y1), (x2, y2) = corners.T, corners.roll(-1, 0).T
         y = x[:, 1:]
         spans = (y1 > y) != (y2 > y)
         crossing = x1 + (y - y1) * (x2 - x1) / torch.where(y1 == y2, 1.0, y2 - y1)

@@ -112,7 +112,7 @@ def stretched(features: Features, factors: Sequence[float], center: Sequence[flo
     if not len(factors) == len(center) == features.size:
         raise InputError("factors and centers of features", f"{len(factors)} and {len(center)}", features.size)
     by, middle = (torch.tensor(list(numbers), dtype=torch.float64) for numbers in (factors, center))
-    return replace(features, function=lambda x: by * (features.function(x) - middle))
+    return replace(features, function=lambda x: by.to(x.device) * (features.function(x) - middle.to(x.device)))
 
 
 def _equal(here: Tensor, there: Tensor) -> bool:

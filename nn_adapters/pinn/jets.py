@@ -120,7 +120,7 @@ class JetBasis:
         """
         if isinstance(function, JetField):
             return function.jets(self, x)
-        units = torch.eye(x.shape[1], dtype=x.dtype)
+        units = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
 
         def along(f: Callable[[Tensor], Tensor], i: int) -> Callable[[Tensor], Tensor]:
             return lambda x: jvp(f, (x,), (units[i].expand_as(x),))[1]
@@ -198,15 +198,18 @@ class ActivatedLayer:
         basis: rows of the jets.
         activation: act.
         width, points: of a jet.
+        device: of the arrays.
 
     Attributes:
         z: (J, width, points), to be filled before `forward`.
         a: (J, width, points), which `forward` fills.
     """
 
-    def __init__(self, basis: JetBasis, activation: Activation, width: int, points: int) -> None:
+    def __init__(
+        self, basis: JetBasis, activation: Activation, width: int, points: int, device: torch.device | None = None
+    ) -> None:
         self.activation, self.chain = activation, basis.chain
-        make = partial(torch.empty, dtype=torch.float64)
+        make = partial(torch.empty, dtype=torch.float64, device=device)
         self.z, self.a = make(2, len(basis), width, points).unbind()
         self._slopes = make(max(basis.order, 1) + 1, width, points).unbind()
         self._scratch, self._second = make(2, width, points).unbind()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nn_adapters.pinn.balance import balanced_factors, check_balance
 from nn_adapters.pinn.costs import CallTimes
+from nn_adapters.pinn.device import checked_device, home
 from nn_adapters.pinn.features import Features
 from nn_adapters.pinn.network import Network, absorb_slopes
 from nn_adapters.pinn.termrows import TermRows
@@ -24,6 +25,7 @@ from nn_adapters.pinn.terms import Ansatz, Field, Term, TermAtPoints
 from nn_adapters.pinn.trained import TrainedField
 from pdeopt.core.errors import InputError
 from pdeopt.core.team import Team
+from pdeopt.functions import border
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.smooth import Costs, Restriction, SmoothFunction, Tally
 from pdeopt.squares.rows import density, draw_rows
@@ -50,6 +52,9 @@ class PINN(TermRows):
     gradients come from jets that are carried through the layers by hand, without a graph; Hessian products by
     `torch.func`. Nothing is collective.
 
+    On another `device` the parameters, and the methods that find them, stay on the host: a value with its gradient
+    sends theta there once and gets both back once; a Jacobian stays there. `terms` are always kept on the host.
+
     Args:
         network: net.
         terms: the first one is sampled: `subset` and `with_points` change its points.
@@ -63,6 +68,8 @@ class PINN(TermRows):
         balance: how the weights of several terms follow their sizes, by `balanced`: "none", "ntk" or "gradients"; see
             `balanced_factors`. `sample` balances, as a method does that draws points anew.
         factors: by which weights are multiplied at first, one a term; 1 by default.
+        device: where points are evaluated, such as "cuda"; by default where those of the first term are. Residuals,
+            lift, factor and features are called with points there.
 
     Attributes:
         layers: number of parameters of each hidden layer, the closing one counted to the last: blocks of
@@ -70,8 +77,8 @@ class PINN(TermRows):
 
     Raises:
         InputError: names or features that do not fit the inputs of the network, no terms, a term with bad points or
-            derivatives, a lift or factor that does not have the period of the features, or a coefficient with the name
-            of a derivative.
+            derivatives, a lift or factor that does not have the period of the features, a coefficient with the name of
+            a derivative, or a device that is not there.
 
     Example:
         >>> heat = Term(hammersley(2000, [(0, 1), (0, 1)]), lambda u, d, x: d["t"] - d["xx"], ("t", "xx"))
@@ -92,6 +99,7 @@ class PINN(TermRows):
         coefficients: Mapping[str, float] | None = None,
         balance: str = "none",
         factors: Sequence[float] = (),
+        device: str | torch.device | None = None,
     ) -> None:
         check_balance(balance)
         if features is None and len(names) != network.inputs:
@@ -100,17 +108,19 @@ class PINN(TermRows):
             raise InputError("inputs of the network", network.inputs, f"{features.size}, as there are features")
         if not terms:
             raise InputError("terms of a PINN", "none", "at least one")
+        there = checked_device(terms[0].points.device if device is None else device)
+        self.terms = tuple(term.at_home for term in terms)
         if features is not None:
-            x = terms[0].points
+            x = self.terms[0].points
             some = x[torch.linspace(0, len(x) - 1, min(LOOKED_AT, len(x)), dtype=torch.float64).round().long()]
-            features.check(names, some.double(), {"lift": lift, "factor": factor})
+            features.check(names, some.to(there, torch.float64), {"lift": lift, "factor": factor})
         for name in coefficients or {}:
             if set(name) <= set(names):
                 raise InputError("coefficient of a PINN", repr(name), "a name that is no derivative")
-        self.terms, self.names, self.lift, self.factor = tuple(terms), names, lift, factor
+        self.names, self.lift, self.factor = names, lift, factor
         self._kept: tuple[int, Tensor, list[list[Tensor]]] = (0, torch.empty(0), [])  # layer, weights below it, jets
         self.balance = balance
-        ansatz = Ansatz(network, names, lift, factor, features, coefficients or {})
+        ansatz = Ansatz(network, names, lift, factor, features, coefficients or {}, there)
         super().__init__(ansatz, self.terms, costs, tally, factors)
         sizes = network.sizes
         self.layers = [*sizes[:-2], sizes[-2] + sizes[-1] + len(self.ansatz.coefficients)]
@@ -122,12 +132,12 @@ class PINN(TermRows):
 
     def coefficients_at(self, theta: Tensor) -> dict[str, float]:
         """The unknown coefficients by name."""
-        return dict(zip(self.ansatz.coefficients, self.split(theta)[1].tolist()))
+        return dict(zip(self.ansatz.coefficients, theta[self.network.size :].tolist()))
 
     def predict(self, theta: Tensor, x: Tensor) -> Tensor:
-        """u at points x, (points, inputs): (points,), or (fields, points)."""
-        raw, c = self.split(theta)
-        u = TermAtPoints(self.ansatz, Term(x, lambda u, d, x: u)).jets(absorb_slopes(raw), c)[1][0]
+        """u at points x, (points, inputs): (points,), or (fields, points); where the points are."""
+        raw, c = self.split(border.vector(theta, self.size, "theta"))
+        u = TermAtPoints(self.ansatz, Term(x, lambda u, d, x: u)).jets(absorb_slopes(raw), c)[1][0].to(x.device)
         return u if len(u) > 1 else u[0]
 
     def field(self, theta: Tensor, at: Mapping[str, float] | None = None) -> TrainedField:
@@ -137,11 +147,15 @@ class PINN(TermRows):
         Args:
             at: values of the inputs that are fixed, by their letters.
         """
-        return TrainedField(self.ansatz, theta[: self.network.size], at)
+        return TrainedField(self.ansatz, border.vector(theta, self.size, "theta")[: self.network.size], at)
 
     def residuals(self, theta: Tensor, x: Tensor | None = None) -> Tensor:
-        """Of the first term, at its points or at others, (n, inputs): (n,), or (equations, n); counted as work."""
-        r = _jets(self, theta, x)[0]
+        """Of the first term, at its points or at others, (n, inputs): (n,), or (equations, n); counted as work.
+
+        They are where the points are.
+        """
+        points = self.terms[0].points if x is None else x
+        r = _jets(self, border.vector(theta, self.size, "theta"), x)[0].to(points.device)
         return r if len(r) > 1 else r[0]
 
     def with_points(self, points: Tensor, weight: float | Tensor | None = None) -> PINN:
@@ -174,6 +188,7 @@ class PINN(TermRows):
             coefficients=self.ansatz.coefficients,
             balance=self.balance,
             factors=factors or self.factors,
+            device=self.device,
         )
         found.costs = self.costs.times(found.times.whole / self.times.whole)
         return found
@@ -248,7 +263,7 @@ def _sizes(function: PINN, x: Tensor, pool: Tensor, own: slice) -> Tensor:
     r, u = _jets(function, x, pool if at_all else pool[own], len(pool))
     firsts = u[1 : 1 + len(function.evaluated[0].basis.first)]
     sizes = [r.norm(dim=0), *([firsts.square().sum((0, 1)).sqrt()] if len(firsts) else [])]
-    found = torch.stack(sizes)
+    found = home(torch.stack(sizes))
     return found[:, own] if at_all else found
 
 

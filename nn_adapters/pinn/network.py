@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 
 import torch
@@ -105,11 +106,16 @@ class Network:
                 parts.append(torch.full((1,), 1.0 / self.slope_scale, dtype=torch.float64))
         return torch.cat(parts)
 
-    def layers(self, theta: Tensor, first: int = 0) -> list[DenseLayer]:
-        """Views of the parameters of the layers from `first` on, in theta, which holds these only, flat."""
-        found, shapes = [], self.shapes[first:]
-        for (o, i), part in zip(shapes, theta.split(self.sizes[first:])):
-            slope = self.slope_scale * float(part[-1]) if len(part) > o * i + o else 1.0
+    def layers(self, theta: Tensor, first: int = 0, there: Tensor | None = None) -> list[DenseLayer]:
+        """Views of the parameters of the layers from `first` on, in theta, which holds these only, flat.
+
+        Args:
+            there: the same numbers on a device, where the views are then; slopes are read on the host.
+        """
+        found, sizes = [], self.sizes[first:]
+        own = theta.split(sizes)
+        for (o, i), numbers, part in zip(self.shapes[first:], own, own if there is None else there.split(sizes)):
+            slope = self.slope_scale * float(numbers[-1]) if len(numbers) > o * i + o else 1.0
             found.append(DenseLayer(part[: o * i].view(o, i), part[o * i : o * i + o], slope))
         return found
 
@@ -134,13 +140,19 @@ class Network:
                 parts.append(self.slope_scale * ((layer.W * W).sum() + (layer.b * b).sum())[None])
         return torch.cat(parts)
 
-    def directions(self, layers: list[DenseLayer], d: Tensor) -> list[DenseLayer]:
-        """The changes of c W and c b, to first order, for the change d, (size,), of W, b and slopes."""
-        found = []
-        for layer, part in zip(layers, d.split(self.sizes)):
+    def directions(self, layers: list[DenseLayer], d: Tensor, there: Tensor | None = None) -> list[DenseLayer]:
+        """The changes of c W and c b, to first order, for the change d, (size,), of W, b and slopes.
+
+        Args:
+            layers: with their slopes.
+            d: on the host.
+            there: the same numbers on the device of the layers.
+        """
+        found, own = [], d.split(self.sizes)
+        for layer, numbers, part in zip(layers, own, own if there is None else there.split(self.sizes)):
             o, i = layer.W.shape
             W, b = layer.slope * part[: o * i].view(o, i), layer.slope * part[o * i : o * i + o]
-            c = self.slope_scale * float(part[-1]) if len(part) > o * i + o else 0.0
+            c = self.slope_scale * float(numbers[-1]) if len(numbers) > o * i + o else 0.0
             found.append(DenseLayer(W + c * layer.W, b + c * layer.b) if c else DenseLayer(W, b))
         return found
 
@@ -172,17 +184,17 @@ class JetSweep:
         network: whose layers.
         basis: rows of the jets.
         points: columns.
+        device: of the arrays; the host by default.
     """
 
-    def __init__(self, network: Network, basis: JetBasis, points: int) -> None:
+    def __init__(self, network: Network, basis: JetBasis, points: int, device: torch.device | None = None) -> None:
         self.network, self.rows = network, len(basis)
         act = writing(network.activation)
-        self.hidden = [ActivatedLayer(basis, act, width, points) for width in network.hidden]
-        pairs = {
-            width: torch.empty(2, self.rows, width, points, dtype=torch.float64).unbind() for width in network.hidden
-        }
+        self.hidden = [ActivatedLayer(basis, act, width, points, device) for width in network.hidden]
+        make = partial(torch.empty, dtype=torch.float64, device=device)
+        pairs = {width: make(2, self.rows, width, points).unbind() for width in network.hidden}
         self._cotangents = [pairs[width] for width in network.hidden]
-        self._out = torch.empty(self.rows, network.outputs, points, dtype=torch.float64)
+        self._out = make(self.rows, network.outputs, points)
 
     def forward(self, layers: list[DenseLayer], jets: Tensor, first: int = 0) -> Tensor:
         """Jets of u, (J, fields, points), from those at the input of layer `first`, (J, width, points).

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from nn_adapters.pinn.costs import CallTimes
+from nn_adapters.pinn.device import across, home
 from nn_adapters.pinn.network import DenseLayer, absorb_slopes
 from nn_adapters.pinn.terms import Ansatz, Term, TermAtPoints
 from pdeopt.functions.smooth import Costs, Tally
@@ -19,6 +20,9 @@ from pdeopt.squares.residual import ResidualFunction
 
 class TermRows(ResidualFunction):
     """f = |r|^2 with rows sqrt(weight / points) residual, one for each point and equation, term after term.
+
+    Unknowns come from the host, and what is found goes there; all between is on the device of the ansatz. Jacobians
+    stay on it: they are large, and methods take products of them.
 
     Args:
         ansatz: for u.
@@ -31,6 +35,7 @@ class TermRows(ResidualFunction):
         network: of the ansatz.
         evaluated: the terms at their points.
         times: model of the time.
+        device: where terms are evaluated.
     """
 
     def __init__(
@@ -49,13 +54,17 @@ class TermRows(ResidualFunction):
         self.times = CallTimes(self.network, sum(term.columns for term in self.evaluated), rows)
         costs = costs or self.times.costs(0, self.network.depth)
         size = self.network.size + len(ansatz.coefficients)
+        self.device = ansatz.device
         self._known: tuple[Tensor, list[tuple[TermAtPoints, Tensor | slice, Tensor | None]]] | None = None
         super().__init__(size, rows, len(terms[0].points), costs, tally)
 
     def split(self, theta: Tensor, first: int = 0) -> tuple[list[DenseLayer], Tensor]:
-        """The layers from `first` on, with their slopes, and the coefficients, (number,), in theta, which ends so."""
-        end = len(theta) - len(self.ansatz.coefficients)
-        return self.network.layers(theta[:end], first), theta[end:]
+        """The layers from `first` on, with their slopes, and the coefficients, (number,), in theta, which ends so.
+
+        Here theta goes to the device.
+        """
+        end, there = len(theta) - len(self.ansatz.coefficients), across(theta, self.device)
+        return self.network.layers(theta[:end], first, there[:end]), there[end:]
 
     def _value(self, x: Tensor) -> float:
         return self.value_from(0, [term.inputs for term in self.evaluated], x)
@@ -73,7 +82,7 @@ class TermRows(ResidualFunction):
         raw, c = self.split(theta, first)
         layers = absorb_slopes(raw)
         rows = [term.rows(layers, c, jets, first) for term, jets in zip(self.evaluated, inputs)]
-        return sum(float(r @ r) for r in rows)
+        return float(home(sum((r @ r for r in rows), c.new_zeros(()))))
 
     def gradient_from(self, first: int, last: int, inputs: list[list[Tensor]], theta: Tensor) -> tuple[float, Tensor]:
         """f, and its gradient by the layers `first` to `last`, from the jets before the first; to the last by all.
@@ -86,9 +95,12 @@ class TermRows(ResidualFunction):
         layers, by_c = absorb_slopes(raw), torch.zeros_like(c)
         sums = [(torch.zeros_like(layer.W), torch.zeros_like(layer.b)) for layer in layers[: last - first + 1]]
         span = first, last
-        value = sum(t.add_gradient(layers, c, jets, span, sums, by_c) for t, jets in zip(self.evaluated, inputs))
-        found = self.network.flat_gradient(raw, sums)
-        return value, torch.cat([found, by_c]) if last == self.network.depth else found
+        value = c.new_zeros(1)
+        for term, jets in zip(self.evaluated, inputs):
+            value += term.add_gradient(layers, c, jets, span, sums, by_c)
+        whole = [self.network.flat_gradient(raw, sums), *([by_c] if last == self.network.depth else []), value]
+        found = home(torch.cat(whole))
+        return float(found[-1]), found[:-1]
 
     def _pieces(self, rows: Tensor | None) -> list[tuple[TermAtPoints, Tensor | slice, Tensor | None]]:
         """The terms at the points of some rows, or of all; the places of their rows among them; which of a point's.
@@ -107,50 +119,55 @@ class TermRows(ResidualFunction):
                 wanted, each = rows[places] - begin, term.equations
                 own = term.term.subset(wanted // each)
                 own = replace(own, weight=own.weight * (len(places) / len(term.term.points)))
-                found.append((TermAtPoints(self.ansatz, own), places, _chosen(wanted, each)))
+                chosen = across(_chosen(wanted, each), self.device)
+                found.append((TermAtPoints(self.ansatz, own), across(places, self.device), chosen))
         self._known = self._known if rows is None else (rows, found)
         return found
 
     def _residual(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         raw, c = self.split(x)
-        layers, r = absorb_slopes(raw), x.new_empty(self._count(rows))
+        layers, r = absorb_slopes(raw), c.new_empty(self._count(rows))
         for term, places, which in self._pieces(rows):
             found = term.rows(layers, c, term.inputs)
             r[places] = found if which is None else found[which]
-        return r
+        return home(r)
 
     def _linearize(self, x: Tensor, rows: Tensor | None = None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         shape = (self._count(rows), self.size)
-        J = x.new_empty(shape) if out is None or out.shape != shape else out
+        fits = out is not None and out.shape == shape and out.device == self.device
+        J = out if fits else torch.empty(shape, dtype=x.dtype, device=self.device)
         return self._write(x, J, 0, rows), J
 
     def _columns(self, x: Tensor, begin: int, out: Tensor) -> None:
-        self._write(x, out, begin, None)
+        J = out if out.device == self.device else torch.empty_like(out, device=self.device)
+        self._write(x, J, begin, None)
+        if J is not out:
+            out.copy_(J)
 
     def _write(self, x: Tensor, J: Tensor, begin: int, rows: Tensor | None) -> Tensor:
         """r; the columns of J from `begin` on are written."""
         raw, c = self.split(x)
-        layers, r = absorb_slopes(raw), x.new_empty(len(J))
+        layers, r = absorb_slopes(raw), c.new_empty(len(J))
         for term, places, which in self._pieces(rows):
             if isinstance(places, slice):
                 term.jacobian(raw, layers, c, r[places], J[places], begin)
             else:
-                own_r, own_J = x.new_empty(term.count), J.new_empty(term.count, J.shape[1])
+                own_r, own_J = c.new_empty(term.count), J.new_empty(term.count, J.shape[1])
                 term.jacobian(raw, layers, c, own_r, own_J, begin)
                 r[places], J[places] = own_r[which], own_J[which]
-        return r
+        return home(r)
 
     def _jvp(self, x: Tensor, d: Tensor, rows: Tensor | None = None) -> Tensor:
-        (raw, c), found = self.split(x), x.new_empty(self._count(rows))
-        end = self.network.size
-        layers, directions = absorb_slopes(raw), self.network.directions(raw, d[:end])
+        (raw, c), there, end = self.split(x), across(d, self.device), self.network.size
+        layers, directions = absorb_slopes(raw), self.network.directions(raw, d[:end], there[:end])
+        found = c.new_empty(self._count(rows))
         for term, places, which in self._pieces(rows):
-            own = term.tangent(layers, c, directions, d[end:])
+            own = term.tangent(layers, c, directions, there[end:])
             found[places] = own if which is None else own[which]
-        return found
+        return home(found)
 
     def _vjp(self, x: Tensor, w: Tensor, rows: Tensor | None = None) -> Tensor:
-        raw, c = self.split(x)
+        (raw, c), w = self.split(x), across(w, self.device)
         layers, span, by_c = absorb_slopes(raw), (0, self.network.depth), torch.zeros_like(c)
         sums = [(torch.zeros_like(layer.W), torch.zeros_like(layer.b)) for layer in layers]
         for term, places, which in self._pieces(rows):
@@ -158,14 +175,15 @@ class TermRows(ResidualFunction):
             if which is not None:
                 own = w.new_zeros(term.count).index_copy(0, which, own)
             term.add_gradient(layers, c, term.inputs, span, sums, by_c, own)
-        return torch.cat([self.network.flat_gradient(raw, sums), by_c])
+        return home(torch.cat([self.network.flat_gradient(raw, sums), by_c]))
 
     def _hvp(self, x: Tensor, d: Tensor) -> Tensor:
+        x, d = across(x, self.device), across(d, self.device)
         total = torch.zeros_like(x)
         for term in self.evaluated:
             for chunk, inputs in zip(term.chunks, term.inputs):
                 total += jvp(grad(partial(term.plain, chunk, inputs)), (x,), (d,))[1]
-        return total
+        return home(total)
 
 
 def _chosen(wanted: Tensor, each: int) -> Tensor:

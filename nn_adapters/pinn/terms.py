@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from nn_adapters.pinn.device import HOST, home
 from nn_adapters.pinn.features import Features
 from nn_adapters.pinn.jets import JetBasis
 from nn_adapters.pinn.network import DenseLayer, JetSweep, Network
@@ -20,8 +21,9 @@ Residual = Callable[[Tensor, dict[str, Tensor], Tensor], Tensor | Sequence[Tenso
 #: x, (points, inputs) -> (points,), or (points, fields); its rows do not interact.
 Field = Callable[[Tensor], Tensor]
 
-#: Entries of a jet times width that go through the layers together: about what a cache holds.
-JETS_IN_CACHE = 80_000
+#: Entries of a jet times width that go through the layers together: about what a cache holds; on a device, where calls
+#: are what takes time, so many that a layer's arrays have a third of a gigabyte.
+JETS_IN_CACHE, JETS_ON_DEVICE = 80_000, 2**24
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Term:
     """weight * mean of residual(u, d, x)^2 over points: equations, values on a boundary, or measurements.
 
     Args:
-        points: x, (n, inputs), double precision.
+        points: x, (n, inputs), double precision; on any device, as all that is given at them.
         residual: (u, d, x) -> (n,), or several of these, one an equation; made of torch operations. u is (n,), and d
             holds by name, (n,) each, the derivatives, `d["x"]` and `d["xx"]`, the unknown coefficients of the PINN, and
             what is `given`. Of several fields u and the derivatives are (fields, n). Rows do not interact.
@@ -57,6 +59,13 @@ class Term:
         given = {name: values[indices] for name, values in self.given.items()}
         return replace(self, points=self.points[indices], weight=weight, given=given)
 
+    @property
+    def at_home(self) -> Term:
+        """The term with all its numbers on the host."""
+        weight = home(self.weight) if isinstance(self.weight, Tensor) else self.weight
+        given = {name: home(values) for name, values in self.given.items()}
+        return replace(self, points=home(self.points), weight=weight, given=given)
+
 
 @dataclass(frozen=True)
 class Ansatz:
@@ -68,6 +77,7 @@ class Ansatz:
         lift, factor: of u; without them u is the network itself.
         features: what the network takes in; without them x itself.
         coefficients: unknown numbers of the equations by name, with their first values.
+        device: on which it is evaluated.
     """
 
     network: Network
@@ -76,6 +86,7 @@ class Ansatz:
     factor: Field | None = None
     features: Features | None = None
     coefficients: Mapping[str, float] = field(default_factory=dict)
+    device: torch.device = HOST
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,8 @@ class Chunk:
 class TermAtPoints:
     """A term at its points: rows of residuals r, with sum r^2 the term, and their derivatives, chunk by chunk.
 
+    All of it is on the device of the ansatz, layers and vectors of its methods too.
+
     Args:
         ansatz: for u.
         term: the term.
@@ -142,8 +155,9 @@ class TermAtPoints:
                 raise InputError(f"{name} at the points of a term", f"shape {tuple(values.shape)}", f"({len(x)},)")
         self.ansatz, self.term, self.basis = ansatz, term, JetBasis(ansatz.names, tuple(term.derivatives))
         self.columns = len(x) * len(self.basis)
-        number = -(-len(x) // max(64, JETS_IN_CACHE // (len(self.basis) * max(network.hidden))))
-        self.chunks, self.inputs = self._cut(x.to(torch.float64), number)
+        together = JETS_IN_CACHE if ansatz.device.type == "cpu" else JETS_ON_DEVICE
+        number = -(-len(x) // max(64, together // (len(self.basis) * max(network.hidden))))
+        self.chunks, self.inputs = self._cut(x.to(ansatz.device, torch.float64), number)
         self._sweeps: dict[int, JetSweep] = {}
         self.equations = self._count_equations()
         self.count = len(x) * self.equations
@@ -164,13 +178,13 @@ class TermAtPoints:
         if ansatz.factor is not None:
             factor = basis.multiplication(self._by_fields("factor", ansatz.factor, x))
         weight = torch.as_tensor(self.term.weight, dtype=torch.float64)
-        root = (weight / len(x)).sqrt().expand(len(x))
+        root = (weight / len(x)).sqrt().to(ansatz.device).expand(len(x))
         parts = [slice(int(part[0]), int(part[-1]) + 1) for part in torch.arange(len(x)).tensor_split(number)]
 
         def of(jets: Tensor | None, part: slice) -> Tensor | None:
             return None if jets is None else jets[..., part].contiguous()
 
-        given = {name: values.to(torch.float64) for name, values in self.term.given.items()}
+        given = {name: values.to(ansatz.device, torch.float64) for name, values in self.term.given.items()}
         chunks = [
             Chunk(x[p], of(lift, p), of(factor, p), root[p], {name: values[p] for name, values in given.items()})
             for p in parts
@@ -193,7 +207,7 @@ class TermAtPoints:
         """Arrays for as many points as the chunk has."""
         k = len(chunk.x)
         if k not in self._sweeps:
-            self._sweeps[k] = JetSweep(self.ansatz.network, self.basis, k)
+            self._sweeps[k] = JetSweep(self.ansatz.network, self.basis, k, self.ansatz.device)
         return self._sweeps[k]
 
     def _residual(self, chunk: Chunk, u: Tensor, c: Tensor) -> Tensor:
@@ -254,8 +268,8 @@ class TermAtPoints:
         gradients: list[tuple[Tensor, Tensor]],
         by_c: Tensor,
         weights: Tensor | None = None,
-    ) -> float:
-        """The sum of r^2, or w.r; its gradients by W and b of some layers, and by c, are added to those given.
+    ) -> Tensor:
+        """The sum of r^2, or w.r, (); its gradients by W and b of some layers, and by c, are added to those given.
 
         Args:
             layers, c, inputs: as for `rows`.
@@ -263,7 +277,7 @@ class TermAtPoints:
             gradients, by_c: to which it is added.
             weights: w, (count,).
         """
-        total, place, (first, last) = 0.0, 0, span
+        total, place, (first, last) = c.new_zeros(()), 0, span
         for chunk, jets in zip(self.chunks, inputs):
             own = slice(place, place := place + self.equations * len(chunk.x))
             r, known = self._recorded(chunk, layers, jets, c, first)
@@ -272,7 +286,7 @@ class TermAtPoints:
             w, w_c = _gradients(value, known)
             self._sweep(chunk).backward(layers[-1], chunk.cotangent(w), gradients, last)
             by_c += w_c.sum(1)
-            total += float(value.detach())
+            total += value.detach()
         return total
 
     def jacobian(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from nn_adapters.pinn.device import across
 from nn_adapters.pinn.jets import JetBasis, JetField
 from nn_adapters.pinn.network import absorb_slopes
 from nn_adapters.pinn.terms import Ansatz, Term, TermAtPoints
@@ -15,6 +17,8 @@ from pdeopt.core.errors import InputError
 
 class TrainedField(JetField):
     """u of a network with fixed parameters, as lift or factor of another network; its jets come from a sweep.
+
+    It is evaluated where the points are, whatever device it was trained on.
 
     With `at` some inputs are fixed: u(x, 1) as a function of (x, t) are initial values for a network from t = 1 on.
 
@@ -36,7 +40,7 @@ class TrainedField(JetField):
         """u at points, (n, inputs): (n,), or (n, fields); by operations that `torch.func` differentiates."""
         ansatz, x = self.ansatz, self._moved(x)
         a = x if ansatz.features is None else ansatz.features(x)
-        u = ansatz.network.jets(self.theta, JetBasis(ansatz.names), a.T[None])[0].T
+        u = ansatz.network.jets(self.theta.to(x.device), JetBasis(ansatz.names), a.T[None])[0].T
         for function, is_factor in ((ansatz.factor, True), (ansatz.lift, False)):
             if function is not None:
                 values = function(x)
@@ -49,8 +53,9 @@ class TrainedField(JetField):
             raise InputError("inputs of a trained network", self.ansatz.names, basis.names)
         fixed = {self.ansatz.names.index(name) for name in self.at}
         free = {key: "".join(basis.names[i] for i in key) for key in basis.keys if not fixed & set(key)}
-        term = TermAtPoints(self.ansatz, Term(self._moved(x), lambda u, d, x: u, tuple(filter(None, free.values()))))
-        known = term.jets(absorb_slopes(self.ansatz.network.layers(self.theta)), self.theta[:0])[1]
+        ansatz, there = replace(self.ansatz, device=x.device), across(self.theta, x.device)
+        term = TermAtPoints(ansatz, Term(self._moved(x), lambda u, d, x: u, tuple(filter(None, free.values()))))
+        known = term.jets(absorb_slopes(ansatz.network.layers(self.theta, there=there)), there[:0])[1]
         found = known.new_zeros(len(basis), *known.shape[1:])
         for row, key in enumerate(basis.keys):
             if key in free:

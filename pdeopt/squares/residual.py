@@ -127,7 +127,7 @@ class ResidualFunction(SumOfSquares):
         return self._checked(self._residual(border.vector(x, self.size, "x"), rows), self._count(rows))
 
     def linearize(self, x: Tensor, rows: Tensor | None = None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """r(x) and J(x), (m,) and (m, n), by one sweep; the caller's to keep.
+        """r(x) and J(x), (m,) and (m, n), by one sweep; the caller's to keep. J is where the function computes.
 
         Args:
             x, rows: as for `residual`.
@@ -243,7 +243,7 @@ class RowSample(ResidualFunction):
     def _linearize(self, x: Tensor, rows: Tensor | None = None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         indices, factors = self._rows(rows)
         r, J = self.whole._linearize(x, indices, out)
-        return factors * r, factors[:, None] * J
+        return factors * r, factors.to(J.device)[:, None] * J
 
     def _jvp(self, x: Tensor, d: Tensor, rows: Tensor | None = None) -> Tensor:
         indices, factors = self._rows(rows)

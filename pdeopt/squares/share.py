@@ -54,6 +54,7 @@ class Share:
         """The sum over the ranks of symmetric matrices, of which the lower triangles are right; those are sent."""
         if self.team is None:
             return own
+        own = own.cpu()
         rows, columns = np.tril_indices(len(own))
         packed = own.numpy()[rows, columns]
         if isinstance(self.team, MPI.Comm):

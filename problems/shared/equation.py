@@ -89,6 +89,7 @@ class Equation:
         seed: int = 0,
         features: str = "",
         measured: NoisyData | None = None,
+        device: str = "cpu",
     ) -> nna.PINN:
         """The loss of a network for this equation; the defaults are the published ones."""
         form = self.forms[features or next(iter(self.forms))]
@@ -116,6 +117,7 @@ class Equation:
             features=form.features,
             coefficients=first,
             balance=measured.balance if measured else "none",
+            device=device,
         )
 
     def points(self, sampler: str, n: int, seed: int) -> Tensor:

@@ -92,8 +92,8 @@ def _schroedinger_lift(x: Tensor) -> Tensor:
     The rest is -8 sum_j (-1)^j cosh(a x) / (exp(10 a) - 1), a = 2j + 1, as a series of cosines.
     """
     smooth = sum(2.0 / torch.cosh(x[:, 0] + shift) for shift in _CIRCLE)
-    n = torch.arange(_KINK_MODES, dtype=torch.float64)
-    k, kink = 0.2 * math.pi * n, torch.zeros(_KINK_MODES, dtype=torch.float64)
+    n = torch.arange(_KINK_MODES, dtype=torch.float64, device=x.device)
+    k, kink = 0.2 * math.pi * n, torch.zeros_like(n)
     for j, a in enumerate((1.0, 3.0, 5.0)):
         kink -= 1.6 * (-1.0) ** (n + j) * a * math.exp(-5.0 * a) / (a * a + k.square())
     kink[0] *= 0.5
@@ -103,8 +103,12 @@ def _schroedinger_lift(x: Tensor) -> Tensor:
 
 def _cosines(order: int) -> nna.Features:
     """Even functions of period 10, and t."""
-    k = 0.2 * math.pi * torch.arange(1, order + 1, dtype=torch.float64)
-    return nna.Features(lambda x: torch.cat([torch.cos(x[:, :1] * k), x[:, 1:]], 1), order + 1, {"x": 10.0}, "x")
+
+    def function(x: Tensor) -> Tensor:
+        k = 0.2 * math.pi * torch.arange(1, order + 1, dtype=torch.float64, device=x.device)
+        return torch.cat([torch.cos(x[:, :1] * k), x[:, 1:]], 1)
+
+    return nna.Features(function, order + 1, {"x": 10.0}, "x")
 
 
 #: What networks take in: x and t; sin and cos of pi x, and t; cos of 2 pi x, and t.

@@ -99,6 +99,7 @@ class PinnSettings(po.Settings):
         None, "learn a slope of the activation in each layer; default: yes, with lm no", kind=bool
     )
     slope_scale: float = po.setting(1.0, "n of the activation act(n slope z)", above=0)
+    device: str = po.setting("cpu", "where points are evaluated, as PyTorch has it: cpu, cuda, cuda:1, ...")
     point_levels: int = po.setting(
         0,
         "levels of points, each half of the next, for quasi-Newton methods to begin on; 1: "

@@ -120,6 +120,7 @@ class PinnTraining:
             settings.seed,
             settings.features,
             measured,
+            settings.device,
         )
         self.minimizer = self._minimizer()
         self.errors: list[tuple[int, float, float]] = []
@@ -226,7 +227,7 @@ class PinnTraining:
     # -- checkpoints ---------------------------------------------------------------------------------------
 
     def _fingerprint(self) -> dict[str, Any]:
-        free = ("max_gradients", "max_cpu_seconds", "target_error", "error_every")
+        free = ("max_gradients", "max_cpu_seconds", "target_error", "error_every", "device")
         own = {f.name: getattr(self.settings, f.name) for f in fields(PinnSettings) if f.name not in free}
         own |= vars(self.measured) if self.measured is not None else {}
         return {"problem": self.equation.name, **own, **method_fingerprint(self.minimizer)}

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 
 import pytest
 from mpi4py import MPI
@@ -14,6 +15,8 @@ from problems.shared.equations import EQUATIONS
 from problems.shared.files import CheckpointFiles
 from problems.shared.pinn_settings import OPTIMIZERS, PinnSettings, chosen
 from problems.shared.pinn_training import PinnTraining
+from tests.helpers.pretended import DEVICE, PretendedDevice
+from tests.helpers.support import relative
 
 SMALL = ["-points", "200", "-layers", "2", "-width", "6", "-error_every", "10"]
 
@@ -80,6 +83,31 @@ def test_broyden_begins_on_fewer_points(tmp_path):
     assert found["work"] < 0.5 * plain["work"]
 
 
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_every_equation_has_the_same_numbers_on_a_device(name):
+    settings = PinnSettings(points=70, layers=2, width=4)
+    with PretendedDevice() as device:
+        runs = [PinnTraining(EQUATIONS[name], replace(settings, device=d), CheckpointFiles()) for d in ("cpu", DEVICE)]
+        host, there = (run.function for run in runs)
+        theta = host.initial(0)
+        device.spent()
+        value, gradient = there.value_and_gradient(theta)
+        assert device.spent() == ["there", "home"]
+        expected = host.value_and_gradient(theta)
+        assert value == pytest.approx(expected[0], rel=1e-12) and relative(gradient, expected[1]) < 1e-11
+        assert runs[1].error(theta) == pytest.approx(runs[0].error(theta), rel=1e-11)
+
+
+def test_a_run_on_a_device_goes_on_on_the_host(tmp_path):
+    file = tmp_path / "run.safetensors"
+    words = ["-lm_resample_every", 2, "-lm_candidates", 300, "-opt_max_it"]
+    whole = summary_of(tmp_path, *words, 6)
+    with PretendedDevice():
+        summary_of(tmp_path, *words, 3, "-device", DEVICE, "-checkpoint", file, "-plot", tmp_path / "run.png")
+    rest = summary_of(tmp_path, *words, 6, "-restart", file)
+    assert rest["history"]["objective"] == pytest.approx(whole["history"]["objective"], rel=1e-7)
+
+
 def test_a_spent_limit_of_time_is_no_failure(tmp_path):
     found = summary_of(tmp_path, "-max_cpu_seconds", 0.3)
     assert found["reason"] == Reason.WORK_DONE and "max_cpu_seconds" in found["message"]
@@ -118,6 +146,7 @@ def test_a_run_stops_at_the_error_that_is_asked_for(tmp_path):
     "words, message",
     [
         (["-optimizer", "sgd"], "lbfgs"),
+        (["-device", "cuda:99"], r"cuda:99.*legal: cpu"),
         (["-layerz", "3"], "did you mean -layers"),
         (["-points", "0"], ">= 1"),
         (["-optimizer", "spqn", "-spqn_parts", "3"], "1 to 2"),

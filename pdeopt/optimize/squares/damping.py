@@ -93,7 +93,7 @@ class Factored(DampedSystem):
             if dtype not in self.grams:
                 self.grams[dtype] = self._gram(dtype)
             matrix = self.grams[dtype].clone()
-            matrix.diagonal().add_(self._diagonal(dtype), alpha=lam)
+            matrix.diagonal().add_(self._diagonal(dtype).to(matrix.device), alpha=lam)
             factor, info = torch.linalg.cholesky_ex(matrix)
             self._lam, self._factor = lam, factor if int(info) == 0 else None
             self.factorizations += 1
@@ -102,7 +102,7 @@ class Factored(DampedSystem):
 
     def _solved(self, factor: Tensor, right: Tensor) -> Tensor:
         self.multiplications += len(right) ** 2 + self.J.entries
-        return torch.cholesky_solve(right[:, None].to(factor.dtype), factor)[:, 0].double()
+        return torch.cholesky_solve(right[:, None].to(factor), factor)[:, 0].double().cpu()
 
 
 class Normal(Factored):
@@ -113,7 +113,7 @@ class Normal(Factored):
         return None if factor is None else _finite(-self.J.rows.agreed(self._solved(factor, self.J.backward(q))))
 
     def _gram(self, dtype: torch.dtype) -> Tensor:
-        n, gram = len(self.D), torch.zeros(len(self.D), len(self.D), dtype=dtype)
+        n, gram = len(self.D), self.J.matrix.new_zeros(len(self.D), len(self.D), dtype=dtype)
         add_gram(gram, self.J.matrix.to(dtype))
         self.multiplications += _price(gram) * 0.5 * n * self.J.entries
         return self.J.rows.total_square(gram)
@@ -134,8 +134,8 @@ class Woodbury(Factored):
 
     def _gram(self, dtype: torch.dtype) -> Tensor:
         m = len(self.J.matrix)
-        gram = torch.zeros(m, m, dtype=dtype)
-        add_row_gram(gram, (self.J.matrix / self.root[self.J.columns.own]).to(dtype))
+        gram = self.J.matrix.new_zeros(m, m, dtype=dtype)
+        add_row_gram(gram, (self.J.matrix / self.root[self.J.columns.own].to(self.J.matrix.device)).to(dtype))
         self.multiplications += _price(gram) * 0.5 * m * self.J.entries
         return self.J.columns.total_square(gram)
 
@@ -153,7 +153,7 @@ class Singular(DampedSystem):
 
     def __init__(self, J: Tensor, D: Tensor) -> None:
         super().__init__(D)
-        W = J / self.root
+        W = J.cpu() / self.root
         self.U, self.s, self.Vh = torch.linalg.svd(W if bool(W.isfinite().all()) else torch.zeros_like(W), False)
         largest = float(self.s[0]) if len(self.s) else 0.0
         self.is_zero = self.s <= max(J.shape) * torch.finfo(J.dtype).eps * largest

@@ -79,7 +79,7 @@ class Linearized:
         columns = Share(self.team, self.function.size, block)
         shape = self.function.rows, columns.own.stop - columns.own.start
         earlier = self._earlier
-        if earlier is None or earlier.shape != shape or earlier.dtype != dtype:
+        if earlier is None or earlier.shape != shape or earlier.dtype != dtype or not earlier.is_cpu:
             self._earlier = None  # before there is another one
             earlier = torch.empty(shape, dtype=dtype)
         self.function.columns(self.x, columns.own.start, earlier)
@@ -110,7 +110,8 @@ class Linearized:
             return None
         if s.coarse == "rows" and m:
             chosen = torch.randperm(m, generator=torch.Generator().manual_seed(0))[: s.coarse_size].sort()[0]
-            rows = J.matrix[chosen] if J is not None else self.timed(lambda: self.function.jacobian(self.x, chosen))
+            found = J.matrix[chosen] if J is not None else self.timed(lambda: self.function.jacobian(self.x, chosen))
+            rows = found.cpu()
         return schwarz(s, J, rows, m, self.g, d)
 
     @property

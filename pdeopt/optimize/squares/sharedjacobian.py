@@ -14,7 +14,8 @@ from pdeopt.squares.share import Share
 class SharedJacobian:
     """J, (m, n), by rows or by columns of the ranks of a team; all vectors are whole, on every rank.
 
-    Products with d and w are of double precision outside, and of that of the matrix inside.
+    Products with d and w are of double precision and on the host outside, inside of the precision of the matrix, and
+    where it is: a device keeps its rows.
 
     Attributes:
         matrix: this rank's part.
@@ -45,15 +46,15 @@ class SharedJacobian:
 
     def forward_own(self, d: Tensor) -> Tensor:
         """The rows of this rank of J d, from its columns of d. Collective where columns are shared."""
-        return self.columns.total((self.matrix @ d.to(self.matrix.dtype)).double())
+        return self.columns.total((self.matrix @ d.to(self.matrix)).double().cpu())
 
     def backward_own(self, w: Tensor) -> Tensor:
         """This rank's part of J'w, from its rows of w."""
-        return (self.matrix.T @ w.to(self.matrix.dtype)).double()
+        return (self.matrix.T @ w.to(self.matrix)).double().cpu()
 
     def diagonal(self) -> Tensor:
         """Of J'J, (n,). Collective."""
-        own = torch.linalg.vector_norm(self.matrix, dim=0, dtype=torch.float64).square()
+        own = torch.linalg.vector_norm(self.matrix, dim=0, dtype=torch.float64).square().cpu()
         return self.columns.gather(self.rows.total(own))
 
     def masked(self, free: Tensor) -> SharedJacobian:
@@ -62,4 +63,4 @@ class SharedJacobian:
         Args:
             free: (n,), 1 or 0.
         """
-        return SharedJacobian(self.matrix * free[self.columns.own].to(self.matrix.dtype), self.rows, self.columns)
+        return SharedJacobian(self.matrix * free[self.columns.own].to(self.matrix), self.rows, self.columns)
