@@ -61,8 +61,9 @@ from nn_adapters.layers.init import (
 from nn_adapters.layers.constraint import LayerConstraint as LayerConstraint, control_of as control_of
 
 # Chains of steps: the solver, steps, and their derivatives.
-from nn_adapters.layers.layer_mgrit import LayerMgrit as LayerMgrit, solve_layers as solve_layers
-from nn_adapters.layers.layerstep import (
+from nn_adapters.layers.layer_mgrit import LayerMgrit as LayerMgrit
+from nn_adapters.layers.layersolve import LARGEST_MISFIT as LARGEST_MISFIT, solve_layers as solve_layers
+from nn_adapters.layers.parts.layerstep import (
     AutogradLinearized as AutogradLinearized,
     AutogradStep as AutogradStep,
     LayerStep as LayerStep,

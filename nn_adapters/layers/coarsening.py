@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nn_adapters.layers.layerstep import StepLength
+from nn_adapters.layers.parts.layerstep import StepLength
 from pdeopt.steps.transfer import Move, interval_sums
 
 #: Neighboring rows whose difference is, in the mean square, more than this share of what independent rows of mean zero
@@ -69,19 +69,20 @@ def column(dt: Tensor, dim: int) -> Tensor:
 
 
 def coarse_controls(
-    controls: Sequence[Tensor], factors: Sequence[int], means: bool, moves: Sequence[Move] | None = None
+    controls: Sequence[Tensor], factors: Sequence[int], means: bool | Tensor, moves: Sequence[Move] | None = None
 ) -> list[list[Tensor]]:
     """The controls of each level, finest first.
 
     Args:
         controls: of the finest level, (steps, ...) each, whole intervals but the last.
         factors: coarsening factors, finest level first.
-        means: whether those of a long step are the means over its interval, rather than those in its middle.
+        means: whether those of a long step are the means over its interval, rather than those in its middle. As a
+            tensor, of no axes, it is asked where it is, and no device is waited for.
         moves: of the steps of each level between ranks, see `Mgrit`; None for none. Collective where there are some.
     """
     levels, layers = [list(controls)], torch.ones(len(controls[0]))  # layers in each step: the last may have fewer
     for level, factor in enumerate(factors, 1):
-        rows = [_means(z, factor, layers) if means else _middles(z, factor) for z in levels[-1]]
+        rows = [_of_intervals(z, factor, layers, means) for z in levels[-1]]
         layers = interval_sums(layers, factor)
         if moves is not None and moves[level].is_needed:
             *rows, layers = (moves[level].there([part])[0] for part in (*rows, layers))
@@ -89,14 +90,27 @@ def coarse_controls(
     return levels
 
 
-def _means(rows: Tensor, factor: int, layers: Tensor) -> Tensor:
-    """The mean of each interval of `factor` rows; of the last one, where it is shorter, over its layers."""
-    is_whole = len(rows) % factor == 0 and bool((layers == layers[:1]).all())
+def _of_intervals(rows: Tensor, factor: int, layers: Tensor, means: bool | Tensor) -> Tensor:
+    if isinstance(means, Tensor):
+        return torch.where(means, _means(rows, factor, layers.tolist()), _middles(rows, factor))
+    return _means(rows, factor, layers.tolist()) if means else _middles(rows, factor)
+
+
+def _means(rows: Tensor, factor: int, layers: Sequence[float]) -> Tensor:
+    """The mean of each interval of `factor` rows; of the last one, where it is shorter, over its layers.
+
+    Args:
+        layers: of each row; the last may have fewer, all others are alike.
+    """
+    is_whole = len(rows) % factor == 0 and layers[-1:] == layers[:1]
     whole = (len(rows) - (not is_whole)) // factor
     found = rows[: whole * factor].unflatten(0, (whole, factor)).mean(1) if whole else rows[:0]
-    rest = rows[whole * factor :]
-    shares = column(layers[whole * factor :] / layers[whole * factor :].sum(), rows.dim()).to(rows)
-    return torch.cat([found, (shares * rest).sum(0, keepdim=True)]) if len(rest) else found
+    rest, total = rows[whole * factor :], sum(layers[whole * factor :])
+    if len(rest) == 0:
+        return found
+    shares = rows.new_full((len(rest),), layers[0] / total)
+    shares[-1:].fill_(layers[-1] / total)  # made where the rows are, as nothing goes to a device inside of a CUDA graph
+    return torch.cat([found, (column(shares, rows.dim()) * rest).sum(0, keepdim=True)])
 
 
 def _middles(rows: Tensor, factor: int) -> Tensor:
@@ -105,7 +119,7 @@ def _middles(rows: Tensor, factor: int) -> Tensor:
     return middles if len(middles) * factor >= len(rows) else torch.cat([middles, rows[-1:]])
 
 
-def roughness(controls: Sequence[Tensor], factor: int, mpi: Any) -> float:
+def roughness(controls: Sequence[Tensor], factor: int, mpi: Any) -> Tensor:
     """By how much neighboring rows differ: 0 for equal ones, 1 for independent ones of mean zero. Collective.
 
     sum |z_i - z_{i+1}|^2 / sum (|z_i|^2 + |z_{i+1}|^2) over one pair in each interval, so that it does not depend on
@@ -115,13 +129,16 @@ def roughness(controls: Sequence[Tensor], factor: int, mpi: Any) -> float:
         controls: of the steps of this rank, (steps, ...) each.
         factor: steps of an interval, at least 2.
         mpi: communicator of the ranks.
+
+    Returns:
+        A number in double precision, on one rank where the controls are.
     """
-    shares = torch.zeros(2, dtype=torch.float64)
+    shares = torch.zeros(2, dtype=torch.float64, device=controls[0].device)
     for rows in controls:
         second = rows.detach()[1::factor]
         first = rows.detach()[::factor][: len(second)]
         difference, *sizes = (torch.linalg.vector_norm(t, dtype=torch.float64) for t in (first - second, first, second))
-        shares += torch.stack([difference.square(), sizes[0].square() + sizes[1].square()]).cpu()
+        shares += torch.stack([difference.square(), sizes[0].square() + sizes[1].square()])
     if mpi.size > 1:
-        shares = torch.as_tensor(mpi.allreduce(shares.numpy()))
-    return float(shares[0] / shares[1].clamp(min=1e-300))
+        shares = torch.as_tensor(mpi.allreduce(shares.cpu().numpy()))
+    return shares[0] / shares[1].clamp(min=1e-300)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from nn_adapters.layers.coarsening import add_scaled, column, half_way, two_stages
-from nn_adapters.layers.layerstep import LayerSteps, LinearizedSteps, StepLength
 from nn_adapters.layers.parts.fusedchain import FusedIntervals
+from nn_adapters.layers.parts.layerstep import LayerSteps, LinearizedSteps, StepLength
 
 aten = torch.ops.aten
 

@@ -20,10 +20,10 @@ from nn_adapters.layers.batching import Given, batched, each_buffer, exchanged, 
 from nn_adapters.layers.blocks import Direct, SteppingBlock
 from nn_adapters.layers.coarsening import add_scaled, two_stages
 from nn_adapters.layers.densestep import DenseStep, is_dense
-from nn_adapters.layers.layerstep import AutogradStep, LayerStep, StepLength
 from nn_adapters.layers.parts.batchnorm import Statistics, is_batch_norm, note_batch_norms
-from nn_adapters.layers.parts.context import autocast_state, outside_compilation, refuse_transforms
+from nn_adapters.layers.parts.context import autocast_state, is_capturing, outside_compilation, refuse_transforms
 from nn_adapters.layers.parts.dropout import layer_keys, seed_dropout
+from nn_adapters.layers.parts.layerstep import AutogradStep, LayerStep, StepLength
 from nn_adapters.layers.parts.stacking import Shelf
 from pdeopt.core.errors import InputError
 
@@ -58,7 +58,7 @@ class GivenCall:
     Attributes:
         args: of the block.
         training: as the network is.
-        seed: of dropout; None for none.
+        seed: of dropout, see `draw_seed`; None for none.
         statistics: of batch norms, with the buffers of the layers of this rank; None where there are no buffers.
         begin: number of the first layer of this rank.
         rows: of the layers of this rank in what is stacked, where that is not all of them, (n_local,).
@@ -66,7 +66,7 @@ class GivenCall:
 
     args: Sequence[Any] = ()
     training: bool = False
-    seed: int | None = None
+    seed: int | Tensor | None = None
     statistics: Statistics | None = None
     begin: int = 0
     rows: Tensor | None = None
@@ -103,8 +103,13 @@ class GivenCall:
         return theta, replace(given, buffers=buffers, note=partial(self.statistics.note, rows))
 
 
-def draw_seed(mpi: Any) -> int:
-    """A seed from PyTorch's generator on rank 0. Collective, and every rank's generator goes on alike."""
+def draw_seed(mpi: Any, device: torch.device) -> int | Tensor:
+    """A seed from PyTorch's generator on rank 0. Collective, and every rank's generator goes on alike.
+
+    In a CUDA graph it is a number on the device, from the device's generator, which each replay draws anew.
+    """
+    if is_capturing():
+        return torch.randint(1 << 62, (), device=device)
     return int(mpi.bcast(int(torch.randint(1 << 62, ()))))
 
 

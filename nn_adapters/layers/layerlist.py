@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nn_adapters.layers.blocks import by_position, make_layers
 from nn_adapters.layers.given import (
+    NUMBER,
     FirstLooks,
     GivenCall,
     PreparedBlock,
@@ -22,10 +23,11 @@ from nn_adapters.layers.given import (
     layer_step,
     numbers_of,
 )
-from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
-from nn_adapters.layers.layerstep import AutogradStep, LayerStep, StepLength
+from nn_adapters.layers.layer_mgrit import LayerMgrit
+from nn_adapters.layers.layersolve import solve_layers
 from nn_adapters.layers.parts.batchnorm import Statistics
 from nn_adapters.layers.parts.context import outside_compilation
+from nn_adapters.layers.parts.layerstep import AutogradStep, LayerStep, StepLength
 from nn_adapters.layers.parts.stacking import Shelf, Template, check_fresh, stack_modules
 from nn_adapters.layers.stackedlayers import StackedLayers
 from pdeopt.core.errors import InputError
@@ -112,11 +114,12 @@ class LayerList(StackedLayers):
 
     def _prepare(self) -> None:
         self._prepared = [PreparedBlock(shelf.template.module) for shelf in self.shelves]
+        self._indices = Indices()
         for prepared in self._prepared:  # refuses what cannot be batched
             layer_step(prepared.block, False, True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_prepared"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_prepared", "_indices")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -162,11 +165,11 @@ class LayerList(StackedLayers):
         exact = self.is_exact or not solver.factors or solver.is_serial or solver.is_dear()
         drops = self.training and any(each.drops for each in self._prepared)
         if exact and not (drops or trajectory or self.grid.mpi.size > 1):
-            solver.residuals, solver.misfits = ([], []), (0.0, 0.0)
+            solver.residuals, solver.gaps = ([], []), (0.0, 0.0)
             places = [self._place(i) for i in range(self.num_steps)]
             return in_series(places, u, args, self.Tf / self.num_steps), u.new_empty(0)
-        seed = draw_seed(self.grid.mpi) if drops else None
-        rows = torch.tensor([self._place(i)[1] for i in range(begin, self.grid.end)], device=u.device)
+        seed = draw_seed(self.grid.mpi, u.device) if drops else None
+        rows = self._indices.on([self._place(i)[1] for i in range(begin, self.grid.end)], u.device)
         steps, statistics = [], []
         for shelf, prepared in zip(self.shelves, self._prepared):
             buffers = shelf.template.find_buffers(shelf.stack)
@@ -174,18 +177,61 @@ class LayerList(StackedLayers):
             call = GivenCall(args, self.training, seed if prepared.drops else None, found, begin, rows)
             steps.append(layer_step(prepared.block, False, True, call))
             statistics += [found] if found is not None else []
-        kinds = torch.tensor(self.kinds)
-        step = AutogradStep(partial(_mixed, steps, packing, kinds))  # nothing over intervals: injection
-        controls = [packing.pack(), numbers_of(range(begin, self.grid.end), torch.device("cpu"))]
+        step = AutogradStep(partial(self._mixed, steps, packing))  # nothing over intervals: injection
+        controls = [packing.pack(self._indices), numbers_of(range(begin, self.grid.end), torch.device("cpu"))]
         words = {"trajectory": trajectory, "exact": exact}
         ends = solve_layers(solver, step, u, controls, call.shared, **words)
         for each in statistics if self.training else []:
             each.move_averages()
         return ends
 
+    def _mixed(
+        self,
+        steps: Sequence[LayerStep],
+        packing: Packing,
+        u: Tensor,
+        controls: Sequence[Tensor],
+        shared: Sequence[Tensor],
+        dt: StepLength,
+    ) -> Tensor:
+        """Steps of layers of several kinds: those of one kind together.
+
+        Kinds and numbers of layers are in the memory of the host, so that no device is waited for.
+        """
+        packed, numbers = controls
+        layers, by_kind = layer_numbers(numbers).tolist(), dict[int, list[int]]()
+        for row, layer in enumerate(layers):
+            by_kind.setdefault(self.kinds[layer], []).append(row)
+        parts, index = [], partial(self._indices.on, device=u.device)
+        for kind, own in by_kind.items():
+            rows, these = index(own), index([layers[row] for row in own]) * NUMBER
+            theta = [*packing.unpack(kind, packed.index_select(0, rows)), these]
+            parts.append(steps[kind](u.index_select(0, rows), theta, shared, dt if isinstance(dt, float) else dt[rows]))
+        back = _inverse([row for own in by_kind.values() for row in own])
+        return parts[0] if len(parts) == 1 else torch.cat(parts).index_select(0, index(back))
+
     def extra_repr(self) -> str:
         kinds = "".join(f", {s.total} x {' '.join(repr(s.template.module).split())}" for s in self.shelves)
         return f"num_steps={self.num_steps}, Tf={self.Tf}, factors={self.solvers[0].factors}{kinds}"
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    """The permutation that undoes another one."""
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+class Indices:
+    """Index tensors on devices, each brought there once: inside of a CUDA graph nothing comes from the host."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
+
+    def on(self, values: Sequence[int], device: torch.device) -> Tensor:
+        """These numbers on a device, not to be changed."""
+        key = device, tuple(values)
+        if key not in self._known:
+            self._known[key] = torch.tensor(values, dtype=torch.long, device=device)
+        return self._known[key]
 
 
 class Packing:
@@ -212,41 +258,16 @@ class Packing:
         if len(self.dtypes) > 1:
             raise InputError("blocks of LayerList", f"parameters of {sorted(map(str, self.dtypes))}", "one dtype")
 
-    def pack(self) -> Tensor:
+    def pack(self, indices: Indices) -> Tensor:
         """The parameters of the layers, (n_local, numbers of the largest), with gradients."""
         width, (dtype,), parts = max(map(sum, self.sizes)), self.dtypes, []
         for stacks, sizes, count in zip(self.stacks, self.sizes, self.counts):
             flat = [stack.flatten(1) for stack in stacks]
             like = flat[0] if flat else torch.empty(0, dtype=dtype, device=self.device)
             parts.append(torch.cat([*flat, like.new_zeros(count, width - sum(sizes))], 1))
-        return torch.cat(parts)[torch.tensor(self.order).argsort().to(parts[0].device)]
+        return torch.cat(parts).index_select(0, indices.on(_inverse(self.order), parts[0].device))
 
     def unpack(self, kind: int, rows: Tensor) -> list[Tensor]:
         """The parameters of layers of one kind, (layers, ...) each, from their rows."""
         parts = rows[:, : sum(self.sizes[kind])].split(self.sizes[kind], 1)
         return [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes[kind])]
-
-
-def _mixed(
-    steps: Sequence[LayerStep],
-    packing: Packing,
-    kinds: Tensor,
-    u: Tensor,
-    controls: Sequence[Tensor],
-    shared: Sequence[Tensor],
-    dt: StepLength,
-) -> Tensor:
-    """Steps of layers of several kinds, `kinds` for all layers of the network: those of one kind together.
-
-    Kinds and numbers of layers are in the memory of the host, so that no device is waited for.
-    """
-    packed, numbers = controls
-    of_rows = kinds[layer_numbers(numbers)]
-    parts, order = [], []
-    for kind in of_rows.unique().tolist():
-        own = (of_rows == kind).nonzero()[:, 0]
-        rows = own.to(u.device)
-        theta = [*packing.unpack(kind, packed[rows]), numbers[own].to(u.device)]
-        parts.append(steps[kind](u[rows], theta, shared, dt if isinstance(dt, float) else dt[own.to(dt.device)]))
-        order.append(own)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.cat(order).argsort().to(u.device)]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from nn_adapters.layers.blocks import by_position, make_layers
 from nn_adapters.layers.densestep import DenseStep
 from nn_adapters.layers.given import FirstLooks, GivenCall, PreparedBlock, draw_seed, in_series, layer_step, numbers_of
-from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
+from nn_adapters.layers.layer_mgrit import LayerMgrit
+from nn_adapters.layers.layersolve import solve_layers
 from nn_adapters.layers.parts.batchnorm import Statistics
 from nn_adapters.layers.parts.context import autocast_state, outside_compilation, refuse_transforms
 from nn_adapters.layers.parts.fusedchain import (
@@ -200,11 +201,11 @@ class LayerParallel(StackedLayers):
         cycles = None if exact else (solver.forward.cycles, solver.adjoint.cycles)
         if takes_chain and is_alone and is_cheaper(u, stacks, cycles):
             refuse_transforms()
-            solver.residuals, solver.misfits = ([], []), (0.0, 0.0)
+            solver.residuals, solver.gaps = ([], []), (0.0, 0.0)
             end = FusedChain.apply(self._fused_kind, self.Tf / self.num_steps, _samples_last(u), *stacks)
             return end.mT.reshape(u.shape), u.new_empty(0)
         if exact and is_alone and not (drops or trajectory or isinstance(step, DenseStep)):
-            solver.residuals, solver.misfits = ([], []), (0.0, 0.0)
+            solver.residuals, solver.gaps = ([], []), (0.0, 0.0)
             places = [(shelf, row) for row in range(self.num_steps)]
             return in_series(places, u, args, self.Tf / self.num_steps), u.new_empty(0)
         if args or shelf.template.buffers or drops:
@@ -223,7 +224,7 @@ class LayerParallel(StackedLayers):
         (solver,), (shelf,), prepared, begin = self.solvers, self.shelves, self._prepared, self.grid.begin
         buffers = shelf.template.find_buffers(shelf.stack)
         statistics = Statistics(prepared.norms, buffers) if buffers else None
-        seed = draw_seed(self.grid.mpi) if prepared.drops and self.training else None
+        seed = draw_seed(self.grid.mpi, u.device) if prepared.drops and self.training else None
         call = GivenCall(args, self.training, seed, statistics, begin)
         step = layer_step(prepared.block if prepared.is_special else self.template, False, prepared.is_special, call)
         numbers = [numbers_of(range(begin, self.grid.end), u.device)] if call.numbered else []

@@ -24,11 +24,12 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 from nn_adapters.layers.coarsening import half_way
-from nn_adapters.layers.layer_mgrit import LayerMgrit, solve_layers
-from nn_adapters.layers.layerstep import AutogradStep, LayerStep, LayerSteps, LinearizedSteps, StepLength
+from nn_adapters.layers.layer_mgrit import LayerMgrit
+from nn_adapters.layers.layersolve import solve_layers
 from nn_adapters.layers.parallelmodule import ParallelModule
 from nn_adapters.layers.parts.context import autocast_state, sum_over_ranks, summed_gradient
 from nn_adapters.layers.parts.grugates import GRU_STEPS, kept, long_step
+from nn_adapters.layers.parts.layerstep import AutogradStep, LayerStep, LayerSteps, LinearizedSteps, StepLength
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import MgritSettings
 

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdeopt.core.arrays import Array
 from pdeopt.core.errors import InputError
 from pdeopt.core.settings import Settings, setting
 from pdeopt.steps.timegrid import TimeGrid
@@ -141,14 +140,21 @@ class Outcome:
         points: C-points of this rank, (intervals, ...).
         ends: the states at the ends of its intervals, from one more run through the finest steps.
         residuals: relative to the C-points, before each correction; empty without a tolerance.
-        misfit: by how much the last run misses the C-points that it began at, relative to the largest of them, of what
-            it found, and of the entry: 0 where they are solved, about 1 or infinite where the cycles have diverged.
+        gap: by how much the last run misses the C-points that it began at, relative to the largest of them, of what
+            it found, and of the entry: 0 where they are solved, about 1 or infinite where the cycles have diverged. A
+            number in double precision, on one rank where the states are, so that no device is waited for; None where
+            nothing is approximated.
     """
 
     points: Tensor
     ends: Tensor
     residuals: list[float] = field(default_factory=list)
-    misfit: float = 0.0
+    gap: Tensor | None = None
+
+    @property
+    def misfit(self) -> float:
+        """`gap` as Python has it; the device is asked for it."""
+        return 0.0 if self.gap is None else float(self.gap)
 
 
 class Mgrit:
@@ -221,14 +227,17 @@ class Mgrit:
                     break
             outcome.points = points
         outcome.ends = self._travel(0, final, self._departures(0, outcome.points, entry), g)
-        outcome.misfit = self._misfit(outcome, entry)
+        outcome.gap = self._gap(outcome, entry)
         return outcome
 
-    def _misfit(self, outcome: Outcome, entry: Tensor) -> float:
+    def _gap(self, outcome: Outcome, entry: Tensor) -> Tensor:
         parts = outcome.ends - outcome.points, outcome.points, outcome.ends, entry
-        norms = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]).cpu()
-        misfit, points, ends = _present(self.grids[0]).sum(norms[:3].square()).sqrt().tolist()
-        return misfit / max(points, ends, float(norms[3]), 1e-300) if math.isfinite(misfit) else math.inf
+        norms = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts])
+        grid = _present(self.grids[0])
+        if grid.mpi.size > 1:
+            norms = norms.cpu()
+            norms = torch.cat([grid.sum(norms[:3].square()).sqrt(), norms[3:]])
+        return torch.where(norms[0].isfinite(), norms[0] / norms[1:].amax().clamp(min=1e-300), math.inf)
 
     def departures(self, points: Tensor, entry: Tensor) -> Tensor:
         """The states at which the finest intervals begin, from the C-points."""
@@ -261,7 +270,7 @@ class Mgrit:
         source = ends - phis[coarse](starts, ALL_STEPS)
         if coarse == self.last:
             return move.back(self._march(coarse, phis[coarse], entry, source))
-        points = points[self._arrivals(coarse)]
+        points = self._arrivals(coarse, points)
         for again in ("F", "V") if kind == "F" else ("V",):
             points, _ = self._cycle(coarse, phis, entry, points, source, again)
         return move.back(self._states(coarse, phis[coarse], self._departures(coarse, points, entry), source))
@@ -352,18 +361,21 @@ class Mgrit:
         before = exchange(points[-1], toward=+1)
         return torch.cat([(entry if before is None else before)[None], points[:-1]])
 
-    def _arrivals(self, level: int) -> slice | Array:
-        """The steps of a level that end at its C-points."""
-        n, m = _present(self.grids[level]).n_local, self.factors[level]
-        return slice(0, n, m) if self.adjoint else np.minimum(np.arange(m, n + m, m), n) - 1
+    def _arrivals(self, level: int, states: Tensor) -> Tensor:
+        """The rows of all steps of a level that are its C-points, where its intervals end."""
+        m = self.factors[level]
+        if self.adjoint:
+            return states[::m]
+        points = states[m - 1 :: m]
+        return points if len(states) % m == 0 else torch.cat([points, states[-1:]])  # a shorter interval ends early
 
     def _size(self, rows: Tensor) -> float:
         return math.sqrt(float(_present(self.grids[0]).sum(rows.double().square().sum().cpu())))
 
 
 def points_among(states: Tensor, solver: Mgrit) -> Tensor:
-    """The C-points of a solver among the states after all finest steps of this rank (adjoint: before them)."""
-    return states[solver._arrivals(0)]
+    """The C-points of a solver among the states after all finest steps of this rank (adjoint: before them); a copy."""
+    return solver._arrivals(0, states).clone()
 
 
 def _sums(g: Tensor | None, factor: int) -> Tensor | None:

@@ -22,8 +22,8 @@ import torch
 
 import nn_adapters as nna
 from nn_adapters.data.encoders import architectures
-from nn_adapters.layers.layerstep import AutogradStep
 from nn_adapters.layers.parts.grugates import GRU_STEPS
+from nn_adapters.layers.parts.layerstep import AutogradStep
 from nn_adapters.layers.recurrent import gates_of_inputs
 from pdeopt.steps.transfer import level_offsets, whole_intervals
 from problems.benchmarks import processes

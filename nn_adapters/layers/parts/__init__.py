@@ -1,4 +1,4 @@
-"""What parallel layers are made of: what surrounds a solve, stacked parameters, norms and dropout, compiled loops."""
+"""What parallel layers are made of: steps, what surrounds a solve, stacked parameters, norms, dropout, compiled loops."""
 
 from pdeopt.core.lazy import attach
 

@@ -58,6 +58,16 @@ def refuse_transforms(*cotangents: Tensor) -> None:
         raise InputError("parallel layers", "a transform of torch.func (grad, vmap, jvp, ...)", SERIAL)
 
 
+def is_capturing() -> bool:
+    """Whether what is called now becomes part of a CUDA graph: no number can be asked for, and nothing is computed."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def gives_numbers(tensor: Tensor) -> bool:
+    """Whether Python may ask for a number of a tensor without waiting for a device."""
+    return tensor.device.type == "cpu" and not is_capturing()
+
+
 def sum_over_ranks(mpi: Any, tensor: Tensor) -> Tensor:
     """The sum of tensors of equal shape over ranks, in their dtype; half precision is added up in single. Collective.
 

@@ -24,11 +24,11 @@ def mixed(numbers: Tensor) -> Tensor:
     return numbers ^ ((numbers >> 32) & 0xFFFFFFFF)
 
 
-def layer_keys(seed: int, numbers: Tensor) -> Tensor:
+def layer_keys(seed: int | Tensor, numbers: Tensor) -> Tensor:
     """A key for each layer: (layers,), int64.
 
     Args:
-        seed: of the batch.
+        seed: of the batch, a number of 62 bits, or such a tensor without axes.
         numbers: of the layers, (layers,).
     """
     return mixed(mixed(numbers.long() * SPREAD + seed))

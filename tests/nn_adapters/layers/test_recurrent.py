@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from nn_adapters.layers.layerstep import AutogradStep
 from nn_adapters.layers.parts.grugates import GRU_STEPS, long_step
+from nn_adapters.layers.parts.layerstep import AutogradStep
 from nn_adapters.layers.recurrent import GRUParallel, GRUStep
 from pdeopt.core.errors import InputError
 
