@@ -66,7 +66,7 @@ stress: setup  ## try all promises hundreds of times, for long; STRESS=0.25 for 
 bench: setup  ## time the main problem
 	$(run) problems.benchmarks.burgers
 
-bench-gpu: setup  ## time layer-parallel networks on a GPU, within five minutes; without one it says so
+bench-gpu: setup  ## time networks on a GPU, within five minutes; without one it says so
 	$(run) problems.benchmarks.gpu
 
 reference:  ## recompute the tests' reference values with Octave

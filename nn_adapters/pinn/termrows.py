@@ -91,16 +91,24 @@ class TermRows(ResidualFunction):
             inputs: jets, a list for each term.
             theta: parameters from layer `first` on, then the coefficients.
         """
-        raw, c = self.split(theta, first)
-        layers, by_c = absorb_slopes(raw), torch.zeros_like(c)
+        found = home(self.gradient_there((first, last), inputs, *self.split(theta, first)))
+        return float(found[-1]), found[:-1]
+
+    def gradient_there(
+        self, span: tuple[int, int], inputs: list[list[Tensor]], raw: list[DenseLayer], c: Tensor
+    ) -> Tensor:
+        """The gradient by some layers, to the last by all, and behind it f, on the device, which is not waited for.
+
+        Args:
+            span: first and last of the layers; `inputs` are the jets before the first, a list for each term.
+            raw, c: as from `split`.
+        """
+        (first, last), layers, by_c, value = span, absorb_slopes(raw), torch.zeros_like(c), c.new_zeros(1)
         sums = [(torch.zeros_like(layer.W), torch.zeros_like(layer.b)) for layer in layers[: last - first + 1]]
-        span = first, last
-        value = c.new_zeros(1)
         for term, jets in zip(self.evaluated, inputs):
             value += term.add_gradient(layers, c, jets, span, sums, by_c)
-        whole = [self.network.flat_gradient(raw, sums), *([by_c] if last == self.network.depth else []), value]
-        found = home(torch.cat(whole))
-        return float(found[-1]), found[:-1]
+        own = [by_c] if last == self.network.depth else []
+        return torch.cat([self.network.flat_gradient(raw, sums), *own, value])
 
     def _pieces(self, rows: Tensor | None) -> list[tuple[TermAtPoints, Tensor | slice, Tensor | None]]:
         """The terms at the points of some rows, or of all; the places of their rows among them; which of a point's.

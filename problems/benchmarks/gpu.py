@@ -1,11 +1,15 @@
-"""Dense networks on a GPU, value and gradient: eager, compiled, one CUDA graph of the serial chain, and MGRIT.
+"""Networks on a GPU, value and gradient. Dense ones: eager, compiled, one CUDA graph of the serial chain, and MGRIT.
 
 python -m problems.benchmarks.gpu                        # make bench-gpu: within five minutes
-python -m problems.benchmarks.gpu -device cpu -layers 64 -widths 8 -samples 50
+python -m problems.benchmarks.gpu -device cpu -layers 64 -widths 8 -samples 50 -pinns 4x20 -points 500
 
 Milliseconds by the clock between two synchronizations, the least of a few calls. The chain in series has stacked
 weights, as MGRIT has, so that all columns differentiate by the same tensors; what is compiled are 16 layers at a time.
 A row whose turn comes after `-seconds` is left out, and said to be.
+
+Physics-informed ones, on Burgers' equation: the gradient on the host, on the device with its two crossings, and the
+error of that one, relative; the same kernels as one CUDA graph, without the crossings; and, where networks are small
+enough for Levenberg-Marquardt, the Jacobian and J'J, which stay on the device.
 """
 
 from __future__ import annotations
@@ -13,11 +17,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import nn_adapters as nna
+from pdeopt.squares.gram import add_gram
+from problems.shared.equations import EQUATIONS
+from problems.shared.pinn_settings import MOST_UNKNOWNS
 
 #: Layers that are compiled together: a loop over thousands would be unrolled for hours.
 CHUNK = 16
@@ -67,14 +75,14 @@ def as_graph(gradient: Gradient) -> Gradient:
     return replay
 
 
-def milliseconds(gradient: Gradient, device: torch.device) -> float:
+def milliseconds(call: Callable[[], object], device: torch.device) -> float:
     """The least time of a few calls, or of one where that takes more than two seconds."""
     found: list[float] = []
-    gradient()
+    call()
     while len(found) < 5 and sum(found) < 2000:
         _wait(device)
         begin = time.perf_counter()
-        gradient()
+        call()
         _wait(device)
         found.append(1e3 * (time.perf_counter() - begin))
     return min(found)
@@ -105,8 +113,36 @@ def row(layers: int, width: int, samples: int, device: torch.device, compiles: b
     return f"{layers:6d} {width:5d} " + " ".join(columns)
 
 
-def _column(gradient: Gradient | None, device: torch.device) -> str:
-    return f"{'-':>9s}" if gradient is None else f"{milliseconds(gradient, device):9.1f}"
+def _column(call: Callable[[], object] | None, device: torch.device, digits: int = 1) -> str:
+    return f"{'-':>9s}" if call is None else f"{milliseconds(call, device):9.{digits}f}"
+
+
+def pinn_row(shape: str, points: int, device: torch.device) -> str:
+    """The columns of one physics-informed network, as "4x20" for 4 layers of 20."""
+    layers, width = map(int, shape.split("x"))
+    words = {"body": "mlp", "adaptive": False, "features": "periodic"}
+    host, pinn = (EQUATIONS["burgers"].function(points, layers, width, device=d, **words) for d in ("cpu", str(device)))
+    theta = host.initial(0)
+    expected, (raw, c) = host.value_and_gradient(theta)[1], pinn.split(theta)
+    error = float((pinn.value_and_gradient(theta)[1] - expected).norm() / expected.norm())
+    columns = [f"{milliseconds(lambda: host.value_and_gradient(theta)[1], torch.device('cpu')):9.2f}"]
+    columns.append(f"{milliseconds(lambda: pinn.value_and_gradient(theta)[1], device):9.2f} {error:.0e}")
+    span, inputs = (0, layers), [term.inputs for term in pinn.evaluated]
+    there = partial(pinn.gradient_there, span, inputs, raw, c)
+    columns.append(_column(as_graph(there) if device.type == "cuda" else None, device, 2))
+    if pinn.size <= MOST_UNKNOWNS:
+        J, gram = pinn.jacobian(theta), c.new_zeros(pinn.size, pinn.size)
+        calls = partial(pinn.linearize, theta, out=J), partial(add_gram, gram, J)
+        columns += [_column(call, device, 2) for call in calls]
+    return f"{shape:>12s} " + " ".join(columns)
+
+
+def pinn_table(shapes: list[str], points: int, device: torch.device) -> None:
+    """Print the rows of these networks; the shortest part."""
+    print(f"Burgers' equation at {points} points, double precision; ms")
+    print("        PINN      host    device error     graph         J       J'J")
+    for shape in shapes:
+        print(pinn_row(shape, points, device), flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -116,6 +152,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-layers", type=int, nargs="+", default=[1024, 4096, 16_384], help="depths")
     parser.add_argument("-widths", type=int, nargs="+", default=[8, 64, 256], help="widths")
     parser.add_argument("-samples", type=int, default=500, help="of a batch (default %(default)s)")
+    pinns = ["4x20", "4x36", "8x64", "8x256"]
+    parser.add_argument("-pinns", nargs="*", default=pinns, help="shapes of physics-informed networks")
+    parser.add_argument("-points", type=int, default=10_000, help="of these (default %(default)s)")
     parser.add_argument("-seconds", type=float, default=270.0, help="after which no row begins (default %(default)s)")
     options = parser.parse_args(argv)
     device, begin = torch.device(options.device), time.perf_counter()
@@ -123,6 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         print("bench-gpu: no CUDA device that PyTorch can use; nothing was measured")
         return
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    pinn_table(options.pinns, options.points, device)
     print(f"{name}, PyTorch {torch.__version__}, {options.samples} samples, single precision; ms of value and gradient")
     print("layers width     eager  compiled     graph       0/0 error       1/0 error       1/1 error")
     for layers in options.layers:

@@ -5,11 +5,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from mpi4py import MPI
 
 from pdeopt.core.errors import InputError
 from pdeopt.core.monitor import Reason
 from problems import pinn_burgers, pinn_inverse_burgers
+from problems.benchmarks import gpu
 from problems.benchmarks.pinns import crossing
 from problems.shared.equations import EQUATIONS
 from problems.shared.files import CheckpointFiles
@@ -106,6 +108,13 @@ def test_a_run_on_a_device_goes_on_on_the_host(tmp_path):
         summary_of(tmp_path, *words, 3, "-device", DEVICE, "-checkpoint", file, "-plot", tmp_path / "run.png")
     rest = summary_of(tmp_path, *words, 6, "-restart", file)
     assert rest["history"]["objective"] == pytest.approx(whole["history"]["objective"], rel=1e-7)
+
+
+def test_the_benchmark_of_devices_has_a_row():
+    with PretendedDevice():
+        shape, host, there, error, graph, jacobian, gram = gpu.pinn_row("2x6", 50, torch.device(DEVICE)).split()
+    assert shape == "2x6" and graph == "-" and float(error) < 1e-12
+    assert min(map(float, (host, there, jacobian))) > 0.0 and float(gram) >= 0.0
 
 
 def test_a_spent_limit_of_time_is_no_failure(tmp_path):
