@@ -90,6 +90,7 @@ from nn_adapters.pinn.domains import MeshDomain as MeshDomain, PolygonFactor as 
 # Training.
 from nn_adapters.training.last_layer import LSGD as LSGD, least_squares as least_squares, lsgd as lsgd
 from nn_adapters.training.loop import Epoch as Epoch, Training as Training
+from nn_adapters.training.graphs import CapturedGradient as CapturedGradient
 from nn_adapters.training.trainingsettings import TrainingSettings as TrainingSettings
 from nn_adapters.training.nested import (
     deepen as deepen,

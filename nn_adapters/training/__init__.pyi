@@ -1,5 +1,6 @@
 # The loop, and what it is made of.
 from nn_adapters.training.cyclecontrol import CycleControl as CycleControl, GradientBias as GradientBias
+from nn_adapters.training.graphs import CapturedGradient as CapturedGradient, CudaGraph as CudaGraph
 from nn_adapters.training.loop import Epoch as Epoch, Training as Training
 from nn_adapters.training.trainingsettings import (
     FIRST_ORDER as FIRST_ORDER,

@@ -6,7 +6,7 @@ results whose size depends on values, and tensors that are made of Python's numb
 On a GPU memory that was freed in the capture is used again; here it is not.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import torch
@@ -52,11 +52,14 @@ class _Recorder(TorchDispatchMode):
 
 
 class HostGraph:
-    """As `torch.cuda.CUDAGraph`, with a `capture` that stands for `torch.cuda.graph`.
+    """As `nn_adapters.training.CudaGraph`.
 
     Attributes:
         steps: the operations of a replay.
     """
+
+    device = "cpu"
+    warm_up = staticmethod(nullcontext)
 
     def __init__(self):
         self.steps, self._made, self._outside = [], set(), {}
@@ -65,13 +68,14 @@ class HostGraph:
     def capture(self):
         """Inside, operations are recorded; afterwards all that was there before is as it was."""
         random = torch.get_rng_state()
-        with inside_a_graph(), _Recorder(self):
-            yield
-        torch.set_rng_state(random)
-        with torch.no_grad():
-            for tensor, value in self._outside.values():
-                tensor.data.copy_(value)
-        self._outside = {}
+        try:
+            with inside_a_graph(), _Recorder(self):
+                yield
+        finally:
+            torch.set_rng_state(random)
+            for memory, value in self._outside.values():
+                memory.copy_(value)
+            self._outside = {}
 
     def keep(self, args, words):
         """Remember the values of tensors that were there before."""

@@ -1,4 +1,4 @@
-"""What parallel layers are made of: steps, what surrounds a solve, stacked parameters, norms, dropout, compiled loops."""
+"""What parallel layers are made of: steps, what surrounds a solve, stacked parameters, norms, dropout, loops."""
 
 from pdeopt.core.lazy import attach
 
