@@ -99,7 +99,7 @@ def adaptive_points(
         >>> f = f.with_points(adaptive_points(lambda x: f.residuals(theta, x), 2000, [(-1, 1), (0, 1)]))
     """
     points = (sampler or uniform_points)(n * candidates, box, seed)
-    size = residual(points).abs().double() ** power
+    size = residual(points).abs().double().cpu() ** power
     if not bool(torch.isfinite(size).all()):
         raise InputError("residual for sampling", "values that are not finite", "finite ones")
     density = size / size.mean().clamp(min=1e-300) + floor

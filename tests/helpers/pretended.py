@@ -44,11 +44,12 @@ class PretendedDevice(TorchDispatchMode):
     Attributes:
         crossings: in their order "there" and "home", for copies from the host and to it, and "number", where one was
             asked for.
+        largest: entries of the largest tensor that was copied, either way.
     """
 
     def __init__(self):
         super().__init__()
-        self.crossings = []
+        self.crossings, self.largest = [], 0
 
     def __torch_dispatch__(self, function, types, args=(), words=None):
         words = dict(words or {})
@@ -71,8 +72,10 @@ class PretendedDevice(TorchDispatchMode):
     def _note(self, function, args, tensors, goes_there):
         """What waits, and what cannot be."""
         if function in (TO, INTO):
-            if goes_there != isinstance(args[function is INTO], There):
+            source = args[function is INTO]
+            if goes_there != isinstance(source, There):
                 self.crossings.append("there" if goes_there else "home")
+                self.largest = max(self.largest, source.numel())
         elif any(isinstance(each, There) for each in tensors):
             if function in NUMBERS:
                 self.crossings.append("number")

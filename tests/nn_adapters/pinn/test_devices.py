@@ -208,6 +208,8 @@ def test_least_squares_keeps_the_jacobian_there(linear, device):
     assert found.design.is_cpu and found.objective < 0.5 * found.history[0].objective
     assert found.objective == pytest.approx(expected.objective, rel=1e-6)
     assert method.at.J is None if linear == "cg" else device.has(method.at.J.matrix)
+    if device.pretended is not None and linear in ("normal", "woodbury"):
+        assert 0 < device.pretended.largest <= 2 * host.rows  # points go there, and vectors
 
 
 def test_quasi_newton_steps_are_those_of_the_host(device):
