@@ -21,8 +21,8 @@ from nn_adapters.curvature.likelihoods import Likelihood
 from nn_adapters.curvature.products import by_layer, flat
 from nn_adapters.layers.batching import is_random, with_parameters
 from nn_adapters.layers.parallelmodule import serial_network
-from nn_adapters.layers.parts.grugates import GRU_STEPS
-from nn_adapters.layers.recurrent import GRUStack, hold_where_padded
+from nn_adapters.layers.parts.grugates import GRU_STEPS, hold_where_padded
+from nn_adapters.layers.recurrent import GRUStack
 from pdeopt.core.errors import InputError
 from pdeopt.functions.curved import EMPTY, Curvature, CurvatureFactors, CurvedFunction, CurvedPoint, Tangent
 from pdeopt.functions.smooth import Costs, Operator

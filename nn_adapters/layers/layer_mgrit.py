@@ -18,7 +18,7 @@ from mpi4py import MPI
 from torch import Tensor
 
 from nn_adapters.layers.parts.context import communicator_name
-from nn_adapters.layers.parts.costs import mgrit_cost, serial_cost
+from nn_adapters.layers.parts.costs import Seen, mgrit_cost, serial_cost
 from nn_adapters.layers.parts.layerstep import StepLength
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import Mgrit, MgritSettings
@@ -52,7 +52,7 @@ class LayerMgrit:
         residuals: relative residuals of the last forward and adjoint solve, where a tolerance asks for them.
         shortest: dt of a layer.
         stages: evaluations of a layer in a long step.
-        seen: numbers in a state of the last call, and the shapes of a layer's weights.
+        seen: the sizes of the last call.
         is_serial: whether to go one step after the other from now on.
         repeats: solves that diverged, and were repeated one step after the other.
         gaps, rough: `misfits` and `roughness` as they are kept; after a capture, where they are.
@@ -75,7 +75,7 @@ class LayerMgrit:
         self.dt = [0.0 if grid is None else _common(grid.steps.dt) for grid in self.forward.grids]
         self.shortest = float(self.grid.steps.dt.max())
         self.stages = 1
-        self.seen: tuple[int, Sequence[torch.Size]] = (0, [])
+        self.seen = Seen()
         self.is_serial, self.repeats = False, 0
         self.residuals: tuple[list[float], list[float]] = ([], [])
         self.captured: list[tuple[bool, Tensor]] = []
@@ -120,20 +120,21 @@ class LayerMgrit:
         where = (communicator_name(grid.mpi), grid.begin, grid.end)
         return _rebuild, (grid.num_steps, float(grid.times[-1]), self.settings, where, cycles)
 
-    def look(self, u0: Tensor, parameters: Sequence[Tensor], is_shared: bool = False) -> None:
+    def look(self, u0: Tensor, parameters: Sequence[Tensor], share: float = 0.0) -> None:
         """Take note, before a solve, of how much a layer has to do.
 
         Args:
             u0: a state.
             parameters: of the layers, (layers, ...) each, or those that all layers share.
-            is_shared: which of the two.
+            share: where layers share them, that of the samples which a rank has at most, see `Seen`; 0 elsewhere.
         """
-        self.seen = u0.numel(), [p.shape if is_shared else p.shape[1:] for p in parameters]
+        self.seen = Seen(u0.numel(), [p.shape if share else p.shape[1:] for p in parameters], share)
 
     def is_dear(self) -> bool:
-        """Whether the cycles, on this one rank, have no less to do than one layer after the other, by counts."""
-        is_alone = self.grid.mpi.size == 1 and self.settings.serial == "auto"
-        return bool(self.factors) and is_alone and mgrit_cost(self) >= serial_cost(self)
+        """Whether cycles have no less to do, by counts, than one layer after the other on one rank, or by samples."""
+        is_local = self.grid.mpi.size == 1 or self.seen.share > 0
+        may_be = bool(self.factors) and is_local and self.settings.serial == "auto"
+        return may_be and mgrit_cost(self) >= serial_cost(self)
 
     @contextmanager
     def one_by_one(self) -> Iterator[None]:

@@ -75,7 +75,7 @@ def solve_layers(
     """
     refuse_transforms()
     solvers = mgrit.exact if exact or mgrit.is_serial else mgrit.solvers
-    _refuse_in_graph(mgrit, solvers)
+    refuse_in_graph(mgrit, solvers)
     autocast = autocast_state(u0.device.type)
     call = _LayerCall(mgrit, solvers, step, trajectory, len(controls), torch.is_grad_enabled(), autocast)
     found: tuple[Tensor, Tensor] = _LayerSolve.apply(call, u0, *controls, *shared)  # type: ignore[no-untyped-call]
@@ -207,6 +207,8 @@ def _adjoint(ctx: Any, w: Tensor, w_states: Tensor) -> tuple[list[Tensor], float
     g = _sources(mgrit, w_states) if ctx.call.trajectory else None
     entry = w if g is None else w + mgrit.last_to_all(w_states[-1])
     outcome = adjoint.solve(phis, entry, g, final=last)
+    for total, kept in zip(of_shared, fine.kept_back()):
+        total += kept
     first = mgrit.first_to_all(outcome.ends[0])
     of_shared = [sum_over_ranks(mgrit.grid.mpi, total) for total in of_shared]
     return [first, *of_controls, *of_shared], _noted(mgrit, outcome, adjoint=True)
@@ -266,7 +268,7 @@ def _step_length(mgrit: LayerMgrit, level: int, device: torch.device, rows: slic
     return mgrit.dt_on[key][rows]
 
 
-def _refuse_in_graph(mgrit: LayerMgrit, solvers: Solvers) -> None:
+def refuse_in_graph(mgrit: LayerMgrit, solvers: Solvers) -> None:
     """Refuse, where a solve is captured as a part of a CUDA graph, what a replay would not do."""
     if not is_capturing():
         return

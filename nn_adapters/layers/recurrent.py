@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from mpi4py import MPI
@@ -25,11 +25,18 @@ from torch import Tensor, nn
 
 from nn_adapters.layers.coarsening import half_way
 from nn_adapters.layers.layer_mgrit import LayerMgrit
-from nn_adapters.layers.layersolve import solve_layers
+from nn_adapters.layers.layersolve import refuse_in_graph, solve_layers
 from nn_adapters.layers.parallelmodule import ParallelModule
-from nn_adapters.layers.parts.context import autocast_state, sum_over_ranks, summed_gradient
-from nn_adapters.layers.parts.grugates import GRU_STEPS, kept, long_step
+from nn_adapters.layers.parts.context import (
+    autocast_state,
+    outside_compilation,
+    refuse_transforms,
+    sum_over_ranks,
+    summed_gradient,
+)
+from nn_adapters.layers.parts.grugates import GRU_STEPS, hold_where_padded, long_step, move, require_mask, through_gates
 from nn_adapters.layers.parts.layerstep import AutogradStep, LayerStep, LayerSteps, LinearizedSteps, StepLength
+from nn_adapters.layers.parts.samples import Shares
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import MgritSettings
 
@@ -106,40 +113,17 @@ def gates_of_inputs(network: nn.Module, layer: int, rows: Tensor, mpi: Any = Non
     return torch.nn.functional.linear(rows, W, b), [U, c]
 
 
-#: The logit of an update gate z that is 1 to the last bit, whatever the hidden state adds to it.
-HELD = 1e4
-
-
-def hold_where_padded(gates: Tensor, mask: Tensor | None) -> Tensor:
-    """The gates of inputs with z = 1 in steps that are padding: there the state stays as it is, on coarse levels, too.
-
-    So the last state of a padded sequence is that after its last true step, and padding has no part in gradients.
-
-    Args:
-        gates: W x + b, (steps, batch, 3 hidden).
-        mask: false where a sequence is padded, (steps, batch); None for no padding.
-
-    Raises:
-        InputError: a mask of another shape or type.
-    """
-    if mask is None:
-        return gates
-    if mask.shape != gates.shape[:2] or mask.dtype != torch.bool:
-        got = f"{mask.dtype}, {tuple(mask.shape)}"
-        raise InputError("mask of sequences", got, f"torch.bool, one a step of each sequence, {tuple(gates.shape[:2])}")
-    r, z, n = gates.chunk(3, -1)
-    return torch.cat([r, torch.where(mask[..., None], z, HELD), n], -1)
-
-
 class GRUParallel(ParallelModule):
     """Stacked GRUs whose sequence of `num_steps` is solved by MGRIT; parameters are named as those of `nn.GRU`.
 
     Called with whole sequences (batch, num_steps, input_size), equal on all ranks, it returns the last hidden state of
     the last layer, (batch, hidden_size), equal on all ranks. Shorter sequences are padded with anything that is finite;
     a mask (batch, num_steps), false where they are, makes the result that of their true steps. Collective over `comm`,
-    and so is the backward pass. A rank works on its part of the steps; parameters and their gradients are equal on
-    all ranks, so that any optimizer will do. Gates of the inputs are found once, outside of the cycles. In `eval()`
-    mode and under `no_grad` one step goes after the other, and nothing is approximated.
+    and so is the backward pass. Parameters and their gradients are equal on all ranks, so that any optimizer will do.
+
+    In cycles a rank works on its part of the steps; gates of the inputs are found once, outside of them. In `eval()`
+    mode and under `no_grad`, and wherever cycles have no less to do, nothing is approximated: each rank takes its
+    share of the samples through all steps, one after the other.
 
     Source: G. E. Moon, E. C. Cyr, Parallel training of GRU networks with a multi-grid solver for long sequences,
     ICLR 2022; the solver is that of `LayerParallel`.
@@ -186,6 +170,7 @@ class GRUParallel(ParallelModule):
         comm = MPI.COMM_SELF if comm is None else comm
         drawn = GRUStack(input_size, hidden_size, num_layers, kind)
         self.solvers = [LayerMgrit(num_steps, float(num_steps), comm, settings) for _ in range(num_layers)]
+        self.alone = LayerMgrit(num_steps, float(num_steps), MPI.COMM_SELF, MgritSettings(1))
         for name, parameter in drawn.named_parameters():
             self.register_parameter(name, parameter)
 
@@ -195,10 +180,8 @@ class GRUParallel(ParallelModule):
         if x.dim() != 3 or x.shape[1:] != legal:
             raise InputError("sequences", tuple(x.shape), f"(batch, {self.num_steps}, input = {self.input_size})")
         own = slice(self.grid.begin, self.grid.end)
-        if mask is not None and mask.shape != x.shape[:2]:
-            raise InputError(
-                "mask of sequences", tuple(mask.shape), f"one a step of each sequence, {tuple(x.shape[:2])}"
-            )
+        if mask is not None:
+            require_mask(mask, x.shape[:2])
         return self.from_rows(x[:, own].transpose(0, 1), None if mask is None else mask[:, own].T)
 
     def from_rows(self, rows: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -206,21 +189,48 @@ class GRUParallel(ParallelModule):
 
         A mask is (n_local, batch), too.
         """
-        hidden = rows.new_zeros((rows.shape[1], self.hidden_size))
+        if mask is not None:
+            require_mask(mask, rows.shape[:2])
+        step, hidden = self._step(rows), rows.new_zeros((rows.shape[1], self.hidden_size))
+        shares = Shares(self.grid.mpi, self.grid.offsets, rows.shape[1])
+        for layer, solver in enumerate(self.solvers):
+            solver.look(hidden, [getattr(self, f"weight_hh_l{layer}")], shares.largest)
+            solver.stages = 2  # of a long step, to count by
+        if self._is_exact():
+            return self._by_samples(step, rows, mask, shares)
         end = hidden
-        by_hand = not autocast_state(rows.device.type)["enabled"]
-        own = GRU_STEPS[self.kind]
-        step: LayerStep = (
-            GRUStep(self.kind) if by_hand else AutogradStep(own, partial(long_step, own), takes_means=False)
-        )
-        exact = self.is_exact
         for layer, solver in enumerate(self.solvers):
             gates, shared = gates_of_inputs(self, layer, rows, self.grid.mpi)
-            gates = hold_where_padded(gates, mask)
-            more = layer < self.num_layers - 1
-            solver.look(hidden, shared, is_shared=True)
-            end, rows = solve_layers(solver, step, hidden, [gates], shared, more, exact)
+            gates, more = hold_where_padded(gates, mask), layer < self.num_layers - 1
+            end, rows = solve_layers(solver, step, hidden, [gates], shared, more)
         return end
+
+    def _step(self, rows: Tensor) -> LayerStep:
+        """That of the units, with derivatives by hand where operations are not cast."""
+        own = GRU_STEPS[self.kind]
+        if autocast_state(rows.device.type)["enabled"]:
+            return AutogradStep(own, partial(long_step, own), takes_means=False)
+        return GRUStep(self.kind)
+
+    def _is_exact(self) -> bool:
+        """Whether a call goes through one step after the other: asked to, or because cycles have no less to do."""
+        return self.is_exact or any(not each.factors or each.is_serial or each.is_dear() for each in self.solvers)
+
+    @outside_compilation
+    def _by_samples(self, step: LayerStep, rows: Tensor, mask: Tensor | None, shares: Shares) -> Tensor:
+        """As `from_rows`, one step after the other; each rank takes its samples through all steps. Collective."""
+        refuse_transforms()
+        refuse_in_graph(self.solvers[0], self.solvers[0].exact)
+        mpi, alone = self.grid.mpi, self.alone
+        own, present = shares.own(rows), None if mask is None else shares.own(mask)
+        end = hidden = own.new_zeros((own.shape[1], self.hidden_size))
+        for layer, solver in enumerate(self.solvers):
+            gates, shared = gates_of_inputs(self, layer, own, mpi)
+            gates, more = hold_where_padded(gates, present), layer < self.num_layers - 1
+            summed = [summed_gradient(each, mpi) for each in shared]
+            end, own = solve_layers(alone, step, hidden, [gates], summed, more, exact=True)
+            solver.gaps, solver.residuals = (0.0, 0.0), ([], [])
+        return shares.all(end)
 
     def forward_in_series(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """As `forward`, one step after the other on this process, with gradients by this module's parameters."""
@@ -301,48 +311,24 @@ class LongGRUStep:
         return LongGRULinearized(self, controls, shared, dt)
 
 
-class Moved(NamedTuple):
-    """Of h_t = n + q (h - n): q; derivatives of h_t by the logit of z, and by the sum in n; of that by r's logit; r."""
-
-    q: Tensor
-    by_z: Tensor
-    by_n: Tensor
-    by_r: Tensor
-    r: Tensor
-
-    def of_gates(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """The cotangents of U h + c, and of the sum in n, from that of h_t."""
-        s = w * self.by_n
-        return torch.cat([s * self.by_r, w * self.by_z, s * self.r], -1), s
-
-    def rows(self, rows: slice) -> Moved:
-        """Of some of the steps."""
-        return Moved(*(part[rows] for part in self))
-
-
-def move(kind: str, h: Tensor, at: Tensor, x: Tensor, shared: Sequence[Tensor], dt: StepLength) -> tuple[Moved, Tensor]:
-    """h_t with the gates of the states `at`, and its derivatives by these gates."""
-    size, a = h.shape[-1], torch.nn.functional.linear(at, *shared)
-    r, z = torch.sigmoid(x[..., : 2 * size] + a[..., : 2 * size]).split(size, -1)
-    a_n = a[..., 2 * size :]
-    n = torch.addcmul(x[..., 2 * size :], r, a_n).tanh_()
-    q, slope = kept(kind, z, dt)
-    ahead, less = h - n, q - 1.0
-    by_n = n.square().sub_(1.0).mul_(less)
-    by_r = (r * a_n).mul_(1.0 - r)
-    value = torch.addcmul(h, less, ahead)  # h to the last bit where q is 1
-    return Moved(q, slope.mul_(ahead), by_n, by_r, r), value
-
-
-def through_gates(w: Tensor, of_hidden: Tensor, U: Tensor) -> Tensor:
-    """w + U' of_hidden: the cotangent of the states that gates see is added to one of states, (rows, batch, hidden)."""
-    return torch.addmm(w.flatten(0, 1), of_hidden.flatten(0, 1), U).view_as(w)
+#: States (steps x samples) whose gradients of U are one product; those of fewer take as long, to read and write them.
+TOGETHER = 512
 
 
 class GRULinearized(LayerSteps):
-    """Steps of a GRU at their states; a piece is h, and its `Moved`."""
+    """Steps of a GRU at their states; a piece is h, and its `Moved`.
+
+    Attributes:
+        waiting: cotangents of U h + c, and h, (states, ...) each, whose products are not yet in `of_shared`.
+        of_shared: the cotangents of U and c so far; none before the first.
+    """
 
     step: GRUStep
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.of_shared: list[Tensor] = []
 
     def remember(self, u: Tensor, rows: slice) -> Tensor:
         moved, value = move(self.step.kind, u, u, self.controls[0][rows], self.shared, self.dt(rows))
@@ -357,9 +343,24 @@ class GRULinearized(LayerSteps):
         u, moved = self.pieces.pop((rows.start, rows.stop, rows.step))
         of_hidden, s = moved.of_gates(w)
         of_inputs = torch.cat([of_hidden[..., : 2 * u.shape[-1]], s], -1)
-        flat = of_hidden.flatten(0, 1)
-        before = through_gates(w * moved.q, of_hidden, self.shared[0])
-        return before, of_inputs, flat.T @ u.flatten(0, 1), flat.sum(0)
+        self.waiting.append((of_hidden.flatten(0, 1), u.flatten(0, 1)))
+        if sum(len(states) for _, states in self.waiting) >= TOGETHER:
+            self._multiply()
+        return through_gates(w * moved.q, of_hidden, self.shared[0]), of_inputs
+
+    def kept_back(self) -> list[Tensor]:
+        if self.waiting:
+            self._multiply()
+        return self.of_shared
+
+    def _multiply(self) -> None:
+        of_hidden, u = (torch.cat(parts) for parts in zip(*self.waiting))
+        self.waiting.clear()
+        if self.of_shared:
+            self.of_shared[0].addmm_(of_hidden.T, u)
+            self.of_shared[1].add_(of_hidden.sum(0))
+        else:
+            self.of_shared = [of_hidden.T @ u, of_hidden.sum(0)]
 
 
 class LongGRULinearized(LinearizedSteps):

@@ -68,7 +68,16 @@ NETWORKS = (
 )
 
 #: Two cycles forward and two for the adjoint, which stay, also where they do not pay.
-TWO_CYCLES = ("-bias_limit", 0, "-layer_mgrit_cycles", 2, "-layer_mgrit_adjoint_cycles", 2)
+TWO_CYCLES = (
+    "-bias_limit",
+    0,
+    "-layer_mgrit_serial",
+    "never",
+    "-layer_mgrit_cycles",
+    2,
+    "-layer_mgrit_adjoint_cycles",
+    2,
+)
 
 #: Accuracy of HAR in percent (G. E. Moon, E. C. Cyr, ICLR 2022).
 HAR_ACCURACY = 90.0
@@ -194,7 +203,8 @@ def error_of_recurrent_weights(
         weights: those of a `har_gru.Classifier` by name; none for PyTorch's first ones.
     """
     torch.manual_seed(0)
-    settings = nna.MgritSettings(**{**nna.layers.SEQUENCES, "cycles": cycles, "adjoint_cycles": cycles})
+    words = {"cycles": cycles, "adjoint_cycles": cycles, "serial": "never"}
+    settings = nna.MgritSettings(**{**nna.layers.SEQUENCES, **words})
     data = nna.Dataset("", x, labels, x, labels, 6)
     network = Classifier(SequenceSettings(hidden=hidden, kind=kind), None, settings, data)
     if weights:

@@ -38,7 +38,7 @@ def rough(**words):
 
 def sequences(kind="classic", **words):
     torch.manual_seed(1)
-    words = {"coarsening": "4", "levels": 2, "cycles": 6, "adjoint_cycles": 6, **words}
+    words = {"coarsening": "4", "levels": 2, "cycles": 6, "adjoint_cycles": 6, "serial": "never", **words}
     return GRUParallel(None, 5, 4, 20, 2, kind, **words), torch.randn(3, 20, 5)
 
 

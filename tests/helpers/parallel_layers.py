@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import traceback
+from dataclasses import replace
 from functools import partial
 from unittest.mock import patch
 
@@ -193,7 +194,7 @@ def splines():
 
 
 def sequences():
-    words = dict(coarsening="2", levels=3, cycles=12, adjoint_cycles=12, relaxation="FCF")
+    words = dict(coarsening="2", levels=3, cycles=12, adjoint_cycles=12, relaxation="FCF", serial="never")
     for kind in ("implicit", "classic"):
         torch.manual_seed(3)
         network = GRUParallel(WORLD, 3, 4, 24, 2, kind, **words).double()
@@ -204,6 +205,33 @@ def sequences():
         alone = GRUParallel(None, 3, 4, 24, 2, kind, levels=1).double()
         alone.load_state_dict(network.state_dict())
         equal(with_hooks, gradients(alone, alone(x).square().sum()), 1e-10)
+
+
+def samples():
+    """Where cycles have no less to do each rank takes its samples, or none, through all steps: serial numbers."""
+    for kind, count, is_masked in (("implicit", 5, True), ("classic", 2 * WORLD.size, False), ("implicit", 1, True)):
+        torch.manual_seed(3)
+        network = GRUParallel(WORLD, 3, 4, 22, 2, kind, coarsening="4").double()
+        own = slice(network.grid.begin, network.grid.end)
+        draw = torch.Generator().manual_seed(1)
+        x = torch.randn(count, 22, 3, generator=draw, dtype=torch.float64).requires_grad_()
+        mask = torch.rand(count, 22, generator=draw) < 0.8 if is_masked else None
+        found, expected = network(x, mask), network.forward_in_series(x, mask)
+        assert network.solvers[0].is_dear() and network.solvers[0].misfits == (0.0, 0.0)
+        equal([found.detach()], [expected.detach()], 1e-14)
+        wanted = [x, *network.parameters()]
+        for again in (True, False):
+            g = torch.autograd.grad(found.square().sum(), wanted, retain_graph=again)
+            g_expected = torch.autograd.grad(expected.square().sum(), wanted, retain_graph=again)
+            equal(g[1:], g_expected[1:], 1e-12)
+            equal([g[0][:, own]], [g_expected[0][:, own]], 1e-12)
+        with torch.autocast("cpu"):
+            equal([network(x, mask).detach()], [found.detach()], 1e-1)
+        with torch.no_grad():
+            equal([network(x, mask)], [found], 1e-14)
+        for solver in network.solvers:
+            solver.settings = replace(solver.settings, serial="never")
+        assert measure_bias(network, lambda net=network, data=x: net(data).square().sum()) > 0  # by its cycles
 
 
 def trained(network, x, target, **words):
@@ -245,7 +273,7 @@ def manners():
 if __name__ == "__main__":
     if WORLD.size == 2:  # the compiled loop inside of intervals, and from rank to rank, where there is a compiler
         fusedchain.LEAST_WORK = 1
-    for part in (layers, in_turn, cycles, given, unlike, splines, sequences, manners):
+    for part in (layers, in_turn, cycles, given, unlike, splines, sequences, samples, manners):
         try:
             part()
         except BaseException:

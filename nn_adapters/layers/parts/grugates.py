@@ -10,10 +10,12 @@ midpoint rule, exact for any length where the gates are held, and of second orde
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from pdeopt.core.errors import InputError
 
 
 def gates(at: Tensor, z: Sequence[Tensor], p: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -87,3 +89,73 @@ def kept(kind: str, z: Tensor, dt: float | Tensor) -> tuple[Tensor, Tensor]:
     long = 1.0 + k
     q = long.reciprocal() if is_short else torch.pow(long, -dt)
     return q, (q * k * z).div_(long).mul_(dt)
+
+
+#: The logit of an update gate z that is 1 to the last bit, whatever the hidden state adds to it.
+HELD = 1e4
+
+
+def require_mask(mask: Tensor, shape: Sequence[int]) -> None:
+    """Raise `InputError` for a mask of another shape or type than `shape`, one a step of each sequence, and bool."""
+    if mask.shape != torch.Size(shape) or mask.dtype != torch.bool:
+        got = f"{mask.dtype}, {tuple(mask.shape)}"
+        raise InputError("mask of sequences", got, f"torch.bool, one a step of each sequence, {tuple(shape)}")
+
+
+def hold_where_padded(gates: Tensor, mask: Tensor | None) -> Tensor:
+    """The gates of inputs with z = 1 in steps that are padding: there the state stays as it is, on coarse levels, too.
+
+    So the last state of a padded sequence is that after its last true step, and padding has no part in gradients.
+
+    Args:
+        gates: W x + b, (steps, batch, 3 hidden).
+        mask: false where a sequence is padded, (steps, batch); None for no padding.
+
+    Raises:
+        InputError: a mask of another shape or type.
+    """
+    if mask is None:
+        return gates
+    require_mask(mask, gates.shape[:2])
+    r, z, n = gates.chunk(3, -1)
+    return torch.cat([r, torch.where(mask[..., None], z, HELD), n], -1)
+
+
+class Moved(NamedTuple):
+    """Of h_t = n + q (h - n): q; derivatives of h_t by the logit of z, and by the sum in n; of that by r's logit; r."""
+
+    q: Tensor
+    by_z: Tensor
+    by_n: Tensor
+    by_r: Tensor
+    r: Tensor
+
+    def of_gates(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The cotangents of U h + c, and of the sum in n, from that of h_t."""
+        s = w * self.by_n
+        return torch.cat([s * self.by_r, w * self.by_z, s * self.r], -1), s
+
+    def rows(self, rows: slice) -> Moved:
+        """Of some of the steps."""
+        return Moved(*(part[rows] for part in self))
+
+
+def move(
+    kind: str, h: Tensor, at: Tensor, x: Tensor, shared: Sequence[Tensor], dt: float | Tensor
+) -> tuple[Moved, Tensor]:
+    """h_t with the gates of the states `at`, and its derivatives by these gates."""
+    size, a = h.shape[-1], torch.nn.functional.linear(at, *shared)
+    r, z = torch.sigmoid(x[..., : 2 * size] + a[..., : 2 * size]).split(size, -1)
+    a_n = a[..., 2 * size :]
+    n = torch.addcmul(x[..., 2 * size :], r, a_n).tanh_()
+    q, slope = kept(kind, z, dt)
+    ahead, less = h - n, q - 1.0
+    by_n = n.square().sub_(1.0).mul_(less)
+    by_r = (r * a_n).mul_(1.0 - r)
+    value = torch.addcmul(h, less, ahead)  # h to the last bit where q is 1
+    return Moved(q, slope.mul_(ahead), by_n, by_r, r), value
+
+
+def through_gates(w: Tensor, of_hidden: Tensor, U: Tensor) -> Tensor:
+    """w + U' of_hidden: the cotangent of the states that gates see is added to one of states, (rows, batch, hidden)."""
+    return torch.addmm(w.flatten(0, 1), of_hidden.flatten(0, 1), U).view_as(w)

@@ -131,7 +131,14 @@ class LayerSteps(LinearizedSteps):
 
     @abstractmethod
     def gradients(self, w: Tensor, rows: slice) -> tuple[Tensor, ...]:
-        """As `pullback`, then the cotangents of controls and shared parameters; what was remembered is freed."""
+        """As `pullback`, then the cotangents of controls and shared parameters; what was remembered is freed.
+
+        Those of shared parameters may be left to `kept_back`.
+        """
+
+    def kept_back(self) -> Sequence[Tensor]:
+        """The cotangents of shared parameters that `gradients` has not given, of all steps together; none elsewhere."""
+        return ()
 
 
 @dataclass(frozen=True)

@@ -207,5 +207,5 @@ def test_more_ranks_than_intervals_are_refused():
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_networks_give_the_same_on_several_ranks(ranks):
     done = python("-m", "tests.helpers.parallel_layers", ranks=ranks)
-    parts = ("layers", "in_turn", "cycles", "given", "unlike", "splines", "sequences", "manners")
+    parts = ("layers", "in_turn", "cycles", "given", "unlike", "splines", "sequences", "samples", "manners")
     assert {f"{part}: same" for part in parts} <= set(done.stdout.splitlines()), done.stderr[-3000:]
