@@ -21,6 +21,7 @@ ROOMS = {
         "core": (0, 1),
         "space/layouts": (0,),
         "steps/matrices": (0,),
+        "steps/exchange": (1,),
         "steps": (0,),
         "functions": (1,),
         "squares": (1,),

@@ -11,6 +11,7 @@ ROOMS = {
         "pdeopt.core",
         "pdeopt.space.layouts",
         "pdeopt.steps.matrices",
+        "pdeopt.steps.exchange",
         "pdeopt.steps",
         "pdeopt.functions",
         "pdeopt.squares",

@@ -21,8 +21,9 @@ from nn_adapters.layers.parts.context import communicator_name
 from nn_adapters.layers.parts.costs import Seen, mgrit_cost, serial_cost
 from nn_adapters.layers.parts.layerstep import StepLength
 from pdeopt.core.errors import InputError
+from pdeopt.steps.exchange.parcels import from_rank
 from pdeopt.steps.mgrit import Mgrit, MgritSettings
-from pdeopt.steps.timegrid import TimeGrid, as_bytes, host_rows
+from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.transfer import whole_intervals
 
 
@@ -168,18 +169,11 @@ class LayerMgrit:
 
     def last_to_all(self, state: Tensor) -> Tensor:
         """`state` of the last rank on all ranks. Collective."""
-        return self._from(state, self.grid.mpi.size - 1)
+        return from_rank(self.grid.mpi, state, self.grid.mpi.size - 1)
 
     def first_to_all(self, state: Tensor) -> Tensor:
         """`state` of rank 0 on all ranks. Collective."""
-        return self._from(state, 0)
-
-    def _from(self, state: Tensor, rank: int) -> Tensor:
-        if self.grid.mpi.size == 1:
-            return state
-        buffer = host_rows(state).copy_(state.detach())
-        self.grid.mpi.Bcast(as_bytes(buffer), rank)
-        return buffer.to(state.device, non_blocking=True)
+        return from_rank(self.grid.mpi, state, 0)
 
 
 def _rebuild(

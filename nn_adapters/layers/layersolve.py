@@ -28,10 +28,10 @@ from nn_adapters.layers.parts.context import (
     is_capturing,
     outside_compilation,
     refuse_transforms,
-    sum_over_ranks,
 )
 from nn_adapters.layers.parts.layerstep import LayerStep, StepLength
 from pdeopt.core.errors import InputError
+from pdeopt.steps.exchange.parcels import sum_over_ranks
 from pdeopt.steps.mgrit import IntervalMap, Outcome, StepMap
 
 #: A solve whose last run misses its C-points by more than half of their size has diverged. In training that goes well

@@ -27,17 +27,12 @@ from nn_adapters.layers.coarsening import half_way
 from nn_adapters.layers.layer_mgrit import LayerMgrit
 from nn_adapters.layers.layersolve import refuse_in_graph, solve_layers
 from nn_adapters.layers.parallelmodule import ParallelModule
-from nn_adapters.layers.parts.context import (
-    autocast_state,
-    outside_compilation,
-    refuse_transforms,
-    sum_over_ranks,
-    summed_gradient,
-)
+from nn_adapters.layers.parts.context import autocast_state, outside_compilation, refuse_transforms, summed_gradient
 from nn_adapters.layers.parts.grugates import GRU_STEPS, hold_where_padded, long_step, move, require_mask, through_gates
 from nn_adapters.layers.parts.layerstep import AutogradStep, LayerStep, LayerSteps, LinearizedSteps, StepLength
 from nn_adapters.layers.parts.samples import Shares
 from pdeopt.core.errors import InputError
+from pdeopt.steps.exchange.parcels import sum_over_ranks
 from pdeopt.steps.mgrit import MgritSettings
 
 #: Settings of MGRIT that gates need, which jump where layers do not: three levels, a cycle with FCF-relaxation.

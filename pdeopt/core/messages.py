@@ -7,9 +7,11 @@ factor them need, and solutions that all ranks need.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from functools import lru_cache
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
+from mpi4py import MPI
 from torch import Tensor
 
 from pdeopt.core.errors import InputError
@@ -26,6 +28,29 @@ Routes: TypeAlias = Sequence[Sequence[tuple[int, Sequence[int]]]]
 
 #: How the numbers of a message are written.
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+#: The largest count that MPI has before version 4: that of a C int.
+LARGEST = 2**31 - 1
+
+
+def whole_message(memory: Any) -> Any:
+    """Bytes as mpi4py takes them, however many: more than a count can say are one item of a type that is made for them.
+
+    Args:
+        memory: an array or a tensor of bytes, (length,).
+    """
+    return memory if len(memory) <= LARGEST else [memory, 1, _type_of(len(memory))]
+
+
+@lru_cache
+def _type_of(length: int) -> MPI.Datatype:
+    """So many bytes in a row: as many blocks of a mebibyte as there are, and the rest."""
+    blocks, rest = divmod(length, _BLOCK)
+    whole = MPI.BYTE.Create_contiguous(_BLOCK).Create_contiguous(blocks)
+    return MPI.Datatype.Create_struct([1, rest], [0, blocks * _BLOCK], [whole, MPI.BYTE]).Commit()
+
+
+_BLOCK = 2**20
 
 
 def even_parts(size: int, ranks: int) -> list[int]:

@@ -41,6 +41,7 @@ _has_warned = False
 
 # PETSc reads these when it starts or ends, outside every solver.
 _read_elsewhere = ("log_", "options_", "malloc", "help", "on_error", "fp_trap", "error_output", "skip_petscrc")
+_read_elsewhere += ("use_gpu_aware_mpi",)  # which pdeopt reads where tensors of a GPU are sent
 
 
 def remember(name: str) -> None:

@@ -1,4 +1,5 @@
 from pdeopt.steps.bands import BandFactor as BandFactor
+from pdeopt.steps.exchange.neighbors import Neighbors as Neighbors
 from pdeopt.steps.forms import real_matrix as real_matrix, require_form as require_form
 from pdeopt.steps.innerproduct import InnerProduct as InnerProduct
 from pdeopt.steps.matrices.krylov import (
@@ -40,7 +41,7 @@ from pdeopt.steps.stepsolve import (
     superlu as superlu,
 )
 from pdeopt.steps.sweeps import Substitution as Substitution, substitution as substitution
-from pdeopt.steps.timegrid import Neighbors as Neighbors, Steps as Steps, TimeGrid as TimeGrid
+from pdeopt.steps.timegrid import Steps as Steps, TimeGrid as TimeGrid
 from pdeopt.steps.transfer import (
     adjoint_interpolation as adjoint_interpolation,
     injection as injection,

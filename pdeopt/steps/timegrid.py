@@ -24,6 +24,8 @@ from pdeopt.core.arrays import Array, real_array, real_number
 from pdeopt.core.autodiff import plainly
 from pdeopt.core.errors import InputError, StepFailure
 from pdeopt.core.memory import DOUBLE, require_memory
+from pdeopt.steps.exchange.neighbors import Neighbors
+from pdeopt.steps.exchange.parcels import from_rank
 
 
 @dataclass(frozen=True)
@@ -88,80 +90,6 @@ class Steps:
     def with_parameters(self, p: Tensor) -> Steps:
         """The same steps at the parameters `p`, shape (param_dim,)."""
         return replace(self, p=p)
-
-
-def as_bytes(tensor: Tensor) -> Array:
-    """The memory of a contiguous tensor on the host, as a message without arithmetic: of any dtype, bfloat16 too.
-
-    Args:
-        tensor: of any shape; the array shares its memory.
-    """
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
-
-
-def host_rows(like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-    """Memory of the host for rows, which a GPU reads and writes at the speed of its bus.
-
-    Args:
-        like: has their dtype, and is on the device that they come from or go to.
-        shape: of the rows; by default that of `like`.
-    """
-    return torch.empty(like.shape if shape is None else shape, dtype=like.dtype, pin_memory=like.is_cuda)
-
-
-def on_host(rows: Tensor) -> Tensor:
-    """The rows in the memory of the host, contiguous, to be sent: the same memory, if they are there."""
-    return host_rows(rows).copy_(rows.detach()) if rows.is_cuda else rows.detach().cpu().contiguous()
-
-
-class Neighbors:
-    """The rank that owns the steps before those of this rank, and the one that owns the steps after them.
-
-    Rows are tensors of equal shape and type on both ranks; they go through the memory of the host and come back on
-    the device of the row that they are received like.
-
-    Args:
-        mpi: an mpi4py communicator whose ranks own the steps in their order.
-    """
-
-    def __init__(self, mpi: Any) -> None:
-        self.mpi, self.is_first, self.is_last = mpi, mpi.rank == 0, mpi.rank == mpi.size - 1
-
-    def exchange(self, row: Tensor, toward: int) -> Tensor | None:
-        """Send `row` to rank + toward and receive that of rank - toward; None where there is none. Collective."""
-        if self.mpi.size == 1:
-            return None
-        source, target = self.mpi.rank - toward, self.mpi.rank + toward
-        request = None
-        if 0 <= target < self.mpi.size:
-            request = self.mpi.Isend(as_bytes(on_host(row)), target)
-        received = self._receive(row, source) if 0 <= source < self.mpi.size else None
-        if request is not None:
-            request.Wait()
-        return received
-
-    def receive_before(self, like: Tensor) -> Tensor | None:
-        """Wait for the row that the rank before sends with `send_after`; None on the first rank."""
-        return None if self.is_first else self._receive(like, self.mpi.rank - 1)
-
-    def send_after(self, row: Tensor) -> None:
-        """Send `row` to the rank after this one, if there is one."""
-        if not self.is_last:
-            self.mpi.Send(as_bytes(on_host(row)), self.mpi.rank + 1)
-
-    def receive_after(self, like: Tensor) -> Tensor | None:
-        """Wait for the row that the rank after sends with `send_before`; None on the last rank."""
-        return None if self.is_last else self._receive(like, self.mpi.rank + 1)
-
-    def send_before(self, row: Tensor) -> None:
-        """Send `row` to the rank before this one, if there is one."""
-        if not self.is_first:
-            self.mpi.Send(as_bytes(on_host(row)), self.mpi.rank - 1)
-
-    def _receive(self, like: Tensor, source: int) -> Tensor:
-        buffer = host_rows(like)
-        self.mpi.Recv(as_bytes(buffer), source)
-        return buffer.to(like.device, non_blocking=True)
 
 
 class TimeGrid:
@@ -354,11 +282,7 @@ class TimeGrid:
 
     def from_first(self, value: Tensor) -> Tensor:
         """`value` of rank 0 on all ranks; the shape must be the same everywhere. Collective."""
-        if self.mpi.size == 1 or value.numel() == 0:
-            return value
-        buffer = value.detach().clone().contiguous()
-        self.mpi.Bcast(buffer.numpy(), 0)
-        return buffer
+        return from_rank(self.mpi, value, 0)
 
     def gather(self, rows: Tensor) -> Tensor | None:
         """All rows, (N, dim), on rank 0, where ranks share a step in their order; None on the others. Collective."""

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pdeopt.core.arrays import Array, index_array
 from pdeopt.core.errors import InputError
-from pdeopt.steps.timegrid import TimeGrid, as_bytes, host_rows, on_host, require_whole_steps
+from pdeopt.steps.exchange.parcels import arrived, as_message, incoming, outgoing
+from pdeopt.steps.timegrid import TimeGrid, require_whole_steps
 
 
 def interpolation(grid: TimeGrid, factor: int) -> sp.csr_matrix:
@@ -146,21 +147,21 @@ class Move:
     def _move(self, rows: Tensor, owned: Array, wanted: Array) -> Tensor:
         rank, sent = self.mpi.rank, []
         count = int(wanted[rank + 1] - wanted[rank])
-        own, found = on_host(rows), host_rows(rows, (count, *rows.shape[1:]))
+        own, found = outgoing(rows), incoming(rows, (count, *rows.shape[1:]))
         for other, first, last in _shared(owned, rank, wanted):
-            part = own[first - owned[rank] : last - owned[rank]].contiguous()
+            part = own[first - owned[rank] : last - owned[rank]]
             if other == rank:
                 found[first - wanted[rank] : last - wanted[rank]] = part
             else:
                 sent.append((part, self._send(part, other)))
         for other, first, last in _shared(wanted, rank, owned):
             if other != rank:
-                self.mpi.Recv(as_bytes(found[first - wanted[rank] : last - wanted[rank]]), other)
+                self.mpi.Recv(as_message(found[first - wanted[rank] : last - wanted[rank]]), other)
         MPI.Request.Waitall([request for _, request in sent])
-        return found.to(rows.device, non_blocking=True)
+        return arrived(found, rows)
 
     def _send(self, part: Tensor, rank: int) -> MPI.Request:
-        request: MPI.Request = self.mpi.Isend(as_bytes(part), rank)
+        request: MPI.Request = self.mpi.Isend(as_message(part), rank)
         return request
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from mpi4py import MPI
 
+from pdeopt.steps.exchange.neighbors import Neighbors
 from pdeopt.steps.mgrit import Mgrit, MgritSettings
-from pdeopt.steps.timegrid import Neighbors, TimeGrid
+from pdeopt.steps.timegrid import TimeGrid
 from pdeopt.steps.transfer import Move, whole_intervals
 
 STEPS = 64

@@ -12,6 +12,7 @@ from mpi4py import MPI
 from torch import Tensor
 
 from pdeopt.core.errors import InputError
+from pdeopt.steps.exchange.parcels import sum_over_ranks
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -66,23 +67,6 @@ def is_capturing() -> bool:
 def gives_numbers(tensor: Tensor) -> bool:
     """Whether Python may ask for a number of a tensor without waiting for a device."""
     return tensor.device.type == "cpu" and not is_capturing()
-
-
-def sum_over_ranks(mpi: Any, tensor: Tensor) -> Tensor:
-    """The sum of tensors of equal shape over ranks, in their dtype; half precision is added up in single. Collective.
-
-    Args:
-        mpi: an mpi4py communicator.
-        tensor: of any shape, on any device.
-    """
-    if mpi.size == 1:
-        return tensor
-    buffer = tensor.detach().cpu().contiguous()
-    if buffer.dtype in (torch.bfloat16, torch.float16):
-        buffer = buffer.float()
-    result = torch.empty_like(buffer)
-    mpi.Allreduce(buffer.numpy(), result.numpy())
-    return result.to(tensor)
 
 
 class _SummedGradient(torch.autograd.Function):

@@ -17,7 +17,7 @@ from mpi4py import MPI
 from torch import Tensor
 
 from pdeopt.core.arrays import Array
-from pdeopt.steps.timegrid import as_bytes, host_rows, on_host
+from pdeopt.steps.exchange.parcels import arrived, as_message, incoming, outgoing
 
 
 def spread(samples: int, ranks: int) -> list[int]:
@@ -109,11 +109,11 @@ def _swapped(mpi: Any, parts: Sequence[Tensor], shapes: Sequence[Sequence[int]])
         parts: for each rank, in order; of one type.
         shapes: of what comes from each.
     """
-    sent = [part if rank == mpi.rank else on_host(part) for rank, part in enumerate(parts)]
-    found = [host_rows(parts[0], shape) for shape in shapes]
+    sent = [part if rank == mpi.rank else outgoing(part) for rank, part in enumerate(parts)]
+    found = [incoming(parts[0], shape) for shape in shapes]
     others = [rank for rank in range(mpi.size) if rank != mpi.rank]
-    requests = [mpi.Irecv(as_bytes(found[rank]), rank) for rank in others if found[rank].numel()]
-    requests += [mpi.Isend(as_bytes(sent[rank]), rank) for rank in others if sent[rank].numel()]
+    requests = [mpi.Irecv(as_message(found[rank]), rank) for rank in others if found[rank].numel()]
+    requests += [mpi.Isend(as_message(sent[rank]), rank) for rank in others if sent[rank].numel()]
     MPI.Request.Waitall(requests)
     found[mpi.rank] = sent[mpi.rank]
-    return [part.to(parts[0].device, non_blocking=True) for part in found]
+    return [arrived(part, parts[0]) for part in found]

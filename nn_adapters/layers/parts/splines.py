@@ -18,9 +18,10 @@ from scipy.interpolate import BSpline
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from nn_adapters.layers.parts.context import sum_over_ranks, summed_gradient
+from nn_adapters.layers.parts.context import summed_gradient
 from nn_adapters.layers.parts.stacking import ParameterStack
 from pdeopt.core.errors import InputError
+from pdeopt.steps.exchange.parcels import sum_over_ranks
 
 #: Degrees of splines: constant, linear, quadratic and cubic pieces.
 DEGREES = range(4)

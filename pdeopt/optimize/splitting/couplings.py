@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdeopt.steps.timegrid import Neighbors
+from pdeopt.steps.exchange.neighbors import Neighbors
 
 
 class Couplings:
