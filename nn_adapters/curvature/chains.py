@@ -18,6 +18,7 @@ from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import ParallelModule
 from nn_adapters.layers.parts.splines import spline_coefficients
 from pdeopt.core.errors import InputError
+from pdeopt.steps.exchange.parcels import from_rank, receive, send
 
 
 class SerialChain(nn.Module):
@@ -98,19 +99,9 @@ def _layer(parallel: LayerParallel, row: int) -> nn.Module:
     return layer
 
 
-def _receive(like: Tensor, comm: Any, source: int) -> Tensor:
-    return torch.from_numpy(comm.recv(source=source)).to(like)
-
-
-def _send(u: Tensor, comm: Any, target: int) -> None:
-    comm.send(u.detach().cpu().contiguous().numpy(), dest=target)
-
-
 def _from(u: Tensor, comm: Any, root: int) -> Tensor:
     """The tensor of one rank, on all."""
-    if comm.size == 1:
-        return u.clone()
-    return torch.from_numpy(comm.bcast(u.detach().cpu().numpy() if comm.rank == root else None, root)).to(u)
+    return u.clone() if comm.size == 1 else from_rank(comm, u, root)
 
 
 class _Enter(Function):
@@ -119,16 +110,16 @@ class _Enter(Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, comm: Any) -> Tensor:
         ctx.comm = comm
-        return u.clone() if comm.rank == 0 else _receive(u, comm, comm.rank - 1)
+        return u.clone() if comm.rank == 0 else receive(comm, u, comm.rank - 1)
 
     @staticmethod
     def jvp(ctx: Any, du: Tensor, _: None) -> Tensor:
-        return du.clone() if ctx.comm.rank == 0 else _receive(du, ctx.comm, ctx.comm.rank - 1)
+        return du.clone() if ctx.comm.rank == 0 else receive(ctx.comm, du, ctx.comm.rank - 1)
 
     @staticmethod
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor, None]:
         if ctx.comm.rank > 0:
-            _send(w, ctx.comm, ctx.comm.rank - 1)
+            send(ctx.comm, w, ctx.comm.rank - 1)
         return _from(w, ctx.comm, 0), None
 
 
@@ -139,19 +130,19 @@ class _Leave(Function):
     def forward(ctx: Any, u: Tensor, comm: Any) -> Tensor:
         ctx.comm = comm
         if comm.rank + 1 < comm.size:
-            _send(u, comm, comm.rank + 1)
+            send(comm, u, comm.rank + 1)
         return u.clone()
 
     @staticmethod
     def jvp(ctx: Any, du: Tensor, _: None) -> Tensor:
         if ctx.comm.rank + 1 < ctx.comm.size:
-            _send(du, ctx.comm, ctx.comm.rank + 1)
+            send(ctx.comm, du, ctx.comm.rank + 1)
         return du.clone()
 
     @staticmethod
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor, None]:
         last = ctx.comm.rank + 1 == ctx.comm.size
-        return (w.clone() if last else _receive(w, ctx.comm, ctx.comm.rank + 1)), None
+        return (w.clone() if last else receive(ctx.comm, w, ctx.comm.rank + 1)), None
 
 
 class _Share(Function):

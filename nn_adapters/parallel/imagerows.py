@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pdeopt.core.errors import InputError
 from pdeopt.core.messages import even_parts
+from pdeopt.steps.exchange.parcels import arrived, as_message, incoming, outgoing
 
 #: First row and the one after the last.
 Range: TypeAlias = tuple[int, int]
@@ -92,23 +93,19 @@ class ImageRows:
         coming = {k: each for k, own in enumerate(there) if (each := _overlap(own, wanted[rank]))}
         going = {k: each for k, other in enumerate(wanted) if (each := _overlap(there[rank], other))}
         parts = {k: _between(rows, each, there[rank][0]) for k, each in going.items()}
-        received = {
-            k: torch.empty(_between(found, each, first).shape, dtype=rows.dtype)
-            for k, each in coming.items()
-            if k != rank
-        }
-        requests = [self.comm.Irecv(_bytes(part), k) for k, part in received.items()]
+        received = {k: incoming(rows, _between(found, each, first).shape) for k, each in coming.items() if k != rank}
+        requests = [self.comm.Irecv(as_message(part), k) for k, part in received.items()]
         requests += [self._send(part, k) for k, part in parts.items() if k != rank]
         for request in requests:
             request.Wait()
         for k, each in coming.items():
-            _between(found, each, first).add_((parts if k == rank else received)[k].to(found.device))
+            _between(found, each, first).add_(parts[k] if k == rank else arrived(received[k], rows))
         return found
 
     def _send(self, part: Tensor, rank: int) -> Any:
         self.sent += part.numel() * part.element_size()
         self.sends += 1
-        return self.comm.Isend(_bytes(part.cpu().contiguous()), rank)
+        return self.comm.Isend(as_message(outgoing(part)), rank)
 
 
 def _overlap(one: Range, other: Range) -> Range | None:
@@ -119,10 +116,6 @@ def _overlap(one: Range, other: Range) -> Range | None:
 def _between(rows: Tensor, wanted: Range, first: int) -> Tensor:
     """Rows `wanted` of those that begin with `first`."""
     return rows[..., wanted[0] - first : wanted[1] - first, :]
-
-
-def _bytes(part: Tensor) -> Any:
-    return part.view(-1).view(torch.uint8).numpy() if part.numel() else bytearray()
 
 
 class _Fetch(torch.autograd.Function):

@@ -14,6 +14,7 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.messages import whole_message
 
 SCHEDULES = ("1f1b", "gpipe")
 
@@ -199,15 +200,15 @@ class Pipeline:
         numbers = features.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         message = np.concatenate([head.view(np.uint8), numbers])
         self._requests = [each for each in self._requests if not each[0].Test()]
-        self._requests.append((self.comm.Isend(message, rank, tag), message))
+        self._requests.append((self.comm.Isend(whole_message(message), rank, tag), message))
         self.sent += len(message)
         self.sends += 1
 
     def _receive(self, rank: int, tag: int) -> Tensor:
         status = MPI.Status()
         self.comm.Probe(rank, tag, status)
-        message = np.empty(status.Get_count(), dtype=np.uint8)
-        self.comm.Recv(message, rank, tag)
+        message = np.empty(status.Get_elements(MPI.BYTE), dtype=np.uint8)
+        self.comm.Recv(whole_message(message), rank, tag)
         kind, axes, *shape = message[: 8 * HEADER].view(np.int64).tolist()
         device = next((p.device for p in self.stage.parameters()), torch.device("cpu"))
         return torch.from_numpy(message[8 * HEADER :]).view(DTYPES[kind]).reshape(shape[:axes]).to(device)

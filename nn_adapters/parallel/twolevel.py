@@ -12,6 +12,7 @@ from torch import Tensor
 from nn_adapters.parallel.counts import Count, Traffic
 from pdeopt.core.errors import InputError
 from pdeopt.core.messages import Arrival, Course, even_parts
+from pdeopt.steps.exchange.parcels import as_message
 
 
 class TwoLevelSums:
@@ -146,11 +147,7 @@ class TwoLevelSums:
     def _send(self, comm: Any, own: Tensor, to: int, tag: int) -> Any:
         count = Count(1, own.numel() * own.element_size())
         self.traffic += Traffic(inside=count) if comm is self.inside else Traffic(between=count)
-        return comm.Isend(_bytes(own), to, tag)
+        return comm.Isend(as_message(own), to, tag)
 
     def _receive(self, comm: Any, found: Tensor, source: int, tag: int) -> Any:
-        return comm.Irecv(_bytes(found), source, tag)
-
-
-def _bytes(numbers: Tensor) -> Any:
-    return numbers.view(torch.uint8).numpy()
+        return comm.Irecv(as_message(found), source, tag)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
@@ -43,11 +44,11 @@ def whole_message(memory: Any) -> Any:
 
 
 @lru_cache
-def _type_of(length: int) -> MPI.Datatype:
-    """So many bytes in a row: as many blocks of a mebibyte as there are, and the rest."""
+def _type_of(length: int, place: int = 0) -> MPI.Datatype:
+    """So many bytes in a row, from a place on: as many blocks of a mebibyte as there are, and the rest."""
     blocks, rest = divmod(length, _BLOCK)
     whole = MPI.BYTE.Create_contiguous(_BLOCK).Create_contiguous(blocks)
-    return MPI.Datatype.Create_struct([1, rest], [0, blocks * _BLOCK], [whole, MPI.BYTE]).Commit()
+    return MPI.Datatype.Create_struct([1, rest], [place, place + blocks * _BLOCK], [whole, MPI.BYTE]).Commit()
 
 
 _BLOCK = 2**20
@@ -325,7 +326,7 @@ class Messages:
         sent = [message if rank != self.rank else message[:0] for rank, message in enumerate(messages)]
         self.sent += sum(map(len, sent))
         self.sends += sum(len(message) > 0 for message in sent)
-        return exchange(self.team, sent, lengths)
+        return exchange(self.team, sent, lengths, 8 * self.ranks * (self.size + self.ranks))
 
 
 #: Bytes of the unit in front of a message in float16.
@@ -350,13 +351,16 @@ def here(result: T) -> Arrival[T]:
     return Arrival(course())
 
 
-def exchange(team: Any, messages: Sequence[Tensor], lengths: Sequence[int]) -> Arrival[list[Tensor]]:
+def exchange(
+    team: Any, messages: Sequence[Tensor], lengths: Sequence[int], most: int = LARGEST + 1
+) -> Arrival[list[Tensor]]:
     """All to all: this rank's bytes for each rank, for those that each rank has for it. Collective.
 
     Args:
         team: mpi4py communicator or `TorchTeam`.
         messages: tensors of bytes, one a rank; they may change at once.
         lengths: bytes that come from each rank.
+        most: a bound of the bytes that a rank sends and of those that it receives, the same on all of them.
     """
     sizes = [len(message) for message in messages]
     sent = torch.cat(list(messages))
@@ -365,7 +369,22 @@ def exchange(team: Any, messages: Sequence[Tensor], lengths: Sequence[int]) -> A
         if isinstance(team, TorchTeam):
             return list(team.alltoall(sent, sizes, lengths).split(list(lengths)))
         received = torch.empty(sum(lengths), dtype=torch.uint8)
-        yield [team.Ialltoallv([sent.numpy(), sizes], [received.numpy(), list(lengths)])]
+        if most <= LARGEST:
+            yield [team.Ialltoallv([sent.numpy(), sizes], [received.numpy(), list(lengths)])]
+        else:  # which takes longer for small messages
+            yield [team.Ialltoallw(_pieces(sent, sizes), _pieces(received, lengths))]
         return list(received.split(list(lengths)))
 
     return Arrival(course())
+
+
+def _pieces(memory: Tensor, lengths: Sequence[int]) -> list[Any]:
+    """What goes to each rank or comes from it, as mpi4py takes it for MPI_Alltoallw.
+
+    Places are counts of MPI, which end at 2 GiB, also where each piece is small. Beyond, types know the places: what
+    two ranks agree upon is the number of bytes, so that each may write its own pieces in either way.
+    """
+    places, ranks = [0, *accumulate(lengths)][:-1], len(lengths)
+    if len(memory) <= LARGEST:
+        return [memory.numpy(), (list(lengths), places), [MPI.BYTE] * ranks]
+    return [memory.numpy(), ([1] * ranks, [0] * ranks), list(map(_type_of, lengths, places))]

@@ -39,9 +39,9 @@ _defaults: set[str] = set()
 # Whether `warn_if_not_read` has.
 _has_warned = False
 
-# PETSc reads these when it starts or ends, outside every solver.
-_read_elsewhere = ("log_", "options_", "malloc", "help", "on_error", "fp_trap", "error_output", "skip_petscrc")
-_read_elsewhere += ("use_gpu_aware_mpi",)  # which pdeopt reads where tensors of a GPU are sent
+# PETSc reads these when it starts or ends, outside every solver; the last one pdeopt does, where it sends from a GPU.
+_PETSC_READS = "log_ options_ malloc help on_error fp_trap error_output skip_petscrc use_gpu_aware_mpi"
+_read_elsewhere = tuple(_PETSC_READS.split())
 
 
 def remember(name: str) -> None:

@@ -102,6 +102,18 @@ def check_move(mpi, dtype):
         same(move.back(moved), whole[mine])
 
 
+def check_pieces(mpi):
+    """All to all of unlike pieces, and sums in parts."""
+    rank, ranks = mpi.rank, mpi.size
+    pieces = [torch.full(((2 * rank + to) % 4,), 10 * rank + to, dtype=torch.uint8) for to in range(ranks)]
+    lengths = [(2 * each + rank) % 4 for each in range(ranks)]
+    for most in (messages.LARGEST, messages.LARGEST + 1):
+        for each, came in enumerate(messages.exchange(mpi, pieces, lengths, most).finish()):
+            same(came, torch.full((lengths[each],), 10 * each + rank, dtype=torch.uint8))
+    sums = messages.Messages(mpi, 9, "float64")
+    same(sums.sum(row(rank, torch.float64, 9)[:, 0]), sum(row(each, torch.float64, 9)[:, 0] for each in range(ranks)))
+
+
 def network(mpi):
     """Features, loss and gradients of a network whose layers are on all ranks."""
     torch.manual_seed(0)
@@ -119,6 +131,7 @@ def main(mpi):
         with as_if_on_a_gpu(direct(mpi.rank)), counts_up_to(most):
             for dtype in DTYPES:
                 check(mpi, dtype)
+            check_pieces(mpi)
             networks.append(network(mpi))
     for found in networks[1:]:
         for a, b in zip(found, networks[0], strict=True):
