@@ -62,15 +62,19 @@ class Given:
         args: of the block after the features, as masks.
         keys: of the layers, (layers,), for dropout; None where nothing is dropped.
         buffers: of the layers, (layers, ...) each, by their names in the block.
-        training: whether parts that are made for it do what they do in training.
+        modes: whether parts of the block are in training; where they do not stand here, they know it themselves.
         note: (a `NotingNorm`, mean, variance, (layers, channels) each): called where one is evaluated in training.
     """
 
     args: Sequence[Any] = ()
     keys: Tensor | None = None
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
-    training: bool = False
+    modes: Mapping[nn.Module, bool] = field(default_factory=dict)
     note: Callable[[NotingNorm, Tensor, Tensor], None] = lambda norm, mean, var: None
+
+    def is_training(self, part: nn.Module) -> bool:
+        """Whether a part of the block is in training."""
+        return self.modes.get(part, part.training)
 
 
 NOTHING_GIVEN = Given()
@@ -94,13 +98,18 @@ def batched(module: nn.Module, prepared: bool = False) -> Batched:
     Raises:
         InputError: random numbers, or buffers, in a module that is not prepared for them.
     """
-    known = {id(part) for each in _reached(module) if prepared and is_encoder_layer(each) for part in each.modules()}
+    known = parts_of_encoders(module) if prepared else set()
     for part in module.modules():
         has_buffers = not prepared and next(part.buffers(recurse=False), None) is not None
         if has_buffers or (is_random(part) and id(part) not in known):
             legal = LEGAL_BLOCK if prepared else LEGAL_FUNCTION
             raise InputError("block of a network of layers", type(part).__name__, legal)
     return _batched(module, {id(buffer): name for name, buffer in module.named_buffers()})
+
+
+def parts_of_encoders(module: nn.Module) -> set[int]:
+    """The identities, `id(part)`, of the parts of transformer layers that `encoder_layer` evaluates."""
+    return {id(part) for each in _reached(module) if is_encoder_layer(each) for part in each.modules()}
 
 
 def _reached(module: nn.Module) -> list[nn.Module]:
@@ -112,9 +121,14 @@ def _reached(module: nn.Module) -> list[nn.Module]:
 
 def is_random(part: nn.Module) -> bool:
     """Whether a module draws random numbers in training; without probability, dropout draws none."""
-    if isinstance(part, nn.modules.dropout._DropoutNd):
-        return part.p > 0
-    return isinstance(part, nn.RReLU) or (isinstance(part, nn.MultiheadAttention) and part.dropout > 0)
+    return isinstance(part, nn.RReLU) or (type(part) is not SeededDropout and share_dropped(part) > 0.0)
+
+
+def share_dropped(part: Any) -> float:
+    """The share of entries that a module drops in training; 0 of those that drop none."""
+    if isinstance(part, (nn.modules.dropout._DropoutNd, SeededDropout)):
+        return part.p
+    return part.dropout if isinstance(part, nn.MultiheadAttention) else 0.0
 
 
 def _batched(module: nn.Module, names: Mapping[int, str]) -> Batched:
@@ -191,7 +205,8 @@ def _sequential(module: nn.Sequential, names: Mapping[int, str]) -> Batched:
 
 def _dropout(module: Any) -> Batched:
     def call(u: Tensor, theta: Sequence[Tensor], given: Given) -> Tensor:
-        return u if given.keys is None else drop(u, module.p, given.keys, module.place)
+        is_off = given.keys is None or not given.is_training(module)
+        return u if is_off else drop(u, module.p, given.keys, module.place)
 
     return call
 
@@ -202,10 +217,13 @@ def _mapped(module: nn.Module, names: Mapping[int, str]) -> Batched:
     places = {name: names[id(buffer)] for name, buffer in each_buffer(module) if id(buffer) in names}
     seeded = [f"{name}.key" if name else "key" for name, part in module.named_modules() if type(part) is SeededDropout]
     has_dropout = any(isinstance(part, nn.modules.dropout._DropoutNd) for part in module.modules())  # of probability 0
+    parts = list(module.modules())
 
     def keyed(u: Tensor, key: Tensor | None, given: Given, *rows: Tensor) -> tuple[Tensor, dict[int, Any]]:
         theta, buffers = rows[: len(rows) - len(places)], dict(zip(places, rows[len(rows) - len(places) :]))
         with _EXCHANGE:
+            for part in parts:
+                part.training = given.is_training(part)
             for norm in norms:
                 norm.seen = None
             out = one(u, *theta, args=given.args, more=buffers if key is None else buffers | dict.fromkeys(seeded, key))
@@ -213,8 +231,6 @@ def _mapped(module: nn.Module, names: Mapping[int, str]) -> Batched:
 
     def many(u: Tensor, theta: Sequence[Tensor], given: Given) -> Tensor:
         keys, rows = given.keys, [*theta, *(given.buffers[name] for name in places.values())]
-        if (seeded or norms) and module.training != given.training:
-            module.train(given.training)
         if len(u) == 1:
             value = keyed(u[0], None if keys is None else keys[0], given, *(t[0] for t in rows))
             out, seen = tree_map(lambda t: t[None], value)

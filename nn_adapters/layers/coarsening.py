@@ -80,6 +80,8 @@ def coarse_controls(
             tensor, of no axes, it is asked where it is, and no device is waited for.
         moves: of the steps of each level between ranks, see `Mgrit`; None for none. Collective where there are some.
     """
+    if not controls:
+        return [[] for _ in range(1 + len(factors))]
     levels, layers = [list(controls)], torch.ones(len(controls[0]))  # layers in each step: the last may have fewer
     for level, factor in enumerate(factors, 1):
         rows = [_of_intervals(z, factor, layers, means) for z in levels[-1]]
@@ -137,7 +139,8 @@ def roughness(controls: Sequence[Tensor], factor: int, mpi: Any) -> Tensor:
     for rows in controls:
         second = rows.detach()[1::factor]
         first = rows.detach()[::factor][: len(second)]
-        difference, *sizes = (torch.linalg.vector_norm(t, dtype=torch.float64) for t in (first - second, first, second))
+        double = torch.promote_types(rows.dtype, torch.float64)  # complex numbers stay complex
+        difference, *sizes = (torch.linalg.vector_norm(t, dtype=double) for t in (first - second, first, second))
         shares += torch.stack([difference.square(), sizes[0].square() + sizes[1].square()])
     if mpi.size > 1:
         shares = torch.as_tensor(mpi.allreduce(shares.cpu().numpy()))

@@ -8,23 +8,34 @@ the number of its layer, which stands in a control beside the weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from nn_adapters.layers.batching import Given, batched, each_buffer, exchanged, parameter_places
+from nn_adapters.layers.batching import (
+    LEGAL_BLOCK,
+    Given,
+    batched,
+    each_buffer,
+    exchanged,
+    is_random,
+    parameter_places,
+    parts_of_encoders,
+    share_dropped,
+)
 from nn_adapters.layers.blocks import Direct, SteppingBlock
 from nn_adapters.layers.coarsening import add_scaled, two_stages
 from nn_adapters.layers.densestep import DenseStep, is_dense
 from nn_adapters.layers.parts.batchnorm import Statistics, is_batch_norm, note_batch_norms
 from nn_adapters.layers.parts.context import autocast_state, is_capturing, outside_compilation, refuse_transforms
-from nn_adapters.layers.parts.dropout import layer_keys, seed_dropout
+from nn_adapters.layers.parts.dropout import SeededDropout, layer_keys, seed_dropout
 from nn_adapters.layers.parts.layerstep import AutogradStep, LayerStep, StepLength
-from nn_adapters.layers.parts.stacking import Shelf
+from nn_adapters.layers.parts.stacking import Shelf, take_settings
 from pdeopt.core.errors import InputError
 
 #: Layers are numbered by a control that is so small that no measure of the weights sees it, and exact as a power of 2.
@@ -39,16 +50,43 @@ class PreparedBlock:
 
     Attributes:
         block: the copy.
-        drops: whether it drops entries in training.
         norms: its batch norms, those that keep running averages.
-        is_special: whether it needs more than features and parameters.
+        is_special: whether it may need more than features and parameters.
+        serving: the copy where it does, else the block.
     """
 
     def __init__(self, block: nn.Module) -> None:
         copied = copy.deepcopy(block)
-        self.drops = seed_dropout(copied)
+        seed_dropout(copied)
         self.block, self.norms = note_batch_norms(copied)
-        self.is_special = self.drops or next(block.buffers(), None) is not None
+        originals = dict(block.named_modules(remove_duplicate=False))
+        self._pairs = [(originals[name], part) for name, part in self.block.named_modules(remove_duplicate=False)]
+        known, parts = parts_of_encoders(self.block), list(self.block.modules())
+        self._dropping = [part for part in parts if type(part) is SeededDropout or id(part) in known]
+        self._others = [part for part in parts if type(part) is nn.Dropout and id(part) not in known]
+        is_seeded = any(isinstance(part, (nn.Dropout, SeededDropout)) for part in parts)
+        self.is_special = is_seeded or next(block.buffers(), None) is not None
+        self.serving = self.block if self.is_special else block
+
+    def follow(self) -> dict[nn.Module, bool]:
+        """Take the settings that the block has now.
+
+        Returns:
+            whether each part of the copy is in training.
+
+        Raises:
+            InputError: dropout where nothing could give it a seed.
+        """
+        for like, part in self._pairs:
+            take_settings(part, like)
+        if any(part.p > 0.0 and part.training for part in self._others):
+            raise InputError("block of a network of layers", "Dropout inside of a layer that goes by vmap", LEGAL_BLOCK)
+        return {part: like.training for like, part in self._pairs}
+
+    @property
+    def drops(self) -> bool:
+        """Whether it drops entries as it is set now, or was by the last `follow`."""
+        return any(part.training and share_dropped(part) > 0.0 for part in self._dropping)
 
 
 @dataclass(frozen=True)
@@ -57,7 +95,7 @@ class GivenCall:
 
     Attributes:
         args: of the block.
-        training: as the network is.
+        modes: whether the parts of the block are in training.
         seed: of dropout, see `draw_seed`; None for none.
         statistics: of batch norms, with the buffers of the layers of this rank; None where there are no buffers.
         begin: number of the first layer of this rank.
@@ -65,21 +103,26 @@ class GivenCall:
     """
 
     args: Sequence[Any] = ()
-    training: bool = False
+    modes: Mapping[nn.Module, bool] = field(default_factory=dict)
     seed: int | Tensor | None = None
     statistics: Statistics | None = None
     begin: int = 0
     rows: Tensor | None = None
 
-    @property
+    @cached_property
+    def _flat(self) -> tuple[list[Any], Any]:
+        """Tensors and all else among the arguments, also inside of lists and dictionaries, and their structure."""
+        return tree_flatten(list(self.args))
+
+    @cached_property
     def trained(self) -> list[int]:
-        """Which arguments get gradients, and come as shared parameters of the steps."""
-        return [k for k, value in enumerate(self.args) if isinstance(value, Tensor) and value.requires_grad]
+        """Which of them get gradients, and come as shared parameters of the steps."""
+        return [k for k, value in enumerate(self._flat[0]) if isinstance(value, Tensor) and value.requires_grad]
 
     @property
     def shared(self) -> list[Any]:
-        """The arguments that get gradients."""
-        return [self.args[k] for k in self.trained]
+        """Those that get gradients."""
+        return [self._flat[0][k] for k in self.trained]
 
     @property
     def numbered(self) -> bool:
@@ -88,14 +131,15 @@ class GivenCall:
 
     def split(self, theta: Sequence[Tensor], shared: Sequence[Tensor]) -> tuple[Sequence[Tensor], Given]:
         """The parameters of the layers, and what is given to them."""
-        args = list(self.args)
+        leaves = list(self._flat[0])
         for k, value in zip(self.trained, shared):
-            args[k] = value
+            leaves[k] = value
+        args = tree_unflatten(leaves, self._flat[1])
         if not self.numbered:
-            return theta, Given(args, training=self.training)
+            return theta, Given(args, modes=self.modes)
         *theta, numbers = theta
         layers = layer_numbers(numbers)
-        given = Given(args, None if self.seed is None else layer_keys(self.seed, layers), training=self.training)
+        given = Given(args, None if self.seed is None else layer_keys(self.seed, layers), modes=self.modes)
         if self.statistics is None:
             return theta, given
         rows = layers - self.begin if self.rows is None else self.rows[layers - self.begin]
@@ -137,7 +181,7 @@ def layer_step(
     Raises:
         InputError: another block with a `step` of its own, or one that is no function of features and parameters.
     """
-    if by_hand and not prepared and is_dense(block):
+    if by_hand and is_dense(block):
         return DenseStep(block)  # type: ignore[arg-type]
     changes_features = is_in_place(block)
 
@@ -222,12 +266,15 @@ class FirstLooks:
             args: of the block.
 
         Raises:
-            InputError: a block that changes the shape of features, or its buffers in another way than batch norms do.
+            InputError: a block that changes the shape of features, or its buffers in another way than batch norms do;
+                that draws random numbers by other means than modules, or uses a tensor from outside that is trained.
         """
         block, tensors = self.shelf.template.module, self.shelf.tensors()
         key = (
-            *(u.shape, u.dtype, u.device, block.training),
+            *(u.shape, u.dtype, u.device),
+            *[part.training for part in block.modules()],
             *[(s.dtype, s.device) for s in tensors],
+            *[(v.shape, v.dtype) if isinstance(v, Tensor) else type(v) for v in (tree_leaves(args) if args else ())],
             *autocast_state(u.device.type).items(),
         )
         if key not in self.dtypes:
@@ -243,14 +290,18 @@ class FirstLooks:
         """What a layer makes of these features; changes of buffers that would be lost are refused."""
         template = self.shelf.template
         block = template.module
-        rows = [t[0] if len(t) else t.new_zeros(t.shape[1:]) for t in self.shelf.tensors()]
-        buffers = [row.clone() for row in rows[len(template.names) :]]
-        at = {id(buffer): k for k, buffer in enumerate(block.buffers())}
-        places = {name: at[id(buffer)] for name, buffer in each_buffer(block)}
-        given = {name: rows[k] for name, k in parameter_places(block)}
-        given |= {name: buffers[k] for name, k in places.items()}
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            value = exchanged(block, given, (u.detach().clone(), *args))
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            rows = [t[0].detach() if len(t) else t.new_zeros(t.shape[1:]) for t in self.shelf.tensors()]
+            buffers = [row.clone() for row in rows[len(template.names) :]]
+            at = {id(buffer): k for k, buffer in enumerate(block.buffers())}
+            places = {name: at[id(buffer)] for name, buffer in each_buffer(block)}
+            given = {name: rows[k] for name, k in parameter_places(block)}
+            given |= {name: buffers[k] for name, k in places.items()}
+            own = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (u, *args))
+            random = torch.get_rng_state()
+            with torch.enable_grad():
+                value = exchanged(block, given, own)
+            _refuse_what_is_hidden(block, value, not torch.equal(random, torch.get_rng_state()))
         norms = {name for name, part in block.named_modules() if is_batch_norm(part)}
         for name, k in places.items():
             norm, _, leaf = name.rpartition(".")
@@ -260,3 +311,13 @@ class FirstLooks:
             if norm not in norms and (changes or given[name] is not buffers[k]):
                 raise InputError("block", f"a buffer {name} that a call changes", "constants, or those of nn.BatchNorm")
         return value
+
+
+def _refuse_what_is_hidden(block: nn.Module, value: Any, draws: bool) -> None:
+    """Raise where a block has used what a solve could not give to it, or not twice in the same way."""
+    if isinstance(value, Tensor) and value.requires_grad:  # all that was given needs none
+        got = f"{type(block).__name__} that uses a tensor from outside which needs gradients"
+        raise InputError("block", got, "parameters of its own, or further arguments of the call")
+    if draws and not any(is_random(part) for part in block.modules()):
+        got = f"{type(block).__name__} that draws random numbers by functions"
+        raise InputError("block of a layer-parallel network", got, LEGAL_BLOCK)

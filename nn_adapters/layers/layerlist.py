@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -28,7 +28,8 @@ from nn_adapters.layers.layersolve import solve_layers
 from nn_adapters.layers.parts.batchnorm import Statistics
 from nn_adapters.layers.parts.context import outside_compilation
 from nn_adapters.layers.parts.layerstep import AutogradStep, LayerStep, StepLength
-from nn_adapters.layers.parts.stacking import Shelf, Template, check_fresh, stack_modules
+from nn_adapters.layers.parts.likeness import Likeness
+from nn_adapters.layers.parts.stacking import Shelf, Template, stack_modules
 from nn_adapters.layers.stackedlayers import StackedLayers
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import MgritSettings
@@ -38,8 +39,8 @@ class LayerList(StackedLayers):
     """The residual network u_i = u_{i-1} + dt F_i(u_{i-1}; z_i) with blocks F_i of several kinds, solved by MGRIT.
 
     As `LayerParallel`, with a block of its own for each layer, in any order, as long as all keep the shape of features.
-    Layers of one kind, whose modules print alike and have parameters of the same names and shapes, are evaluated
-    together wherever they stand in their intervals. Coarse steps are by injection: the block in the middle of an
+    Layers of one kind, whose modules are alike but for the numbers in parameters and buffers, are evaluated together
+    wherever they stand in their intervals. Coarse steps are by injection: the block in the middle of an
     interval, over the interval's time, so that the cycles converge fast where blocks come in runs that are longer than
     intervals. Where unlike blocks alternate, a pair of them as one block of a `LayerParallel` has the better coarse
     problem. Solved to convergence, or after as many cycles as there are intervals, values and gradients are those of
@@ -92,17 +93,15 @@ class LayerList(StackedLayers):
     def _shelve(self, blocks: Sequence[Callable[[], nn.Module]]) -> None:
         """Sort the layers by kind; modules of other ranks are made, and given up."""
         begin, end = self.grid.begin, self.grid.end
-        examples: dict[str, nn.Module] = {}
-        own: dict[str, dict[int, nn.Module]] = {}
-        signs = []
+        examples: dict[Hashable, nn.Module] = {}
+        own: dict[Hashable, dict[int, nn.Module]] = {}
+        signs, likeness = [], Likeness(alike=False)
         for i, block in enumerate(blocks):
             (layer,) = make_layers(block, 1)
-            shapes = [(name, p.shape) for name, p in (*layer.named_parameters(), *layer.named_buffers())]
-            signs.append(f"{type(layer).__module__} {layer} {shapes}")
+            signs.append(tuple(likeness.look(layer).items()))
             examples.setdefault(signs[-1], layer)
             if begin <= i < end:
                 own.setdefault(signs[-1], {})[i] = layer
-        check_fresh([layer for each in own.values() for layer in each.values()])
         order = list(examples)
         self.kinds = [order.index(sign) for sign in signs]
         self.shelves = []
@@ -158,12 +157,15 @@ class LayerList(StackedLayers):
     def _solve(self, u: Tensor, args: Sequence[Any], trajectory: bool) -> tuple[Tensor, Tensor]:
         (solver,), begin = self.solvers, self.grid.begin
         packing = Packing(self.shelves, begin)
+        for shelf in self.shelves:
+            shelf.template.follow(shelf.stack)
+        modes = [each.follow() for each in self._prepared]
         for look in self._looks:
             u = u.to(look.dtype(u, args))
         most = max(self.shelves, key=lambda shelf: shelf.total)
         solver.look(u, most.template.find(most.stack))
         exact = self.is_exact or not solver.factors or solver.is_serial or solver.is_dear()
-        drops = self.training and any(each.drops for each in self._prepared)
+        drops = any(each.drops for each in self._prepared)
         if exact and not (drops or trajectory or self.grid.mpi.size > 1):
             solver.residuals, solver.gaps = ([], []), (0.0, 0.0)
             places = [self._place(i) for i in range(self.num_steps)]
@@ -171,17 +173,17 @@ class LayerList(StackedLayers):
         seed = draw_seed(self.grid.mpi, u.device) if drops else None
         rows = self._indices.on([self._place(i)[1] for i in range(begin, self.grid.end)], u.device)
         steps, statistics = [], []
-        for shelf, prepared in zip(self.shelves, self._prepared):
+        for shelf, prepared, own in zip(self.shelves, self._prepared, modes):
             buffers = shelf.template.find_buffers(shelf.stack)
             found = Statistics(prepared.norms, buffers) if buffers else None
-            call = GivenCall(args, self.training, seed if prepared.drops else None, found, begin, rows)
+            call = GivenCall(args, own, seed if prepared.drops else None, found, begin, rows)
             steps.append(layer_step(prepared.block, False, True, call))
             statistics += [found] if found is not None else []
         step = AutogradStep(partial(self._mixed, steps, packing))  # nothing over intervals: injection
         controls = [packing.pack(self._indices), numbers_of(range(begin, self.grid.end), torch.device("cpu"))]
         words = {"trajectory": trajectory, "exact": exact}
         ends = solve_layers(solver, step, u, controls, call.shared, **words)
-        for each in statistics if self.training else []:
+        for each in statistics:
             each.move_averages()
         return ends
 

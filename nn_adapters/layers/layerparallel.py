@@ -22,8 +22,9 @@ from nn_adapters.layers.parts.fusedchain import (
     is_cheaper_in_turn,
     is_cheaper_inside,
 )
+from nn_adapters.layers.parts.likeness import Likeness
 from nn_adapters.layers.parts.splines import DepthSpline, parametrize_stack
-from nn_adapters.layers.parts.stacking import Shelf, Template, check_fresh, stack_modules
+from nn_adapters.layers.parts.stacking import Shelf, Template, stack_modules
 from nn_adapters.layers.stackedlayers import StackedLayers
 from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import MgritSettings
@@ -57,8 +58,9 @@ class LayerParallel(StackedLayers):
         comm: an mpi4py or PETSc communicator; None for this process alone.
         block: makes the module F of a layer, as `lambda: dense(8)`; called once a layer, in order, on all ranks, so
             that random weights are those of the serial network. F maps features (batch, ...) to features of the same
-            shape; `Direct(F)` makes u_i = F(u_{i-1}). F may use a parameter twice, but each layer has its own. Batch
-            norms see the batch; their running averages move once a call in training, by the last states.
+            shape; `Direct(F)` makes u_i = F(u_{i-1}). F may use a parameter twice, but each layer has its own; in all
+            else than these numbers layers are alike. Batch norms see the batch; their running averages move once a
+            call in training, by the last states.
         num_steps: layers N.
         Tf: time.
         settings: of MGRIT; keywords replace single ones: `LayerParallel(comm, block, 1024, 1.0, coarsening="16")`.
@@ -78,9 +80,10 @@ class LayerParallel(StackedLayers):
 
     Raises:
         InputError: settings and keywords at once; coarsening factors that are not legal; more ranks than intervals;
-            a block that is no function which makes new modules of one size, or with random numbers other than those
-            of `nn.Dropout`, or with a `step` of its own; when called, inside a transform of `torch.func`, or a block
-            that changes the shape of features, or buffers other than those of `nn.BatchNorm1d`, 2d and 3d.
+            a block that is no function which makes new modules of one kind and size, or with random numbers other
+            than those of `nn.Dropout`, or with a `step` of its own; when called, inside a transform of `torch.func`,
+            or a block that changes the shape of features, or buffers other than those of `nn.BatchNorm1d`, 2d and 3d,
+            or that uses tensors from outside which need gradients.
         RuntimeError: features of another width, dtype or device, from PyTorch itself; a backward pass through cycles
             with `create_graph`, or a second one without `retain_graph`.
 
@@ -126,20 +129,19 @@ class LayerParallel(StackedLayers):
 
     def _own_layers(self, block: Callable[[], nn.Module]) -> list[nn.Module]:
         """The modules of this rank's layers; all are made, so that random numbers are those of the serial network."""
-        own = []
+        own, likeness = [], Likeness()
         for i, layer in enumerate(make_layers(block, self.num_steps)):
+            likeness.look(layer)
             if self.grid.begin <= i < self.grid.end:
                 own.append(layer)
-        check_fresh(own)
         return own
 
     def _prepare(self) -> None:
         """The functions of many layers at once."""
-        block = self.template
-        self._prepared = PreparedBlock(block)
-        is_special = self._prepared.is_special
-        self.step = layer_step(self._prepared.block if is_special else block, prepared=is_special)
-        self.step_by_autograd = self.step if is_special else layer_step(block, by_hand=False)
+        self._prepared = PreparedBlock(self.template)
+        serving = self._prepared.serving
+        self.step = layer_step(serving, prepared=True)
+        self.step_by_autograd = layer_step(serving, by_hand=False, prepared=True)
         self.solvers[0].stages = 1 + int(self.step_by_autograd.over_intervals(1.0) is not self.step_by_autograd)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -189,6 +191,7 @@ class LayerParallel(StackedLayers):
     @outside_compilation
     def _solve(self, u: Tensor, args: Sequence[Any], trajectory: bool) -> tuple[Tensor, Tensor]:
         (solver,), (shelf,), stacks = self.solvers, self.shelves, self.stacks
+        shelf.template.follow(shelf.stack)
         u = u.to(self._looks.dtype(u, args))
         solver.look(u, stacks)
         exact = self.is_exact or not solver.factors or solver.is_serial or solver.is_dear()
@@ -197,7 +200,8 @@ class LayerParallel(StackedLayers):
         if takes_chain and not (exact or is_alone):
             exact = is_cheaper_in_turn(u, stacks, solver)
         step = self.step_by_autograd if autocast_state(u.device.type)["enabled"] else self.step
-        drops = self._prepared.drops and self.training
+        modes = self._prepared.follow() if self._prepared.is_special else {}
+        drops = self._prepared.drops
         cycles = None if exact else (solver.forward.cycles, solver.adjoint.cycles)
         if takes_chain and is_alone and is_cheaper(u, stacks, cycles):
             refuse_transforms()
@@ -209,7 +213,8 @@ class LayerParallel(StackedLayers):
             places = [(shelf, row) for row in range(self.num_steps)]
             return in_series(places, u, args, self.Tf / self.num_steps), u.new_empty(0)
         if args or shelf.template.buffers or drops:
-            return self._solve_given(u, args, trajectory, exact)
+            seed = draw_seed(self.grid.mpi, u.device) if drops else None
+            return self._solve_given(u, args, modes, seed, {"trajectory": trajectory, "exact": exact})
         words = {"trajectory": trajectory, "exact": exact}
         if not isinstance(step, DenseStep):
             return solve_layers(solver, step, u, stacks, **words)
@@ -219,18 +224,23 @@ class LayerParallel(StackedLayers):
         end, states = solve_layers(solver, step, _samples_last(u), stacks, **words)
         return end.mT.reshape(u.shape), states.mT.reshape(-1, *u.shape) if trajectory else states
 
-    def _solve_given(self, u: Tensor, args: Sequence[Any], trajectory: bool, exact: bool) -> tuple[Tensor, Tensor]:
-        """As `_solve`, with what this call gives to all layers: arguments, buffers, and a seed for dropout."""
-        (solver,), (shelf,), prepared, begin = self.solvers, self.shelves, self._prepared, self.grid.begin
+    def _solve_given(
+        self,
+        u: Tensor,
+        args: Sequence[Any],
+        modes: dict[nn.Module, bool],
+        seed: int | Tensor | None,
+        words: dict[str, bool],
+    ) -> tuple[Tensor, Tensor]:
+        """As `_solve`, with what this call gives to all layers: arguments, modes, buffers, and a seed for dropout."""
+        (solver,), (shelf,), begin = self.solvers, self.shelves, self.grid.begin
         buffers = shelf.template.find_buffers(shelf.stack)
-        statistics = Statistics(prepared.norms, buffers) if buffers else None
-        seed = draw_seed(self.grid.mpi, u.device) if prepared.drops and self.training else None
-        call = GivenCall(args, self.training, seed, statistics, begin)
-        step = layer_step(prepared.block if prepared.is_special else self.template, False, prepared.is_special, call)
+        statistics = Statistics(self._prepared.norms, buffers) if buffers else None
+        call = GivenCall(args, modes, seed, statistics, begin)
+        step = layer_step(self._prepared.serving, False, True, call)
         numbers = [numbers_of(range(begin, self.grid.end), u.device)] if call.numbered else []
-        words = {"trajectory": trajectory, "exact": exact}
         found = solve_layers(solver, step, u, [*self.stacks, *numbers], call.shared, **words)
-        if statistics is not None and self.training:
+        if statistics is not None:
             statistics.move_averages()
         return found
 

@@ -148,7 +148,8 @@ class _LayerSolve(torch.autograd.Function):
         ctx.call, ctx.levels = call, levels
         ctx.points = solver.departures(outcome.points, u0) if wanted and is_coarse else None
         ctx.save_for_backward(u0, *tensors)
-        return mgrit.last_to_all(outcome.ends[-1]), states
+        end = mgrit.last_to_all(outcome.ends[-1])
+        return end.clone() if end._is_view() else end, states  # autograd lets nobody change a view in place
 
     @staticmethod
     def backward(ctx: Any, w: Tensor, w_states: Tensor) -> tuple[Any, ...]:

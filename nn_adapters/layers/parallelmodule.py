@@ -234,7 +234,8 @@ def _square(network: nn.Module, tensors: Sequence[Tensor], is_spread: Sequence[b
     """|.|^2 of one tensor a parameter: those of layers over all ranks, the others, equal on all, once. Collective."""
     shares = torch.zeros(2, dtype=torch.float64)
     for tensor, of_layers in zip(tensors, is_spread):
-        shares[int(of_layers)] += float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+        double = torch.promote_types(tensor.dtype, torch.float64)
+        shares[int(of_layers)] += float(torch.linalg.vector_norm(tensor, dtype=double)) ** 2
     for solver in mgrit_solvers(network)[:1]:
         shares[1] = solver.grid.sum(shares[1])
     return shares.sum()

@@ -74,15 +74,25 @@ class StackedLayers(ParallelModule):
         return LayerStack(lambda: next(layers), self.num_steps, self.Tf)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> StackedLayers:
-        """Apply a function to the modules of all layers, as initializations do it, then to this one."""
-        self.layer_stack().layers.apply(fn)
-        return super().apply(fn)
+        """Apply a function to the modules of all layers, as initializations do it, then to this one.
+
+        Settings of dropout and batch norms that it changes are those of all layers of a kind, as the first has them.
+        """
+        layers = self.layer_stack().layers
+        layers.apply(fn)
+        for shelf in self.shelves:
+            for layer in shelf.layers[:1]:
+                shelf.template.lead(shelf.stack, layers[layer])
+        fn(self)
+        return self
 
     def train(self, mode: bool = True) -> StackedLayers:
-        """Training mode, or evaluation mode; the layers have the same."""
+        """Training mode, or evaluation mode; the layers have the same, but for those whose own `train` says else."""
+        super().train(mode)
         for shelf in self.shelves:
             shelf.template.module.train(mode)
-        return super().train(mode)
+            shelf.template.lead(shelf.stack)
+        return self
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:
@@ -96,7 +106,9 @@ class StackedLayers(ParallelModule):
         The way back is `load_state_dict(serial.state_dict())`.
         """
         layers = (self.shelves[kind].copied(rows) for kind, rows in self._all_rows())
-        return LayerStack(lambda: next(layers), self.num_steps, self.Tf).train(self.training)
+        stack = LayerStack(lambda: next(layers), self.num_steps, self.Tf)
+        stack.training = stack.layers.training = self.training  # modes of layers' parts are theirs
+        return stack
 
     def full_state_dict(self) -> dict[str, Tensor]:
         """The `state_dict` of all layers, on the CPU of every rank, as that of `serial()`. Collective."""

@@ -103,7 +103,7 @@ class MgritSettings(Settings, prefix="layer_mgrit_"):
         `auto` is the power of two up to 64 with the fewest calls of steps, one after the other; of equals the smallest,
         which converges fastest.
         """
-        words = self.coarsening.split(",")
+        words = str(self.coarsening).split(",")  # a number will do, too
         if words == ["auto"]:
             words = [str(min(AUTO_FACTORS, key=lambda factor: _calls(factor, num_steps, max(self.levels, 2))))]
         try:
@@ -232,7 +232,8 @@ class Mgrit:
 
     def _gap(self, outcome: Outcome, entry: Tensor) -> Tensor:
         parts = outcome.ends - outcome.points, outcome.points, outcome.ends, entry
-        norms = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts])
+        double = torch.promote_types(entry.dtype, torch.float64)  # complex numbers stay complex
+        norms = torch.stack([torch.linalg.vector_norm(part, dtype=double) for part in parts])
         grid = _present(self.grids[0])
         if grid.mpi.size > 1:
             norms = norms.cpu()

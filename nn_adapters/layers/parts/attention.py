@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -107,7 +108,9 @@ def encoder_layer(module: Any) -> Callable[..., Tensor]:
 
     def call(u: Tensor, theta: Sequence[Tensor], given: Any) -> Tensor:
         if u.dim() == 3:  # no batch
-            return call(u[:, None], theta, given)[:, 0]
+            mask, padding, *rest = [*given.args, None, None][: max(2, len(given.args))]
+            alone = replace(given, args=(mask, None if padding is None else padding[None], *rest))
+            return call(u[:, None], theta, alone)[:, 0]
         if not layer.self_attn.batch_first:
             return _encode(layer, u.transpose(1, 2), dict(zip(names, theta)), given).transpose(1, 2)
         out = _encode(layer, u, dict(zip(names, theta)), given, is_block and module.causal)
@@ -122,11 +125,11 @@ def _encode(layer: Any, u: Tensor, theta: dict[str, Tensor], given: Any, causal:
     mask = _attention_mask(u, given.args, causal)
 
     def attend(x: Tensor) -> Tensor:
-        return _dropped(_attention(layer.self_attn, x, theta, mask, given), layer.dropout1.p, given, 1)
+        return _dropped(_attention(layer.self_attn, x, theta, mask, given), layer.dropout1, given, 1)
 
     def feed(x: Tensor) -> Tensor:
-        inner = _dropped(layer.activation(_product(x, theta, "linear1")), layer.dropout.p, given, 2)
-        return _dropped(_product(inner, theta, "linear2"), layer.dropout2.p, given, 3)
+        inner = _dropped(layer.activation(_product(x, theta, "linear1")), layer.dropout, given, 2)
+        return _dropped(_product(inner, theta, "linear2"), layer.dropout2, given, 3)
 
     if layer.norm_first:
         u = u + attend(norm(u, norms[0], layer.norm1))
@@ -135,8 +138,9 @@ def _encode(layer: Any, u: Tensor, theta: dict[str, Tensor], given: Any, causal:
     return norm(u + feed(u), norms[1], layer.norm2)
 
 
-def _dropped(x: Tensor, p: float, given: Any, place: int) -> Tensor:
-    return x if given.keys is None else drop(x, p, given.keys, place)
+def _dropped(x: Tensor, module: nn.Dropout, given: Any, place: int) -> Tensor:
+    is_off = given.keys is None or not given.is_training(module)
+    return x if is_off else drop(x, module.p, given.keys, place)
 
 
 def _product(x: Tensor, theta: dict[str, Tensor], name: str) -> Tensor:
@@ -153,7 +157,7 @@ def _attention(attention: nn.MultiheadAttention, x: Tensor, theta: dict[str, Ten
     heads, (layers, batch, tokens, width) = attention.num_heads, x.shape
     split = _product(x, parts, "in").reshape(layers * batch, tokens, 3, heads, width // heads)
     q, k, v = split.permute(2, 0, 3, 1, 4)  # (layers * batch, heads, tokens, width of a head)
-    if given.keys is None or attention.dropout == 0.0:
+    if given.keys is None or attention.dropout == 0.0 or not given.is_training(attention):
         out = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.to(q.dtype))
     else:
         scores = q @ k.mT * (width // heads) ** -0.5

@@ -85,9 +85,10 @@ def batch_norm(module: NotingNorm) -> Callable[..., Tensor]:
         together = u.transpose(0, 1).flatten(1, 2)  # (batch, layers * channels, ...)
         weight, bias = (t.flatten() for t in theta) if theta else (None, None)
         mean, var = (given.buffers[name].flatten() for name in module.averages) if keeps else (None, None)
-        by_batch = given.training or not keeps
+        is_training = given.is_training(module)
+        by_batch = is_training or not keeps
         out = F.batch_norm(together, mean, var, weight, bias, by_batch, 1.0, module.eps)  # 1: averages of one batch
-        if given.training and keeps:
+        if is_training and keeps:
             given.note(module, mean.reshape(layers, -1), var.reshape(layers, -1))
         return torch.unflatten(out, 1, (layers, -1)).transpose(0, 1)
 

@@ -72,25 +72,19 @@ class SeededDropout(nn.Module):
         return drop(x, self.p, self.key, self.place) if self.training else x
 
 
-def seed_dropout(block: nn.Module) -> bool:
+def seed_dropout(block: nn.Module) -> None:
     """Replace the modules `nn.Dropout` inside a block by `SeededDropout`, in place; each is a place of its own.
 
     Those of transformer layers stay, as `attention.encoder_layer` reads their shares alone.
 
     Args:
         block: any module.
-
-    Returns:
-        whether anything is dropped.
     """
-    found = False
     for part in list(block.modules()):
         for name, child in list(part._modules.items()):
-            if type(child) is nn.Dropout and child.p > 0.0:
-                found = True
-                if not isinstance(part, nn.TransformerEncoderLayer):
-                    part.register_module(name, SeededDropout(child.p, 0))
+            if type(child) is nn.Dropout and not isinstance(part, nn.TransformerEncoderLayer):
+                part.register_module(name, SeededDropout(child.p, 0))
+                part._modules[name].train(child.training)  # type: ignore[union-attr]
     places = (part for part in block.modules() if isinstance(part, SeededDropout))
     for place, part in enumerate(places, start=8):
         part.place = place
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -18,31 +18,50 @@ class ParameterStack(nn.Module):
     """The tree of a module's names, whose leaves are parameters and buffers of many such modules, (layers, ...) each.
 
     `stack.0.weight` holds the weights `layers.{i}.0.weight` of all layers i, so that filters by name find what they
-    look for. It is called by nobody, and saves nothing: `LayerParallel` saves layer by layer.
+    look for. It is called by nobody, and saves nothing: `LayerParallel` saves layer by layer. Where the module has
+    dropout or a batch norm, the tree has one, too, whose settings and mode are those of all layers.
 
     Args:
         leaves: parameters by their names, with dots.
         buffers: as these.
+        settable: parts of the module that have settings, by their names.
     """
 
-    def __init__(self, leaves: Mapping[str, nn.Parameter], buffers: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        leaves: Mapping[str, nn.Parameter],
+        buffers: Mapping[str, Tensor] | None = None,
+        settable: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        parts = settable or {}
         for name, parameter in leaves.items():
-            node, leaf = self._node(name)
-            node.register_parameter(leaf, parameter)
+            path, _, leaf = name.rpartition(".")
+            self._node(path, parts).register_parameter(leaf, parameter)
         for name, buffer in (buffers or {}).items():
-            node, leaf = self._node(name)
-            node.register_buffer(leaf, buffer)
+            path, _, leaf = name.rpartition(".")
+            self._node(path, parts).register_buffer(leaf, buffer)
+        for name in parts:
+            self._node(name, parts)
 
-    def _node(self, name: str) -> tuple[nn.Module, str]:
-        """The node above a leaf, made where it is missing, and the leaf's own name."""
+    def _node(self, path: str, settable: Mapping[str, nn.Module]) -> nn.Module:
+        """The node of this path; it and those above it are made where they are missing."""
         node: nn.Module = self
-        *path, leaf = name.split(".")
-        for part in path:
-            if part not in node._modules:
-                node.add_module(part, ParameterStack({}))
-            node = node._modules[part]  # type: ignore[assignment]
-        return node, leaf
+        names = path.split(".") if path else []
+        for depth, name in enumerate(names, start=1):
+            if name not in node._modules:
+                part = settable.get(".".join(names[:depth]))
+                node.add_module(name, ParameterStack({}) if part is None else SETTABLE[type(part)](part))
+            node = node._modules[name]  # type: ignore[assignment]
+        return node
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParameterStack:
+        """As of PyTorch; a memory format that is meant for the axes of one layer's tensor is given to these."""
+
+        def of_layers(rows: Tensor) -> Tensor:
+            return fn(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]) if rows.dim() == 5 else fn(rows)
+
+        return super()._apply(of_layers, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         pass
@@ -52,6 +71,61 @@ class ParameterStack(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={tuple(p.shape)}" for name, p in self.named_parameters(recurse=False))
+
+
+class DropoutStack(ParameterStack, nn.Dropout):
+    """The place of `nn.Dropout` in the tree: its share `p`, and its mode.
+
+    Args:
+        part: a module of one layer.
+    """
+
+    def __init__(self, part: nn.Dropout) -> None:
+        nn.Dropout.__init__(self, part.p, part.inplace)
+        self.training = part.training
+
+    def extra_repr(self) -> str:
+        return nn.Dropout.extra_repr(self)
+
+
+class BatchNormStack(ParameterStack):
+    """The place of a batch norm in the tree: its settings, its mode, and what moves with it, all layers together."""
+
+    def __init__(self, part: Any) -> None:
+        words = {"affine": False, "track_running_stats": False}
+        nn.modules.batchnorm._BatchNorm.__init__(self, part.num_features, part.eps, part.momentum, **words)  # type: ignore[arg-type]
+        self.affine, self.track_running_stats, self.training = part.affine, part.track_running_stats, part.training
+
+
+class BatchNorm1dStack(BatchNormStack, nn.BatchNorm1d):
+    """That of `nn.BatchNorm1d`."""
+
+
+class BatchNorm2dStack(BatchNormStack, nn.BatchNorm2d):
+    """That of `nn.BatchNorm2d`."""
+
+
+class BatchNorm3dStack(BatchNormStack, nn.BatchNorm3d):
+    """That of `nn.BatchNorm3d`."""
+
+
+#: Modules whose settings are those of a place in the tree, by their exact kind.
+SETTABLE: dict[type, Any] = {
+    nn.Dropout: DropoutStack,
+    nn.BatchNorm1d: BatchNorm1dStack,
+    nn.BatchNorm2d: BatchNorm2dStack,
+    nn.BatchNorm3d: BatchNorm3dStack,
+}
+
+#: These settings, of those that a module has.
+SETTINGS = ("p", "eps", "momentum", "training")
+
+
+def take_settings(part: nn.Module, like: nn.Module) -> None:
+    """Give a module what another one has of `SETTINGS`."""
+    for name in SETTINGS:
+        if name in like.__dict__ and part.__dict__.get(name) != like.__dict__[name]:
+            setattr(part, name, like.__dict__[name])
 
 
 def stack_modules(modules: Sequence[nn.Module], example: nn.Module | None = None) -> ParameterStack:
@@ -73,7 +147,8 @@ def stack_modules(modules: Sequence[nn.Module], example: nn.Module | None = None
         name: _rows(buffer, name, [dict(m.named_buffers()).get(name) for m in modules])
         for name, buffer in like.named_buffers()
     }
-    return ParameterStack(leaves, buffers)
+    settable = {name: part for name, part in like.named_modules() if name and type(part) in SETTABLE}
+    return ParameterStack(leaves, buffers, settable)
 
 
 def _rows(example: Tensor, name: str, rows: Sequence[Tensor | None]) -> Tensor:
@@ -93,12 +168,14 @@ class Template:
         module: the same.
         names: of its parameters, in their order; those that it uses twice once.
         buffers: names of its buffers, alike.
+        settable: name and module of the parts whose settings are those of the stack.
         keys: (name, index into `names` and then `buffers`) in the order of its `state_dict`, where they stand as often
             as they are used.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.settable = [(name, part) for name, part in module.named_modules() if name and type(part) in SETTABLE]
         self.names = [name for name, _ in module.named_parameters()]
         self.buffers = [name for name, _ in module.named_buffers()]
         at = {id(tensor): index for index, tensor in enumerate((*module.parameters(), *module.buffers()))}
@@ -121,6 +198,17 @@ class Template:
     def all_of(self, stack: ParameterStack) -> list[Any]:
         """What `keys` counts: parameters, then buffers."""
         return [*self.find(stack), *self.find_buffers(stack).values()]
+
+    def follow(self, stack: ParameterStack) -> None:
+        """Take the settings that the stack has."""
+        for name, part in self.settable:
+            take_settings(part, stack.get_submodule(name))
+
+    def lead(self, stack: ParameterStack, module: nn.Module | None = None) -> None:
+        """Give the stack the settings that the module has, or another one of its kind."""
+        parts = dict((self.module if module is None else module).named_modules())
+        for name, _ in self.settable:
+            take_settings(stack.get_submodule(name), parts[name])
 
     def with_rows(self, rows: Sequence[Tensor]) -> nn.Module:
         """A copy of the module whose parameters, then buffers, share the memory of these tensors."""
@@ -180,26 +268,14 @@ class Shelf:
 
     def module(self, row: int) -> nn.Module:
         """The module of a row, whose parameters and buffers share the memory of the stack's."""
+        self.template.follow(self.stack)
         return self.template.with_rows([tensor[row] for tensor in self.tensors()])
 
     def copied(self, rows: Sequence[Tensor]) -> nn.Module:
         """A module with copies of these parameters and buffers, as the stack's in dtype, device and what is frozen."""
         own = self.tensors()
+        self.template.follow(self.stack)
         module = self.template.with_rows([row.to(tensor, copy=True) for row, tensor in zip(rows, own)])
         for parameter, stack in zip(module.parameters(), own):
             parameter.requires_grad_(stack.requires_grad)
         return module
-
-
-def check_fresh(modules: Sequence[nn.Module]) -> None:
-    """Raise where two modules share a parameter.
-
-    Raises:
-        InputError: a function that does not make new modules.
-    """
-    seen: set[int] = set()
-    for module in modules:
-        own = {id(parameter) for parameter in module.parameters()}
-        if own & seen:
-            raise InputError("block", "the same parameters for several layers", "a function that makes a new module")
-        seen |= own
