@@ -7,10 +7,12 @@ frames raises `InputError`, which names it.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -23,6 +25,9 @@ from pdeopt.core.errors import InputError
 #: Endings of movies, and FFmpeg's names of their containers; playlists, which name other files, are none.
 MOVIE_ENDINGS = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm"
+
+#: Endings of movies in other containers, which are not passed over in silence.
+OTHER_MOVIES = (".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".3gp", ".ts", ".ogv", ".gif")
 
 #: Endings of the frames in a folder.
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
@@ -48,15 +53,27 @@ def require_package(name: str, extra: str) -> Any:
 
 
 def is_video(path: Path) -> bool:
-    """Whether this may be a video: a folder, or a file with the ending of a movie."""
-    return path.is_dir() or path.suffix.lower() in MOVIE_ENDINGS
+    """Whether this may be a video: a folder, or a file with the ending of a movie; hidden ones are none.
+
+    Raises:
+        InputError: a movie of another ending.
+    """
+    ending = path.suffix.lower()
+    if path.name.startswith("."):
+        return False
+    if ending in OTHER_MOVIES and not path.is_dir():
+        raise InputError(
+            str(path), f"a movie {ending}", "a video " + " | ".join(MOVIE_ENDINGS) + " or a folder of frames"
+        )
+    return path.is_dir() or ending in MOVIE_ENDINGS
 
 
 def read_video(path: Path, length: int, size: int, pick: str = "first", limit_mb: float = LIMIT_MB) -> Tensor:
     """The frames of a video, at most `length` of them, scaled to squares.
 
     Args:
-        path: a movie of `MOVIE_ENDINGS`, or a folder of images whose names are in the order of the frames.
+        path: a movie of `MOVIE_ENDINGS`, or a folder of images, whose names are in the order of the frames: by the
+            numbers in them.
         length: frames at most; of a longer video some are picked, a shorter one has fewer.
         size: pixels of the sides that frames are scaled to.
         pick: "first", after which reading stops, or "spaced", evenly over the whole video.
@@ -83,12 +100,19 @@ def _picked(count: int, length: int, pick: str) -> list[int]:
 
 
 def _images(folder: Path, length: int, size: int, pick: str, limit_mb: float) -> list[Array]:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+    found = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS and path.name[0] != ".")
+    files = sorted(found, key=_in_order)
     if not files:
         raise InputError(str(folder), "a folder without frames", "files " + " | ".join(IMAGE_ENDINGS))
     images = [read_image(files[i], size, limit_mb) for i in _picked(len(files), length, pick)]
     is_gray = all(image.shape[2] == 1 for image in images)
     return images if is_gray else [np.broadcast_to(image, (size, size, 3)) for image in images]
+
+
+def _in_order(path: Path) -> list[Any]:
+    """A key for names that count: 2.png comes before 10.png."""
+    parts = re.split(r"([0-9]+)", path.name)
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)] + [path.name]
 
 
 def read_image(path: Path, size: int, limit_mb: float = LIMIT_MB) -> Array:
@@ -128,6 +152,7 @@ def _movie(path: Path, length: int, size: int, pick: str, limit_mb: float) -> li
     allowed = Allowance(path, limit_mb)
 
     def read() -> list[Array]:
+        _require_whole_segment(path)
         whitelist = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         with av.open(str(path), container_options=whitelist) as container:
             if not container.streams.video:
@@ -155,6 +180,33 @@ def _decoded(container: Any, stream: Any, size: int, stop: int | None, allowed: 
         raise ValueError(f"{count} frames, of {stream.frames} that it states")
 
 
+def _require_whole_segment(path: Path) -> None:
+    """Raise where a file of Matroska, or WebM, ends before its segment does: such a file states no count of frames.
+
+    The elements of the format, EBML (RFC 8794), are an identifier, a size, and as many bytes; of a stream that was
+    written as it came the size is unknown.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"\x1a\x45\xdf\xa3":
+            return
+        size, _ = _ebml_size(file)
+        file.seek(size, os.SEEK_CUR)  # over the header
+        if file.read(4) != b"\x18\x53\x80\x67":
+            raise ValueError("no segment in it")
+        size, is_known = _ebml_size(file)
+        missing = file.tell() + size - path.stat().st_size
+    if is_known and missing > 0:
+        raise ValueError(f"{missing} bytes are missing at its end")
+
+
+def _ebml_size(file: BinaryIO) -> tuple[int, bool]:
+    """A size, whose first byte tells by its zeros how many bytes it has, and whether it is known."""
+    first = file.read(1)[0]
+    more = 8 - first.bit_length()
+    size = (first & ((1 << (7 - more)) - 1)) << 8 * more | int.from_bytes(file.read(more), "big")
+    return size, size != (1 << 7 * (more + 1)) - 1
+
+
 def write_video(path: Path, frames: Tensor, rate: int = 10) -> None:
     """Write a movie, by MPEG-4, which is lossy.
 
@@ -168,8 +220,8 @@ def write_video(path: Path, frames: Tensor, rate: int = 10) -> None:
     """
     av = require_package("av", "video")
     is_even = frames.dim() == 4 and frames.shape[2] % 2 == 0 and frames.shape[3] % 2 == 0
-    if frames.dtype != torch.uint8 or not is_even or frames.shape[1] not in (1, 3):
-        legal = "uint8, (frames, 1 or 3 channels, height, width), of even sides"
+    if frames.dtype != torch.uint8 or not is_even or frames.shape[1] not in (1, 3) or not len(frames):
+        legal = "uint8, at least one frame, (frames, 1 or 3 channels, height, width), of even sides"
         raise InputError("frames of a video", f"{frames.dtype}, {tuple(frames.shape)}", legal)
     pixels = frames.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
     with av.open(str(path), mode="w") as container:

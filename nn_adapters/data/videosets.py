@@ -55,19 +55,22 @@ def find_videos(folder: str | Path, splits: str | Path = "", split: int = 1) -> 
         split: N.
 
     Raises:
-        InputError: fewer than two classes, none for training or tests, split files that are missing, that name videos
-            which are not there, or that have other lines.
+        InputError: fewer than two classes, a class without videos, a movie of another ending, none for training or
+            tests, split files that are missing, that name videos which are not there, or that have other lines.
 
     Source of the splits: H. Kuehne, H. Jhuang, E. Garrote, T. Poggio, T. Serre, HMDB: a large video database for human
     motion recognition, ICCV 2011.
     """
     root = Path(folder)
-    classes = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    is_there = bool(str(folder)) and root.is_dir()
+    classes = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".") if is_there else []
     if len(classes) < 2:
         raise InputError("folder of videos", folder, "a folder of at least two classes, CLASS/VIDEO")
     found: list[tuple[Path, int, bool]] = []
     for label, place in enumerate(classes):
         videos = sorted(path for path in place.iterdir() if is_video(path))
+        if not videos:
+            raise InputError(str(place), "a class without videos", "a video " + " | ".join(MOVIE_ENDINGS))
         parts = [i % 5 == 4 for i in range(len(videos))] if not splits else _by_split(place, videos, splits, split)
         found += [(video, label, part) for video, part in zip(videos, parts) if part is not None]
     if len({part for _, _, part in found}) < 2:

@@ -19,6 +19,7 @@ from nn_adapters.data import (
     store_features,
     write_video_set,
 )
+from nn_adapters.data.videos import write_video
 from pdeopt.core.errors import InputError
 from problems import video_gru
 
@@ -84,6 +85,42 @@ def test_damaged_movies_are_named(movie, damage):
     movie.write_bytes(damage(movie.read_bytes()))
     with pytest.raises(InputError, match=r"movie\.mp4: got truncated, damaged or of another format"):
         read_video(movie, 8, 16)
+
+
+@pytest.mark.parametrize("ending", [".mkv", ".avi"])
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_movies_that_end_too_early_are_named_in_any_container(tmp_path, ending, share):
+    movie = tmp_path / f"movie{ending}"
+    write_video(movie, torch.randint(256, (12, 3, 16, 16), dtype=torch.uint8))
+    assert len(read_video(movie, 20, 8)) == 12
+    movie.write_bytes(movie.read_bytes()[: int(share * movie.stat().st_size)])
+    with pytest.raises(InputError, match=r"movie\..*truncated, damaged or of another format"):
+        read_video(movie, 20, 8)
+
+
+def test_what_lies_beside_videos_is_passed_over_or_named(tmp_path):
+    data = moving_shapes(30, 4, 16)
+    write_video_set(data, tmp_path)
+    videos = find_videos(tmp_path)
+    first = videos.paths[0].parent
+    (first / "._v.mp4").write_bytes(b"hidden"), (tmp_path / ".cache").mkdir(), (first / "notes.txt").write_text("none")
+    assert find_videos(tmp_path) == videos
+    (first / "more.mpg").write_bytes(b"a movie")
+    with pytest.raises(InputError, match=r"more\.mpg: got a movie \.mpg"):
+        find_videos(tmp_path)
+    (first / "more.mpg").unlink(), (tmp_path / "zebra").mkdir()
+    with pytest.raises(InputError, match="zebra: got a class without videos"):
+        find_videos(tmp_path)
+    with pytest.raises(InputError, match="two classes"):
+        find_videos("")
+    with pytest.raises(InputError, match="at least one frame"):
+        write_video(tmp_path / "none.mp4", torch.zeros(0, 3, 16, 16, dtype=torch.uint8))
+
+
+def test_frames_are_in_the_order_of_their_numbers(tmp_path):
+    for number in range(12):
+        Image.fromarray(np.full((8, 8), 20 * number, dtype=np.uint8)).save(tmp_path / f"frame{number}.png")
+    assert read_video(tmp_path, 12, 8)[:, 0, 0, 0].tolist() == list(range(0, 240, 20))
 
 
 def test_videos_that_are_too_large_are_refused(movie):
