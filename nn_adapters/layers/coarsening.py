@@ -135,7 +135,8 @@ def roughness(controls: Sequence[Tensor], factor: int, mpi: Any) -> Tensor:
     Returns:
         A number in double precision, on one rank where the controls are.
     """
-    shares = torch.zeros(2, dtype=torch.float64, device=controls[0].device)
+    device = next((rows.device for rows in controls), None)  # of layers that have no weights, the host
+    shares = torch.zeros(2, dtype=torch.float64, device=device)
     for rows in controls:
         second = rows.detach()[1::factor]
         first = rows.detach()[::factor][: len(second)]
