@@ -113,7 +113,9 @@ def load_checkpoint(
         for name, like in expected.items():
             kind, key, _ = _parts(name)
             if kind == "state":
-                optimizer.state[like][key] = own[name]
+                optimizer.state[like][key] = (
+                    own[name] if key == "step" else own[name].to(like.device)
+                )  # as PyTorch has it
             else:
                 like.copy_(own[name])
     torch.set_rng_state(states[comm.rank % len(states)])

@@ -22,8 +22,10 @@ from nn_adapters.data.dataset import Dataset
 from nn_adapters.layers.parallelmodule import exactly, measure_bias, mgrit_solvers
 from nn_adapters.parallel.gradientsums import GradientSums
 from nn_adapters.parallel.groups import Groups
+from nn_adapters.pinn.device import checked_device
 from nn_adapters.training.checkpoint import load_checkpoint, save_checkpoint
 from nn_adapters.training.cyclecontrol import CycleControl
+from nn_adapters.training.graphs import CapturedGradient
 from nn_adapters.training.regularize import regularized
 from nn_adapters.training.trainingsettings import FREE, TrainingSettings, check_optimizer, named_optimizer, set_rate
 from pdeopt.core.arrays import Array
@@ -65,7 +67,8 @@ class Training:
 
     The loop is that of PyTorch: loss, `backward`, `optimizer.step()`. What it adds: batches that do not depend on the
     ranks, gradients averaged over groups of ranks, regularization of layers (S. Guenther, L. Ruthotto, J. B. Schroder,
-    E. C. Cyr, N. R. Gauger, SIAM J. Math. Data Sci. 2, 2020), and cycles that follow the gradient's error.
+    E. C. Cyr, N. R. Gauger, SIAM J. Math. Data Sci. 2, 2020), cycles that follow the gradient's error, and, on a GPU,
+    gradients as CUDA graphs. Samples stay on the host, and go batch by batch to where the network is.
     A loop of your own needs none of it: a `LayerParallel` network is an ordinary module.
 
     A checkpoint holds all that the run goes on from, to the last bit: weights, buffers, the optimizer's state, cycles,
@@ -88,7 +91,9 @@ class Training:
         control: sets the cycles of the layers; `control.bias` has measured errors of gradients.
         residuals: of MGRIT, forward and adjoint, in the last batch.
         files: the checkpoints of the run; `files.signal` is what has ended it.
-        costs: seconds of batches of first order, for reading samples ("disk"), forward and backward passes.
+        costs: seconds of batches of first order, for reading samples ("disk"), forward and backward passes; those of a
+            CUDA graph are "backward".
+        captured: gradients as CUDA graphs, where that was asked for and may be.
 
     Raises:
         InputError: an optimizer of second order of another network, or without its team; what it refuses, as dropout; a
@@ -111,6 +116,8 @@ class Training:
     costs: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("disk", "forward", "backward"), 0.0))
 
     def __post_init__(self) -> None:
+        if self.settings.device:
+            self.network.to(checked_device(self.settings.device))
         self.optimizer = self.optimizer or named_optimizer(self.network, self.settings, self.groups.data)
         self.samples = min(self.settings.samples or len(self.data.x_train), len(self.data.x_train))
         self._seconds, self._batches_done = 0.0, 0
@@ -119,6 +126,9 @@ class Training:
         data, is_second = self.groups.data, isinstance(self.optimizer, SecondOrder)
         check_optimizer(self.optimizer, self.network, data)
         self._sums = GradientSums(self.network, data) if data.size > 1 and not is_second else None
+        may_be = self.settings.cuda_graphs == "auto" and not is_second and self.groups.all.size == 1
+        is_there = may_be and _device(self.network).type == "cuda"
+        self.captured = CapturedGradient(self.network, self._loss_of) if is_there else None
         horizon = HORIZON * -(-self.samples // self.settings.batch)
         limit, every = self.settings.bias_limit or None, self.settings.bias_every
         self.control = CycleControl(self.network, limit, every, horizon, self.groups.all)
@@ -180,33 +190,19 @@ class Training:
         if isinstance(self.optimizer, SecondOrder):
             return _second_order_step(self, rows, where)
         self.optimizer.zero_grad(set_to_none=True)
-        begin, read = time.perf_counter(), self.costs["disk"]
-        loss = self.loss(rows)
-        value = _mean(float(loss.detach()), len(rows), self.groups.data)
-        middle = time.perf_counter()
-        self.costs["forward"] += middle - begin - (self.costs["disk"] - read)
-        if not math.isfinite(value):
-            raise SolveFailure(
-                f"the loss is {value} in {where}", "a smaller -lr; -restart goes on from the last checkpoint"
-            )
-        if self._sums is not None:
-            self._sums.samples = len(rows)
-        loss.backward()
+        value = (_gradient if self.captured is None else _captured_gradient)(self, rows, where)
         for solver in mgrit_solvers(self.network)[:1]:
             self.residuals = solver.residuals
-        if self._sums is not None:
-            self._sums.finish()
-        self.costs["backward"] += time.perf_counter() - middle
         self.optimizer.step()
         return value
 
     def loss(self, rows: Tensor) -> Tensor:
         """Mean cross-entropy of samples, and the regularization of this rank's layers."""
+        return self._loss_of(*_read(self, rows))
+
+    def _loss_of(self, x: Tensor, y: Tensor) -> Tensor:
         is_second = isinstance(self.optimizer, SecondOrder)  # whose loss keeps what it needs of the targets
         loss = self.optimizer.model.likelihood if is_second else nn.functional.cross_entropy
-        begin = time.perf_counter()
-        x, y = self.data.x_train[rows], self.data.y_train[rows]
-        self.costs["disk"] += time.perf_counter() - begin
         value = loss(self.network(x), y)
         return regularized(value, self.network, self.settings.tikhonov, self.settings.smoothness)  # type: ignore[no-any-return]
 
@@ -221,8 +217,9 @@ class Training:
     def predict(self, x: Tensor, chunk: int = 2000) -> Tensor:
         """Classes (samples,) of samples (samples, ...), all layers one after the other. Collective."""
         chunk = max(1, min(chunk, NUMBERS // max(x[0].numel(), 1))) if len(x) else chunk
+        device = _device(self.network)
         with exactly(self.network):
-            return torch.cat([self.network(part).argmax(1) for part in x.split(chunk)])
+            return torch.cat([self.network(part.to(device)).argmax(1).cpu() for part in x.split(chunk)])
 
     def accuracy(self) -> float:
         """Share of the test samples that are classified rightly, all layers one after the other. Collective."""
@@ -266,6 +263,52 @@ class Training:
         self._batches_done, self._losses, self._seconds = run["batches"], run["losses"], run["seconds"]
         self.residuals = tuple(run["residuals"])  # type: ignore[assignment]
         self.control.go_on_from(run["control"])
+
+
+def _gradient(training: Training, rows: Tensor, where: str) -> float:
+    """Set the gradient of a batch; its loss, the mean over the samples of all ranks."""
+    begin, read = time.perf_counter(), training.costs["disk"]
+    loss = training.loss(rows)
+    value = _finite(_mean(float(loss.detach()), len(rows), training.groups.data), where)
+    middle = time.perf_counter()
+    training.costs["forward"] += middle - begin - (training.costs["disk"] - read)
+    if training._sums is not None:
+        training._sums.samples = len(rows)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if training._sums is not None:
+        training._sums.finish()
+    training.costs["backward"] += time.perf_counter() - middle
+    return value
+
+
+def _captured_gradient(training: Training, rows: Tensor, where: str) -> float:
+    """As `_gradient`, on a device, as a CUDA graph."""
+    assert training.captured is not None
+    samples, begin = _read(training, rows), time.perf_counter()
+    value = _finite(float(training.captured(*samples)), where)
+    training.costs["backward"] += time.perf_counter() - begin
+    return value
+
+
+def _read(training: Training, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples and their classes, where the network is."""
+    begin, device = time.perf_counter(), _device(training.network)
+    x, y = (part[rows].to(device) for part in (training.data.x_train, training.data.y_train))
+    training.costs["disk"] += time.perf_counter() - begin
+    return x, y
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+
+
+def _finite(value: float, where: str) -> float:
+    """A loss; raises `SolveFailure` where it is none."""
+    if not math.isfinite(value):
+        raise SolveFailure(
+            f"the loss is {value} in {where}", "a smaller -lr; -restart goes on from the last checkpoint"
+        )
+    return value
 
 
 def _mean(own: float, samples: int, comm: Any) -> float:

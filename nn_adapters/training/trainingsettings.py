@@ -55,12 +55,21 @@ class TrainingSettings(Settings):
         "-epochs at full depth",
         at_least=1,
     )
+    device: str = setting(
+        "", "where the network is trained, as PyTorch has it: cpu, cuda, cuda:1, ...; empty for where it is"
+    )
+    cuda_graphs: str = setting(
+        "auto",
+        "value and gradient on a GPU by one rank, with an optimizer of PyTorch: as a CUDA graph where that can be, or "
+        "by calls alone",
+        choices=("auto", "never"),
+    )
     checkpoint: str = setting("", "file for checkpoints, written after each epoch")
     restart: str = setting("", "checkpoint from which training goes on")
 
 
-#: Settings that may change where a run goes on: how far, how fast, and on which ranks.
-FREE = ("epochs", "lr", "schedule", "layer_ranks", "checkpoint", "restart")
+#: Settings that may change where a run goes on: how far, how fast, on which ranks and device.
+FREE = ("epochs", "lr", "schedule", "layer_ranks", "device", "cuda_graphs", "checkpoint", "restart")
 
 
 def rate_of(settings: TrainingSettings, epoch: int) -> float:

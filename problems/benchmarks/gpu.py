@@ -1,4 +1,5 @@
-"""Networks on a GPU, value and gradient. Dense ones: eager, compiled, one CUDA graph of the serial chain, and MGRIT.
+"""Networks on a GPU, value and gradient. Dense ones: eager, compiled, one CUDA graph of the serial chain, and MGRIT,
+by calls and as one CUDA graph.
 
 python -m problems.benchmarks.gpu                        # make bench-gpu: within five minutes
 python -m problems.benchmarks.gpu -device cpu -layers 64 -widths 8 -samples 50 -pinns 4x20 -points 500
@@ -110,6 +111,7 @@ def row(layers: int, width: int, samples: int, device: torch.device, compiles: b
         gradient = gradient_of(lambda: network(x), [W, b])
         error = float((gradient() - expected).norm() / expected.norm())
         columns.append(f"{milliseconds(gradient, device):9.1f} {error:.0e}")
+        columns.append(_column(as_graph(gradient) if device.type == "cuda" else None, device))
     return f"{layers:6d} {width:5d} " + " ".join(columns)
 
 
@@ -164,7 +166,8 @@ def main(argv: list[str] | None = None) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     pinn_table(options.pinns, options.points, device)
     print(f"{name}, PyTorch {torch.__version__}, {options.samples} samples, single precision; ms of value and gradient")
-    print("layers width     eager  compiled     graph       0/0 error       1/0 error       1/1 error")
+    cycles = "".join(f"{which:>10s} error     graph" for which in ("0/0", "1/0", "1/1"))
+    print(f"layers width     eager  compiled     graph{cycles}")
     for layers in options.layers:
         for width in options.widths:
             if time.perf_counter() - begin > options.seconds:

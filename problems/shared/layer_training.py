@@ -105,6 +105,7 @@ class LayerTraining:
         """Train as a control problem; the test accuracy. Collective."""
         own = po.read(self.own, **{**self.defaults.get(self.own, {}), **control.defaults})
         refused = {"-checkpoint": settings.checkpoint, "-restart": settings.restart, "-nested": settings.nested > 1}
+        refused |= {"-device": settings.device}
         if given := ", ".join(name for name, value in refused.items() if value):
             raise po.InputError("-solver", f"sqp with {given}", "sqp without, or epochs")
         if control.parts is None and MPI.COMM_WORLD.size > 1:

@@ -6,11 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from nn_adapters.data.generated import peaks
 from nn_adapters.layers.blocks import conv, dense
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import exactly, mgrit_solvers
 from nn_adapters.training.cyclecontrol import CycleControl
 from nn_adapters.training.graphs import MOST_KINDS, CapturedGradient
+from nn_adapters.training.loop import Training
+from nn_adapters.training.trainingsettings import TrainingSettings
+from pdeopt.core.errors import InputError
 from tests.helpers.graphs import HostGraph
 
 WORDS = {"coarsening": "4", "serial": "never", "fused": "never"}
@@ -195,6 +199,46 @@ def test_without_a_device_calls_are_ordinary():
         for p, g in zip(network.parameters(), found, strict=True):
             assert torch.equal(p.grad, g)
     assert gradient.replays == 0
+
+
+def training(device="", **words):
+    torch.manual_seed(0)
+    parallel = LayerParallel(None, lambda: dense(4), 16, 2.0, **WORDS)
+    network = nn.Sequential(nn.Linear(2, 4), parallel, nn.Linear(4, 5))
+    settings = TrainingSettings(samples=50, batch=20, lr=1e-2, tikhonov=1e-4, smoothness=1e-6, device=device, **words)
+    return Training(network, peaks(0), settings)
+
+
+def test_a_run_by_replays_is_a_run_by_calls_and_goes_on(tmp_path):
+    expected, path = training(epochs=6).run(), str(tmp_path / "run")
+    first = training(epochs=6, checkpoint=path)
+    first.captured = CapturedGradient(first.network, first._loss_of, HostGraph)
+    first.observe = lambda epoch: (_ for _ in ()).throw(KeyboardInterrupt) if epoch.epoch == 3 else None
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    assert first.captured.replays > 4
+    second = training(epochs=6, restart=path)
+    assert len(second.history) == 3 and second.captured is None  # on the host
+    second.captured = CapturedGradient(second.network, second._loss_of, HostGraph)
+    last = second.run()
+    assert second.captured.replays > 4
+    assert last.loss == pytest.approx(expected.loss, rel=1e-5) and last.accuracy == expected.accuracy
+    assert last.gradient_error == pytest.approx(expected.gradient_error, rel=1e-3)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert training(device="cpu").captured is None
+    with pytest.raises(InputError, match="device: got cuda:99"):
+        training(device="cuda:99")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device that PyTorch can use")
+def test_a_run_on_a_gpu_is_that_of_the_host():
+    found = training("cuda", epochs=3)
+    last, expected = found.run(), training(epochs=3).run()
+    assert found.captured.replays > 0 and last.loss == pytest.approx(expected.loss, rel=1e-3)
+    never = training("cuda", epochs=3, cuda_graphs="never")
+    assert never.captured is None and never.run().loss == pytest.approx(expected.loss, rel=1e-3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device that PyTorch can use")
