@@ -142,7 +142,7 @@ class _LayerSolve(torch.autograd.Function):
         with torch.no_grad(), torch.autocast(**call.autocast):
             guess = mgrit.warm(u0) if is_coarse else None
             outcome = solver.solve(phis, u0, guess=guess, final=final)
-        if is_coarse:
+        if is_coarse and mgrit.settings.start == "warm":
             mgrit.guess = outcome.points
         call.misfit = _noted(mgrit, outcome, adjoint=False)
         ctx.call, ctx.levels = call, levels

@@ -1,6 +1,8 @@
 """Parallel layers captured as a CUDA graph, by a stand-in for tensors of the host, and on a GPU where there is one."""
 
 import copy
+from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
@@ -222,3 +224,35 @@ def test_a_graph_of_a_gpu_has_the_numbers_of_a_call(name):
     for a, b in zip(found, expected, strict=True):
         assert drops or torch.allclose(a, b, rtol=1e-9, atol=1e-11)
         assert bool(a.isfinite().all())
+
+
+def made_by_pytorch(network, x):
+    """`torch.cuda.make_graphed_callables`, PyTorch's own code, with stand-ins for streams and graphs."""
+    there = {
+        "CUDAGraph": HostGraph,
+        "graph": lambda graph, pool: graph.capture(),
+        "Stream": lambda: None,
+        "stream": lambda stream: nullcontext(),
+        "synchronize": lambda: None,
+    }
+    with mock.patch.multiple("torch.cuda", **there), mock.patch("torch.cuda.graphs.graph_pool_handle", lambda: None):
+        return torch.cuda.make_graphed_callables(network, (x,))
+
+
+@pytest.mark.filterwarnings("ignore:the adjoint cycles")  # of its first calls, by any cotangents
+@pytest.mark.parametrize("name", ["dense", "in turn, with dropout", "unlike, with buffers", "units"])
+def test_pytorch_makes_graphs_of_the_forward_and_of_the_backward_pass(name):
+    network, x = made(name)
+    reference = copy.deepcopy(network)
+    graphed = made_by_pytorch(network, x)  # its calls before the captures move running averages
+    for seed in (1, 2):
+        change(network, x)
+        reference.load_state_dict(network.state_dict())
+        found = []
+        for each in (graphed, reference):
+            torch.manual_seed(seed)
+            found.append(gradient(each, x))
+        for a, b in zip(found[0] + list(network.buffers()), found[1] + list(reference.buffers()), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+        for own, other in zip(network.solvers, reference.solvers, strict=True):
+            assert own.misfits == pytest.approx(other.misfits, rel=1e-12)
