@@ -32,6 +32,11 @@ class InputError(PdeoptError, ValueError):
         self.what, self.got, self.legal = what, got, legal
         super().__init__(f"{what}: got {got}; legal: {legal}")
 
+    @property
+    def is_option(self) -> bool:
+        """Whether an option is wrong, and not what a method was asked to serve: no other method mends it."""
+        return self.what.startswith("-")
+
     def __reduce__(self) -> tuple[Any, ...]:  # three arguments: it must survive a broadcast
         return (type(self), (self.what, self.got, self.legal))
 

@@ -186,6 +186,7 @@ class KKTSolver:
         conjugate gradients were before: the quadratic model falls along it.
 
         Raises:
+            InputError: an option of the linear solver that is not legal.
             SolveFailure: a singular or not finite matrix, or the tolerance is out of reach.
         """
         assert self._matrix is not None, "set_point comes first"
@@ -198,9 +199,10 @@ class KKTSolver:
             self._use(self.choice.way)
             try:
                 self._refine(refinement, rtol * first)
-            except (InputError, SolveFailure):
+            except (InputError, SolveFailure) as error:
                 refinement.leave()
-                if not self._give_up():
+                is_option = isinstance(error, InputError) and error.is_option
+                if is_option or not self._give_up():
                     raise
                 continue
             enough = rtol if self.choice.present.patience is not None else max(rtol, ROUNDING_RTOL)

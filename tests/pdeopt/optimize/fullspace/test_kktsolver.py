@@ -141,6 +141,13 @@ def test_an_unknown_matrix_type_names_the_legal_ones(options):
         KKTSolver(RieszMetric(examples.heat()), "full", "test_")
 
 
+@pytest.mark.parametrize("word", ["mgrit_window", "wathen_schur"])
+def test_auto_takes_a_wrong_option_for_no_reason_to_go_another_way(options, word):
+    options(**{word: "1.5"})
+    with pytest.raises(InputError, match=f"^-{word}: got '?1.5"):
+        SQPSolver(examples.heat()).solve()
+
+
 SOLVERS = {
     "gmres and mumps": dict(ksp_type="gmres", pc_type="lu", pc_factor_mat_solver_type="mumps"),
     "fgmres without preconditioner": dict(ksp_type="fgmres", pc_type="none", ksp_gmres_restart=500, ksp_max_it=500),
