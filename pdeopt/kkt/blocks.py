@@ -8,6 +8,7 @@ metric, where alpha is the price of control.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -243,14 +244,17 @@ def _seen(grid: TimeGrid, state: InnerProduct, metric: InnerProduct, price: floa
 
 
 def _control_price(operator: KKTOperator, control: InnerProduct) -> float:
-    """The least alpha with control = alpha times metric, by row sums. Collective."""
+    """The least alpha with control = alpha times metric, by row sums; 1 where there are no controls. Collective."""
     sums, failure = control.row_sums(), None
     if not bool((sums > 0).all()):
         failure = SolveFailure(
             "a control has no price, so Wzz is singular", "add ControlCost to the objective, or use a direct solver"
         )
     agree(operator.problem.grid.mpi, failure)
-    return -float(operator.problem.grid.max(-(sums / operator.metric.control.row_sums()).amin()))
+    prices = (sums / operator.metric.control.row_sums()).flatten()
+    own = prices.amin() if len(prices) else prices.new_tensor(math.inf)  # a rank may have no controls of a step
+    least = -float(operator.problem.grid.max(-own))
+    return least if math.isfinite(least) else 1.0
 
 
 def _freed(operator: KKTOperator, C: StepMatrix, control: InnerProduct) -> tuple[StepMatrix, InnerProduct]:

@@ -83,9 +83,17 @@ class SpreadConstraint(SpaceConstraint):
         return self.whole.initial_state(p)[self._places[2]]
 
     def form(self, matrix: Any) -> StepMatrix:
-        """The owned rows of a matrix over whole states, (n, n), such as the mass of a part of them. Collective."""
-        local = sp.csr_matrix(matrix)[self.own][:, self._seen]
-        return _spread(local, self._own(local))
+        """The owned rows of a matrix over whole states, such as the mass of a part of them. Collective.
+
+        Args:
+            matrix: the same on all ranks, (n, n), symmetric positive semidefinite. A rank may have no entries of it.
+
+        Raises:
+            InputError: another matrix.
+        """
+        whole = StepMatrix.form(matrix, self._elsewhere[0].numel(), "SpreadConstraint.form", semidefinite=True)
+        local = whole.as_csr()[self.own][:, self._seen]
+        return _spread(local, self._own(local)).known_as_form(semidefinite=True)
 
 
 def _form(mass: Any, n: int) -> sp.csr_matrix:

@@ -102,6 +102,12 @@ class StepMatrix:
             raise InputError(f"shape of {what}", known.shape, f"({dim}, {dim})")
         return known
 
+    def known_as_form(self, semidefinite: bool) -> StepMatrix:
+        """This matrix, which `form` takes from here on: rows of a whole one that was checked, maybe none with entries."""
+        self._form[semidefinite] = self
+        _ = self._by_row, self._by_column  # now, not inside a vmap or jvp
+        return self
+
     def _spread_form(self, dim: int | None, what: str, semidefinite: bool) -> StepMatrix:
         """This matrix, its rows spread over ranks, if it is a form; checked once. Collective."""
         columns, (rows, _) = self.sparsity.columns, self.shape
@@ -112,8 +118,7 @@ class StepMatrix:
             )
         if semidefinite not in self._form:
             require_spread_form(self, columns, what, semidefinite)
-            self._form[semidefinite] = self
-            _ = self._by_row, self._by_column  # now, not inside a vmap or jvp
+            self.known_as_form(semidefinite)
         return self
 
     def as_csr(self, what: str = "matrix") -> sp.csr_matrix:

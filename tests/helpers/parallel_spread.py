@@ -70,6 +70,21 @@ def spread():
         BurgersCase(BurgersSettings(nx=8, nt=4, control="nodal", space_ranks=WORLD.size))
 
 
+def apart():
+    """Equal shares in the given order: a rank without velocities has no controls, one without positions nothing tracked."""
+    words = dict(nx=6, nt=4, T=1.0)
+    expected = po.SQPSolver(KleinGordonCase(KleinGordonSettings(**words), SELF).problem, type="newton").solve()
+    for k in splits()[1:]:
+        for way in ("reduced", "wathen", EXACT):
+            with options(mat_partitioning_type="average", sqp_kkt_precond=way):
+                case = KleinGordonCase(KleinGordonSettings(space_ranks=k, **words), WORLD)
+                assert min(case.problem.grid.space_comm.tompi4py().allgather(case.problem.m)) == 0
+                result = po.SQPSolver(case.problem, type="newton").solve()
+            assert result.reason > 0 and abs(result.objective / expected.objective - 1) <= 1e-9, (k, way)
+    with pytest.raises(po.InputError, match="semidefinite"):
+        case.problem.constraint.form(-np.eye(10))
+
+
 def stationary():
     """Poisson's equation, which has no time: all ranks share it, and find the same, with bounds and sparse controls."""
     sparse = dict(target="waves", alpha=1e-5, beta=1e-3)
@@ -118,4 +133,4 @@ def inequalities():
             Inequalities(problem, state_lower=0.1)
 
 
-SPREAD = (spread, stationary, inequalities)
+SPREAD = (spread, apart, stationary, inequalities)

@@ -53,26 +53,29 @@ def check_same(name, found, expected):
         assert not differences(found, expected), differences(found, expected)[:4]
 
 
+def share(name):
+    """How many of the fifty runs are those of this name."""
+    place, count = list(RUNS).index(name), tries(50, 0)
+    return count // len(RUNS) + (place < count % len(RUNS))
+
+
 @pytest.mark.skipif(not SHARE, reason="STRESS=1 kills fifty runs; the tests of checkpoints restart some")
-def test_killed_runs_end_as_those_that_are_left_alone(tally, tmp_path):
-    draw, names = random.Random(SEED), [name for name in RUNS if has_checkpoints(name)]
-    kills, restarts, count = 0, 0, tries(50, 1)
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_runs_end_as_those_that_are_left_alone(tally, tmp_path, name):
+    draw, restarts, count = random.Random(f"{SEED} {name}"), 0, share(name)
+    if not (count and has_checkpoints(name)):
+        pytest.skip("a larger STRESS kills it" if has_checkpoints(name) else "it writes no checkpoints")
     with Forks(tmp_path) as forks:
-        for number, name in enumerate(names):
-            share = count // len(names) + (number < count % len(names))
-            if not share:
-                continue
-            expected, first, end = undisturbed(forks, name, tmp_path / f"alone{number}")
-            for at in range(share):
-                instant = draw.uniform(0.0, 0.8 * (end - first))
-                with tally.one(f"{name}, killed {instant:.2f} s after its first checkpoint"):
-                    for attempt in range(4):  # one that has ended before is killed earlier
-                        home = tmp_path / f"{number}.{at}.{attempt}"
-                        found, was_killed, was_restarted = killed(forks, name, home, instant / 3**attempt)
-                        if was_killed:
-                            break
-                    kills, restarts = kills + was_killed, restarts + (was_killed and was_restarted)
-                    check_same(name, found, expected)
-    print(f"{kills} killed, {restarts} of them restarted from a checkpoint")
+        expected, first, end = undisturbed(forks, name, tmp_path / "alone")
+        for at in range(count):
+            instant = draw.uniform(0.0, 0.8 * (end - first))
+            with tally.one(f"{name}, killed {instant:.2f} s after its first checkpoint"):
+                for attempt in range(4):  # one that has ended before is killed earlier
+                    home = tmp_path / f"{at}.{attempt}"
+                    found, was_killed, was_restarted = killed(forks, name, home, instant / 3**attempt)
+                    if was_killed:
+                        break
+                restarts += was_killed and was_restarted
+                check_same(name, found, expected)
     tally.check()
     assert restarts >= 0.4 * tally.tried  # the instants are late enough to mean something
