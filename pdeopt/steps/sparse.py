@@ -103,7 +103,7 @@ class StepMatrix:
         return known
 
     def known_as_form(self, semidefinite: bool) -> StepMatrix:
-        """This matrix, which `form` takes from here on: rows of a whole one that was checked, maybe none with entries."""
+        """This matrix, which `form` takes from here on: rows of a whole one that was checked, maybe none of them."""
         self._form[semidefinite] = self
         _ = self._by_row, self._by_column  # now, not inside a vmap or jvp
         return self

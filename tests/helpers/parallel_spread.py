@@ -71,7 +71,7 @@ def spread():
 
 
 def apart():
-    """Equal shares in the given order: a rank without velocities has no controls, one without positions nothing tracked."""
+    """Equal shares in the given order: who has positions alone has no controls, velocities alone are not tracked."""
     words = dict(nx=6, nt=4, T=1.0)
     expected = po.SQPSolver(KleinGordonCase(KleinGordonSettings(**words), SELF).problem, type="newton").solve()
     for k in splits()[1:]:
