@@ -55,7 +55,8 @@ class InnerProduct:
 
     def __add__(self, other: InnerProduct) -> InnerProduct:
         for zero, rest in ((self, other), (other, self)):
-            if zero.matrix.sparsity.nnz == 0:
+            pattern = zero.matrix.sparsity
+            if pattern.nnz == 0 and pattern.columns is None:  # of rows over ranks, others may have entries
                 return rest
         total = combination([(1.0, self.spread()), (1.0, other.spread())])
         return self.from_values(total.sparsity, total.values)
