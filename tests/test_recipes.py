@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from petsc4py import PETSc
 from scipy.integrate import solve_bvp, trapezoid
 from torch import nn
 
@@ -195,6 +196,7 @@ def test_controls_are_constant_over_blocks_and_no_better_than_free_ones():
     assert r.free.objective < r.result.objective
 
 
+@pytest.mark.skipif(not PETSc.Sys.hasExternalPackage("mumps"), reason="this PETSc has no MUMPS, which the page shows")
 def test_the_kkt_system_by_hand_is_one_matrix_in_two_forms():
     """And a step of it solves the linear equations of Newton's method."""
     r = run("kkt_by_hand")

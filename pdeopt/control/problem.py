@@ -347,7 +347,7 @@ def _require_look_back(problem: ControlProblem, u0: Tensor) -> None:
         with torch.enable_grad():
             looks_back = problem.constraint.residual(u.clone().requires_grad_(), u, z, steps).requires_grad
         pattern = problem.constraint.pattern  # what UFL differentiates is on the tape whatever it depends on
-        if not looks_back or (pattern is not None and pattern.B.nnz == 0):
+        if grid.all(not looks_back or (pattern is not None and pattern.B.nnz == 0)):  # of the rows of all ranks
             got = "one step that does not depend on u_old: Tracking would be halved, and count u_0"
             legal = (
                 "pdeopt.stationary(residual, objective, ...) or SingleNode() without time, or Tracking with a weight"
