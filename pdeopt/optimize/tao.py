@@ -93,7 +93,7 @@ class TaoTypeSettings(Settings, prefix="tao_"):
     """TAO on the reduced objective; -tao_view and -help show its own options."""
 
     type: str = setting(
-        "lmvm", "TAO solver; default blmvm with bounds", reads={"python": (Section(TaoPythonSettings), WindowSettings)}
+        "lmvm", "TAO solver; default bqnls with bounds", reads={"python": (Section(TaoPythonSettings), WindowSettings)}
     )
 
 
@@ -129,7 +129,7 @@ class TaoSolver:
         self, reduced: ReducedObjective, lower: Bound = None, upper: Bound = None, prefix: str = "", **defaults: object
     ) -> None:
         is_bounded = lower is not None or upper is not None
-        given = defaults.pop("tao_type", "blmvm" if is_bounded else "lmvm")
+        given = defaults.pop("tao_type", "bqnls" if is_bounded else "lmvm")
         self.settings = read(TaoSettings, prefix, **defaults)
         self.reduced, self.problem, self.prefix = reduced, reduced.problem, prefix
         if self.settings.gauss_newton:

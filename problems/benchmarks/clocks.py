@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from petsc4py import PETSc
 
 from pdeopt.core.arrays import Array
 
@@ -19,6 +20,9 @@ FORWARD, BACKWARD = +1, -1
 
 #: Scalar products in an iteration of conjugate gradients, flexible ones, and in a product with the reduced Hessian.
 REDUCED_SUMS = 5
+
+#: Scalar products of PETSc's conjugate gradients that belong to none of their steps.
+CG_SUMS = 1 if PETSc.Sys.getVersion() < (3, 26) else 3
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Inner:
         """Sums over the ranks: two scalar products a step; GMRES takes a norm before, CG that of each residual, too."""
         if self.kind == "fgmres":
             return 1 + 2 * self.applications
-        return self.applications + 2 * self.products + 1 if self.kind == "cg" else 0
+        return self.applications + 2 * self.products + CG_SUMS if self.kind == "cg" else 0
 
 
 class Clocks:
