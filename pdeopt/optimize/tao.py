@@ -21,7 +21,7 @@ from pdeopt.control.metric import RieszMetric
 from pdeopt.control.reduced import ReducedObjective, WindowSettings
 from pdeopt.core.arrays import assign, copy
 from pdeopt.core.autodiff import in_turn, plainly
-from pdeopt.core.errors import InputError, SolveFailure
+from pdeopt.core.errors import InputError, SolveFailure, as_raised
 from pdeopt.core.interrupt import Interrupted
 from pdeopt.core.monitor import ControlResult, History, Monitor, Reason, Record, explain, print_monitor, remedy
 from pdeopt.core.options import defaults, set_default
@@ -178,7 +178,7 @@ class TaoSolver:
         matrix.setUp()
         matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
         tao = self._create(matrix, hessian)
-        with freed(tao, matrix):  # PETSc objects with Python contexts must not live on to the end of the interpreter
+        with freed(tao, matrix), as_raised():  # objects with Python contexts must not live on to the interpreter's end
             tao.setSolution(_product(self.design, self._scale))
             tao.solve()
             return self._result(tao.getConvergedReason())
@@ -200,7 +200,8 @@ class TaoSolver:
         if self.type in QUASI_NEWTON:  # the default, a diagonal, takes ten times the iterations here
             set_default(f"{self.prefix}tao_{self.type}_mat_lmvm_scale_type", "scalar")
             set_default(f"{self.prefix}tao_{self.type}_mat_lmvm_hist_size", "10")
-        with defaults({f"{self.prefix}spqn_{name}": str(value) for name, value in CONTROL_DEFAULTS.items()}):
+        spqn = {f"{self.prefix}spqn_{name}": str(value) for name, value in CONTROL_DEFAULTS.items()}
+        with defaults(spqn), as_raised():
             tao.setFromOptions()
         _default_to_no_preconditioner(tao.getKSP())
         tao.setConvergenceTest(_callback(lambda: self._test(tao)))

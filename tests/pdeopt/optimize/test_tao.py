@@ -85,6 +85,12 @@ def test_bounds_need_a_solver_that_knows_them(options):
         solve(examples.burgers(), 0.0, 1.0)
 
 
+def test_a_wrong_option_of_an_optimizer_inside_tao_is_named(options):
+    options(tao_type="python", tao_python_type="pdeopt.optimize.RMTR", rmtr_kappa="nan")
+    with pytest.raises(InputError, match="^-rmtr_kappa: got 'nan'"):
+        solve(examples.burgers())
+
+
 def test_no_iterations_left_is_a_value_with_a_remedy(options):
     options(tao_max_it=2)
     result = solve(examples.burgers())
