@@ -83,6 +83,12 @@ def apart():
             assert result.reason > 0 and abs(result.objective / expected.objective - 1) <= 1e-9, (k, way)
     with pytest.raises(po.InputError, match="semidefinite"):
         case.problem.constraint.form(-np.eye(10))
+    least = KleinGordonSettings(nx=2, nt=2, T=1.0, space_ranks=WORLD.size)  # one position, one velocity
+    if WORLD.size == 2:
+        assert po.solve(KleinGordonCase(least, WORLD).problem).reason > 0
+    else:
+        with pytest.raises(po.InputError, match="4 for 2 unknowns"):
+            KleinGordonCase(least, WORLD)
 
 
 def stationary():

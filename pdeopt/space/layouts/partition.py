@@ -163,8 +163,8 @@ def pattern_layout(comm: Any, pattern: Any, seen: Any = None) -> tuple[Layout, A
     for each in seen or ():
         graph = graph + abs(sp.csr_matrix(each))
     n = graph.shape[0]
-    if graph.shape != (n, n) or n < mpi.size:
-        raise InputError("pattern of a layout", f"shape {graph.shape} on {mpi.size} ranks", "(n, n), a row a rank")
+    if graph.shape != (n, n):
+        raise InputError("pattern of a layout", f"shape {graph.shape}", "(n, n)")
     parts = row_ranks(mpi, graph)
     return parts_layout(mpi, parts, [(parts, graph)])
 
@@ -195,8 +195,14 @@ def row_ranks(comm: Any, graph: Any) -> Array:
 
     By PETSc's MatPartitioning: `-mat_partitioning_type`, default PT-Scotch or ParMETIS, else equal shares in the given
     order.
+
+    Raises:
+        InputError: fewer rows than ranks.
     """
-    return _partition(petsc_comm(comm).tompi4py(), sp.csr_matrix(graph + graph.T))
+    mpi = petsc_comm(comm).tompi4py()
+    if graph.shape[0] < mpi.size:
+        raise InputError("ranks of a step", f"{mpi.size} for {graph.shape[0]} unknowns", "fewer ranks, or a finer grid")
+    return _partition(mpi, sp.csr_matrix(graph + graph.T))
 
 
 def _partition(mpi: Any, graph: sp.csr_matrix) -> Array:
