@@ -100,8 +100,9 @@ class StreamedLayers(LayerSplitting):
             self.add(self._grams, k - 1, k, a[k - 1], self.states.z[k] - m[k])
         self.begin(self._grams)
         found = self.solve(self._grams, self.settings.ridge_share)
-        changes = self._changes + self._squares(found)
-        scales = self._scales(changes, iteration)
+        found_squares, sizes = self._squares(found, m)
+        changes = self._changes + found_squares
+        scales = self._scales(changes, sizes, iteration)
         step, momentum = self.settings.step * (1.0 - (iteration - 1) / self.iterations), self.settings.momentum
         increments = [
             momentum * V + (1.0 - momentum) / scale * X for V, X, scale in zip(self._increments, found, scales)
@@ -112,20 +113,30 @@ class StreamedLayers(LayerSplitting):
             W.copy_(value)
         self.moved = step * math.sqrt(sum(float(V.square().sum()) for V in increments))
 
-    def _squares(self, found: list[Tensor]) -> Tensor:
-        """The mean square of the change of m by the increments, over samples and entries, of each layer. Collective."""
-        own = self._grams.squares(found, [self.settings.ridge] * len(found), self.settings.ridge_share)
+    def _squares(self, found: list[Tensor], m: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The mean squares of the change of m by the increments, and of m, over samples and entries, of each layer.
+
+        Collective.
+        """
+        changes = self._grams.squares(found, [self.settings.ridge] * len(found), self.settings.ridge_share)
+        sizes = torch.tensor([float(each.double().square().sum()) / self.count for each in m[1:]], dtype=torch.float64)
+        own = torch.stack([changes, sizes])
         whole = own if self.team is None else torch.from_numpy(self.team.allreduce(own.numpy()))
         entries = [self.states.z[k].shape[1:].numel() for k in range(1, len(self.layers) + 1)]
-        return whole.clamp(min=0.0) / torch.tensor(entries)
+        changes, sizes = (whole / torch.tensor(entries)).clamp(min=0.0)
+        return changes, sizes
 
-    def _scales(self, changes: Tensor, iteration: int) -> list[float]:
-        """What to divide the increments of each layer by; 1 where they were rounding so far, as before dead neurons."""
+    def _scales(self, changes: Tensor, sizes: Tensor, iteration: int) -> list[float]:
+        """What to divide the increments of each layer by; 1 where they were rounding so far.
+
+        So they are before dead neurons, and everywhere where the loss has nothing to gain: divided by their own size
+        they would be steps of full length at random.
+        """
         if self.settings.scaling == "none":
             return [1.0] * len(changes)
         means = (changes / iteration).sqrt()
-        least = 10.0 * torch.finfo(self.W[0].dtype).eps * float(means.max())  # below it they are rounding
-        return [mean if mean > least else 1.0 for mean in means.tolist()]
+        least = 10.0 * torch.finfo(self.W[0].dtype).eps * torch.maximum(means.max(), sizes.sqrt())
+        return torch.where(means > least, means, 1.0).tolist()  # type: ignore[no-any-return]
 
     def ascend(self) -> None:
         """Nothing: a stream keeps no multipliers, as each batch has samples of its own."""

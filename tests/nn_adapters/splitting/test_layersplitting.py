@@ -251,6 +251,18 @@ def test_a_dead_entry_of_the_samples_is_no_obstacle():
     assert result.reason == Reason.DIVERGED_MAX_IT and bool(result.design.isfinite().all())
 
 
+def test_weights_stay_where_the_loss_has_nothing_to_gain():
+    """The cross entropy of one class is zero: what targets differ by is rounding, which must not become a step."""
+    torch.manual_seed(0)
+    stack = nna.LayerStack(lambda: nna.dense(5, "relu"), 1, 1.0)
+    net, (x, _) = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), stack, nn.Linear(5, 1)).double(), samples()
+    settings = SplitTrainingSettings(form="streaming", loss="cross_entropy", batch=20, precision="float64")
+    splitting = splitting_of("streaming", 4, net, x, torch.zeros(len(x), dtype=torch.int64), settings)
+    before = [W.clone() for W in splitting.W]
+    ADMM(splitting, max_it=4, multipliers=False, rtol=0.0).solve()
+    assert all((W - first).abs().max() <= 1e-12 for W, first in zip(splitting.W, before))
+
+
 def test_numbers_that_overflow_name_the_block_and_keep_the_last_weights():
     splitting = split(network(), "streaming", batch=40, step=1e300)
     result = ADMM(splitting, max_it=5, multipliers=False, rtol=0.0).solve()
