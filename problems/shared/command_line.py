@@ -29,6 +29,7 @@ from petsc4py import PETSc
 import pdeopt as po
 from pdeopt.core import Interrupted, Section, check_petsc_values, leave
 from pdeopt.core.lazy import is_name
+from pdeopt.core.options import set_default
 from pdeopt.core.petsc_values import given_types
 
 #: Words that ask for help.
@@ -149,6 +150,7 @@ def start(main: Callable[[], float]) -> None:
     """Call main() as the program: exit codes, see above, and no rank left waiting for one that failed."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # the arrays of one step are too small to share
+    set_default("options_left", "no")  # a debugging PETSc prints a list, where one line has said what is wrong
     try:
         main()
     except po.InputError as error:

@@ -89,5 +89,6 @@ def test_weights_are_those_of_one_rank(network, shares, loss, form, batch):
     parts = list(zip(x.split(shares), y.split(shares)))
     networks = [make(**network) for _ in (None, *shares)]  # not by the threads, which share torch's generator
     whole = weights(networks.pop(), x, y, None)
+    largest = max(1.0, float(whole.abs().max()))  # to which weights of narrow networks may grow, and their rounding
     for found in on_threads(len(shares), lambda team: weights(networks[team.rank], *parts[team.rank], team)):
-        assert torch.allclose(found, whole, rtol=1e-9, atol=1e-10)
+        assert torch.allclose(found, whole, rtol=1e-9, atol=1e-10 * largest)
