@@ -62,7 +62,9 @@ def standardized(data: nna.Dataset) -> nna.Dataset:
 def signals(own: SequenceSettings, files: DataFiles, seed: int) -> nna.Dataset:
     """The signals that the settings name, standardized."""
     name = choose(own.data, files, "har", "synthetic_har")
-    return standardized(synthetic_har(GENERATED, seed=seed) if name == "synthetic_har" else files.load(name, seed))
+    if name == "synthetic_har":
+        return standardized(files.generated(synthetic_har(GENERATED, seed=seed)))
+    return standardized(files.load(name, seed))
 
 
 SCRIPT = LayerTraining(

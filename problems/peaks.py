@@ -71,10 +71,12 @@ SCRIPT = LayerTraining(
     "peaks",
     __doc__,
     PeaksSettings,
-    data=lambda own, files, seed: peaks(seed),
+    data=lambda own, files, seed: files.load("peaks", seed),
     make=Classifier,
     control=AsControl(
-        data=lambda own, files, seed: peaks(seed, test=798), defaults={"initial": 1.0, "layers": 16}, parts=parts
+        data=lambda own, files, seed: files.generated(peaks(seed, test=798)),
+        defaults={"initial": 1.0, "layers": 16},
+        parts=parts,
     ),
     numbers=lambda own, batch: own.layers * own.width * (own.width + batch),
     defaults={nna.TrainingSettings: {"epochs": 60, "batch": 200, "lr": 2e-2}},

@@ -41,8 +41,8 @@ def load_dataset(
         The set; `docs/data.md` tells shapes and units of each.
 
     Raises:
-        InputError: an unknown name, no place to read from, a missing or damaged file, one that would expand beyond
-            the limit, or a package that is missing.
+        InputError: an unknown name, no place to read from, or one for a set that has no files, a missing or damaged
+            file, one that would expand beyond the limit, or a package that is missing.
 
     Example:
         >>> data = load_dataset("peaks")
@@ -50,10 +50,26 @@ def load_dataset(
         (torch.Size([5000, 2]), 5)
     """
     if name in GENERATED_SETS:
+        refuse_place(name, data_dir, fetch)
         return GENERATED_SETS[name](seed=seed)
     if name not in STORED_SETS:
         raise InputError("data set", name, " | ".join(DATASET_NAMES))
     return STORED_SETS[name](Source(name, data_dir, fetch, limit_mb), seed)
+
+
+def refuse_place(name: str, data_dir: str | Path | None, fetch: bool) -> None:
+    """Raise where data without files are to come from a folder, or to be downloaded.
+
+    Args:
+        name: of the data.
+        data_dir, fetch: as of `load_dataset`.
+
+    Raises:
+        InputError: either of the two.
+    """
+    if data_dir or fetch:
+        got = f"{data_dir or 'a download'} for {name}, which has no files"
+        raise InputError("-data_dir, -fetch", got, "neither, or a data set that is stored: " + " | ".join(STORED_SETS))
 
 
 def _idx_images(name: str, folder: str) -> Callable[[Source, int], Dataset]:

@@ -27,6 +27,7 @@ from petsc4py import PETSc
 
 import nn_adapters as nna
 import pdeopt as po
+from nn_adapters.data.datasets import refuse_place
 from nn_adapters.data.limits import LIMIT_MB
 from pdeopt.core import on_root, read_text, replace_file, replacing
 from pdeopt.optimize import CheckpointFile
@@ -107,6 +108,11 @@ class DataFiles(po.Settings):
     def load(self, name: str, seed: int = 0) -> nna.Dataset:
         """The data set of this name; see `nna.load_dataset`."""
         return nna.load_dataset(name, self.data_dir, self.fetch, seed, self.data_limit)
+
+    def generated(self, data: nna.Dataset) -> nna.Dataset:
+        """Data that have no files, so that no place for them is passed over in silence."""
+        refuse_place(data.name, self.data_dir, self.fetch)
+        return data
 
 
 def choose(data: str, files: DataFiles, stored: str, free: str) -> str:

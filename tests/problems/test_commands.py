@@ -111,6 +111,16 @@ BAD = {
     "widths": (("admm_mnist", "-widths", "8,,8"), "-widths.*500,500"),
     "a large width": (("admm_mnist", "-widths", f"{HUGE},{HUGE}"), "-widths.* EB"),
     "shares": (("admm_mnist", "-shares", "1,2"), "-shares.*1 numbers"),
+    "a folder for peaks": (("peaks", "-data_dir", "FOLDER"), "FOLDER for peaks, which has no files"),
+    "a folder for the control problem": (
+        ("peaks", "-solver", "sqp", "-data_dir", "FOLDER"),
+        "FOLDER for peaks, which has no files",
+    ),
+    "a folder for digits": (("mnist", "-data", "digits", "-data_dir", "FOLDER"), "FOLDER for digits.*mnist"),
+    "a download of generated signals": (
+        ("har_gru", "-data", "synthetic_har", "-fetch"),
+        "a download for synthetic_har, which has no files",
+    ),
     "data without files": (("admm_mnist", "-data", "mnist"), "mnist.*-data_dir"),
     "widths of K-FAC": (("kfac_mnist", "-widths", "8,x"), "-widths.*100,100"),
     "a large width of K-FAC": (("autoencoder", "-widths", HUGE), "-widths.* EB"),

@@ -41,6 +41,12 @@ def test_an_unknown_name_is_refused():
         load_dataset("minst")
 
 
+@pytest.mark.parametrize("place", [{"data_dir": "somewhere"}, {"fetch": True}])
+def test_a_place_for_data_without_files_is_refused(place):
+    with pytest.raises(InputError, match=r"for peaks, which has no files; .*mnist"):
+        load_dataset("peaks", **place)
+
+
 @pytest.mark.parametrize("name", datasets.STORED_SETS)
 def test_no_set_stands_in_for_another(name):
     with pytest.raises(InputError, match=rf"{name}: got no place .* -data_dir FOLDER .* -fetch"):
