@@ -118,7 +118,7 @@ def load_checkpoint(
                 )  # as PyTorch has it
             else:
                 like.copy_(own[name])
-    torch.set_rng_state(states[comm.rank % len(states)])
+    torch.set_rng_state(states[comm.rank % len(states)].clone())  # which takes the memory, not the row, of a view
     if cuda is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda)
     return text["run"], history

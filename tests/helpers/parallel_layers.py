@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
+import tempfile
 import traceback
 from dataclasses import replace
 from functools import partial
@@ -13,8 +15,9 @@ import numpy as np
 import torch
 from mpi4py import MPI
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, update_bn
 
+from nn_adapters.data.generated import peaks
 from nn_adapters.layers import batching
 from nn_adapters.layers.blocks import conv, dense
 from nn_adapters.layers.layerlist import LayerList
@@ -23,6 +26,8 @@ from nn_adapters.layers.parallelmodule import clip_grad_norm_, measure_bias, par
 from nn_adapters.layers.parts import fusedchain
 from nn_adapters.layers.parts.dropout import drop
 from nn_adapters.layers.recurrent import GRUParallel
+from nn_adapters.parallel.groups import Groups
+from nn_adapters.training.loop import Training, TrainingSettings
 from nn_adapters.training.regularize import regularized
 
 WORLD = MPI.COMM_WORLD
@@ -270,10 +275,67 @@ def manners():
         equal(gradients(net, net(x).square().sum()), expected, 1e-10)  # summed over ranks
 
 
+class Conditioned(nn.Linear):
+    def forward(self, u, given):
+        return torch.tanh(super().forward(u) + given["shift"][0])
+
+
+def settings():
+    """Settings, modes and running averages of norms and dropout, and arguments in dictionaries, are as on one rank."""
+    x, found = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64), []
+
+    def block():
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.1))
+
+    for comm in (MPI.COMM_SELF, WORLD):
+        torch.manual_seed(0)
+        network = LayerParallel(
+            comm, block, 8, 2.0, coarsening="2", cycles=4, adjoint_cycles=4, serial="never"
+        ).double()
+        update_bn([x, 2 * x], network)
+        for part in network.modules():
+            if isinstance(part, nn.BatchNorm1d):
+                part.eval()
+            if isinstance(part, nn.Dropout):
+                part.p = 0.5
+        shift = torch.ones(4, dtype=torch.float64, requires_grad=True)
+        words = {"coarsening": "2", "cycles": 4, "adjoint_cycles": 4}
+        other = LayerParallel(comm, lambda: Conditioned(4, 4), 8, 2.0, **words).double()
+        by_shift = torch.autograd.grad(other(x, {"shift": [shift]}).square().sum(), shift)
+        found.append([network(x).detach(), *by_shift, *network.full_state_dict().values()])
+    equal(found[1], found[0], 1e-10)
+
+
+def restarts():
+    """A run that goes on from a checkpoint is the whole run, to the last bit; each rank has its random state again."""
+    folder = WORLD.bcast(tempfile.mkdtemp() if WORLD.rank == 0 else None)
+
+    def block():
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.1))
+
+    def training(epochs, **files):
+        torch.manual_seed(1)
+        layers = LayerParallel(WORLD, block, 8, 2.0, coarsening="2", serial="never")
+        network = nn.Sequential(nn.Linear(2, 4), layers, nn.Linear(4, 5))
+        torch.manual_seed(WORLD.rank)
+        words = {"samples": 60, "batch": 20, "schedule": "constant", **files}
+        return Training(network, peaks(0), TrainingSettings(epochs=epochs, **words), Groups(WORLD, WORLD.size))
+
+    found = []
+    for epochs, files in ((3, {}), (2, {"checkpoint": f"{folder}/c"}), (3, {"restart": f"{folder}/c"})):
+        run = training(epochs, **files)
+        run.run()
+        found.append([*run.network.state_dict().values(), torch.get_rng_state()])
+    assert all(map(torch.equal, found[0], found[2])) and not torch.equal(found[0][0], found[1][0])
+    WORLD.Barrier()
+    if WORLD.rank == 0:
+        shutil.rmtree(folder)
+
+
 if __name__ == "__main__":
     if WORLD.size == 2:  # the compiled loop inside of intervals, and from rank to rank, where there is a compiler
         fusedchain.LEAST_WORK = 1
-    for part in (layers, in_turn, cycles, given, unlike, splines, sequences, samples, manners):
+    for part in (layers, in_turn, cycles, given, unlike, splines, sequences, samples, manners, settings, restarts):
         try:
             part()
         except BaseException:
