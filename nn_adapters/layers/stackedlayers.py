@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from operator import index
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class StackedLayers(ParallelModule):
         Raises:
             IndexError: a layer of another rank, or none.
         """
-        at = range(self.num_steps)[i]
+        at = range(self.num_steps)[index(i)]
         if not self.grid.begin <= at < self.grid.end:
             raise IndexError(f"layer {at} is on another rank; this one has {self.grid.begin} to {self.grid.end - 1}")
         shelf, row = self._place(at)

@@ -161,11 +161,17 @@ def _attention(attention: nn.MultiheadAttention, x: Tensor, theta: dict[str, Ten
         out = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.to(q.dtype))
     else:
         scores = q @ k.mT * (width // heads) ** -0.5
-        weights = torch.softmax(scores if mask is None else scores + mask.to(q.dtype), -1)
+        weights = torch.softmax(scores, -1) if mask is None else _masked_softmax(scores, mask.to(q.dtype))
         weights = drop(weights.unflatten(0, (layers, batch)), attention.dropout, given.keys, 4).flatten(0, 1)
         out = weights @ v
     joined = out.transpose(1, 2).reshape(x.shape)
     return _product(joined, theta, "self_attn.out_proj")
+
+
+def _masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Shares of what is seen; 0 where nothing is, as in a sequence that is padding alone, rather than NaN."""
+    blind = mask.isneginf().all(-1, keepdim=True)
+    return torch.softmax(scores + mask.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
 
 
 def _attention_mask(u: Tensor, args: Sequence[Any], causal: bool) -> Tensor | None:

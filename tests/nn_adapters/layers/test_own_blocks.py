@@ -255,5 +255,27 @@ def test_one_sequence_with_a_mask_of_padding():
     same([network(u, None, padding)], [network.serial()(u, None, padding)], 1e-10)
 
 
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_a_sequence_that_is_padding_alone_is_finite_with_dropout_too(norm_first):
+    def encoder():
+        return nn.TransformerEncoderLayer(4, 2, 8, dropout=0.3, batch_first=True, norm_first=norm_first)
+
+    network, u = converged(encoder).double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    padding = torch.tensor([[False] * 5, [True] * 5])
+    value = network(u, None, padding)
+    assert value.isfinite().all() and network.serial()(u, None, padding).isfinite().all()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(value.sum(), network.stacks))
+    torch.manual_seed(2)
+    both = network(u, None, padding)
+    torch.manual_seed(2)
+    with exactly(network):
+        same([both], [network(u, None, padding)], 1e-10)
+
+
+def test_layers_are_taken_by_number():
+    with pytest.raises(TypeError, match="'slice' object cannot be interpreted as an integer"):
+        converged()[1:3]
+
+
 def test_a_factor_may_be_a_number():
     assert converged(coarsening=4).solvers[0].factors == converged(coarsening="4").solvers[0].factors == [4]
