@@ -129,7 +129,10 @@ SCRIPT = LayerTraining(
     make=Classifier,
     second_order=(),
     numbers=_numbers,
-    defaults={nna.TrainingSettings: {"epochs": 4, "batch": 50, "lr": 3e-3}},
+    defaults={
+        nna.TrainingSettings: {"epochs": 4, "batch": 50, "lr": 3e-3},
+        nna.MgritSettings: {"long_steps": "fitted"},
+    },
 )
 OPTIONS = SCRIPT.options
 

@@ -11,6 +11,9 @@ first order. For m = 1 both are the layer itself.
 The weights of a long step are the means over its interval where weights change slowly from layer to layer: what noise
 they have then cancels as it does in the layers. Where they jump, the mean of ReLU(W_i u) is no more ReLU of the mean,
 and the layer in the middle of the interval is the better sample. Which of the two holds is measured.
+
+Where the settings ask for it, a long step is the interval's first layer and a map that earlier batches have taught
+(`parts/intervalfit.py`); before the first batch it is as above.
 """
 
 from __future__ import annotations

@@ -49,6 +49,8 @@ class DenseStep:
         fused: name of the activation, where compiled loops go through whole intervals; empty where none do.
     """
 
+    axis = -2  # of the features in a state
+
     def __init__(self, block: nn.Sequential, fused: str = "") -> None:
         self.fused = fused
         self.act, self.backward = DENSE_ACTIVATIONS[type(block[1])]

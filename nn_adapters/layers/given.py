@@ -34,6 +34,7 @@ from nn_adapters.layers.densestep import DenseStep, is_dense
 from nn_adapters.layers.parts.batchnorm import Statistics, is_batch_norm, note_batch_norms
 from nn_adapters.layers.parts.context import autocast_state, is_capturing, outside_compilation, refuse_transforms
 from nn_adapters.layers.parts.dropout import SeededDropout, layer_keys, seed_dropout
+from nn_adapters.layers.parts.intervalfit import feature_axis
 from nn_adapters.layers.parts.layerstep import AutogradStep, LayerStep, StepLength
 from nn_adapters.layers.parts.stacking import Shelf, take_settings
 from pdeopt.core.errors import InputError
@@ -195,7 +196,7 @@ def layer_step(
         return many(u, parameters, given)
 
     if isinstance(block, Direct):
-        return AutogradStep(lambda u, theta, shared, dt: value(own(u), theta, shared))
+        return AutogradStep(lambda u, theta, shared, dt: value(own(u), theta, shared), axis=feature_axis(block))
     if isinstance(block, SteppingBlock):
         raise InputError("block with a step of its own", type(block).__name__, "a block F of u + dt F(u), or Direct(F)")
 
@@ -206,7 +207,7 @@ def layer_step(
     def over(shortest: float, u: Tensor, theta: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
         return two_stages(lambda v, rows: value(v, rows, shared), shortest, u, theta, dt)
 
-    return AutogradStep(step, None if changes_features else over)
+    return AutogradStep(step, None if changes_features else over, axis=feature_axis(block))
 
 
 def is_in_place(block: nn.Module) -> bool:

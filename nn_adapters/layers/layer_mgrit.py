@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nn_adapters.layers.parts.context import communicator_name
 from nn_adapters.layers.parts.costs import Seen, mgrit_cost, serial_cost
+from nn_adapters.layers.parts.intervalfit import IntervalFit
 from nn_adapters.layers.parts.layerstep import StepLength
 from pdeopt.core.errors import InputError
 from pdeopt.steps.exchange.parcels import from_rank
@@ -52,7 +53,8 @@ class LayerMgrit:
         exact: solvers that go one step after the other, on the same ranks.
         residuals: relative residuals of the last forward and adjoint solve, where a tolerance asks for them.
         shortest: dt of a layer.
-        stages: evaluations of a layer in a long step.
+        stages: evaluations of a layer in a long step, and what a fitted one has beside them.
+        fit: of long steps to the batches so far; None where the settings do not ask for it.
         seen: the sizes of the last call.
         is_serial: whether to go one step after the other from now on.
         repeats: solves that diverged, and were repeated one step after the other.
@@ -62,7 +64,8 @@ class LayerMgrit:
             adjoints, and `Outcome.gap`.
 
     Raises:
-        InputError: coarsening factors below 2, or fewer intervals than ranks; when pickled, a communicator of some of
+        InputError: coarsening factors below 2, or fewer intervals than ranks; fitted long steps of several coarse
+            levels; when pickled, a communicator of some of
             several ranks; when read, another number of ranks.
     """
 
@@ -75,7 +78,10 @@ class LayerMgrit:
         self.exact = self._solvers([])
         self.dt = [0.0 if grid is None else _common(grid.steps.dt) for grid in self.forward.grids]
         self.shortest = float(self.grid.steps.dt.max())
-        self.stages = 1
+        self.stages = 1.0
+        self.fit = IntervalFit() if settings.long_steps == "fitted" and factors else None
+        if self.fit is not None and len(factors) > 1:
+            raise InputError("-layer_mgrit_long_steps", f"fitted with {1 + len(factors)} levels", "fitted with two")
         self.seen = Seen()
         self.is_serial, self.repeats = False, 0
         self.residuals: tuple[list[float], list[float]] = ([], [])

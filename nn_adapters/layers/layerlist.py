@@ -179,7 +179,7 @@ class LayerList(StackedLayers):
             call = GivenCall(args, own, seed if prepared.drops else None, found, begin, rows)
             steps.append(layer_step(prepared.block, False, True, call))
             statistics += [found] if found is not None else []
-        step = AutogradStep(partial(self._mixed, steps, packing))  # nothing over intervals: injection
+        step = AutogradStep(partial(self._mixed, steps, packing), axis=steps[0].axis)  # over intervals: injection
         controls = [packing.pack(self._indices), numbers_of(range(begin, self.grid.end), torch.device("cpu"))]
         words = {"trajectory": trajectory, "exact": exact}
         ends = solve_layers(solver, step, u, controls, call.shared, **words)

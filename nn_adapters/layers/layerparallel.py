@@ -219,7 +219,7 @@ class LayerParallel(StackedLayers):
         if not isinstance(step, DenseStep):
             return solve_layers(solver, step, u, stacks, **words)
         in_turn = exact and is_cheaper(u, stacks, None, self.num_steps)
-        if fits and (in_turn or (not exact and is_cheaper_inside(u, stacks))):
+        if fits and (in_turn or (not exact and solver.fit is None and is_cheaper_inside(u, stacks))):
             step = DenseStep(self.template, self._fused_kind)  # type: ignore[arg-type]
         end, states = solve_layers(solver, step, _samples_last(u), stacks, **words)
         return end.mT.reshape(u.shape), states.mT.reshape(-1, *u.shape) if trajectory else states

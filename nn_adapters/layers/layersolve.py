@@ -11,6 +11,7 @@ goes through the same intervals, and its last run gives the gradients. The solve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +30,8 @@ from nn_adapters.layers.parts.context import (
     outside_compilation,
     refuse_transforms,
 )
+from nn_adapters.layers.parts.costs import layer_work
+from nn_adapters.layers.parts.intervalfit import FittedSteps, Watch
 from nn_adapters.layers.parts.layerstep import LayerStep, StepLength
 from pdeopt.core.errors import InputError
 from pdeopt.steps.exchange.parcels import sum_over_ranks
@@ -69,8 +72,8 @@ def solve_layers(
         u_N, on all ranks, and the states (n_local, ...), or an empty tensor.
 
     Raises:
-        InputError: inside a transform of `torch.func`; in a CUDA graph, layers of several ranks, a tolerance, or a
-            solve that begins at the last one's states.
+        InputError: inside a transform of `torch.func`; in a CUDA graph, layers of several ranks, a tolerance, a solve
+            that begins at the last one's states, or fitted long steps.
         RuntimeError: a backward pass with `create_graph`, or a second one without `retain_graph`.
     """
     refuse_transforms()
@@ -106,12 +109,16 @@ class _LayerCall:
         """The same call, one step after the other."""
         return replace(self, solvers=self.mgrit.exact, misfit=None)
 
-    def levels(self, tensors: Sequence[Tensor], device: torch.device) -> list[Any]:
-        """The steps of each level, finest first, for states on a device."""
+    def levels(self, u0: Tensor, tensors: Sequence[Tensor]) -> list[Any]:
+        """The steps of each level, finest first, for states like u0."""
         controls, shared, factors = tensors[: self.count], tensors[self.count :], self.solvers.factors
-        lengths = [partial(_step_length, self.mgrit, level, device) for level in range(1 + len(factors))]
+        lengths = [partial(_step_length, self.mgrit, level, u0.device) for level in range(1 + len(factors))]
         levels: list[Any] = [self.step.linearize(controls, shared, lengths[0])]
-        if factors:
+        if factors and self.mgrit.fit is not None and self.mgrit.fit.is_ready(u0, self.step.axis):
+            self.mgrit.stages = 1 + 2 * u0.shape[self.step.axis] * u0.numel() / max(layer_work(self.mgrit), 1.0)
+            first = self.step.linearize([z[:: factors[0]] for z in controls], shared, lengths[0])
+            levels.append(FittedSteps(first, self.mgrit.fit, self.step.axis))
+        elif factors:
             long = self.step.over_intervals(self.mgrit.shortest)
             self.mgrit.stages = 1 + int(self.step is not long)
             may_be_means = self.step is not long and long.takes_means
@@ -126,9 +133,10 @@ class _LayerSolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _LayerCall, u0: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Solve for the states."""
-        mgrit, solver, levels = call.mgrit, call.solvers.forward, call.levels(tensors, u0.device)
+        mgrit, solver, levels = call.mgrit, call.solvers.forward, call.levels(u0, tensors)
         states = u0.new_empty((mgrit.grid.n_local, *u0.shape)) if call.trajectory else u0.new_empty(0)
         wanted, is_coarse = call.grad and any(ctx.needs_input_grad), len(levels) > 1
+        watch = Watch(call.solvers.factors[0]) if mgrit.fit is not None and wanted and is_coarse else None
 
         phis = [level.advance for level in levels]
         final: StepMap = levels[0].remember if wanted else levels[0].advance
@@ -141,10 +149,12 @@ class _LayerSolve(torch.autograd.Function):
 
         with torch.no_grad(), torch.autocast(**call.autocast):
             guess = mgrit.warm(u0) if is_coarse else None
-            outcome = solver.solve(phis, u0, guess=guess, final=final)
+            outcome = solver.solve(phis, u0, guess=guess, final=final if watch is None else watch.over(final))
         if is_coarse and mgrit.settings.start == "warm":
             mgrit.guess = outcome.points
         call.misfit = _noted(mgrit, outcome, adjoint=False)
+        if watch is not None and mgrit.fit is not None and math.isfinite(mgrit.misfits[0]):
+            mgrit.fit = mgrit.fit.learned(watch.states(outcome.ends), call.step.axis)
         ctx.call, ctx.levels = call, levels
         ctx.points = solver.departures(outcome.points, u0) if wanted and is_coarse else None
         ctx.save_for_backward(u0, *tensors)
@@ -280,3 +290,5 @@ def refuse_in_graph(mgrit: LayerMgrit, solvers: Solvers) -> None:
         raise InputError(what, f"-layer_mgrit_rtol {own.rtol:g}, which ends cycles", "0, which fixes their number")
     if solvers.factors and own.start == "warm":
         raise InputError(what, "-layer_mgrit_start warm, states that Python keeps", "nested | constant")
+    if solvers.factors and own.long_steps == "fitted":
+        raise InputError(what, "-layer_mgrit_long_steps fitted, which Python teaches", "stages")

@@ -149,6 +149,7 @@ def measure_bias(network: nn.Module, loss: Callable[[], Tensor]) -> float:
         return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters)]
 
     random = torch.get_rng_state()  # both have the same dropout
+    fits = [(solver, solver.fit) for solver in mgrit_solvers(network)]
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     with exactly(network):
         exact = gradient()
@@ -156,6 +157,8 @@ def measure_bias(network: nn.Module, loss: Callable[[], Tensor]) -> float:
     with approximately(network):  # last, so that the solvers' misfits are those of the cycles
         inexact = gradient()
     torch.set_rng_state(random)
+    for solver, fit in fits:  # the batch that is measured is learned when it is trained with
+        solver.fit = fit
     with torch.no_grad():
         for buffer, kept in buffers:
             buffer.copy_(kept)

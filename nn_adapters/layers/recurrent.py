@@ -269,6 +269,8 @@ class GRUStep:
         kind: one of `GRU_STEPS`.
     """
 
+    axis = -1  # of the features in a state
+
     def __init__(self, kind: str) -> None:
         self.kind, self.function = kind, GRU_STEPS[kind]
 

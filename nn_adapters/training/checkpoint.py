@@ -1,7 +1,8 @@
 """Checkpoints of a training run: parameters, buffers, the optimizer's state, random states, in the one checked format.
 
 A file does not depend on the ranks: the rows of layer-parallel parameters are gathered when it is written, and each
-rank takes its own when it is read. What optimizers of second order remember is that of each rank, and goes to others by
+rank takes its own when it is read; so it is with what long steps have learned, of the first group that shares the
+layers. What optimizers of second order remember is that of each rank, and goes to others by
 layers. See `pdeopt.core.storage` for the format.
 """
 
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from nn_adapters.curvature.memories import recall_whole, whole_memory
 from nn_adapters.curvature.secondorder import SecondOrder
-from nn_adapters.layers.parallelmodule import ParallelModule
+from nn_adapters.layers.parallelmodule import ParallelModule, mgrit_solvers
+from nn_adapters.layers.parts.intervalfit import IntervalFit
 from nn_adapters.layers.parts.splines import spline_coefficients
 from nn_adapters.layers.parts.stacking import ParameterStack, Shelf
 from nn_adapters.layers.stackedlayers import StackedLayers
@@ -25,7 +27,7 @@ from pdeopt.core.errors import InputError, on_root
 from pdeopt.core.storage import read_tensors, write_tensors
 
 #: What names of tensors begin with that are no parameter, buffer or state.
-RANDOM, HISTORY, MEMORY = "random.", "history.", "memory."
+RANDOM, HISTORY, MEMORY, FIT = "random.", "history.", "memory.", "fit."
 
 
 def save_checkpoint(
@@ -63,6 +65,7 @@ def save_checkpoint(
     if isinstance(optimizer, SecondOrder):
         for name, value in whole_memory(optimizer, comm).items():
             (whole if torch.is_tensor(value) else numbers)[f"{MEMORY}{name}"] = value
+    whole |= _whole_fits(network)
     states = comm.gather(torch.get_rng_state())
     whole[f"{RANDOM}cpu"] = torch.stack(states) if states else torch.empty(0)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -100,6 +103,7 @@ def load_checkpoint(
     stored, text = on_root(comm, lambda: read_tensors(path, print_of))
     history, states = stored.pop(f"{HISTORY}epochs"), stored.pop(f"{RANDOM}cpu")
     cuda = stored.pop(f"{RANDOM}cuda", None)
+    fits = {name: stored.pop(name) for name in list(stored) if name.startswith(FIT)}
     found: dict[str, Any] = {**stored, **text["numbers"]}
     memory = {name.removeprefix(MEMORY): found.pop(name) for name in list(found) if name.startswith(MEMORY)}
     expected, shelves = _expected(network, optimizer, found, path), _shelves(network)
@@ -118,6 +122,7 @@ def load_checkpoint(
                 )  # as PyTorch has it
             else:
                 like.copy_(own[name])
+    _recall_fits(network, fits)
     torch.set_rng_state(states[comm.rank % len(states)].clone())  # which takes the memory, not the row, of a view
     if cuda is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda)
@@ -135,6 +140,29 @@ def describe(network: nn.Module, optimizer: torch.optim.Optimizer) -> str:
             words = ""
         found.append(f"{name} {type(module).__name__} {words}")
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
+def _whole_fits(network: nn.Module) -> dict[str, Tensor]:
+    """The sums of fitted long steps, those of all intervals on the first rank that shares the layers. Collective."""
+    whole = {}
+    for number, solver in enumerate(mgrit_solvers(network)):
+        if solver.fit is not None and solver.fit.squares is not None:
+            for name in ("squares", "targets"):
+                parts = solver.grid.mpi.gather(getattr(solver.fit, name).cpu())
+                whole[f"{FIT}{number}.{name}"] = torch.empty(0) if parts is None else torch.cat(parts)
+    return whole
+
+
+def _recall_fits(network: nn.Module, fits: Mapping[str, Tensor]) -> None:
+    """Give the solvers what `_whole_fits` gave; those with other intervals begin anew."""
+    for number, solver in enumerate(mgrit_solvers(network)):
+        squares, targets = (fits.get(f"{FIT}{number}.{name}") for name in ("squares", "targets"))
+        if solver.fit is None or squares is None or targets is None:
+            continue
+        grid, factor = solver.grid, solver.factors[0]
+        own = slice(grid.begin // factor, -(-grid.end // factor))
+        is_alike = len(squares) == -(-grid.num_steps // factor)
+        solver.fit = IntervalFit(squares[own], targets[own]) if is_alike else IntervalFit()
 
 
 def _expected(

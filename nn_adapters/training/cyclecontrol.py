@@ -158,15 +158,21 @@ class CycleControl:
             while found.error > ENOUGH * found.allowed and self._add_cycle():
                 found = self._measure(batch, rate, loss)
             self._wait = FIRST_WAIT
-        elif found.error < LITTLE * found.allowed and max(self.cycles) > 0 and batch >= self._kept:
+        elif found.error < LITTLE * found.allowed and self._has_more_than_one() and batch >= self._kept:
             self._try_less(batch, rate, loss)
         else:
             self._wait = min(2 * self._wait, self.every)
 
+    def _has_more_than_one(self) -> bool:
+        return any(solver.forward.cycles > 1 or solver.adjoint.cycles > 0 for solver in self.solvers)
+
     def _try_less(self, batch: int, rate: float, loss: Callable[[], Tensor]) -> None:
         kept = [(solver.forward.cycles, solver.adjoint.cycles) for solver in self.solvers]
-        add_cycles(self.solvers, -1, -1)
+        for solver in self.solvers:  # of starts without a cycle the misfit tells too little: errors grow unseen
+            solver.forward.cycles = max(solver.forward.cycles - 1, min(solver.forward.cycles, 1))
+            solver.adjoint.cycles = max(solver.adjoint.cycles - 1, 0)
         found = self._measure(batch, rate, loss)
+        self._wait = FIRST_WAIT
         if found.error > ENOUGH * found.allowed:  # back, and not tried again soon
             for solver, (forward, adjoint) in zip(self.solvers, kept):
                 solver.forward.cycles, solver.adjoint.cycles = forward, adjoint
@@ -192,9 +198,15 @@ class CycleControl:
         return diverged > 0
 
     def _add_cycle(self) -> bool:
-        """A cycle more, where the misfit is the larger one, or both; False where layers now go one after the other."""
+        """A cycle more, where the misfit is the larger one, or both; False where layers now go one after the other.
+
+        There are never more adjoint ones than forward ones: the adjoint at wrong states is wrong, however well solved.
+        """
         forward, adjoint = self._misfits
-        add_cycles(self.solvers, int(forward >= adjoint / 3), int(adjoint >= forward / 3))
+        adds_forward = forward >= adjoint / 3
+        adds_adjoint = adjoint >= forward / 3 and self.cycles[1] < self.cycles[0] + adds_forward
+        add_cycles(self.solvers, int(adds_forward or not adds_adjoint), int(adds_adjoint))
+        self._wait = FIRST_WAIT
         if not pays(self.solvers, self.team):
             why = "fewer cycles diverge, " if self.bias[-1].error == DIVERGED else ""
             self._go_serial(f"{why}{self.cycles[0]} and {self.cycles[1]} cycles cost as much")

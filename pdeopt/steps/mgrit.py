@@ -76,6 +76,12 @@ class MgritSettings(Settings, prefix="layer_mgrit_"):
         "first C-points: from the coarser levels, the entry everywhere, or those of the last solve",
         choices=("nested", "constant", "warm"),
     )
+    long_steps: str = setting(
+        "stages",
+        "steps of the coarse level: two stages with one layer's weights for an interval, or its first layer and an "
+        "affine map that earlier batches have taught, with two levels",
+        choices=("stages", "fitted"),
+    )
     rtol: float = setting(0.0, "relative residual at C-points that ends the cycles; 0 for a fixed number", at_least=0)
 
     cache: int = setting(

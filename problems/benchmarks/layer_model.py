@@ -66,7 +66,7 @@ class LayerClocks:
         self.time = np.zeros(self.ranks)
         self.calls, self.layers, self.messages = np.zeros((3, self.ranks), dtype=int)
 
-    def work(self, rows: np.ndarray, calls: int | np.ndarray = 1, stages: int = 1) -> None:
+    def work(self, rows: np.ndarray, calls: int | np.ndarray = 1, stages: float = 1) -> None:
         """Calls of the propagator with so many layers of each rank altogether; long steps have two stages."""
         calls = np.where(rows > 0, calls, 0)
         self.time += stages * (calls * self.call[0] + rows * self.call[1])
@@ -79,7 +79,7 @@ class LayerClocks:
         self.time[ranks[1:]] = np.maximum(self.time[ranks[1:]], self.time[ranks[:-1]] + self.message)
         self.messages[ranks[:-1]] += 1
 
-    def march(self, steps: np.ndarray, stages: int = 1) -> None:
+    def march(self, steps: np.ndarray, stages: float = 1) -> None:
         """One step after the other, from rank to rank."""
         own, ready = stages * steps * (self.call[0] + self.call[1]), -np.inf
         ranks = np.flatnonzero(steps)
@@ -114,7 +114,7 @@ def schedule(
     settings: MgritSettings,
     cycles: int,
     at_once: int = 1_000_000,
-    stages: int = 2,
+    stages: float = 2,
 ) -> LayerClocks:
     """`Mgrit.solve` in one direction. All factors divide, a nested start; evaluations in a coarse step are `stages`."""
     last, steps = len(factors), [np.diff(own) for _, own in levels]

@@ -15,6 +15,7 @@ from pdeopt.steps.transfer import Move, whole_intervals
 STEPS = 64
 SETTINGS = [("2", 4, "F", "V"), ("4", 2, "FCF", "V"), ("2", 3, "F", "F"), ("8", 1, "F", "V"), ("4", 3, "FCF", "F")]
 SETTINGS += [("4", 3, relaxation, "V") for relaxation in ("F", "FCF")]  # of sequences, see `video_model`
+SETTINGS += [("8", 2, "F", "V")]  # of `problems.benchmarks.transformer`
 
 
 class Counting(Neighbors):

@@ -198,6 +198,21 @@ def splines():
     equal(found[1], found[0], 1e-10)
 
 
+def fitted():
+    """Long steps that learn, those of each rank its own: the same losses and gradients on one rank, batch for batch."""
+    words = {"coarsening": "4", "long_steps": "fitted", "adjoint_cycles": 1, "fused": "never"}
+    for (network, shape), (alone, _) in zip(networks(WORLD, **words), networks(MPI.COMM_SELF, **words)):
+        grid, labels = network.layers.grid, torch.arange(6) % 3
+        for batch in range(3):
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(batch), dtype=torch.float64)
+            losses = [loss_of(net, x, labels) for net in (network, alone)]
+            equal([losses[0].detach()], [losses[1].detach()], 1e-12)
+            found, expected = (gradients(net, loss) for net, loss in zip((network, alone), losses))
+            names = [name for name, _ in alone.named_parameters()]
+            own = [g[grid.begin : grid.end] if n.startswith("layers.") else g for n, g in zip(names, expected)]
+            equal(found, own, 1e-9)
+
+
 def sequences():
     words = dict(coarsening="2", levels=3, cycles=12, adjoint_cycles=12, relaxation="FCF", serial="never")
     for kind in ("implicit", "classic"):
@@ -335,7 +350,20 @@ def restarts():
 if __name__ == "__main__":
     if WORLD.size == 2:  # the compiled loop inside of intervals, and from rank to rank, where there is a compiler
         fusedchain.LEAST_WORK = 1
-    for part in (layers, in_turn, cycles, given, unlike, splines, sequences, samples, manners, settings, restarts):
+    for part in (
+        layers,
+        in_turn,
+        cycles,
+        given,
+        unlike,
+        splines,
+        fitted,
+        sequences,
+        samples,
+        manners,
+        settings,
+        restarts,
+    ):
         try:
             part()
         except BaseException:

@@ -80,7 +80,7 @@ def mgrit_cost(mgrit: Any) -> float:
     return sum(_solve(solver, *costs, stages, unit, last) for solver, unit, last in ways)
 
 
-def _solve(solver: Any, call: float, row: float, stages: int, unit: int, last_unit: int) -> float:
+def _solve(solver: Any, call: float, row: float, stages: float, unit: int, last_unit: int) -> float:
     """Of one solve: the start, its cycles, and the last run through the intervals."""
     rows = [int(np.diff(offsets).max()) for offsets in solver.offsets]
     last, factors = solver.last, solver.factors

@@ -34,7 +34,14 @@ class LayerStep(Protocol):
         The states after the steps, (rows, ...).
 
     `AutogradStep(function)` makes one of any function of torch; `DenseStep` has its derivatives by hand.
+
+    Attributes:
+        axis: of the features in a state, from the end.
     """
+
+    @property
+    def axis(self) -> int:
+        """See above."""
 
     def __call__(self, u: Tensor, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
         """The states after the steps."""
@@ -150,11 +157,13 @@ class AutogradStep:
         over: (length of a layer, u, controls, shared, dt) -> states after steps in the place of intervals of layers;
             None where `function` knows long steps itself.
         takes_means: see `CoarseStep`.
+        axis: of the features in a state, from the end.
     """
 
     function: Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], Any], Tensor]
     over: Callable[..., Tensor] | None = None
     takes_means: bool = True
+    axis: int = -1
 
     def __call__(self, u: Tensor, controls: Sequence[Tensor], shared: Sequence[Tensor], dt: StepLength) -> Tensor:
         return self.function(u, controls, shared, dt).to(u.dtype)  # operations under autocast may have another

@@ -15,6 +15,7 @@ from nn_adapters.layers.layerlist import LayerList
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parts.attention import EncoderBlock
 from nn_adapters.layers.recurrent import GRUParallel
+from pdeopt.core.errors import InputError
 from pdeopt.steps.mgrit import Outcome
 from tests.helpers.graphs import inside_a_graph
 
@@ -39,8 +40,8 @@ class DeviceWatch(TorchDispatchMode):
         return result
 
 
-def parallel(block, layers=5):
-    return LayerParallel(None, block, layers, **WORDS)
+def parallel(block, layers=5, **more):
+    return LayerParallel(None, block, layers, **WORDS, **more)
 
 
 def noisy():
@@ -100,6 +101,16 @@ def test_in_a_cuda_graph_nothing_waits_and_nothing_goes_to_the_device(name, wait
     assert not (waits or watch.mixed or watch.sent)
     gaps = [gap for solver in network.solvers for _, gap in solver.captured]
     assert len(gaps) == (0 if name == "in series" else 2) and all(gap.is_meta for gap in gaps)
+
+
+def test_steps_that_learn_stay_on_the_device_and_are_no_part_of_a_cuda_graph(waits):
+    network, x = parallel(lambda: dense(4), long_steps="fitted").to("meta"), torch.empty(6, 4, device="meta")
+    with DeviceWatch() as watch:
+        for _ in range(2):  # the second time by what the first has taught
+            network(x).square().sum().backward()
+    assert network.solvers[0].fit.maps.is_meta and not watch.mixed and len(waits) <= 4
+    with inside_a_graph(), pytest.raises(InputError, match="long_steps fitted"):
+        network(x)
 
 
 class Adds(nn.Linear):

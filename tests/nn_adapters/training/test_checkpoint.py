@@ -25,12 +25,12 @@ def normalized(width):
     )
 
 
-def training(width=4, depth=8, dropout=0.3, block=dense, **words):
+def training(width=4, depth=8, dropout=0.3, block=dense, mgrit=None, **words):
     torch.manual_seed(1)
     network = torch.nn.Sequential(
         torch.nn.Linear(2, width),
         torch.nn.BatchNorm1d(width),
-        LayerParallel(None, lambda: block(width), depth, coarsening="4"),
+        LayerParallel(None, lambda: block(width), depth, coarsening="4", **mgrit or {}),
         torch.nn.Dropout(dropout),
         torch.nn.Linear(width, 5),
     )
@@ -41,10 +41,12 @@ def curve(run):
     return [(e.loss, e.accuracy, e.gradient_error, e.damping) for e in run.history], run.control.state(), run.residuals
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "kfac"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "kfac", "adam, fitted"])
 def test_a_run_that_a_signal_ended_inside_an_epoch_goes_on_to_the_last_bit(tmp_path, monkeypatch, optimizer):
-    words = dict(optimizer=optimizer, dropout=0.0 if optimizer == "kfac" else 0.3)
+    words = dict(optimizer=optimizer.split(",")[0], dropout=0.0 if optimizer == "kfac" else 0.3)
     words |= {"block": normalized} if optimizer == "adamw" else {}
+    if "fitted" in optimizer:  # long steps, which learn from each batch
+        words["mgrit"] = {"long_steps": "fitted", "serial": "never", "fused": "never"}
     whole = training(**words)
     whole.run()
     run, step = training(**words, checkpoint=str(tmp_path / "c")), Training._batch

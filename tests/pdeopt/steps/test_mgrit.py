@@ -208,5 +208,5 @@ def test_more_ranks_than_intervals_are_refused():
 def test_networks_give_the_same_on_several_ranks(ranks):
     done = python("-m", "tests.helpers.parallel_layers", ranks=ranks)
     parts = ("layers", "in_turn", "cycles", "given", "unlike", "splines", "sequences", "samples", "manners")
-    parts += ("settings", "restarts")
+    parts += ("settings", "restarts", "fitted")
     assert {f"{part}: same" for part in parts} <= set(done.stdout.splitlines()), done.stderr[-3000:]
