@@ -158,19 +158,16 @@ class CycleControl:
             while found.error > ENOUGH * found.allowed and self._add_cycle():
                 found = self._measure(batch, rate, loss)
             self._wait = FIRST_WAIT
-        elif found.error < LITTLE * found.allowed and self._has_more_than_one() and batch >= self._kept:
+        elif found.error < LITTLE * found.allowed and can_do_with_less(self.solvers) and batch >= self._kept:
             self._try_less(batch, rate, loss)
         else:
             self._wait = min(2 * self._wait, self.every)
 
-    def _has_more_than_one(self) -> bool:
-        return any(solver.forward.cycles > 1 or solver.adjoint.cycles > 0 for solver in self.solvers)
-
     def _try_less(self, batch: int, rate: float, loss: Callable[[], Tensor]) -> None:
         kept = [(solver.forward.cycles, solver.adjoint.cycles) for solver in self.solvers]
-        for solver in self.solvers:  # of starts without a cycle the misfit tells too little: errors grow unseen
-            solver.forward.cycles = max(solver.forward.cycles - 1, min(solver.forward.cycles, 1))
-            solver.adjoint.cycles = max(solver.adjoint.cycles - 1, 0)
+        add_cycles(self.solvers, -1, -1)
+        for solver, (forward, _) in zip(self.solvers, kept):
+            solver.forward.cycles = max(solver.forward.cycles, min(forward, fewest(solver)))
         found = self._measure(batch, rate, loss)
         self._wait = FIRST_WAIT
         if found.error > ENOUGH * found.allowed:  # back, and not tried again soon
@@ -254,6 +251,16 @@ def add_cycles(solvers: Sequence[LayerMgrit], forward: int, adjoint: int) -> Non
     for solver in solvers:
         solver.forward.cycles = max(solver.forward.cycles + forward, 0)
         solver.adjoint.cycles = max(solver.adjoint.cycles + adjoint, 0)
+
+
+def fewest(solver: LayerMgrit) -> int:
+    """Forward cycles that are kept: where long steps are fitted, one, without which errors grow unseen by misfits."""
+    return int(solver.fit is not None)
+
+
+def can_do_with_less(solvers: Sequence[LayerMgrit]) -> bool:
+    """Whether there are cycles that may be taken away."""
+    return any(solver.forward.cycles > fewest(solver) or solver.adjoint.cycles > 0 for solver in solvers)
 
 
 def count_repeats(solvers: Sequence[LayerMgrit]) -> int:

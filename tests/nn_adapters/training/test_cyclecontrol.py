@@ -75,6 +75,18 @@ def test_weights_that_become_rough_in_training_are_noticed_without_an_exact_grad
     assert control.why_serial or measure_bias(net, lambda: net(X).square().mean()) <= control.allowed(9)
 
 
+def test_an_adjoint_cycle_comes_after_the_forward_one():
+    """However large the adjoint's misfit is."""
+    net = network(0.01, cycles=0, adjoint_cycles=0)
+    control, found = CycleControl(net, 0.05, 1000, 1000), []
+    for batch in range(1, 5):
+        control.before(batch, 1e-3, lambda: net(X).square().mean())
+        found.append(control.cycles)
+        net.solvers[0].misfits = (1e-3, 10.0)  # as the gradient of this batch left them
+        control.after(batch, 1e-3)
+    assert found == [(0, 0), (1, 0), (1, 1), (2, 1)]
+
+
 def test_cycles_that_are_not_needed_are_taken_away():
     net = network(1e-3, cycles=2, adjoint_cycles=2)
     control = CycleControl(net, 0.1, 4, 1000)
