@@ -82,7 +82,7 @@ def test_an_adjoint_cycle_comes_after_the_forward_one():
     for batch in range(1, 5):
         control.before(batch, 1e-3, lambda: net(X).square().mean())
         found.append(control.cycles)
-        net.solvers[0].misfits = (1e-3, 10.0)  # as the gradient of this batch left them
+        net.solvers[0].gaps = (1e-3, 10.0)  # as the gradient of this batch left them
         control.after(batch, 1e-3)
     assert found == [(0, 0), (1, 0), (1, 1), (2, 1)]
 
