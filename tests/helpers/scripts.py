@@ -64,6 +64,7 @@ def fake_dataset(name, data_dir="", fetch=False, seed=0, limit_mb=0.0):
     """Noise of the shape of a data set."""
     shape, classes = {
         "cifar10": ((3, 32, 32), 10),
+        "peaks": ((2,), 5),
         "synthetic_har": ((128, 9), 6),
         "indian_pines_like": ((20,), 16),
         "digits": ((1, 8, 8), 10),

@@ -87,8 +87,9 @@ def test_help_lists_all_sections_and_leaves_with_code_0(script, capfd, monkeypat
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-#: Options that are documented beside those of the scripts: of mpiexec, benchmarks, `po.solve`, and a recipe.
+#: Options that are documented beside those of the scripts: of mpiexec, benchmarks, `po.solve`, a recipe, and messages.
 ELSEWHERE = {"m", "n", "json", "only", "quick", "repeat", "h", "help", "solve_method", "solve_view", "bb_values"}
+ELSEWHERE |= {"use_gpu_aware_mpi"}
 
 
 def is_known(name, options):
