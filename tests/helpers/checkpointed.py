@@ -83,7 +83,7 @@ RUNS = {
 }
 
 #: Of a summary, what a restart does not have in common with a run of one piece: times, memory, and its options.
-OWN = ("seconds", "time", "memory", "versions", "restart", "checkpoint", "files")
+OWN = ("seconds", "time", "costs", "memory", "versions", "restart", "checkpoint", "files")
 
 
 def has_checkpoints(name):

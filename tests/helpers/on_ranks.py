@@ -9,6 +9,9 @@ from importlib import import_module
 from mpi4py import MPI
 
 KFAC = "-data digits -samples 120 -batch 60 -max_steps 4 -precision double -kfac_fisher exact -kfac_messages float64"
+#: Layers by cycles on one rank, too: by default one rank goes through them in series.
+CYCLES = " -layer_mgrit_serial never"
+
 #: Runs of every script that end by a number of iterations, so that counts are compared, too.
 RUNS = {
     "burgers": "-nx 12 -nt 16",
@@ -35,13 +38,13 @@ RUNS = {
     "pinn_cahn_hilliard": "-points 60 -width 4 -opt_max_it 3 -optimizer spqn",
     "pinn_schroedinger": "-points 60 -width 4 -opt_max_it 6",
     "pinn_poisson_lshape": "-points 60 -width 4 -opt_max_it 6",
-    "peaks": "-layers 64 -samples 60 -epochs 1",
-    "mnist": "-data digits -layers 64 -channels 2 -samples 60 -epochs 1",
-    "fashion_mnist": "-data digits -layers 64 -channels 2 -samples 60 -epochs 1",
-    "indian_pines": "-data indian_pines_like -layers 64 -samples 60 -epochs 1",
-    "har_gru": "-data synthetic_har -hidden 4 -samples 60 -epochs 1",
-    "video_gru": "-videos 24 -length 64 -size 8 -epochs 1",
-    "transformer": "-layers 16 -width 8 -hidden 8 -windows 20 -tokens 4 -dropout 0.1 -epochs 1",
+    "peaks": "-layers 64 -samples 60 -epochs 1" + CYCLES,
+    "mnist": "-data digits -layers 64 -channels 2 -samples 60 -epochs 1" + CYCLES,
+    "fashion_mnist": "-data digits -layers 64 -channels 2 -samples 60 -epochs 1" + CYCLES,
+    "indian_pines": "-data indian_pines_like -layers 64 -samples 60 -epochs 1" + CYCLES,
+    "har_gru": "-data synthetic_har -hidden 4 -samples 60 -epochs 1" + CYCLES,
+    "video_gru": "-videos 24 -length 64 -size 8 -epochs 1" + CYCLES,
+    "transformer": "-layers 16 -width 8 -hidden 8 -windows 20 -tokens 4 -dropout 0.1 -epochs 1 -bias_limit 0" + CYCLES,
     "function_regression": "-steps 20",
     "box_init": "-seeds 1 -depth 2",
 }

@@ -13,8 +13,20 @@ from tests.helpers.support import python
 #: Sums over ranks are added in another order, which training and nonconvex problems amplify.
 TOLERANCE = 1e-6
 
-#: What a summary says of the run itself.
-OF_RANKS = ("ranks", "size", "processes", "message", "krylov", "summary", "bytes", "products", "solves")
+#: What a summary says of the run itself; why it went in series or not counts by ranks.
+OF_RANKS = (
+    "ranks",
+    "size",
+    "processes",
+    "message",
+    "krylov",
+    "summary",
+    "bytes",
+    "products",
+    "solves",
+    "costs",
+    "serial",
+)
 
 
 def close(a, b, where=""):
