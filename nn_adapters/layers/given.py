@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from nn_adapters.layers.batching import (
@@ -41,6 +42,9 @@ from pdeopt.core.errors import InputError
 
 #: Layers are numbered by a control that is so small that no measure of the weights sees it, and exact as a power of 2.
 NUMBER = 2.0**-70
+
+#: Arguments without which PyTorch's operations draw no random numbers.
+_SWITCHES = ("p", "dropout", "dropout_p", "train", "training")
 
 
 class PreparedBlock:
@@ -299,10 +303,9 @@ class FirstLooks:
             given = {name: rows[k] for name, k in parameter_places(block)}
             given |= {name: buffers[k] for name, k in places.items()}
             own = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (u, *args))
-            random = torch.get_rng_state().numpy().tobytes()
-            with torch.enable_grad():
+            with torch.enable_grad(), _Draws() as draws:
                 value = exchanged(block, given, own)
-            _refuse_what_is_hidden(block, value, random != torch.get_rng_state().numpy().tobytes())
+            _refuse_what_is_hidden(block, value, draws.names)
         norms = {name for name, part in block.named_modules() if is_batch_norm(part)}
         for name, k in places.items():
             norm, _, leaf = name.rpartition(".")
@@ -314,11 +317,36 @@ class FirstLooks:
         return value
 
 
-def _refuse_what_is_hidden(block: nn.Module, value: Any, draws: bool) -> None:
+class _Draws(TorchDispatchMode):
+    """Notes operations that draw random numbers, in this thread and on any device; generators have all threads'.
+
+    Attributes:
+        names: of these operations.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), words: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in function.tags and not _is_off(function, args, words or {}):
+            self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(words or {}))
+
+
+def _is_off(function: Any, args: Sequence[Any], words: Mapping[str, Any]) -> bool:
+    """Whether an operation that may draw does not: attention and sequences with a share of zero, or not in training."""
+    arguments = function._schema.arguments
+    values = {each.name: each.default_value for each in arguments if each.has_default_value()}
+    values |= dict(zip((each.name for each in arguments), args)) | words
+    return any(isinstance(values.get(name), (bool, float)) and not values[name] for name in _SWITCHES)
+
+
+def _refuse_what_is_hidden(block: nn.Module, value: Any, draws: Sequence[str]) -> None:
     """Raise where a block has used what a solve could not give to it, or not twice in the same way."""
     if isinstance(value, Tensor) and value.requires_grad:  # all that was given needs none
         got = f"{type(block).__name__} that uses a tensor from outside which needs gradients"
         raise InputError("block", got, "parameters of its own, or further arguments of the call")
     if draws and not any(is_random(part) for part in block.modules()):
-        got = f"{type(block).__name__} that draws random numbers by functions"
+        got = f"{type(block).__name__} that draws random numbers by {draws[0]}"
         raise InputError("block of a layer-parallel network", got, LEGAL_BLOCK)

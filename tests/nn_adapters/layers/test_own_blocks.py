@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from threading import Event
 
 import pytest
 import torch
@@ -279,3 +281,20 @@ def test_layers_are_taken_by_number():
 
 def test_a_factor_may_be_a_number():
     assert converged(coarsening=4).solvers[0].factors == converged(coarsening="4").solvers[0].factors == [4]
+
+
+def test_threads_that_draw_random_numbers_are_not_taken_for_the_block():
+    network, over = converged(lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh())).double(), Event()
+
+    def draw():
+        while not over.wait(1e-5):
+            torch.rand(10)
+
+    with ThreadPoolExecutor(1) as thread:
+        drawing = thread.submit(draw)
+        try:
+            for samples in range(1, 60):  # each is looked at anew
+                network(X[:1].expand(samples, -1))
+        finally:
+            over.set()
+        drawing.result()
