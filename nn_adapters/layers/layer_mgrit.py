@@ -65,8 +65,7 @@ class LayerMgrit:
 
     Raises:
         InputError: coarsening factors below 2, or fewer intervals than ranks; fitted long steps of several coarse
-            levels; when pickled, a communicator of some of
-            several ranks; when read, another number of ranks.
+            levels; when pickled, a communicator of some of several ranks; when read, another number of ranks.
     """
 
     def __init__(self, num_steps: int, Tf: float, comm: Any, settings: MgritSettings) -> None:
@@ -123,9 +122,9 @@ class LayerMgrit:
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
-        grid, cycles = self.grid, (self.forward.cycles, self.adjoint.cycles, self.is_serial)
+        grid, state = self.grid, (self.forward.cycles, self.adjoint.cycles, self.is_serial, self.fit)
         where = (communicator_name(grid.mpi), grid.begin, grid.end)
-        return _rebuild, (grid.num_steps, float(grid.times[-1]), self.settings, where, cycles)
+        return _rebuild, (grid.num_steps, float(grid.times[-1]), self.settings, where, state)
 
     def look(self, u0: Tensor, parameters: Sequence[Tensor], share: float = 0.0) -> None:
         """Take note, before a solve, of how much a layer has to do.
@@ -183,7 +182,7 @@ class LayerMgrit:
 
 
 def _rebuild(
-    num_steps: int, Tf: float, settings: MgritSettings, where: tuple[str, int, int], cycles: tuple[int, int, bool]
+    num_steps: int, Tf: float, settings: MgritSettings, where: tuple[str, int, int], state: tuple[Any, ...]
 ) -> LayerMgrit:
     """The solver that was pickled."""
     name, begin, end = where
@@ -191,7 +190,8 @@ def _rebuild(
     if (found.grid.begin, found.grid.end) != (begin, end):
         own = f"{found.grid.begin + 1} to {found.grid.end}"
         raise InputError("pickled layers", f"{begin + 1} to {end} for a rank that has {own}", "as many ranks as then")
-    found.forward.cycles, found.adjoint.cycles, found.is_serial = cycles
+    found.forward.cycles, found.adjoint.cycles, found.is_serial, *fit = state
+    found.fit = fit[0] if fit else found.fit  # there is none in pickles of versions without
     return found
 
 

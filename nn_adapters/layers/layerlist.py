@@ -181,7 +181,7 @@ class LayerList(StackedLayers):
             statistics += [found] if found is not None else []
         step = AutogradStep(partial(self._mixed, steps, packing), axis=steps[0].axis)  # over intervals: injection
         controls = [packing.pack(self._indices), numbers_of(range(begin, self.grid.end), torch.device("cpu"))]
-        words = {"trajectory": trajectory, "exact": exact}
+        words = {"trajectory": trajectory, "exact": exact, "learns": self.training}
         ends = solve_layers(solver, step, u, controls, call.shared, **words)
         for each in statistics:
             each.move_averages()

@@ -212,10 +212,10 @@ class LayerParallel(StackedLayers):
             solver.residuals, solver.gaps = ([], []), (0.0, 0.0)
             places = [(shelf, row) for row in range(self.num_steps)]
             return in_series(places, u, args, self.Tf / self.num_steps), u.new_empty(0)
+        words = {"trajectory": trajectory, "exact": exact, "learns": self.training}
         if args or shelf.template.buffers or drops:
             seed = draw_seed(self.grid.mpi, u.device) if drops else None
-            return self._solve_given(u, args, modes, seed, {"trajectory": trajectory, "exact": exact})
-        words = {"trajectory": trajectory, "exact": exact}
+            return self._solve_given(u, args, modes, seed, words)
         if not isinstance(step, DenseStep):
             return solve_layers(solver, step, u, stacks, **words)
         in_turn = exact and is_cheaper(u, stacks, None, self.num_steps)

@@ -11,7 +11,6 @@ goes through the same intervals, and its last run gives the gradients. The solve
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,6 +50,7 @@ def solve_layers(
     shared: Sequence[Tensor] = (),
     trajectory: bool = False,
     exact: bool = False,
+    learns: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """u_N, and the states after the steps of this rank, with gradients by u_0, controls and shared parameters.
 
@@ -67,6 +67,7 @@ def solve_layers(
         shared: equal on all ranks.
         trajectory: whether the states are asked for.
         exact: whether to go one step after the other.
+        learns: whether fitted long steps may learn from it, as they do where gradients are asked for.
 
     Returns:
         u_N, on all ranks, and the states (n_local, ...), or an empty tensor.
@@ -80,7 +81,8 @@ def solve_layers(
     solvers = mgrit.exact if exact or mgrit.is_serial else mgrit.solvers
     refuse_in_graph(mgrit, solvers)
     autocast = autocast_state(u0.device.type)
-    call = _LayerCall(mgrit, solvers, step, trajectory, len(controls), torch.is_grad_enabled(), autocast)
+    interval = solvers.factors[0] if learns and mgrit.fit is not None and solvers.factors else 0
+    call = _LayerCall(mgrit, solvers, step, trajectory, len(controls), torch.is_grad_enabled(), autocast, interval)
     found: tuple[Tensor, Tensor] = _LayerSolve.apply(call, u0, *controls, *shared)  # type: ignore[no-untyped-call]
     if call.misfit is not None:
         found = _LayerSolve.apply(call.exact(), u0, *controls, *shared)  # type: ignore[no-untyped-call]
@@ -93,7 +95,8 @@ class _LayerCall:
     """What a solve needs besides tensors, and the misfit that it leaves where it diverged.
 
     `solvers` are those of the call: others may serve when its backward pass comes, or in another thread. `count` of the
-    tensors are controls, the rest is shared. `grad` and `autocast` are as they were set.
+    tensors are controls, the rest is shared. `grad` and `autocast` are as they were set. `interval` is the number of
+    layers in those intervals from which long steps learn, 0 where they learn nothing.
     """
 
     mgrit: LayerMgrit
@@ -103,6 +106,7 @@ class _LayerCall:
     count: int
     grad: bool
     autocast: dict[str, Any]
+    interval: int = 0
     misfit: float | None = None
 
     def exact(self) -> _LayerCall:
@@ -136,7 +140,7 @@ class _LayerSolve(torch.autograd.Function):
         mgrit, solver, levels = call.mgrit, call.solvers.forward, call.levels(u0, tensors)
         states = u0.new_empty((mgrit.grid.n_local, *u0.shape)) if call.trajectory else u0.new_empty(0)
         wanted, is_coarse = call.grad and any(ctx.needs_input_grad), len(levels) > 1
-        watch = Watch(call.solvers.factors[0]) if mgrit.fit is not None and wanted and is_coarse else None
+        watch = Watch(call.interval) if call.interval and wanted else None
 
         phis = [level.advance for level in levels]
         final: StepMap = levels[0].remember if wanted else levels[0].advance
@@ -153,7 +157,7 @@ class _LayerSolve(torch.autograd.Function):
         if is_coarse and mgrit.settings.start == "warm":
             mgrit.guess = outcome.points
         call.misfit = _noted(mgrit, outcome, adjoint=False)
-        if watch is not None and mgrit.fit is not None and math.isfinite(mgrit.misfits[0]):
+        if watch is not None and mgrit.fit is not None and call.misfit is None:  # else its repetition teaches
             mgrit.fit = mgrit.fit.learned(watch.states(outcome.ends), call.step.axis)
         ctx.call, ctx.levels = call, levels
         ctx.points = solver.departures(outcome.points, u0) if wanted and is_coarse else None
@@ -229,7 +233,7 @@ def _anew(call: _LayerCall, tensors: Sequence[Tensor], w: Tensor, w_states: Tens
     """The gradients from an evaluation of their own, by the solvers as they are now."""
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     with torch.enable_grad():
-        end, states = _LayerSolve.apply(replace(call, grad=True), *leaves)  # type: ignore[no-untyped-call]
+        end, states = _LayerSolve.apply(replace(call, grad=True, interval=0), *leaves)  # type: ignore[no-untyped-call]
     outputs = ([end, states], [w, w_states]) if call.trajectory else ([end], [w])
     return (None, *torch.autograd.grad(outputs[0], leaves, outputs[1]))
 

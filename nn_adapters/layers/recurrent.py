@@ -134,8 +134,9 @@ class GRUParallel(ParallelModule):
         approximate: whether the cycles serve in `eval()` mode and under `no_grad`, too.
 
     Raises:
-        InputError: another kind, settings and keywords at once, coarsening factors that are not legal, more ranks than
-            intervals; when called, sequences of another shape, or inside a transform of `torch.func`.
+        InputError: another kind, settings and keywords at once, fitted long steps, coarsening factors that are not
+            legal, more ranks than intervals; when called, sequences of another shape, or inside a transform of
+            `torch.func`.
         RuntimeError: as of `LayerParallel`.
 
     Example:
@@ -162,6 +163,8 @@ class GRUParallel(ParallelModule):
         self.kind, self.input_size, self.hidden_size, self.num_layers = kind, input_size, hidden_size, num_layers
         self.num_steps = num_steps
         settings = settings or MgritSettings(**{**SEQUENCES, **words})
+        if settings.long_steps == "fitted":  # each sequence has inputs of its own inside of an interval
+            raise InputError("-layer_mgrit_long_steps", "fitted for GRUs", "stages, which have gates of the inputs")
         comm = MPI.COMM_SELF if comm is None else comm
         drawn = GRUStack(input_size, hidden_size, num_layers, kind)
         self.solvers = [LayerMgrit(num_steps, float(num_steps), comm, settings) for _ in range(num_layers)]

@@ -1,9 +1,9 @@
 """Checkpoints of a training run: parameters, buffers, the optimizer's state, random states, in the one checked format.
 
 A file does not depend on the ranks: the rows of layer-parallel parameters are gathered when it is written, and each
-rank takes its own when it is read; so it is with what long steps have learned, of the first group that shares the
-layers. What optimizers of second order remember is that of each rank, and goes to others by
-layers. See `pdeopt.core.storage` for the format.
+rank takes its own when it is read; so it is with what long steps have learned, which each group of ranks that shares
+the layers has from samples of its own. What optimizers of second order remember is that of each rank, and goes to
+others by layers. See `pdeopt.core.storage` for the format.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from nn_adapters.curvature.memories import recall_whole, whole_memory
 from nn_adapters.curvature.secondorder import SecondOrder
+from nn_adapters.layers.layer_mgrit import LayerMgrit
 from nn_adapters.layers.parallelmodule import ParallelModule, mgrit_solvers
 from nn_adapters.layers.parts.intervalfit import IntervalFit
 from nn_adapters.layers.parts.splines import spline_coefficients
@@ -28,6 +31,9 @@ from pdeopt.core.storage import read_tensors, write_tensors
 
 #: What names of tensors begin with that are no parameter, buffer or state.
 RANDOM, HISTORY, MEMORY, FIT = "random.", "history.", "memory.", "fit."
+
+#: The sums that fitted long steps have learned.
+FITTED = "squares", "targets"
 
 
 def save_checkpoint(
@@ -65,7 +71,7 @@ def save_checkpoint(
     if isinstance(optimizer, SecondOrder):
         for name, value in whole_memory(optimizer, comm).items():
             (whole if torch.is_tensor(value) else numbers)[f"{MEMORY}{name}"] = value
-    whole |= _whole_fits(network)
+    whole |= _whole_fits(network, comm)
     states = comm.gather(torch.get_rng_state())
     whole[f"{RANDOM}cpu"] = torch.stack(states) if states else torch.empty(0)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -122,7 +128,7 @@ def load_checkpoint(
                 )  # as PyTorch has it
             else:
                 like.copy_(own[name])
-    _recall_fits(network, fits)
+    _recall_fits(network, fits, comm)
     torch.set_rng_state(states[comm.rank % len(states)].clone())  # which takes the memory, not the row, of a view
     if cuda is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda)
@@ -142,27 +148,51 @@ def describe(network: nn.Module, optimizer: torch.optim.Optimizer) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
-def _whole_fits(network: nn.Module) -> dict[str, Tensor]:
-    """The sums of fitted long steps, those of all intervals on the first rank that shares the layers. Collective."""
+def _whole_fits(network: nn.Module, comm: Any) -> dict[str, Tensor]:
+    """The sums of fitted long steps, of all intervals of each group of ranks that shares the layers. Collective.
+
+    Their names have the coarsening factor, as other intervals have no use for them; before the first batch they are
+    empty.
+    """
     whole = {}
     for number, solver in enumerate(mgrit_solvers(network)):
-        if solver.fit is not None and solver.fit.squares is not None:
-            for name in ("squares", "targets"):
-                parts = solver.grid.mpi.gather(getattr(solver.fit, name).cpu())
-                whole[f"{FIT}{number}.{name}"] = torch.empty(0) if parts is None else torch.cat(parts)
+        if solver.fit is None:
+            continue
+        own = [None if sums is None else sums.cpu() for sums in (solver.fit.squares, solver.fit.targets)]
+        gathered = comm.gather((_group(solver, comm), solver.grid.begin, own)) or []
+        for group, parts in groupby(sorted(gathered, key=itemgetter(0, 1)), itemgetter(0)):
+            for name, rows in zip(FITTED, zip(*(sums for *_, sums in parts))):
+                key = f"{FIT}{number}.{solver.factors[0]}.{group}.{name}"
+                whole[key] = torch.empty(0) if rows[0] is None else torch.cat(rows)
     return whole
 
 
-def _recall_fits(network: nn.Module, fits: Mapping[str, Tensor]) -> None:
-    """Give the solvers what `_whole_fits` gave; those with other intervals begin anew."""
+def _recall_fits(network: nn.Module, fits: Mapping[str, Tensor], comm: Any) -> None:
+    """Give the solvers what `_whole_fits` gave; those with other intervals begin anew. Collective.
+
+    Where there are more groups than there were, several begin with what one has learned.
+    """
     for number, solver in enumerate(mgrit_solvers(network)):
-        squares, targets = (fits.get(f"{FIT}{number}.{name}") for name in ("squares", "targets"))
-        if solver.fit is None or squares is None or targets is None:
+        if solver.fit is None:
             continue
-        grid, factor = solver.grid, solver.factors[0]
+        grid, factor, group = solver.grid, solver.factors[0], _group(solver, comm)
+        kinds = [[fits[key] for key in _fits_of(fits, number, factor, name)] for name in FITTED]
+        whole = [groups[group % len(groups)] for groups in kinds if groups]
         own = slice(grid.begin // factor, -(-grid.end // factor))
-        is_alike = len(squares) == -(-grid.num_steps // factor)
-        solver.fit = IntervalFit(squares[own], targets[own]) if is_alike else IntervalFit()
+        is_alike = len(whole) == 2 and all(len(sums) == -(-grid.num_steps // factor) for sums in whole)
+        solver.fit = IntervalFit(*(sums[own].clone() for sums in whole)) if is_alike else IntervalFit()
+
+
+def _fits_of(fits: Mapping[str, Tensor], number: int, factor: int, name: str) -> list[str]:
+    """The names of these sums, group by group."""
+    names = (f"{FIT}{number}.{factor}.{group}.{name}" for group in range(len(fits)))
+    return [each for each in names if each in fits]
+
+
+def _group(solver: LayerMgrit, comm: Any) -> int:
+    """The number of the group of ranks that shares the layers with this one, among those of `comm`. Collective."""
+    first = solver.grid.mpi.bcast(comm.rank)
+    return sorted(set(comm.allgather(first))).index(first)
 
 
 def _expected(

@@ -9,6 +9,7 @@ import tempfile
 import traceback
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from unittest.mock import patch
 
 import numpy as np
@@ -165,21 +166,23 @@ def given():
 
 
 def unlike():
-    """Lists of unlike blocks: the same numbers as on one rank in series, and the same after few cycles."""
+    """Lists of unlike blocks: as on one rank in series, and the same after few cycles, whose long steps may learn."""
     kinds = [
         lambda: dense(4),
         lambda: nn.Sequential(nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)),
     ]
     x, found = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64), []
-    for comm, cycles in ((MPI.COMM_SELF, 8), (WORLD, 8), (MPI.COMM_SELF, 1), (WORLD, 1)):
+    for comm, cycles, long_steps in product((MPI.COMM_SELF, WORLD), (8, 1), ("stages", "fitted")):
         torch.manual_seed(0)
         words = {"coarsening": "2", "cycles": cycles, "adjoint_cycles": cycles, "levels": 2, "serial": "never"}
+        words |= {"long_steps": long_steps}
         network = LayerList(comm, [kinds[k] for k in (0,) * 7 + (1, 0) * 3 + (1,) * 3], 2.0, **words).double()
+        network(x).sum().backward()  # the batch before
         value = network(x).square().sum()
         whole = [np.concatenate(network.grid.mpi.allgather(g.numpy())) for g in gradients(network, value)]
         found.append([value.detach(), *map(torch.as_tensor, whole), *network.full_state_dict().values()])
-    equal(found[1], found[0], 1e-10)
-    equal(found[3], found[2], 1e-10)
+    for ours, expected in ((4, 0), (5, 0), (6, 2), (7, 3)):
+        equal(found[ours], found[expected], 1e-10)
 
 
 def splines():
@@ -325,23 +328,39 @@ def restarts():
     """A run that goes on from a checkpoint is the whole run, to the last bit; each rank has its random state again."""
     folder = WORLD.bcast(tempfile.mkdtemp() if WORLD.rank == 0 else None)
 
-    def block():
-        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.1))
+    def block(groups):
+        norm = nn.LayerNorm if groups.data.size > 1 else nn.BatchNorm1d  # each group has running averages of its own
+        return nn.Sequential(nn.Linear(4, 4), norm(4), nn.Tanh(), nn.Dropout(0.1))
 
-    def training(epochs, **files):
+    def training(groups, long_steps, epochs, **files):
         torch.manual_seed(1)
-        layers = LayerParallel(WORLD, block, 8, 2.0, coarsening="2", serial="never")
+        words = {"coarsening": "2", "serial": "never", "long_steps": long_steps}
+        layers = LayerParallel(groups.layers, partial(block, groups), 8, 2.0, **words)
         network = nn.Sequential(nn.Linear(2, 4), layers, nn.Linear(4, 5))
         torch.manual_seed(WORLD.rank)
         words = {"samples": 60, "batch": 20, "schedule": "constant", **files}
-        return Training(network, peaks(0), TrainingSettings(epochs=epochs, **words), Groups(WORLD, WORLD.size))
+        words |= {"bias_every": 0} if long_steps == "fitted" else {}  # so few layers would go one after the other
+        return Training(network, peaks(0), TrainingSettings(epochs=epochs, **words), groups)
 
-    found = []
-    for epochs, files in ((3, {}), (2, {"checkpoint": f"{folder}/c"}), (3, {"restart": f"{folder}/c"})):
-        run = training(epochs, **files)
-        run.run()
-        found.append([*run.network.state_dict().values(), torch.get_rng_state()])
-    assert all(map(torch.equal, found[0], found[2])) and not torch.equal(found[0][0], found[1][0])
+    def taught(run):
+        fit = run.network[1].solvers[0].fit
+        return [] if fit is None else [fit.squares, fit.targets]
+
+    half = max(WORLD.size // 2, 1)  # two groups, with samples and maps of their own
+    for shared, long_steps in ((WORLD.size, "stages"), (half, "fitted"), (WORLD.size, "fitted")):
+        found, groups = [], Groups(WORLD, shared)
+        for epochs, files in ((3, {}), (2, {"checkpoint": f"{folder}/c"}), (3, {"restart": f"{folder}/c"})):
+            run = training(groups, long_steps, epochs, **files)
+            run.run()
+            found.append([*run.network.state_dict().values(), torch.get_rng_state(), *taught(run)])
+        assert all(map(torch.equal, found[0], found[2])) and not torch.equal(found[0][0], found[1][0])
+        if shared < WORLD.size:
+            maps = groups.data.allgather(taught(run))
+            assert not torch.equal(maps[0][0], maps[1][0])
+    same, alone = (
+        training(each, "fitted", 2, restart=f"{folder}/c") for each in (groups, Groups(MPI.COMM_SELF))
+    )  # on another number of ranks each takes the maps of its intervals
+    equal(taught(alone), [torch.cat(WORLD.allgather(sums)) for sums in taught(same)], 0.0)
     WORLD.Barrier()
     if WORLD.rank == 0:
         shutil.rmtree(folder)

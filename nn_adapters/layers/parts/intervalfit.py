@@ -62,7 +62,7 @@ class IntervalFit:
         return self.targets is not None and self.targets.shape[-1] == u.shape[axis]
 
     def learned(self, states: tuple[Tensor, Tensor, Tensor], axis: int) -> IntervalFit:
-        """The fit with one more batch.
+        """The fit with one more batch. An interval whose sums would not be finite learns nothing from it.
 
         Args:
             states: u, v and e of each interval, (intervals, ...).
@@ -72,16 +72,20 @@ class IntervalFit:
             dtype = torch.promote_types(states[0].dtype, torch.float32)
             u, v, e = (_rows(state, axis).to(dtype) for state in states)
             row = torch.cat([torch.ones_like(u[..., :1]), u, v - u], -1)
-            squares, targets = torch.bmm(row.mT, row).double(), torch.bmm(row.mT, e - v).double()
+            double = torch.promote_types(dtype, torch.float64)  # complex numbers stay complex
+            sums = [torch.bmm(row.mH, right).to(double) for right in (row, e - v)]
+        is_finite = torch.stack([each.flatten(1).isfinite().all(1) for each in sums]).all(0)[:, None, None]
+        squares, targets = (torch.where(is_finite, each, torch.zeros_like(each)) for each in sums)
         if self.squares is None or self.targets is None or self.squares.shape != squares.shape:
             return IntervalFit(squares, targets)
-        return IntervalFit(squares + FADE * self.squares.to(squares), targets + FADE * self.targets.to(targets))
+        fade = torch.where(is_finite, FADE, 1.0)
+        return IntervalFit(squares + fade * self.squares.to(squares), targets + fade * self.targets.to(targets))
 
     @cached_property
     def maps(self) -> Tensor:
         """b and B, (intervals, 2 d + 1, d)."""
         assert self.squares is not None and self.targets is not None
-        sizes = self.squares.diagonal(dim1=1, dim2=2)
+        sizes = self.squares.diagonal(dim1=1, dim2=2).abs()
         ridge = RIDGE * sizes + 1e-12 * sizes.amax(1, keepdim=True).clamp(min=1e-30)
         return torch.linalg.solve_ex(self.squares + torch.diag_embed(ridge), self.targets)[0]
 
@@ -102,8 +106,8 @@ class IntervalFit:
         """The cotangents of v and u, from that of C(u); arguments as those of `add`."""
         _, of_u, of_change = self._parts(w, rows)
         w_rows = _rows(w, axis)
-        through = torch.bmm(w_rows, of_change.mT)
-        return w + _like(through, w, axis), _like(torch.bmm(w_rows, of_u.mT) - through, w, axis)
+        through = torch.bmm(w_rows, of_change.mH)
+        return w + _like(through, w, axis), _like(torch.bmm(w_rows, of_u.mH) - through, w, axis)
 
     def _parts(self, u: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         d = self.maps.shape[-1]
@@ -144,6 +148,8 @@ class FittedSteps:
 class Watch:
     """Keeps, of a run through the intervals, the states where each begins and those after its first layer.
 
+    All intervals go at once, or one layer goes after the other.
+
     Args:
         factor: layers of an interval.
     """
@@ -163,9 +169,13 @@ class Watch:
         return v
 
     def states(self, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """u, v and e of each interval, (intervals, ...)."""
+        """u, v and e of each interval, (intervals, ...).
+
+        Args:
+            ends: e; of layers that went one after the other the last alone, (1, ...).
+        """
         starts, firsts = (torch.cat(parts) for parts in zip(*self.seen))
-        return starts, firsts, ends
+        return starts, firsts, torch.cat([starts[1:], ends])[-len(starts) :]
 
 
 def _rows(state: Tensor, axis: int) -> Tensor:

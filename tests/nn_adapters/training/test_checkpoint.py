@@ -10,12 +10,14 @@ from safetensors.torch import load, save
 from nn_adapters.data.generated import peaks
 from nn_adapters.layers.blocks import dense
 from nn_adapters.layers.layerparallel import LayerParallel
+from nn_adapters.training.checkpoint import FITTED
 from nn_adapters.training.loop import Training, TrainingSettings
 from pdeopt.core import storage
 from pdeopt.core.errors import InputError
 from pdeopt.core.interrupt import interruptible
 
 DATA = peaks(0)
+LEARNING = {"long_steps": "fitted", "serial": "never", "fused": "never"}
 WORDS = dict(epochs=3, samples=120, batch=20, bias_every=2, bias_limit=1.0)
 
 
@@ -30,7 +32,7 @@ def training(width=4, depth=8, dropout=0.3, block=dense, mgrit=None, **words):
     network = torch.nn.Sequential(
         torch.nn.Linear(2, width),
         torch.nn.BatchNorm1d(width),
-        LayerParallel(None, lambda: block(width), depth, coarsening="4", **mgrit or {}),
+        LayerParallel(None, lambda: block(width), depth, **{"coarsening": "4", **(mgrit or {})}),
         torch.nn.Dropout(dropout),
         torch.nn.Linear(width, 5),
     )
@@ -45,8 +47,8 @@ def curve(run):
 def test_a_run_that_a_signal_ended_inside_an_epoch_goes_on_to_the_last_bit(tmp_path, monkeypatch, optimizer):
     words = dict(optimizer=optimizer.split(",")[0], dropout=0.0 if optimizer == "kfac" else 0.3)
     words |= {"block": normalized} if optimizer == "adamw" else {}
-    if "fitted" in optimizer:  # long steps, which learn from each batch
-        words["mgrit"] = {"long_steps": "fitted", "serial": "never", "fused": "never"}
+    if "fitted" in optimizer:  # long steps, which learn from each batch; fewer layers would go one after the other
+        words |= {"mgrit": LEARNING, "depth": 16}
     whole = training(**words)
     whole.run()
     run, step = training(**words, checkpoint=str(tmp_path / "c")), Training._batch
@@ -66,6 +68,22 @@ def test_a_run_that_a_signal_ended_inside_an_epoch_goes_on_to_the_last_bit(tmp_p
     assert curve(rest) == curve(whole)
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, rest.network.state_dict()[name]), name
+    fits = [run.network[2].solvers[0].fit for run in (whole, rest)]
+    assert "fitted" not in optimizer or all(torch.equal(*(getattr(fit, name) for fit in fits)) for name in FITTED)
+
+
+def test_other_intervals_begin_to_learn_anew(tmp_path):
+    """As many of them, but of other layers."""
+    run = training(epochs=1, depth=16, mgrit=LEARNING, checkpoint=str(tmp_path / "c"))
+    run.run()
+    again, other = (
+        training(depth=16, mgrit={**LEARNING, "coarsening": factor}, restart=str(tmp_path / "c"))
+        .network[2]
+        .solvers[0]
+        .fit
+        for factor in ("4", "5")
+    )
+    assert torch.equal(again.squares, run.network[2].solvers[0].fit.squares) and other.squares is None
 
 
 @pytest.fixture(scope="module")
