@@ -78,8 +78,9 @@ class IntervalFit:
         squares, targets = (torch.where(is_finite, each, torch.zeros_like(each)) for each in sums)
         if self.squares is None or self.targets is None or self.squares.shape != squares.shape:
             return IntervalFit(squares, targets)
-        fade = torch.where(is_finite, FADE, 1.0)
-        return IntervalFit(squares + fade * self.squares.to(squares), targets + fade * self.targets.to(targets))
+        earlier = self.squares.to(squares), self.targets.to(targets)
+        faded = [torch.where(is_finite, FADE * each, each) for each in earlier]
+        return IntervalFit(squares + faded[0], targets + faded[1])
 
     @cached_property
     def maps(self) -> Tensor:
