@@ -180,7 +180,8 @@ def _recall_fits(network: nn.Module, fits: Mapping[str, Tensor], comm: Any) -> N
         whole = [groups[group % len(groups)] for groups in kinds if groups]
         own = slice(grid.begin // factor, -(-grid.end // factor))
         is_alike = len(whole) == 2 and all(len(sums) == -(-grid.num_steps // factor) for sums in whole)
-        solver.fit = IntervalFit(*(sums[own].clone() for sums in whole)) if is_alike else IntervalFit()
+        device = next(network.parameters()).device  # where the maps are solved for, which rounds in its own way
+        solver.fit = IntervalFit(*(sums[own].to(device, copy=True) for sums in whole)) if is_alike else IntervalFit()
 
 
 def _fits_of(fits: Mapping[str, Tensor], number: int, factor: int, name: str) -> list[str]:
