@@ -138,7 +138,7 @@ ENTRIES = [
         "Videos",
         "networks.md#sequences",
         "An encoder of single frames and a GRU over their sequence tell how a shape moves.",
-        "-epochs 20 -lr 3e-3",
+        "",
     ),
     Entry(
         "transformer",

@@ -1,5 +1,6 @@
 """MNIST by a fully connected network of 26,506 parameters, trained by APTS or a rival.
 
+python -m problems.apts_mnist                                 # the digits that come with scikit-learn
 python -m problems.apts_mnist -data_dir DIR -apts_data 4
 mpiexec -n 2 python -m problems.apts_mnist -data_dir DIR -apts_weights 2 -apts_data 2 -summary mnist.json
 torchrun --nproc-per-node 2 --no-python python -m problems.apts_mnist -data_dir DIR -backend gloo -apts_data 2

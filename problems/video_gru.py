@@ -44,7 +44,7 @@ class VideoSettings(po.Settings):
     size: int = po.setting(
         None, "pixels of a frame's sides; default 16, with a pretrained encoder 224", kind=int, at_least=8
     )
-    videos: int = po.setting(600, "generated videos", at_least=10)
+    videos: int = po.setting(1200, "generated videos", at_least=10)
     encoder: str = po.setting(
         "", "architecture of torchvision, as resnet18, pretrained and frozen; default: a small one that is trained"
     )
@@ -150,7 +150,7 @@ SCRIPT = LayerTraining(
     make=Classifier,
     numbers=_numbers,
     second_order=(),
-    defaults={nna.TrainingSettings: {"epochs": 12, "batch": 50}, nna.MgritSettings: nna.layers.SEQUENCES},
+    defaults={nna.TrainingSettings: {"epochs": 40, "batch": 50, "lr": 3e-3}, nna.MgritSettings: nna.layers.SEQUENCES},
 )
 OPTIONS = SCRIPT.options
 

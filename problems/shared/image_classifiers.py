@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from pdeopt.optimize.descent import StopSettings
 from problems.shared import pictures
 from problems.shared.checkpoints import DescentCheckpoints, method_fingerprint
 from problems.shared.command_line import command_line, finish
-from problems.shared.files import CheckpointFiles, DataFiles, ReportFiles, check_targets, write_report
+from problems.shared.files import CheckpointFiles, DataFiles, ReportFiles, check_targets, choose, write_report
 from problems.shared.gradient_steps import GradientSteps
 from problems.shared.optimizers import Optimizers
 
@@ -41,7 +41,11 @@ METHODS = {"apts": (po.APTS, STOCHASTIC_APTS), "tr": (po.TrustRegionMinimizer, S
 class ClassifierSettings(po.Settings):
     """Data, network and optimizer."""
 
-    data: str = po.setting("mnist", "data set", choices=("mnist", "fashion_mnist", "digits", "cifar10"))
+    data: str = po.setting(
+        "auto",
+        "images; auto: mnist with -data_dir or -fetch, else scikit-learn's digits",
+        choices=("auto", "mnist", "fashion_mnist", "digits", "cifar10"),
+    )
     samples: int = po.setting(10_000, "training samples at most, those for validation with them; 0 for all", at_least=0)
     validation: float = po.setting(
         0.1, "share of those samples that choose the best weights of the run", above=0, at_most=0.5
@@ -169,6 +173,7 @@ class ClassifierScript:
         """Train as the options say; the test accuracy of the weights that are best in validation. Collective."""
         with command_line(argv, self.doc, self.options):
             settings, files = po.read(ClassifierSettings, **self.defaults), po.read(DataFiles)
+            settings = replace(settings, data=choose(settings.data, files, "mnist", "digits"))
             report, kept = po.read(ReportFiles), po.read(CheckpointFiles, checkpoint_every=EVERY)
             stop = po.read(StopSettings, **self.optimizers.stop)
             factors = None
