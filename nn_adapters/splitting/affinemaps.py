@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pdeopt.core.errors import InputError, SolveFailure
 from pdeopt.optimize.splitting import SplitWork
-from pdeopt.squares.gram import add_gram
+from pdeopt.squares.gram import add_gram, factor_work
 
 #: What a matrix solves.
 Solver = Callable[[Tensor], Tensor]
@@ -304,7 +304,7 @@ def solver_of_rows(W: Tensor, beta: float, gamma: float, work: SplitWork) -> Sol
         what = f"states: beta W'W + gamma is singular to rounding, beta {beta:g}, gamma {gamma:g}"
         raise SolveFailure(what, "penalties that differ less, or double precision")
     work.products += len(factor) * (len(factor) + 1) / 2 * max(W.shape)
-    work.solves += len(factor) ** 3 / 3
+    work.solves += factor_work(len(factor))
 
     def solve(right: Tensor) -> Tensor:
         work.products += 2 * small * len(right) * W.numel()

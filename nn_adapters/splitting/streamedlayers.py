@@ -118,7 +118,9 @@ class StreamedLayers(LayerSplitting):
 
         Collective.
         """
+        done = self._grams.solves
         changes = self._grams.squares(found, [self.settings.ridge] * len(found), self.settings.ridge_share)
+        self.work.solves += self._grams.solves - done
         sizes = torch.tensor([float(each.double().square().sum()) / self.count for each in m[1:]], dtype=torch.float64)
         own = torch.stack([changes, sizes])
         whole = own if self.team is None else torch.from_numpy(self.team.allreduce(own.numpy()))

@@ -18,6 +18,15 @@ from pdeopt.core.errors import InputError, SolveFailure
 _SYRK = {torch.float32: blas.ssyrk, torch.float64: blas.dsyrk}
 
 
+def factor_work(n: int) -> int:
+    """Multiplications of a Cholesky factorization of n x n numbers, n^3/3 rounded down.
+
+    Counts of work are whole numbers: their sums are then exact (below 2^53) and so the same in any order, as after a
+    restart, or over ranks.
+    """
+    return n**3 // 3
+
+
 def add_gram(lower: Tensor, a: Tensor) -> None:
     """Add a'a to the lower triangle of a matrix; what is above the diagonal is of no meaning.
 
@@ -159,6 +168,11 @@ class GramSum:
         if factor is not None:
             return torch.cholesky_solve(right.T, factor).T
         return self._of_least_norm(ridge + prox, right)
+
+    def square(self, X: Tensor) -> float:
+        """The mean of |X a|^2 under G/w, X (rows, inputs)."""
+        both = 2.0 * float((X @ self.lower.tril() * X).sum())  # the diagonal twice
+        return (both - float((X.square() @ self.lower.diagonal()).sum())) / self.weights[0]
 
     def factor(self, shift: float) -> Tensor | None:
         """The Cholesky factor of G/w + shift I, (inputs, inputs); None where that is singular to rounding."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pdeopt.core.messages import even_parts
+from pdeopt.squares.gram import factor_work
 from pdeopt.squares.gramshares import GramShares
 
 
@@ -55,7 +56,7 @@ def whole_counts(widths: Sequence[int], samples: int, ranks: int, rank: int, wid
             products, solves = products + p, solves + s
         shares = GramShares([(n, m)], ranks)
         if shares.layers(rank):
-            solves += (0.0 if known else n**3 / 3) + shares.height(0, rank) * n**2
+            solves += (0 if known else factor_work(n)) + shares.height(0, rank) * n**2
         products += own * m * n  # m_k for z_k
         sent += _bytes(shares, rank, width, not known)
     n, m = shapes[-1]
@@ -73,7 +74,7 @@ def streaming_counts(widths: Sequence[int], own: int, ranks: int, rank: int, wid
     products += sum(own * (m * n + n * (n + 1) / 2) for n, m in shapes)
     shares = GramShares(shapes, ranks)
     for k in shares.layers(rank):
-        solves += shapes[k][0] ** 3 / 3 + shares.height(k, rank) * shapes[k][0] ** 2
+        solves += factor_work(shapes[k][0]) + shares.height(k, rank) * shapes[k][0] ** 2
     return Counts(products, solves, _bytes(shares, rank, width, True))
 
 
@@ -82,7 +83,7 @@ def _states(shape: tuple[int, int], own: int) -> tuple[float, float]:
     inputs, outputs = shape[0] - 1, shape[1]
     small, large = sorted((inputs, outputs))
     products = small * (small + 1) / 2 * large + (2 * own * inputs * outputs if outputs < inputs else 0)
-    return products, small**3 / 3 + own * small**2
+    return products, factor_work(small) + own * small**2
 
 
 def _bytes(shares: GramShares, rank: int, width: int, matrices: bool) -> int:

@@ -178,6 +178,19 @@ def test_restarts_bit_for_bit(form):
         assert found.history[name][-1] == expected.history[name][-1]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_restart_counts_work_as_a_run_of_one_piece(form):
+    """Matrices of 5 and 7 entries: thirds of n^3, added up from another start, ended in another last digit."""
+    whole, first, second = (split(network(), form, batch=16, iterations=40) for _ in range(3))
+    settings = {"multipliers": form != "streaming", "rtol": 0.0}
+    expected = ADMM(whole, max_it=40, **settings).solve().history
+    before = ADMM(first, max_it=23, **settings).solve().history
+    second.recall(first.memory())
+    found = ADMM(second, max_it=40, **settings).solve(history=before).history
+    for name in ("products", "solves"):
+        assert found[name] == expected[name] and all(each.is_integer() for each in found[name])
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("ranks", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_find_the_same_weights(tmp_path, ranks):

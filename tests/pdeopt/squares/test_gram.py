@@ -128,6 +128,20 @@ def test_sums_go_on_from_their_memory():
     assert torch.equal(whole.solve([0.1])[0], second.solve([0.1])[0])
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e-9])
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_squares_are_those_of_the_rows_however_small_these_are(size, share):
+    """Rows of 1e-9 beside a ridge of 0.1: <X, R/v> and ridge |X|^2 agree in all their digits."""
+    a, z = samples(40)
+    grams = SharedGrams([(6, 3)])
+    grams.add(0, size * a, z)
+    grams.reduce()
+    (X,) = grams.solve([0.1], share)
+    before, expected = grams.solves, float((size * a @ X.T).square().sum()) / 40
+    assert float(grams.squares([X], [0.1], share)) == pytest.approx(expected, rel=1e-12)
+    assert grams.solves - before == (0 if size == 1.0 else 3 * 6**2)
+
+
 def _nan():
     sums = GramSum(2, 1)
     sums.add(torch.full((3, 2), torch.nan), torch.ones(3, 1))
@@ -183,7 +197,7 @@ def test_a_fixed_matrix_is_sent_and_factored_once(ranks):
     for found, costs in [rounds(None)] if ranks == 1 else on_threads(ranks, rounds):
         for place, X in enumerate(found):
             assert torch.allclose(X, (place + 1) * one.solve(0.1), rtol=0, atol=1e-13)
-        assert costs[1][1] == costs[0][1] - 6**3 / 3 == costs[2][1]
+        assert costs[1][1] == costs[0][1] - 6**3 // 3 == costs[2][1]
         assert costs[1][0] < costs[0][0] or ranks == 1
 
 
