@@ -68,6 +68,20 @@ def test_no_block_raises_the_augmented_lagrangian(network, count, loss, beta, ga
     never_rises(nna.WholeLayers(make(**network), x, y, settings), least=0.0)
 
 
+def nearby(values, seed, size=4e-16):
+    """The same numbers but for a random last digit or two of each: what another order of a sum changes."""
+    generator = torch.Generator().manual_seed(seed)
+    return values * (1.0 + size * (2.0 * torch.rand(values.shape, generator=generator, dtype=values.dtype) - 1.0))
+
+
+def nudged(network, seed):
+    """The network with such weights."""
+    with torch.no_grad():
+        for place, each in enumerate(network.parameters()):
+            each.copy_(nearby(each, 100 * seed + place))
+    return network
+
+
 @many(200, 6)
 @hypothesis.given(
     NETWORKS,
@@ -77,7 +91,11 @@ def test_no_block_raises_the_augmented_lagrangian(network, count, loss, beta, ga
     st.integers(1, 8),
 )
 def test_weights_are_those_of_one_rank(network, shares, loss, form, batch):
-    """Shares that are unequal, and empty ones."""
+    """Shares that are unequal, and empty ones.
+
+    A stream divides increments by their own size, and with them the rounding of targets that hardly differ from the
+    outputs. By how much is measured: one rank with data and weights that differ in their last digits.
+    """
     x, y = samples(sum(shares), network["classes"], network["seed"])
     settings = nna.SplitTrainingSettings(form=form, loss=loss, batch=batch, precision="float64", gamma=2.0, step=0.5)
 
@@ -89,6 +107,10 @@ def test_weights_are_those_of_one_rank(network, shares, loss, form, batch):
     parts = list(zip(x.split(shares), y.split(shares)))
     networks = [make(**network) for _ in (None, *shares)]  # not by the threads, which share torch's generator
     whole = weights(networks.pop(), x, y, None)
-    largest = max(1.0, float(whole.abs().max()))  # to which weights of narrow networks may grow, and their rounding
-    for found in on_threads(len(shares), lambda team: weights(networks[team.rank], *parts[team.rank], team)):
-        assert torch.allclose(found, whole, rtol=1e-9, atol=1e-10 * largest)
+    found = on_threads(len(shares), lambda team: weights(networks[team.rank], *parts[team.rank], team))
+    near = [weights(nudged(make(**network), seed), nearby(x, seed), y, None) for seed in range(6)]
+    rounding = max(float((each - whole).abs().max()) for each in near)
+    largest = max(1.0, float(whole.abs().max()))
+    hypothesis.assume(rounding < 1e-3 * largest)  # weights without three digits say nothing of ranks
+    for each in found:
+        assert float((each - whole).abs().max()) < 1e-12 * largest + 10.0 * rounding
