@@ -7,9 +7,11 @@ and takes what it found `home`, once: nothing between waits for the device, or m
 
 from __future__ import annotations
 
+from functools import cache
 from textwrap import shorten
 
 import torch
+from mpi4py import MPI
 from torch import Tensor
 
 from pdeopt.core.errors import InputError
@@ -20,17 +22,33 @@ HOST = torch.device("cpu")
 def checked_device(device: str | torch.device) -> torch.device:
     """A device by its name, such as "cpu", "cuda" or "cuda:1".
 
+    The plain "cuda" is the rank's own: ranks of a node take its GPUs in turn, as PETSc's do. Collective over all ranks,
+    the first time for "cuda".
+
     Raises:
         InputError: one that is not there, or that has no numbers of double precision.
     """
     try:
-        zero = torch.zeros(1, dtype=torch.float64, device=device)
+        place = torch.device(device)
+        if place.type == "cuda" and place.index is None:
+            place = torch.device("cuda", _rank_on_node() % max(torch.cuda.device_count(), 1))
+        zero = torch.zeros(1, dtype=torch.float64, device=place)
         float(zero.sum())
     except (AssertionError, RuntimeError, TypeError) as error:  # not built, not there, of single precision alone
         why = shorten(str(error), 80, placeholder=" ...").rstrip(".")
         legal = " | ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
         raise InputError("device", f"{device} ({why})", f"{legal}, as this PyTorch finds here") from None
     return zero.device
+
+
+@cache
+def _rank_on_node() -> int:
+    """Among the ranks that share this machine's memory. Collective, the first time."""
+    node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+    try:
+        return int(node.rank)
+    finally:
+        node.Free()
 
 
 def across(numbers: Tensor, device: torch.device) -> Tensor:

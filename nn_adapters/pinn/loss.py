@@ -68,8 +68,8 @@ class PINN(TermRows):
         balance: how the weights of several terms follow their sizes, by `balanced`: "none", "ntk" or "gradients"; see
             `balanced_factors`. `sample` balances, as a method does that draws points anew.
         factors: by which weights are multiplied at first, one a term; 1 by default.
-        device: where points are evaluated, such as "cuda"; by default where those of the first term are. Residuals,
-            lift, factor and features are called with points there.
+        device: where points are evaluated, such as "cuda" (`checked_device`); by default where those of the first term
+            are. Residuals, lift, factor and features are called with points there.
 
     Attributes:
         layers: number of parameters of each hidden layer, the closing one counted to the last: blocks of

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nn_adapters.layers.layersolve import LARGEST_MISFIT
 from nn_adapters.layers.parallelmodule import ParallelModule, mgrit_solvers
 from nn_adapters.layers.parts.context import autocast_state
+from pdeopt.core.errors import InputError
 
 #: Kinds of calls that are remembered, with their graphs and the memory of these: whole batches and the last one of an
 #: epoch, before and after cycles change.
@@ -32,6 +33,9 @@ class CudaGraph:
 
     def __init__(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
+
+    #: (device) -> a context: streams, of which each device has its own, are those of this one
+    on = staticmethod(torch.cuda.device)
 
     @staticmethod
     @contextmanager
@@ -58,7 +62,10 @@ class CudaGraph:
 class CapturedGradient:
     """Value and gradient of a loss by the parameters of a network, replayed as a CUDA graph wherever that is right.
 
-    Called with the tensors of a batch it returns the loss and sets the `.grad` of the parameters. The first call of its
+    Called with the tensors of a batch it returns the loss and sets the `.grad` of the parameters, in place of what an
+    earlier call has set: nothing is added up, so a loss has all samples of a step. A `.grad` of another origin is
+    refused, and so are hooks after accumulation, which would not be called. A scale of the loss, as a GradScaler's, is
+    neither applied nor taken away. The first call of its
     kind is an ordinary one; the second is captured, and from then on replayed. A kind is what a graph depends on:
     shapes and types, where parameters and buffers are, cycles of parallel layers and whether they go one after the
     other, training mode, autocast. So `CycleControl` may change cycles, and `exactly(network)` is exact. Only the
@@ -80,6 +87,7 @@ class CapturedGradient:
         replays: how many there were.
 
     Raises:
+        InputError: a parameter with a `.grad` that is not of this object, or with hooks after accumulation.
         RuntimeError: what an ordinary call raises.
 
     Example:
@@ -92,6 +100,7 @@ class CapturedGradient:
     def __init__(self, network: nn.Module, loss: Callable[..., Tensor], graph: Any = CudaGraph) -> None:
         self.network, self.loss, self.graph, self.replays = network, loss, graph, 0
         self._kinds: dict[Any, _Captured | None] = {}
+        self._given: list[Tensor | None] = []
         self._has_failed = False
 
     def __call__(self, *tensors: Tensor) -> Tensor:
@@ -100,8 +109,13 @@ class CapturedGradient:
         Args:
             tensors: the arguments of the loss.
         """
+        self._check()
         if not self._fits(tensors):
             return self._set(*self.evaluate(tensors))
+        with self.graph.on(tensors[0].device):
+            return self._call(tensors)
+
+    def _call(self, tensors: Sequence[Tensor]) -> Tensor:
         kind = self._kind(tensors)
         is_known, captured = kind in self._kinds, self._kinds.pop(kind, None)
         self._kinds[kind] = captured  # the last one of those that are remembered
@@ -126,7 +140,18 @@ class CapturedGradient:
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
+    def _check(self) -> None:
+        """Refuse what `_set` would pass over in silence."""
+        given = {id(g) for g in self._given if g is not None}
+        for name, parameter in self.network.named_parameters():
+            if parameter.requires_grad and parameter._post_accumulate_grad_hooks:
+                raise InputError(f"hooks after accumulation of {name}", "some", "none, for a CapturedGradient")
+            if parameter.requires_grad and parameter.grad is not None and id(parameter.grad) not in given:
+                legal = "network.zero_grad() before: a CapturedGradient adds nothing up"
+                raise InputError(f".grad of {name}", "one that another call has set", legal)
+
     def _set(self, value: Tensor, gradient: Sequence[Tensor | None]) -> Tensor:
+        self._given = list(gradient)
         for parameter, g in zip(self._trained, gradient):
             parameter.grad = g
         return value
@@ -134,7 +159,8 @@ class CapturedGradient:
     def _fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether there may be a graph."""
         solvers, stored = mgrit_solvers(self.network), [*self.network.parameters(), *self.network.buffers()]
-        is_there = all(t.device.type == self.graph.device for t in (*tensors, *stored))
+        places = {t.device for t in (*tensors, *stored)}
+        is_there = bool(tensors) and len(places) == 1 and places.pop().type == self.graph.device
         is_free = all(not s.factors or (s.settings.rtol == 0 and s.settings.start != "warm") for s in solvers)
         return is_there and is_free and not self._has_failed and all(s.grid.mpi.size == 1 for s in solvers)
 

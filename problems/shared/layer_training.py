@@ -17,6 +17,7 @@ from torch import nn
 import nn_adapters as nna
 import pdeopt as po
 from nn_adapters.curvature import SECOND_ORDER, second_order_settings
+from nn_adapters.pinn import checked_device
 from nn_adapters.training import FIRST_ORDER
 from pdeopt.core import Section, interruptible, on_root, read_text, require_memory, sections
 from pdeopt.optimize import CurvedSettings
@@ -87,6 +88,8 @@ class LayerTraining:
             check_targets(MPI.COMM_WORLD, report, settings)
             self._require_room(own, settings.batch)
             _levels(own, settings)  # refuses what it cannot have, before the data come
+            if settings.device:
+                checked_device(settings.device)  # so does this
             samples = on_root(MPI.COMM_WORLD, lambda: self.data(own, files, settings.seed))
             sizes = f"{len(samples.x_train)} for training, {len(samples.x_test)} for tests"
             PETSc.Sys.Print(f"{self.name}: data set {samples.name}, samples: {sizes}")

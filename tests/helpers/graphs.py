@@ -60,6 +60,7 @@ class HostGraph:
 
     device = "cpu"
     warm_up = staticmethod(nullcontext)
+    on = staticmethod(nullcontext)
 
     def __init__(self):
         self.steps, self._made, self._outside = [], set(), {}

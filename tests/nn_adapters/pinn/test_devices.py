@@ -18,7 +18,7 @@ from pdeopt.optimize.descent import SSBroyden
 from pdeopt.optimize.squares import LevenbergMarquardt
 from tests.helpers.pinns import burgers, fields, hard, points, soft, somewhere, wave
 from tests.helpers.pretended import DEVICE, PretendedDevice, There
-from tests.helpers.support import relative
+from tests.helpers.support import python, relative
 
 BOX = [(-1.0, 1.0), (0.0, 1.0)]
 
@@ -238,6 +238,30 @@ def test_what_waits_or_mixes_is_seen():
         with pytest.raises((RuntimeError, TypeError)):
             x.to(DEVICE).numpy()
         assert torch.equal((2.0 * x.to(DEVICE)).cpu(), 2.0 * x) and isinstance(x.to(DEVICE), There)
+
+
+#: As if there were GPUs: "cuda" for this rank, and one that is named; each rank says its number and what it got.
+TURNS = """
+from types import SimpleNamespace
+from unittest import mock
+import torch
+from mpi4py import MPI
+from nn_adapters.pinn.device import checked_device
+found = []
+with mock.patch("torch.zeros", lambda *size, device, dtype: SimpleNamespace(device=device, sum=lambda: 0.0)):
+    for count in (1, 2, 3):
+        with mock.patch("torch.cuda.device_count", lambda: count):
+            found.append(checked_device("cuda").index)
+    assert str(checked_device("cuda:1")) == "cuda:1" and str(checked_device("cpu")) == "cpu"
+rank = MPI.COMM_WORLD.rank
+assert found == [0, rank % 2, rank % 3], (rank, found)
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.mpi)])
+def test_ranks_of_a_node_take_its_devices_in_turn(ranks):
+    done = python("-c", TURNS, ranks=ranks)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ["nonsense", "cuda:99", "meta"])

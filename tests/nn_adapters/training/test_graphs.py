@@ -1,20 +1,23 @@
 """Gradients captured once and replayed: which graph serves, and what happens where cycles diverge."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
+import nn_adapters as nna
 from nn_adapters.data.generated import peaks
 from nn_adapters.layers.blocks import conv, dense
 from nn_adapters.layers.layerparallel import LayerParallel
 from nn_adapters.layers.parallelmodule import exactly, mgrit_solvers
 from nn_adapters.training.cyclecontrol import CycleControl
-from nn_adapters.training.graphs import MOST_KINDS, CapturedGradient
+from nn_adapters.training.graphs import MOST_KINDS, CapturedGradient, CudaGraph
 from nn_adapters.training.loop import Training
 from nn_adapters.training.trainingsettings import TrainingSettings
 from pdeopt.core.errors import InputError
+from problems import mnist
 from tests.helpers.graphs import HostGraph
 
 WORDS = {"coarsening": "4", "serial": "never", "fused": "never"}
@@ -178,6 +181,7 @@ def test_cycle_control_has_its_way():
     loss = nn.functional.cross_entropy
     for number, (x, y) in enumerate(batches(12), start=1):
         control.before(number, 0.3, lambda x=x, y=y: loss(network(x), y))
+        network.zero_grad()
         gradient(x, y)
         found = [p.grad.clone() for p in network.parameters()]
         seen.add(control.cycles)
@@ -193,12 +197,57 @@ def test_without_a_device_calls_are_ordinary():
     network = classifier()
     gradient = CapturedGradient(network, lambda x, y: nn.functional.cross_entropy(network(x), y))
     for x, y in batches(3):
+        network.zero_grad()
         gradient(x, y)
         found = [p.grad for p in network.parameters()]
         ordinary(network, x, y)
         for p, g in zip(network.parameters(), found, strict=True):
             assert torch.equal(p.grad, g)
     assert gradient.replays == 0
+
+
+@pytest.mark.parametrize("graph", [HostGraph, CudaGraph], ids=["replays", "calls"])
+def test_what_would_be_added_up_or_not_be_called_is_refused(graph):
+    network = nn.Linear(2, 3).double()
+    gradient = CapturedGradient(network, lambda x, y: nn.functional.cross_entropy(network(x), y), graph)
+    for x, y in batches(3):
+        gradient(x, y)  # in place of its own
+    network.zero_grad(set_to_none=False)
+    gradient(x, y)
+    expected = network.weight.grad.clone()
+    ordinary(network, x, y)
+    with pytest.raises(InputError, match=r"\.grad of weight: .*zero_grad"):
+        gradient(x, y)
+    torch.testing.assert_close(network.weight.grad, expected)  # as it was
+    network.zero_grad()
+    handle = network.bias.register_post_accumulate_grad_hook(lambda p: None)
+    with pytest.raises(InputError, match="hooks after accumulation of bias"):
+        gradient(x, y)
+    handle.remove()
+    gradient(x, y)
+    torch.testing.assert_close(network.weight.grad, expected)
+
+
+def test_streams_are_those_of_the_device_of_the_samples():
+    places = []
+
+    class Noted(HostGraph):
+        @staticmethod
+        def on(device):
+            places.append(device)
+            return nullcontext()
+
+    network = nn.Linear(2, 3).double()
+    gradient = CapturedGradient(network, lambda x, y: nn.functional.cross_entropy(network(x), y), Noted)
+    for x, y in batches(2):
+        gradient(x, y)
+    assert places == [torch.device("cpu")] * 2 and gradient.replays == 1
+
+
+def test_a_script_refuses_a_device_before_it_reads_data(monkeypatch):
+    monkeypatch.setattr(nna, "load_dataset", lambda *args: pytest.fail("data were read"))
+    with pytest.raises(InputError, match=r"device: got cuda:99.*legal: cpu"):
+        mnist.main(["-device", "cuda:99"])
 
 
 def training(device="", **words):
