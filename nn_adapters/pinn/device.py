@@ -7,7 +7,7 @@ and takes what it found `home`, once: nothing between waits for the device, or m
 
 from __future__ import annotations
 
-from functools import cache
+import os
 from textwrap import shorten
 
 import torch
@@ -18,19 +18,22 @@ from pdeopt.core.errors import InputError
 
 HOST = torch.device("cpu")
 
+#: Variables in which Open MPI, MPICH and Slurm tell a process its number on its machine.
+LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+
 
 def checked_device(device: str | torch.device) -> torch.device:
     """A device by its name, such as "cpu", "cuda" or "cuda:1".
 
-    The plain "cuda" is the rank's own: ranks of a node take its GPUs in turn, as PETSc's do. Collective over all ranks,
-    the first time for "cuda".
+    The plain "cuda" is PyTorch's current one. Under `mpiexec` it is the rank's own: ranks of a node take its GPUs in
+    turn, as PETSc's do.
 
     Raises:
         InputError: one that is not there, or that has no numbers of double precision.
     """
     try:
         place = torch.device(device)
-        if place.type == "cuda" and place.index is None:
+        if str(place) == "cuda" and MPI.COMM_WORLD.size > 1:
             place = torch.device("cuda", _rank_on_node() % max(torch.cuda.device_count(), 1))
         zero = torch.zeros(1, dtype=torch.float64, device=place)
         float(zero.sum())
@@ -41,14 +44,10 @@ def checked_device(device: str | torch.device) -> torch.device:
     return zero.device
 
 
-@cache
 def _rank_on_node() -> int:
-    """Among the ranks that share this machine's memory. Collective, the first time."""
-    node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
-    try:
-        return int(node.rank)
-    finally:
-        node.Free()
+    """Among the ranks of this machine, as whoever started them says; else that among all. No message is sent for it."""
+    said = (os.environ.get(name, "") for name in LOCAL_RANKS)
+    return next((int(word) for word in said if word.isdecimal()), MPI.COMM_WORLD.rank)
 
 
 def across(numbers: Tensor, device: torch.device) -> Tensor:
