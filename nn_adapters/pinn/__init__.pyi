@@ -8,7 +8,6 @@ from nn_adapters.pinn.terms import (
     Term as Term,
     TermAtPoints as TermAtPoints,
 )
-from nn_adapters.pinn.device import checked_device as checked_device
 from nn_adapters.pinn.termrows import TermRows as TermRows
 from nn_adapters.pinn.trained import TrainedField as TrainedField
 from nn_adapters.pinn.balance import BALANCES as BALANCES, balanced_factors as balanced_factors

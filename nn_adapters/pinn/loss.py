@@ -17,14 +17,14 @@ from torch import Tensor
 
 from nn_adapters.pinn.balance import balanced_factors, check_balance
 from nn_adapters.pinn.costs import CallTimes
-from nn_adapters.pinn.device import checked_device, home
+from nn_adapters.pinn.device import home
 from nn_adapters.pinn.features import Features
 from nn_adapters.pinn.network import Network, absorb_slopes
 from nn_adapters.pinn.termrows import TermRows
 from nn_adapters.pinn.terms import Ansatz, Field, Term, TermAtPoints
 from nn_adapters.pinn.trained import TrainedField
 from pdeopt.core.errors import InputError
-from pdeopt.core.team import Team
+from pdeopt.core.team import Team, checked_device
 from pdeopt.functions import border
 from pdeopt.functions.decomposition import Decomposition
 from pdeopt.functions.smooth import Costs, Restriction, SmoothFunction, Tally

@@ -22,7 +22,6 @@ from nn_adapters.data.dataset import Dataset
 from nn_adapters.layers.parallelmodule import exactly, measure_bias, mgrit_solvers
 from nn_adapters.parallel.gradientsums import GradientSums
 from nn_adapters.parallel.groups import Groups
-from nn_adapters.pinn.device import checked_device
 from nn_adapters.training.checkpoint import load_checkpoint, save_checkpoint
 from nn_adapters.training.cyclecontrol import CycleControl
 from nn_adapters.training.graphs import CapturedGradient
@@ -32,6 +31,7 @@ from pdeopt.core.arrays import Array
 from pdeopt.core.errors import SolveFailure
 from pdeopt.core.interrupt import Interrupted
 from pdeopt.core.storage import digest
+from pdeopt.core.team import checked_device
 from pdeopt.optimize.checkpoint import CheckpointFile
 
 #: Numbers of the samples that are classified at once, at most: samples may be in a file that is larger than the memory.

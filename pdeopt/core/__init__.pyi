@@ -88,6 +88,6 @@ from pdeopt.core.storage import (
     replacing as replacing,
     write_tensors as write_tensors,
 )
-from pdeopt.core.team import Team as Team, TorchTeam as TorchTeam, team_of as team_of
+from pdeopt.core.team import Team as Team, TorchTeam as TorchTeam, checked_device as checked_device, team_of as team_of
 
 __all__: list[str]

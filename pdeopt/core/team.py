@@ -1,4 +1,4 @@
-"""Ranks that share work among them: MPI's, or a process group of torch.distributed.
+"""Ranks that share work among them: MPI's, or a process group of torch.distributed; and the device of each.
 
 What a decomposition or an optimizer asks of its `team` is little: rank, size, and five collective calls, named as
 mpi4py names them. So any mpi4py communicator is a team; `TorchTeam` makes one of a process group.
@@ -6,7 +6,9 @@ mpi4py names them. So any mpi4py communicator is a team; `TorchTeam` makes one o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +19,9 @@ from mpi4py import MPI
 from pdeopt.core.errors import InputError
 
 BACKENDS = ("mpi", "gloo", "nccl")
+
+#: Variables in which Open MPI, MPICH and Slurm tell a process its number on its machine.
+LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
 
 class Team(Protocol):
@@ -105,3 +110,31 @@ def team_of(backend: str = "mpi") -> Team:
     if not dist.is_initialized():
         dist.init_process_group(backend)
     return TorchTeam()
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """A device by its name, such as "cpu", "cuda" or "cuda:1".
+
+    The plain "cuda" is PyTorch's current one. Under `mpiexec` it is the rank's own: ranks of a node take its GPUs in
+    turn, as PETSc's do.
+
+    Raises:
+        InputError: one that is not there, or that has no numbers of double precision.
+    """
+    try:
+        place = torch.device(device)
+        if str(place) == "cuda" and MPI.COMM_WORLD.size > 1:
+            place = torch.device("cuda", _rank_on_node() % max(torch.cuda.device_count(), 1))
+        zero = torch.zeros(1, dtype=torch.float64, device=place)
+        float(zero.sum())
+    except (AssertionError, RuntimeError, TypeError) as error:  # not built, not there, of single precision alone
+        why = shorten(str(error), 80, placeholder=" ...").rstrip(".")
+        legal = " | ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        raise InputError("device", f"{device} ({why})", f"{legal}, as this PyTorch finds here") from None
+    return zero.device
+
+
+def _rank_on_node() -> int:
+    """Among the ranks of this machine, as whoever started them says; else that among all. No message is sent for it."""
+    said = (os.environ.get(name, "") for name in LOCAL_RANKS)
+    return next((int(word) for word in said if word.isdecimal()), MPI.COMM_WORLD.rank)

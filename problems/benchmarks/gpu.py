@@ -163,6 +163,8 @@ def main(argv: list[str] | None = None) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("bench-gpu: no CUDA device that PyTorch can use; nothing was measured")
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # whose streams graphs are captured on
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     pinn_table(options.pinns, options.points, device)
     print(f"{name}, PyTorch {torch.__version__}, {options.samples} samples, single precision; ms of value and gradient")

@@ -17,9 +17,8 @@ from torch import nn
 import nn_adapters as nna
 import pdeopt as po
 from nn_adapters.curvature import SECOND_ORDER, second_order_settings
-from nn_adapters.pinn import checked_device
 from nn_adapters.training import FIRST_ORDER
-from pdeopt.core import Section, interruptible, on_root, read_text, require_memory, sections
+from pdeopt.core import Section, checked_device, interruptible, on_root, read_text, require_memory, sections
 from pdeopt.optimize import CurvedSettings
 from problems.shared import pictures
 from problems.shared.command_line import command_line, finish

@@ -6,7 +6,6 @@ The device is a pretended one, which any machine has (`tests.helpers.pretended`)
 import pytest
 import torch
 
-from nn_adapters.pinn.device import checked_device
 from nn_adapters.pinn.domains import PolygonFactor
 from nn_adapters.pinn.features import Features, stretched
 from nn_adapters.pinn.loss import PINN
@@ -14,6 +13,7 @@ from nn_adapters.pinn.network import Network
 from nn_adapters.pinn.points import uniform_points
 from nn_adapters.pinn.terms import Term
 from pdeopt.core.errors import InputError
+from pdeopt.core.team import checked_device
 from pdeopt.optimize.descent import SSBroyden
 from pdeopt.optimize.squares import LevenbergMarquardt
 from tests.helpers.pinns import burgers, fields, hard, points, soft, somewhere, wave
@@ -246,7 +246,7 @@ from types import SimpleNamespace
 from unittest import mock
 import torch
 from mpi4py import MPI
-from nn_adapters.pinn.device import checked_device
+from pdeopt.core.team import checked_device
 found = []
 with mock.patch("torch.zeros", lambda *size, device, dtype: SimpleNamespace(device=device, sum=lambda: 0.0)):
     for count in (1, 2, 3):
